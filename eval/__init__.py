@@ -1,0 +1,1 @@
+"""Measuring retrieval: benchmarks, metrics, baselines, latency, reports."""

@@ -1,0 +1,1 @@
+"""Benchmarks: official files to queries, gallery and relevance; one small file each."""

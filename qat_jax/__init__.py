@@ -1,0 +1,1 @@
+"""Query-adaptive transforms for retrieval with vision-language embeddings."""

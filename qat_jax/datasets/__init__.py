@@ -1,0 +1,1 @@
+"""Sources of images and texts: random access, deterministic, one record an item."""

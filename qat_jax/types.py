@@ -1,0 +1,57 @@
+"""The nouns that every module shares, and the letters that name their dimensions.
+
+Dimension key: Q queries, B per-device batch, N gallery, K kept items, M semi-positives, D width, R rank, L tokens,
+H hidden. An array of known rank ends in its letters: `score_QN`, `left_QDR`. Where two axes run over the same kind of
+thing, the second takes the next letter of the alphabet: `map_QDE`.
+"""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+from flax import struct
+
+QUERY_TYPES = ("text", "image")
+
+
+@struct.dataclass
+class Adaptation:
+  """What an adapter predicts for Q queries: q' and T = diag(gate) + left @ rightᵀ (float32).
+
+  A gallery item d, prepared to the unit vector z, scores cosine(q', T z). `left` and `right` may have rank R = 0.
+  """
+
+  query: jax.Array  # QD, unit norm
+  gate: jax.Array  # QD, or Q1 where one number serves all dimensions
+  left: jax.Array  # QDR
+  right: jax.Array  # QDR
+  space: str = struct.field(pytree_node=False, default="frozen")  # which gallery it is for: FeatureStore.space
+
+  def __len__(self) -> int:
+    return self.query.shape[0]
+
+  def __getitem__(self, rows: slice) -> Adaptation:
+    """Returns the adaptation of some of the queries; `rows` is a slice, so that the query axis stays."""
+    return jax.tree.map(lambda x: x[rows], self)
+
+
+@struct.dataclass
+class Ranking:
+  """The best K gallery items of each query, best first.
+
+  `ids` are positions in the gallery, −1 (score −inf) where fewer than K items were to be had.
+  """
+
+  ids: np.ndarray  # QK, int32
+  scores: np.ndarray  # QK, float32
+
+
+@struct.dataclass
+class SemiPositives:
+  """Neighbours of each training image that count as partly right: positions, and weights that sum to 1 in a row.
+
+  An item with fewer than M neighbours is padded with position −1 and weight 0.
+  """
+
+  ids: np.ndarray  # NM, int32
+  weights: np.ndarray  # NM, float32

@@ -1,0 +1,7 @@
+"""Strict settings for every test: four CPU devices, warnings are errors."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+os.environ["HF_HUB_OFFLINE"] = "1"

@@ -1,0 +1,1 @@
+"""Training of adapters on features, and of the small encoder of the demo."""
