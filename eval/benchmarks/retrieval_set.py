@@ -72,12 +72,27 @@ class RetrievalSet:
     _check_alike(stores)
     for store in stores:
       _check_store(store, every_item=store.folder.name != "gallery")
+    if splits["val"].queries.keys() != splits["test"].queries.keys():
+      types = {name: sorted(split.queries) for name, split in splits.items()}
+      raise ValueError(f"the splits of {root} have different types of queries: {types}; give both the same")
     for split in splits.values():
       _check_relevance(split)
     return cls(root, images, texts, splits)
 
+  @property
+  def width(self) -> int:
+    """The width D of all features."""
+    return self.train_images.width
+
+  @property
+  def query_types(self) -> tuple[str, ...]:
+    """The types of queries there are, text first."""
+    return tuple(self._splits["val"].queries)
+
   def split(self, name: str) -> Split:
     """Returns the split "val" or "test"."""
+    if name not in self._splits:
+      raise ValueError(f"no split {name!r}; there are {sorted(self._splits)}")
     return self._splits[name]
 
 
