@@ -71,10 +71,11 @@ def precision_at_shrinking(ids_QK: np.ndarray, relevance: Relevance, ks: Sequenc
 def average_precision_at_k(relevant_K: np.ndarray, score_K: np.ndarray, positives: int, k: int) -> np.ndarray | float:
   """Returns the step average precision at k over min(k, positives), tied scores as one step (ILIAS, INQUIRE).
 
-  `relevant_K` is 0 or 1, `score_K` the scores in any order (larger is better; equal ones that straddle k keep the
-  order given). Rows of several queries at once (QK, with `positives` of length Q) give Q values.
+  `relevant_K` is 0 or 1, `score_K` the scores, larger is better, in any order. Which of the tied items that straddle
+  k count is left to NumPy's default sort, as the official programs leave it. Rows of several queries at once (QK,
+  with `positives` of length Q) give Q values.
   """
-  relevant_K, score_K = _best(relevant_K, score_K, k)
+  relevant_K, score_K = (x_K[..., :k] for x_K in _sorted(relevant_K, score_K))
   ends_K = _ends_of_ties(score_K)
   precision_K = np.take_along_axis(np.cumsum(relevant_K, axis=-1), ends_K, -1) / (ends_K + 1)
   return _plain(_ratio(np.sum(relevant_K * precision_K, axis=-1), np.minimum(positives, k)))
@@ -85,19 +86,21 @@ def ndcg_at_k(relevant_K: np.ndarray, score_K: np.ndarray, positives: int, k: in
 
   Arguments as in `average_precision_at_k`.
   """
-  relevant_K, score_K = _best(relevant_K, score_K, k)
+  relevant_K, score_K = _sorted(relevant_K, score_K)
   ends_K = _ends_of_ties(score_K)
   starts_K = score_K.shape[-1] - 1 - _ends_of_ties(score_K[..., ::-1])[..., ::-1]
   until_K = np.concatenate([np.zeros_like(relevant_K[..., :1]), np.cumsum(relevant_K, axis=-1)], axis=-1)
   inside_K = np.take_along_axis(until_K, ends_K + 1, -1) - np.take_along_axis(until_K, starts_K, -1)
   gain_K = inside_K / (ends_K - starts_K + 1)
-  ideal = np.cumsum(_discount(k))[np.minimum(positives, k) - 1]
-  return _plain(_ratio(gain_K @ _discount(gain_K.shape[-1]), np.where(np.asarray(positives) > 0, ideal, 0)))
+  ideal = np.concatenate([[0], np.cumsum(_discount(k))])[np.minimum(positives, k)]
+  return _plain(_ratio(gain_K[..., :k] @ _discount(min(k, gain_K.shape[-1])), ideal))
 
 
 def reciprocal_rank(relevant_K: np.ndarray, score_K: np.ndarray) -> np.ndarray | float:
-  """Returns 1 / rank of the first relevant item, 0 where there is none; tied scores keep the order given."""
-  relevant_K, _ = _best(relevant_K, score_K, None)
+  """Returns 1 / rank of the first relevant item by score, 0 where there is none (INQUIRE)."""
+  relevant_K, score_K = _checked(relevant_K, score_K)
+  order_K = np.argsort(score_K, axis=-1)[..., ::-1]  # from the end, as the official program: it decides between ties
+  relevant_K = np.take_along_axis(relevant_K, order_K, -1)
   return _plain(np.where(relevant_K.any(axis=-1), 1 / (1 + np.argmax(relevant_K, axis=-1)), 0.0))
 
 
@@ -184,14 +187,19 @@ def _all_lists(relevance: Relevance) -> list[np.ndarray]:
   return [*relevance.positives, *relevance.ignored]
 
 
-def _best(relevant_K: np.ndarray, score_K: np.ndarray, k: int | None) -> tuple[np.ndarray, np.ndarray]:
-  relevant_K, score_K = np.asarray(relevant_K, np.float64), np.asarray(score_K, np.float64)
-  if relevant_K.shape != score_K.shape:
+def _sorted(relevant_K: np.ndarray, score_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  relevant_K, score_K = _checked(relevant_K, score_K)
+  order_K = np.argsort(-score_K, axis=-1)
+  return np.take_along_axis(relevant_K, order_K, -1), np.take_along_axis(score_K, order_K, -1)
+
+
+def _checked(relevant_K: np.ndarray, score_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  relevant_K, score_K = np.asarray(relevant_K, np.float64), np.asarray(score_K)
+  if relevant_K.shape != score_K.shape or not relevant_K.size:
     raise ValueError(f"relevant is of shape {relevant_K.shape}, score of {score_K.shape}; give one score an item")
   if np.isnan(score_K).any():
     raise ValueError("a score is NaN; a ranking by it has no meaning")
-  order_K = np.argsort(-score_K, axis=-1, kind="stable")[..., :k]
-  return np.take_along_axis(relevant_K, order_K, -1), np.take_along_axis(score_K, order_K, -1)
+  return relevant_K, score_K
 
 
 def _ends_of_ties(score_K: np.ndarray) -> np.ndarray:

@@ -180,3 +180,21 @@ def test_a_thousand_queries_with_intervals_take_less_than_five_seconds():
   bootstrap_interval(values_Q)
   paired_interval(values_Q, recall_at(ids_QK, many, 1))
   assert time.perf_counter() - start < 5
+
+
+def test_a_tie_that_straddles_k_shares_its_gain():
+  # one hit among two tied items, one place: half a gain
+  assert ndcg_at_k([1, 0], [1.0, 1.0], 1, 1) == pytest.approx(0.5)
+  assert ndcg_at_k([0, 1], [1.0, 1.0], 1, 1) == pytest.approx(0.5)
+
+
+def test_metrics_agree_with_scikit_learn_where_it_is_installed():
+  sklearn = pytest.importorskip("sklearn.metrics")
+  rng = np.random.default_rng(4)
+  for _ in range(20):
+    relevant_K, score_K = rng.integers(0, 2, 30), rng.integers(0, 10, 30).astype(float)
+    found = int(relevant_K.sum())
+    expected = sklearn.average_precision_score(relevant_K, score_K)
+    assert average_precision_at_k(relevant_K, score_K, found, 30) == pytest.approx(expected, abs=1e-12)
+    expected = sklearn.ndcg_score([relevant_K], [score_K], k=12)
+    assert ndcg_at_k(relevant_K, score_K, found, 12) == pytest.approx(expected, abs=1e-12)
