@@ -65,8 +65,10 @@ def test_images_of_one_instance_have_no_semi_positives():
   assert (semi.weights == 0).all()
 
 
-def test_fewer_images_than_neighbours_are_padded():
-  semi = mining.mine(unit(3), np.array(["a", "b", "c"]), neighbours=100, keep=5)
+@pytest.mark.parametrize("chunk", [2, 3])
+def test_fewer_images_than_neighbours_are_padded(chunk):
+  semi = mining.mine(unit(3), np.array(["a", "b", "c"]), neighbours=100, keep=5, chunk=chunk)
+  assert semi.ids.max() == 2
   assert (semi.ids[:, :2] >= 0).all()
   assert (semi.ids[:, 2:] == -1).all()
   np.testing.assert_allclose(semi.weights.sum(axis=1), 1, atol=1e-6)
