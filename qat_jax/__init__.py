@@ -1,1 +1,29 @@
-"""Query-adaptive transforms for retrieval with vision-language embeddings."""
+"""Query-adaptive transforms for retrieval with vision-language embeddings.
+
+adapter = qat_jax.load("runs/demo")
+adaptation = adapter(query_QD)
+ranking = qat_jax.rank(adaptation, gallery, k=100)
+"""
+
+from qat_jax.adaptation import fold, plain
+from qat_jax.checkpoint import Adapter, load
+from qat_jax.features import FeatureStore
+from qat_jax.scoring import rank, rerank, score
+from qat_jax.search import ExactIndex, ScannIndex
+from qat_jax.types import Adaptation, Ranking, SemiPositives
+
+__all__ = [
+  "Adaptation",
+  "Adapter",
+  "ExactIndex",
+  "FeatureStore",
+  "Ranking",
+  "ScannIndex",
+  "SemiPositives",
+  "fold",
+  "load",
+  "plain",
+  "rank",
+  "rerank",
+  "score",
+]

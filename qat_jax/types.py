@@ -14,8 +14,7 @@ from flax import struct
 QUERY_TYPES = ("text", "image")
 
 
-@struct.dataclass
-class Adaptation:
+class Adaptation(struct.PyTreeNode):
   """What an adapter predicts for Q queries: q' and T = diag(gate) + left @ rightᵀ (float32).
 
   A gallery item d, prepared to the unit vector z, scores cosine(q', T z). `left` and `right` may have rank R = 0.
@@ -35,8 +34,7 @@ class Adaptation:
     return jax.tree.map(lambda x: x[rows], self)
 
 
-@struct.dataclass
-class Ranking:
+class Ranking(struct.PyTreeNode):
   """The best K gallery items of each query, best first.
 
   `ids` are positions in the gallery, −1 (score −inf) where fewer than K items were to be had.
@@ -46,8 +44,7 @@ class Ranking:
   scores: np.ndarray  # QK, float32
 
 
-@struct.dataclass
-class SemiPositives:
+class SemiPositives(struct.PyTreeNode):
   """Neighbours of each training image that count as partly right: positions, and weights that sum to 1 in a row.
 
   An item with fewer than M neighbours is padded with position −1 and weight 0.

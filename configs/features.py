@@ -1,0 +1,68 @@
+"""Adapters for any retrieval set on disk: features of a frozen encoder, no images needed.
+
+Command:   python -m train.main --config configs/features.py --config.data.root=FOLDER --workdir runs/mine
+           python -m eval.main  --config configs/features.py --config.data.root=FOLDER --workdir runs/mine
+The folder's layout: docs/data.md. Hardware, time and result: docs/results.md.
+
+Every other recipe starts from this one and changes what differs, so this is also the list of all that can be set.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  """Returns the recipe, in the order of the stages."""
+  config = ConfigDict()
+  config.seed = 0
+
+  # Images and texts → features. With `root` the features are there already; else `source` is encoded into the workdir.
+  config.data = ConfigDict({"root": "", "source": "", "name": "", "folder": "", "limit": 0})
+  config.encoder = ConfigDict({"name": "", "batch_size": 256, "rows_per_shard": 8192})
+
+  # Features → semi-positives: the nearest `keep` training images of other instances. 0: none; the paper has 10.
+  config.semi_positives = ConfigDict({"keep": 0, "neighbours": 100, "temperature": 0.1, "share": 0.2})
+
+  # The hypernetwork. `form` is trained beside its baselines: a static map, and a query head alone of the same size.
+  config.form = "adaptive"
+  config.forms = ConfigDict(
+    {
+      "static": {},
+      "query_only": {"hidden": 0, "dropout": 0.2},
+      "adaptive": {"hidden": 0, "dropout": 0.2, "rank": 8, "token_hidden": 64, "layers": 1, "steps": 1},
+      "gated": {"hidden": 0, "dropout": 0.2},
+      "paper": {"rank": 64, "token_hidden": 512, "layers": 4, "steps": 4, "heads": 8, "dropout": 0.1},
+    }
+  )
+  # Which query types get trained heads. Images: "auto" trains where at least half the images have a second view,
+  # since with few the closed form is better.
+  config.trained = ConfigDict({"text": "always", "image": "auto"})
+  # Whether a learned map of the gallery is tried too: "always", "never", or "auto", for image queries alone.
+  config.gallery_map = "auto"
+
+  # Training.
+  config.noise = ConfigDict({"kind": "relative", "scale": 0.5})
+  config.train = ConfigDict(
+    {
+      "batch_size": 256,
+      "steps": 2000,
+      "learning_rate": 1e-3,
+      "end_learning_rate": 1e-5,
+      "warmup_steps": 200,
+      "weight_decay": 1e-2,
+      "clip": 1.0,
+      "temperature": 0.07,
+      "patience": 600,
+    }
+  )
+  config.static_train = ConfigDict({"steps": 2000, "learning_rate": 2e-3})
+  config.validation = ConfigDict({"every": 200, "queries": 1000})
+
+  # Evaluation.
+  config.eval = ConfigDict(
+    {
+      "queries": 0,
+      "shortlist": 1000,
+      "methods": ("plain", "static", "query_only", "neighbours", "adapted", "adapted_shortlist"),
+    }
+  )
+  return config

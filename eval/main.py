@@ -1,0 +1,32 @@
+"""Measures a trained run:  python -m eval.main --config configs/demo.py --workdir runs/demo"""
+
+import pathlib
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from eval.failure import explained
+
+FLAGS = flags.FLAGS
+config_flags.DEFINE_config_file("config", None, "The recipe that the run was trained with.", lock_config=True)
+flags.DEFINE_string("workdir", None, "The run's folder. Default: runs/<recipe>.")
+
+
+def main(argv: list[str]) -> None:
+  """Parses flags; `eval.pipeline.evaluate` does the work."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unknown arguments {argv[1:]}")
+  from eval.pipeline import evaluate
+  from eval.results import table_text
+
+  name = pathlib.Path(config_flags.get_config_filename(FLAGS["config"])).stem
+  workdir = pathlib.Path(FLAGS.workdir or f"runs/{name}")
+  with explained():
+    rows = evaluate(FLAGS.config, workdir)
+  print(table_text(rows))
+  print(f"report: {workdir / 'eval' / 'report.html'}")
+
+
+if __name__ == "__main__":
+  flags.mark_flag_as_required("config")
+  app.run(main)

@@ -1,0 +1,58 @@
+"""What can be known to be wrong before any long work: config keys, sizes, batch and devices."""
+
+from __future__ import annotations
+
+import difflib
+
+from ml_collections import ConfigDict
+
+from configs import features as base
+from qat_jax import hypernetwork
+
+CHOICES = {
+  "form": ("static", "query_only", "adaptive", "gated", "paper"),
+  "gallery_map": ("always", "never", "auto"),
+  "trained.text": ("always", "never"),
+  "trained.image": ("always", "never", "auto"),
+  "noise.kind": ("none", "relative", "published"),
+}
+POSITIVE = ("train.batch_size", "train.steps", "train.temperature", "static_train.steps", "validation.every")
+
+
+def config(config: ConfigDict, devices: int) -> None:
+  """Raises ValueError where the config has an unknown key, an unknown choice, or a batch the devices cannot share."""
+  _keys(config, base.get_config(), "")
+  for name, choices in CHOICES.items():
+    if _get(config, name) not in choices:
+      raise ValueError(f"config.{name} is {_get(config, name)!r}; use one of {', '.join(choices)}")
+  for name in POSITIVE:
+    if not _get(config, name) > 0:
+      raise ValueError(f"config.{name} is {_get(config, name)}; wanted a number above 0")
+  for form, settings in config.forms.items():
+    try:
+      hypernetwork.FORMS[form](2, **dict(settings))
+    except TypeError as error:
+      raise ValueError(f"config.forms.{form}: {error}; see qat_jax.hypernetwork.{form}") from None
+  batch_size = config.train.batch_size
+  if batch_size % devices:
+    below = batch_size - batch_size % devices
+    fits = f"{below} or {below + devices}" if below else f"{devices}"
+    raise ValueError(f"train.batch_size is {batch_size}, not a multiple of {devices} devices; use {fits}")
+  if not config.data.root and not config.data.source:
+    raise ValueError("config.data has neither root nor source; give --config.data.root=FOLDER, a retrieval set")
+
+
+def _keys(got: ConfigDict, known: ConfigDict, prefix: str) -> None:
+  for name, value in got.items():
+    if name not in known and not prefix.startswith("forms."):
+      close = difflib.get_close_matches(name, known.keys(), 1)
+      hint = f"did you mean config.{prefix}{close[0]}?" if close else f"known are {', '.join(sorted(known.keys()))}"
+      raise ValueError(f"config.{prefix}{name} is not a known key; {hint}")
+    if isinstance(value, ConfigDict) and not prefix.startswith("forms."):
+      _keys(value, known[name], f"{prefix}{name}.")
+
+
+def _get(config: ConfigDict, name: str):
+  for part in name.split("."):
+    config = config[part]
+  return config

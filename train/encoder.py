@@ -1,0 +1,138 @@
+"""Trains the demo's small CLIP:  python -m train.encoder --config configs/demo_encoder.py [--workdir runs/demo_encoder]
+
+The result is a folder with the files of any CLIP on the hub, which `load_encoder` opens.
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tqdm
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from eval.failure import explained
+from qat_jax.adaptation import normalise
+from qat_jax.datasets import decode, toybox, toybox_captions
+from train.vocabulary import write_tokenizer
+
+FLAGS = flags.FLAGS
+
+
+def main(argv: list[str]) -> None:
+  """Parses flags; `train` does the work."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unknown arguments {argv[1:]}")
+  with explained():
+    train(FLAGS.config, pathlib.Path(FLAGS.workdir))
+
+
+def train(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
+  """Trains a CLIP from scratch and returns the folder it is in.
+
+  Raises ValueError where the data holds fewer images than a batch.
+  """
+  source = toybox.source(config.data.split, workdir / "data", config.data.name)
+  if len(source) < config.train.batch_size:
+    raise ValueError(f"train.batch_size is {config.train.batch_size}, but there are only {len(source)} images")
+  out = pathlib.Path(config.out or workdir / "clip")
+  out.mkdir(parents=True, exist_ok=True)
+  tokenizer = write_tokenizer(out, toybox_captions.vocabulary(), config.model.text.tokens)
+  processor = make_processor(config.model.vision.image)
+  model = make_model(config.model, len(tokenizer), tokenizer.eos_token_id, config.seed)
+  records = [source[i] for i in range(len(source))]
+  images = [decode(record) for record in records]
+  captions = [record["caption"] for record in records]
+  pixels = np.concatenate(
+    [processor(images=images[i : i + 512], return_tensors="np")["pixel_values"] for i in range(0, len(images), 512)]
+  )
+  tokens = tokenizer(captions, padding="max_length", max_length=config.model.text.tokens, return_tensors="np")
+  _, meaning = np.unique(captions, return_inverse=True)
+  params = fit(model, pixels, tokens["input_ids"], tokens["attention_mask"], meaning, config)
+  processor.save_pretrained(out)
+  model.save_pretrained(out, params=jax.tree.map(lambda x: np.asarray(x, np.float16), params))
+  return out
+
+
+def fit(model, pixels: np.ndarray, ids: np.ndarray, mask: np.ndarray, meaning: np.ndarray, config: ConfigDict) -> dict:
+  """Returns parameters trained with the symmetric contrastive loss; equal captions are no negatives of each other."""
+  settings = config.train
+  schedule = optax.warmup_cosine_decay_schedule(0, settings.learning_rate, settings.warmup_steps, settings.steps, 1e-5)
+  matrices = lambda params: jax.tree.map(lambda x: x.ndim >= 2, params)  # noqa: E731
+  optimiser = optax.chain(
+    optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=settings.weight_decay, mask=matrices)
+  )
+
+  def loss(params, pixels, ids, mask, meaning):
+    image = normalise(model.get_image_features(pixels, params=params))
+    text = normalise(model.get_text_features(ids, mask, params=params))
+    logits = jnp.exp(params["logit_scale"]) * image @ text.T
+    same = (meaning[:, None] == meaning[None]) & ~jnp.eye(len(meaning), dtype=bool)
+    logits = jnp.where(same, -jnp.inf, logits)
+    rows, columns = jax.nn.log_softmax(logits, axis=1), jax.nn.log_softmax(logits, axis=0)
+    return -0.5 * jnp.mean(jnp.diag(rows) + jnp.diag(columns))
+
+  @jax.jit
+  def step(params, state, *batch):
+    value, gradient = jax.value_and_grad(loss)(params, *batch)
+    update, state = optimiser.update(gradient, state, params)
+    params = optax.apply_updates(params, update)
+    return params | {"logit_scale": jnp.minimum(params["logit_scale"], jnp.log(100.0))}, state, value
+
+  params = dict(model.params) | {"logit_scale": jnp.asarray(-np.log(settings.temperature), jnp.float32)}
+  state = optimiser.init(params)
+  bar = tqdm.trange(settings.steps, desc="encoder", unit="step", mininterval=5)
+  for number in bar:
+    rng = np.random.Generator(np.random.Philox(key=[config.seed, number]))
+    rows = rng.choice(len(pixels), settings.batch_size, replace=False)
+    params, state, value = step(params, state, *(jnp.asarray(x[rows]) for x in (pixels, ids, mask, meaning)))
+    if number % 50 == 49:
+      bar.set_postfix(loss=f"{float(value):.3f}")
+      if not np.isfinite(float(value)):
+        raise FloatingPointError(f"the loss is {float(value)} at step {number + 1}; lower train.learning_rate")
+  return params
+
+
+def make_model(model: ConfigDict, vocabulary: int, end: int, seed: int):
+  """Returns a CLIP with random parameters; `end` is the token whose place gives the text's feature."""
+  from transformers import CLIPConfig, FlaxCLIPModel
+
+  def tower(part: ConfigDict) -> dict:
+    return {
+      "hidden_size": part.hidden,
+      "intermediate_size": part.feed_forward,
+      "num_hidden_layers": part.layers,
+      "num_attention_heads": part.heads,
+      "projection_dim": model.projection,
+    }
+
+  text = {"vocab_size": vocabulary, "max_position_embeddings": model.text.tokens, "hidden_act": "gelu"}
+  text |= {"eos_token_id": end, "pad_token_id": end, "bos_token_id": end - 1}
+  vision = {"image_size": model.vision.image, "patch_size": model.vision.patch, "hidden_act": "gelu"}
+  config = CLIPConfig(
+    text_config=tower(model.text) | text,
+    vision_config=tower(model.vision) | vision,
+    projection_dim=model.projection,
+  )
+  return FlaxCLIPModel(config, seed=seed)
+
+
+def make_processor(size: int):
+  """Returns the image processor: resized and cropped to `size`, channels scaled to about [−1, 1]."""
+  from transformers import CLIPImageProcessor
+
+  half = [0.5, 0.5, 0.5]
+  return CLIPImageProcessor(
+    size={"shortest_edge": size}, crop_size={"height": size, "width": size}, image_mean=half, image_std=half
+  )
+
+
+if __name__ == "__main__":
+  config_flags.DEFINE_config_file("config", None, "The recipe, a file in configs/.", lock_config=True)
+  flags.DEFINE_string("workdir", "runs/demo_encoder", "Where the data and, unless config.out says else, the CLIP go.")
+  flags.mark_flag_as_required("config")
+  app.run(main)

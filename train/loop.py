@@ -1,0 +1,197 @@
+"""The training loop and the one pmap: resumes, validates on a schedule, keeps the best, stops at a NaN.
+
+Killed at any moment and started again, it ends with bit for bit the parameters of an uninterrupted run: the state is
+checkpointed whole, and batches and randomness depend on (seed, step) alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tqdm
+
+from qat_jax.checkpoint import Checkpoints
+from train.step import Batch, LossSettings, TrainState, make_step, start
+
+AXIS = "device"
+
+
+class LoopSettings(NamedTuple):
+  """How long and how a run trains."""
+
+  seed: int
+  steps: int
+  learning_rate: float = 1e-3
+  end_learning_rate: float = 1e-5
+  warmup_steps: int = 200
+  weight_decay: float = 1e-2
+  clip: float = 1.0
+  temperature: float = 0.07
+  validate_every: int = 200
+  patience: int = 0  # stop after so many steps without a better validation; 0: never
+
+
+class Trained(NamedTuple):
+  """The best of a run on validation."""
+
+  params: dict
+  value: float
+  step: int
+  seconds: float
+
+
+def make_optimiser(settings: LoopSettings) -> optax.GradientTransformation:
+  """Returns AdamW with warm-up, cosine decay and clipping; matrices alone decay."""
+  warmup = min(settings.warmup_steps, settings.steps // 4)
+  schedule = optax.warmup_cosine_decay_schedule(
+    0.0, settings.learning_rate, warmup, settings.steps, settings.end_learning_rate
+  )
+  matrices = lambda params: jax.tree.map(lambda x: x.ndim >= 2, params)
+  return optax.chain(
+    optax.clip_by_global_norm(settings.clip),
+    optax.adamw(schedule, weight_decay=settings.weight_decay, mask=matrices),
+  )
+
+
+def train(
+  module: nn.Module,
+  variables: dict,
+  batch_at: Callable[[int], Batch],
+  validate: Callable[[dict], float],
+  loss: LossSettings,
+  settings: LoopSettings,
+  folder: pathlib.Path,
+  name: str,
+) -> Trained:
+  """Trains a form and returns its best parameters on validation.
+
+  Args:
+    module, variables: the form and its variables at the start.
+    batch_at: step → batch with a leading device axis.
+    validate: variables → the number to make large (mAP).
+    folder: where checkpoints, `metrics.jsonl` and TensorBoard events go; a run found there is continued.
+    name: what progress and metrics are labelled with.
+
+  Raises:
+    FloatingPointError: the loss was not finite; names the step and the last good checkpoint.
+    ValueError: the checkpoint found has other shapes than the model.
+  """
+  optimiser = make_optimiser(settings)
+  constants = variables["constants"]
+  step_fn = make_step(module, constants, optimiser, loss, settings.seed, AXIS)
+  parallel_step = jax.pmap(step_fn, axis_name=AXIS, in_axes=(None, 0), out_axes=None)
+  checkpoints = Checkpoints(folder / "checkpoints")
+  state = checkpoints.restore(start(variables["params"], settings.temperature, optimiser))
+  began = time.perf_counter() - _seconds_before(folder, int(state.step))
+  log = MetricsLog(folder, name, int(state.step))
+  bar = tqdm.tqdm(total=settings.steps, initial=int(state.step), desc=name, unit="step", mininterval=2, leave=False)
+  pending: list[tuple[int, dict]] = []
+
+  def finished(state: TrainState) -> bool:
+    step = int(state.step)
+    stale = settings.patience and step - int(state.best_step) >= settings.patience
+    return step >= settings.steps or bool(stale)
+
+  try:
+    if int(state.step) == 0:
+      state = keep_best(state, validate({"params": state.params["form"], "constants": constants}))
+    while not finished(state):
+      step = int(state.step)
+      until = min(settings.steps, step + settings.validate_every - step % settings.validate_every)
+      for number in range(step, until):
+        state, measures = parallel_step(state, batch_at(number))
+        pending.append((number + 1, measures))
+        bar.update()
+      log.write(check_finite(pending, checkpoints))
+      pending.clear()
+      value = validate({"params": state.params["form"], "constants": constants})
+      state = keep_best(state, value)
+      log.write([(until, {"val_map": value, "seconds": time.perf_counter() - began})])
+      bar.set_postfix(val_map=f"{value:.4f}", best=f"{float(state.best_value):.4f}")
+      checkpoints.save(until, state)
+  finally:
+    checkpoints.close()
+    log.close()
+    bar.close()
+  return Trained(state.best_params["form"], float(state.best_value), int(state.best_step), time.perf_counter() - began)
+
+
+def keep_best(state: TrainState, value: float) -> TrainState:
+  """Returns the state with its parameters kept as the best, where `value` beats all before."""
+  if not value > float(state.best_value):
+    return state
+  return state.replace(
+    best_params=state.params, best_value=jnp.asarray(value, jnp.float32), best_step=jnp.asarray(state.step)
+  )
+
+
+def check_finite(pending: list[tuple[int, dict]], checkpoints: Checkpoints) -> list[tuple[int, dict]]:
+  """Returns the measures as numbers; raises at the first loss that is not finite."""
+  rows = [(step, {name: float(x) for name, x in measures.items()}) for step, measures in pending]
+  for step, measures in rows:
+    if not np.isfinite(measures["loss"]) or not np.isfinite(measures["gradient_norm"]):
+      raise FloatingPointError(
+        f"the loss is {measures['loss']} and the gradient's norm {measures['gradient_norm']} at step {step}; "
+        f"the last good checkpoint is {checkpoints.latest() or 'none: it never got to one'}. "
+        "Lower train.learning_rate, or look for broken features with FeatureStore.verify()"
+      )
+  return rows
+
+
+class MetricsLog:
+  """`metrics.jsonl` (a line a step) and TensorBoard events; lines after the step resumed from are dropped."""
+
+  def __init__(self, folder: pathlib.Path, name: str, resumed_step: int) -> None:
+    from tensorboardX import SummaryWriter
+
+    self.path, self.name = folder / "metrics.jsonl", name
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = [json.dumps(row) + "\n" for row in read_metrics(self.path) if row["step"] <= resumed_step]
+    temporary = self.path.with_suffix(".tmp")
+    temporary.write_text("".join(kept))
+    os.replace(temporary, self.path)
+    self.file = self.path.open("a")
+    self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_step + 1)
+
+  def write(self, rows: list[tuple[int, dict]]) -> None:
+    """Appends measures, each a (step, {name: number})."""
+    for step, measures in rows:
+      self.file.write(json.dumps({"step": step, "name": self.name, **measures}) + "\n")
+      for key, value in measures.items():
+        self.board.add_scalar(f"{self.name}/{key}", value, step)
+    self.file.flush()
+
+  def close(self) -> None:
+    """Flushes and closes both."""
+    self.file.close()
+    self.board.close()
+
+
+def read_metrics(path: pathlib.Path) -> list[dict]:
+  """Returns the rows of a metrics file; a last line that a kill cut short is left out. Missing file: no rows."""
+  if not path.exists():
+    return []
+  rows = []
+  for line in path.read_text().splitlines():
+    try:
+      rows.append(json.loads(line))
+    except json.JSONDecodeError:
+      break
+  return rows
+
+
+def _seconds_before(folder: pathlib.Path, step: int) -> float:
+  seconds = [
+    row["seconds"] for row in read_metrics(folder / "metrics.jsonl") if row["step"] <= step and "seconds" in row
+  ]
+  return seconds[-1] if seconds else 0.0

@@ -1,0 +1,32 @@
+"""Trains an adapter:  python -m train.main --config configs/demo.py [--workdir runs/demo] [--config.train.steps=500]"""
+
+import pathlib
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from eval.failure import explained
+
+FLAGS = flags.FLAGS
+config_flags.DEFINE_config_file("config", None, "The recipe, a file in configs/.", lock_config=True)
+flags.DEFINE_string("workdir", None, "Where everything goes; a run found there is continued. Default: runs/<recipe>.")
+
+
+def main(argv: list[str]) -> None:
+  """Parses flags; `train.pipeline.train` does the work."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unknown arguments {argv[1:]}")
+  from train.pipeline import train
+
+  logging.set_verbosity(logging.WARNING)
+  name = pathlib.Path(config_flags.get_config_filename(FLAGS["config"])).stem
+  workdir = pathlib.Path(FLAGS.workdir or f"runs/{name}")
+  with explained():
+    train(FLAGS.config, workdir)
+  sys.stdout.flush()
+
+
+if __name__ == "__main__":
+  flags.mark_flag_as_required("config")
+  app.run(main)

@@ -1,0 +1,56 @@
+"""A byte-pair vocabulary in which given words are one token each; any other text falls apart into bytes."""
+
+from __future__ import annotations
+
+import pathlib
+from collections import Counter
+from typing import Any
+
+from qat_jax import files
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+def write_tokenizer(folder: pathlib.Path, words: list[str], tokens: int) -> Any:
+  """Writes a CLIP tokenizer's files into `folder` and returns the tokenizer as `load_encoder` will open it.
+
+  Args:
+    words: what gets a token of its own, lower case.
+    tokens: the longest text that the encoder takes.
+  """
+  from transformers import CLIPTokenizerFast
+  from transformers.models.clip.tokenization_clip import bytes_to_unicode
+
+  letters = list(bytes_to_unicode().values())
+  merges = byte_pairs(words)
+  vocabulary = letters + [f"{letter}</w>" for letter in letters] + ["".join(pair) for pair in merges] + [START, END]
+  files.write_json(folder / "vocab.json", {token: number for number, token in enumerate(vocabulary)})
+  lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+  files.write_whole(folder / "merges.txt", ("\n".join(lines) + "\n").encode())
+  tokenizer = CLIPTokenizerFast(
+    vocab_file=str(folder / "vocab.json"), merges_file=str(folder / "merges.txt"), model_max_length=tokens
+  )
+  tokenizer.save_pretrained(folder)
+  return tokenizer
+
+
+def byte_pairs(words: list[str]) -> list[tuple[str, str]]:
+  """Returns the merges, in order, that make every word one token: always the commonest pair, ties by alphabet."""
+  split = [[*word[:-1], word[-1] + "</w>"] for word in sorted(set(words))]
+  merges: list[tuple[str, str]] = []
+  while any(len(parts) > 1 for parts in split):
+    counts = Counter(pair for parts in split for pair in zip(parts, parts[1:], strict=False))
+    best = min(counts, key=lambda pair: (-counts[pair], pair))
+    merges.append(best)
+    split = [_merged(parts, best) for parts in split]
+  return merges
+
+
+def _merged(parts: list[str], pair: tuple[str, str]) -> list[str]:
+  found: list[str] = []
+  for part in parts:
+    if found and (found[-1], part) == pair:
+      found[-1] += part
+    else:
+      found.append(part)
+  return found
