@@ -42,7 +42,7 @@ class FeatureWriter:
     plan = json.loads(json.dumps({**plan, "shards": shards}))
     path = self.notes / "plan.json"
     if path.exists() and not (self.folder / META).exists():
-      self._check_plan(json.loads(path.read_text()), plan)
+      check_same_plan(self.folder, json.loads(path.read_text()), plan)
       return
     strangers = [p.name for p in self.folder.iterdir() if p.name != INCOMPLETE] if self.folder.is_dir() else []
     if strangers:
@@ -113,11 +113,13 @@ class FeatureWriter:
     path.parent.mkdir(exist_ok=True)
     files[name] = {"rows": rows, "checksum": write_whole(path, *pieces)}
 
-  def _check_plan(self, begun: dict, plan: dict) -> None:
-    differing = sorted(name for name in begun.keys() | plan.keys() if begun.get(name) != plan.get(name))
-    if differing:
-      texts = "; ".join(f"{name} was {begun.get(name)!r}, is {plan.get(name)!r}" for name in differing)
-      raise ValueError(f"{self.folder} was begun with other settings ({texts}); delete it or choose another folder")
+
+def check_same_plan(folder: Path, begun: dict[str, Any], plan: dict[str, Any]) -> None:
+  """Raises ValueError that says in what two plans for a folder differ."""
+  differing = sorted(name for name in begun.keys() | plan.keys() if begun.get(name) != plan.get(name))
+  if differing:
+    texts = "; ".join(f"{name} was {begun.get(name)!r}, is {plan.get(name)!r}" for name in differing)
+    raise ValueError(f"{folder} was begun with other settings ({texts}); delete it or choose another folder")
 
 
 def as_table(columns: Mapping[str, Any] | pa.Table) -> pa.Table:

@@ -29,6 +29,7 @@ def write_whole(path: Path | str, *pieces: Any) -> str:
       file.flush()
       os.fsync(file.fileno())
     os.replace(temporary, path)
+    sync_folder(path.parent)
   except OSError as error:
     temporary.unlink(missing_ok=True)
     if error.errno in FULL:
@@ -38,7 +39,6 @@ def write_whole(path: Path | str, *pieces: Any) -> str:
   except BaseException:
     temporary.unlink(missing_ok=True)
     raise
-  sync_folder(path.parent)
   return digest.hexdigest()
 
 
