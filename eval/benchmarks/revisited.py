@@ -1,0 +1,170 @@
+"""Oxford and Paris: the revisited sets (Easy, Medium, Hard; +1M) and the original ones (5k, 6k; 105k, 106k).
+
+Both measure the trapezoid average precision and mP@1, 5, 10 with junk removed; a gallery is the set's own images, in
+the order of its ground truth, followed by any distractors.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.benchmarks import safe_pickle
+from eval.benchmarks.relevance import Relevance
+from eval.benchmarks.task import Task, need
+from eval.metrics import bootstrap_interval, precision_at_shrinking, trapezoid_average_precision
+from qat_jax.types import Ranking
+
+REVISITED, ORIGINAL = ("roxford5k", "rparis6k"), ("oxford5k", "paris6k")
+PROTOCOLS = {  # what counts as positive, and what as junk
+  "easy": (("easy",), ("junk", "hard")),
+  "medium": (("easy", "hard"), ("junk",)),
+  "hard": (("hard",), ("junk", "easy")),
+}
+KS = (1, 5, 10)
+SOURCE = "it is the ground truth gnd_<set>.pkl (or .mat) of the benchmark's download; JSON of easy, hard, junk will do"
+
+
+def open_task(gnd: Path | str, name: str = "roxford5k", distractor_ids: Sequence[str] = ()) -> list[Task]:
+  """Returns the tasks of a ground truth: easy, medium and hard for a revisited set, else one.
+
+  `distractor_ids` are those of the images that follow the set's own in the gallery (+1M, or the 100k of Oxford105k).
+  The relevance and the score take rankings of that gallery, as positions.
+  """
+  truth = read_gnd(gnd)
+  query_ids = truth.get("qimlist", [f"query {i}" for i in range(len(truth["gnd"]))])
+  gallery_ids = [*truth.get("imlist", []), *distractor_ids]
+  tasks = []
+  for protocol in protocols(truth, name):
+    relevance = relevance_of(truth, protocol)
+
+    def score(ranking: Ranking, relevance: Relevance = relevance) -> dict:
+      return score_ranking(ranking.ids, relevance)
+
+    tasks.append(Task(f"{name} {protocol}".strip(), query_ids, gallery_ids, relevance, score))
+  return tasks
+
+
+def score_ranks(gnd: Path | str, ranks: np.ndarray, name: str = "roxford5k") -> dict:
+  """Returns the figures (fractions) of `ranks`, database × query as the official programs have them.
+
+  A revisited set gives {"easy": {"map": …, "mp@1": …, …}, "medium": …, "hard": …}, an original one {"map": …, …}.
+  """
+  truth = read_gnd(gnd)
+  ranks = np.asarray(ranks)
+  queries = len(truth["gnd"])
+  if ranks.ndim != 2 or ranks.shape[1] != queries:
+    turned = "; it looks transposed" if ranks.ndim == 2 and ranks.shape[0] == queries else ""
+    raise ValueError(
+      f"ranks of shape {ranks.shape} for {queries} queries; give database × query, a column a query{turned}"
+    )
+  if not np.issubdtype(ranks.dtype, np.integer):
+    raise ValueError(f"ranks of type {ranks.dtype}; give database positions, integers from 0")
+  figures = {p: score_ranking(ranks.T, relevance_of(truth, p)) for p in protocols(truth, name)}
+  return figures.get("", figures)
+
+
+def score_ranking(ids_QK: np.ndarray, relevance: Relevance) -> dict:
+  """Returns {"map", "interval", "mp@1", "mp@5", "mp@10", "queries"} (fractions) over queries that have positives."""
+  ap_Q = trapezoid_average_precision(ids_QK, relevance)
+  if np.isnan(ap_Q).all():
+    raise ValueError("no query has a positive; check the ground truth")
+  mp = np.nanmean(precision_at_shrinking(ids_QK, relevance, KS), axis=0)
+  return {
+    "map": float(np.nanmean(ap_Q)),
+    "interval": list(bootstrap_interval(ap_Q)),
+    **{f"mp@{k}": float(value) for k, value in zip(KS, mp, strict=True)},
+    "queries": int(np.sum(~np.isnan(ap_Q))),
+  }
+
+
+def protocols(truth: dict, name: str) -> list[str]:
+  """Returns easy, medium, hard for a revisited ground truth, [""] for an original one; they must fit the name."""
+  revisited = "easy" in truth["gnd"][0]
+  wanted = name in REVISITED if name in REVISITED + ORIGINAL else revisited
+  if wanted != revisited:
+    fields = sorted(truth["gnd"][0])
+    raise ValueError(f"the ground truth has {fields}, which is not that of {name}; give the file of the same set")
+  return list(PROTOCOLS) if revisited else [""]
+
+
+def relevance_of(truth: dict, protocol: str) -> Relevance:
+  """Returns positives and junk by query for easy, medium, hard, or "" (ok and junk of an original set)."""
+  positive, junk = PROTOCOLS[protocol] if protocol else (("ok",), ("junk",))
+  return Relevance(
+    [np.concatenate([query[field] for field in positive]) for query in truth["gnd"]],
+    [np.concatenate([query[field] for field in junk]) for query in truth["gnd"]],
+  )
+
+
+def read_gnd(path: Path | str) -> dict[str, Any]:
+  """Returns {"gnd": a dict of position arrays a query, "imlist", "qimlist" where given} from pickle, .mat or JSON.
+
+  Positions count from 0 (those of .mat files from 1, which is mended). Raises ValueError for anything else, and for
+  positions that the image list does not have.
+  """
+  path = need(Path(path), SOURCE)
+  if path.suffix == ".json":
+    raw = json.loads(path.read_text())
+  elif path.suffix == ".mat":
+    raw = _read_mat(path)
+  else:
+    raw = safe_pickle.load(path)
+  raw = {"gnd": raw} if isinstance(raw, list) else raw
+  if not isinstance(raw, dict) or not isinstance(raw.get("gnd"), (list, tuple, np.ndarray)) or not len(raw["gnd"]):
+    raise ValueError(f"{path} holds no list `gnd` with an entry a query; {SOURCE}")
+  truth: dict[str, Any] = {key: [str(x) for x in raw[key]] for key in ("imlist", "qimlist") if key in raw}
+  truth["gnd"] = [_query(entry, place, path) for place, entry in enumerate(raw["gnd"])]
+  if "imlist" in truth:
+    _check_positions(truth, path)
+  if len(truth.get("qimlist", truth["gnd"])) != len(truth["gnd"]):
+    raise ValueError(f"{path} names {len(truth['qimlist'])} queries and has {len(truth['gnd'])} entries in gnd")
+  return truth
+
+
+def _query(entry: Any, place: int, path: Path) -> dict[str, np.ndarray]:
+  if "ok" in entry and "junk" not in entry:  # INSTRE has none
+    entry = {**entry, "junk": []}
+  fields = ("easy", "hard", "junk") if "easy" in entry else ("ok", "junk")
+  missing = [f for f in fields if f not in entry]
+  if missing:
+    raise ValueError(f"{path}: query {place} has {sorted(entry)}, but no {', '.join(missing)}")
+  found = {}
+  for field in fields:
+    found[field] = np.asarray(entry[field]).reshape(-1).astype(np.int64)
+    if len(found[field]) and found[field].min() < 0:
+      raise ValueError(f"{path}: query {place} has {field} image {found[field].min()}; positions count from 0")
+  for first, second in (("easy", "hard"), ("easy", "junk"), ("hard", "junk"), ("ok", "junk")):
+    both = np.intersect1d(found.get(first, ()), found.get(second, ()))
+    if len(both):
+      raise ValueError(f"{path}: query {place} has image {int(both[0])} both as {first} and as {second}")
+  if "bbx" in entry:
+    found["bbx"] = np.asarray(entry["bbx"], float).reshape(-1)
+  return found
+
+
+def _check_positions(truth: dict, path: Path) -> None:
+  size = len(truth["imlist"])
+  for place, query in enumerate(truth["gnd"]):
+    for field, positions in query.items():
+      if field != "bbx" and len(positions) and positions.max() >= size:
+        raise ValueError(f"{path}: query {place} has {field} image {positions.max()}, the list has {size} images")
+
+
+def _read_mat(path: Path) -> dict:
+  from scipy.io import loadmat
+
+  raw = loadmat(path, squeeze_me=True, struct_as_record=True)
+  gnd = []
+  for entry in np.atleast_1d(raw["gnd"]):
+    fields = entry.dtype.names
+    one = {f: np.atleast_1d(entry[f]).astype(np.int64) - 1 for f in ("ok", "easy", "hard", "junk") if f in fields}
+    gnd.append({**one, "bbx": entry["bbx"]} if "bbx" in fields else one)
+  names = {key: [str(x) for x in np.atleast_1d(raw[key])] for key in ("imlist", "qimlist") if key in raw}
+  if "qidx" in raw and "imlist" in names:
+    names["qimlist"] = [names["imlist"][i - 1] for i in np.atleast_1d(raw["qidx"])]
+  return {"gnd": gnd, **names}

@@ -1,0 +1,70 @@
+"""Google Landmarks v2 from its CSV files."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from eval.benchmarks import gldv2
+from qat_jax.types import Ranking
+
+VECTORS = Path(__file__).parents[2] / "data" / "metric_vectors"
+SOLUTION = "id,images,Usage\nq0,a b,Public\nq1,c,Private\nq2,d,Private\nq3,None,Ignored\n"
+
+
+def write(folder, **files):
+  for name, text in files.items():
+    (folder / f"{name}.csv").write_text(text)
+  return [folder / f"{name}.csv" for name in files]
+
+
+def test_the_vectors_are_reproduced():
+  figures = gldv2.score_predictions(VECTORS / "gldv2_solution.csv", VECTORS / "gldv2_predictions.csv")
+  expected = json.loads((VECTORS / "gldv2_expected.json").read_text())
+  assert figures["map"] == pytest.approx(expected["map_at_100"], abs=1e-9)
+
+
+def test_queries_without_predictions_count_zero_and_ignored_ones_not_at_all(tmp_path):
+  files = write(tmp_path, solution=SOLUTION, predictions="id,images\nq0,a a x b\nq1,c\n")
+  figures = gldv2.score_predictions(*files)
+  public = (1 + 2 / 4) / 2  # a first, its repetition skipped, b at the fourth place
+  assert figures["public"] == pytest.approx(public)
+  assert figures["private"] == pytest.approx(1 / 2)
+  assert figures["map"] == pytest.approx((public + 1 + 0) / 3)
+  assert figures["queries"] == 3
+
+
+def test_a_task_scores_a_ranking_of_the_index(tmp_path):
+  solution, index = write(tmp_path, solution=SOLUTION, index="id\nx\na\nb\nc\nd\n")
+  task = gldv2.open_task(solution, index)
+  assert task.query_ids == ["q0", "q1", "q2"]
+  assert [p.tolist() for p in task.relevance.positives] == [[1, 2], [3], [4]]
+  ids_QK = np.array([[1, 0, 2], [3, 1, 2], [0, 4, -1]])
+  assert task.score(Ranking(ids_QK, None))["map"] == pytest.approx(((1 + 2 / 3) / 2 + 1 + 1 / 2) / 3)
+
+
+@pytest.mark.parametrize(
+  ("files", "message"),
+  [
+    ({"solution": SOLUTION, "predictions": "id,images\nq9,a\n"}, "'q9' is not in the solution"),
+    ({"solution": SOLUTION, "predictions": "id,images\nq0,a\nq0,b\n"}, "'q0' comes twice"),
+    ({"solution": SOLUTION, "predictions": "id,landmarks\nq0,a\n"}, "no images"),
+    ({"solution": "id,images,Usage\nq0,a,Secret\n", "predictions": "id,images\n"}, "Usage 'Secret'"),
+    ({"solution": "id,images,Usage\nq0,a a,Public\n", "predictions": "id,images\n"}, "'a' comes twice"),
+    ({"solution": "id,images,Usage\nq0,,Public\n", "predictions": "id,images\n"}, "no relevant image"),
+  ],
+)
+def test_broken_files_are_explained(tmp_path, files, message):
+  with pytest.raises(ValueError, match=message):
+    gldv2.score_predictions(*write(tmp_path, **files))
+
+
+def test_a_positive_that_the_index_lacks_is_named(tmp_path):
+  with pytest.raises(ValueError, match=r"1 images of q1 .*first c"):
+    gldv2.open_task(*write(tmp_path, solution=SOLUTION, index="id\na\nb\nd\n"))
+
+
+def test_an_index_with_an_id_twice_is_refused(tmp_path):
+  with pytest.raises(ValueError, match="'a' comes twice"):
+    gldv2.open_task(*write(tmp_path, solution=SOLUTION, index="id\na\nb\nc\nd\na\n"))

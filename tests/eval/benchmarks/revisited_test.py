@@ -1,0 +1,143 @@
+"""Oxford, Paris and INSTRE from files in the official formats, against the vectors and by hand."""
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.io
+
+from eval.benchmarks import instre, revisited
+from qat_jax.types import Ranking
+
+VECTORS = json.loads(
+  (Path(__file__).parents[2] / "data" / "metric_vectors" / "revisited_oxford_paris.json").read_text()
+)
+RANKS = np.array(VECTORS["ranks_db_by_query"])
+
+
+def as_pickle(folder):
+  path = folder / "gnd_roxford5k.pkl"
+  content = {
+    "imlist": [f"image_{i}" for i in range(len(RANKS))],
+    "qimlist": [f"query_{i}" for i in range(RANKS.shape[1])],
+    "gnd": [{**query, "bbx": [1.0, 2.0, 3.0, 4.0]} for query in VECTORS["gnd"]],
+  }
+  path.write_bytes(pickle.dumps(content))
+  return path
+
+
+def as_json(folder):
+  path = folder / "gnd.json"
+  path.write_text(json.dumps(VECTORS["gnd"]))
+  return path
+
+
+def as_mat(folder):
+  path = folder / "gnd_roxford5k.mat"
+  types = [(field, object) for field in ("bbx", "easy", "hard", "junk")]
+  gnd = np.zeros((1, len(VECTORS["gnd"])), dtype=types)
+  for place, query in enumerate(VECTORS["gnd"]):
+    for field in ("easy", "hard", "junk"):
+      gnd[0, place][field] = np.array(query[field], float).reshape(1, -1) + 1
+    gnd[0, place]["bbx"] = np.ones((1, 4))
+  names = np.array([f"image_{i}" for i in range(len(RANKS))], object)
+  scipy.io.savemat(
+    path, {"gnd": gnd, "imlist": names, "qimlist": np.array([f"q{i}" for i in range(len(gnd[0]))], object)}
+  )
+  return path
+
+
+@pytest.mark.parametrize("write", [as_pickle, as_json, as_mat])
+def test_the_vectors_are_reproduced_from_every_form_of_the_ground_truth(tmp_path, write):
+  figures = revisited.score_ranks(write(tmp_path), RANKS)
+  for protocol, expected in VECTORS["expected"].items():
+    got = figures[protocol]
+    assert got["map"] == pytest.approx(expected["map"], abs=1e-9)
+    assert [got["mp@1"], got["mp@5"], got["mp@10"]] == pytest.approx(expected["mp_at_1_5_10"], abs=1e-9)
+    assert got["interval"][0] <= got["map"] <= got["interval"][1]
+    assert got["queries"] == sum(ap is not None for ap in expected["ap"])
+
+
+def test_a_task_scores_rankings_as_the_vectors_do(tmp_path):
+  ids_QK = RANKS.T.astype(np.int32)
+  tasks = {task.name: task for task in revisited.open_task(as_pickle(tmp_path))}
+  assert list(tasks) == ["roxford5k easy", "roxford5k medium", "roxford5k hard"]
+  task = tasks["roxford5k medium"]
+  assert task.query_ids[1] == "query_1"
+  assert task.score(Ranking(ids_QK, -np.arange(ids_QK.size).reshape(ids_QK.shape)))["map"] == pytest.approx(
+    VECTORS["expected"]["medium"]["map"], abs=1e-9
+  )
+
+
+def test_distractors_follow_the_images_of_the_set(tmp_path):
+  task = revisited.open_task(as_pickle(tmp_path), distractor_ids=["far_0", "far_1"])[1]
+  assert len(task.gallery_ids) == len(RANKS) + 2
+  ids_QK = RANKS.T
+  distractors_QK = np.broadcast_to([len(RANKS), len(RANKS) + 1], (len(ids_QK), 2))
+  behind = task.score(Ranking(np.concatenate([ids_QK, distractors_QK], 1), None))["map"]
+  ahead = task.score(Ranking(np.concatenate([distractors_QK, ids_QK], 1), None))["map"]
+  assert behind == pytest.approx(VECTORS["expected"]["medium"]["map"], abs=1e-9)
+  assert ahead < behind
+
+
+def test_original_oxford_counts_good_and_ok_as_positive(tmp_path):
+  path = tmp_path / "gnd_oxford5k.pkl"
+  path.write_bytes(pickle.dumps({"gnd": [{"ok": [1, 3], "junk": [0], "bbx": [0, 0, 1, 1]}], "imlist": list("abcd")}))
+  figures = revisited.score_ranks(path, np.array([[0], [1], [2], [3]]), "oxford5k")
+  # without junk 0 the positives stand at ranks 1 and 3
+  assert figures["map"] == pytest.approx((1 + (1 / 2 + 2 / 3) / 2) / 2)
+  assert figures["mp@5"] == pytest.approx(2 / 3)
+
+
+def test_instre_counts_from_one_in_the_file_and_from_zero_here(tmp_path):
+  path = tmp_path / "gnd_instre.mat"
+  gnd = np.zeros((1, 2), dtype=[("ok", object), ("bbx", object)])
+  gnd[0, 0]["ok"], gnd[0, 0]["bbx"] = np.array([[1, 3]]), np.array([[10, 20, 30, 40]])
+  gnd[0, 1]["ok"], gnd[0, 1]["bbx"] = np.array([[2]]), np.array([[1, 2, 3, 4]])
+  names = {"imlist": np.array(["a.jpg", "b.jpg", "c.jpg"], object), "qimlist": np.array(["q0.jpg", "q1.jpg"], object)}
+  scipy.io.savemat(path, {"gnd": gnd, **names})
+  task = instre.open_task(path)
+  assert task.gallery_ids == ["a.jpg", "b.jpg", "c.jpg"]
+  assert [p.tolist() for p in task.relevance.positives] == [[0, 2], [1]]
+  assert task.score(Ranking(np.array([[0, 2, 1], [1, 0, 2]]), None))["map"] == pytest.approx(1.0)
+  np.testing.assert_array_equal(instre.query_boxes(path), [[10, 20, 30, 40], [1, 2, 3, 4]])
+
+
+def test_transposed_ranks_are_named(tmp_path):
+  with pytest.raises(ValueError, match="looks transposed"):
+    revisited.score_ranks(as_json(tmp_path), RANKS.T)
+
+
+def test_scores_in_place_of_ranks_are_refused(tmp_path):
+  with pytest.raises(ValueError, match="integers"):
+    revisited.score_ranks(as_json(tmp_path), RANKS.astype(float))
+
+
+def test_the_ground_truth_of_another_set_is_refused(tmp_path):
+  with pytest.raises(ValueError, match="not that of oxford5k"):
+    revisited.score_ranks(as_json(tmp_path), RANKS, "oxford5k")
+
+
+@pytest.mark.parametrize(
+  ("content", "message"),
+  [
+    ({"gnd": []}, "no list `gnd`"),
+    ([{"easy": [1], "hard": []}], "no junk"),
+    ([{"easy": [1], "hard": [1], "junk": []}], "both as easy and as hard"),
+    ([{"easy": [-1], "hard": [], "junk": []}], "positions count from 0"),
+    ({"gnd": [{"easy": [7], "hard": [], "junk": []}], "imlist": ["a"]}, "easy image 7, the list has 1 images"),
+    ({"gnd": [{"easy": [0], "hard": [], "junk": []}], "qimlist": ["a", "b"]}, "names 2 queries"),
+  ],
+)
+def test_a_broken_ground_truth_is_explained(tmp_path, content, message):
+  path = tmp_path / "gnd.json"
+  path.write_text(json.dumps(content))
+  with pytest.raises(ValueError, match=message):
+    revisited.read_gnd(path)
+
+
+def test_a_missing_ground_truth_says_where_it_comes_from(tmp_path):
+  with pytest.raises(FileNotFoundError, match="download"):
+    revisited.read_gnd(tmp_path / "gnd.pkl")
