@@ -1,0 +1,93 @@
+"""ILIAS's files of results and features: similarities as JSON or pickle, features as HDF5.
+
+Similarity files written here are read by the official evaluation, and the ones that it or its search write are read
+here; pickles without running them.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from eval.benchmarks import safe_pickle
+from eval.benchmarks.ilias import Items
+from eval.benchmarks.task import need
+from qat_jax.files import write_whole
+from qat_jax.types import Ranking
+
+FORMAT = "give {query: {item: score}} as .json, or query_ids, db_ids, similarities, ranks as .pkl"
+
+
+def read_similarities(path: Path | str) -> Iterator[tuple[str, Items]]:
+  """Yields (query id, (item ids, scores)) of an official similarity file."""
+  path = need(Path(path), "it is what a search wrote: " + FORMAT)
+  if path.suffix == ".json":
+    yield from _from_json(path)
+  elif path.suffix in (".pkl", ".pickle"):
+    yield from _from_pickle(path)
+  else:
+    raise ValueError(f"{path} is neither .json nor .pkl; {FORMAT}")
+
+
+def write_similarities(
+  path: Path | str, query_ids: Sequence[str], gallery_ids: Sequence[str], ranking: Ranking
+) -> None:
+  """Writes a ranking as an official similarity file, JSON or pickle by the name's ending."""
+  path = Path(path)
+  if path.suffix not in (".json", ".pkl"):
+    raise ValueError(f"{path} is neither .json nor .pkl; {FORMAT}")
+  if path.suffix == ".json":
+    content = {
+      query: {str(gallery_ids[int(i)]): float(s) for i, s in zip(ids_K, score_K, strict=True) if i >= 0}
+      for query, ids_K, score_K in zip(query_ids, ranking.ids, ranking.scores, strict=True)
+    }
+    write_whole(path, json.dumps(content).encode())
+    return
+  if (ranking.ids < 0).any():
+    raise ValueError("a pickle of similarities has no empty places; write .json, or rank fewer items")
+  used, ranks_QK = np.unique(ranking.ids, return_inverse=True)
+  similarities_QK = np.asarray(ranking.scores)
+  whole = {
+    "query_ids": list(query_ids),
+    "db_ids": [str(gallery_ids[int(i)]) for i in used],
+    "similarities": similarities_QK,  # the name that the official evaluation takes
+    "ranks": ranks_QK.reshape(ranking.ids.shape),
+  }
+  buffer = io.BytesIO()
+  pickle.dump(whole, buffer)
+  write_whole(path, buffer.getvalue())
+
+
+def _from_json(path: Path) -> Iterator[tuple[str, Items]]:
+  try:
+    content = json.loads(path.read_text())
+  except json.JSONDecodeError as error:
+    raise ValueError(f"{path} is not whole JSON ({error}); {FORMAT}") from error
+  if not isinstance(content, dict) or not all(isinstance(found, dict) for found in content.values()):
+    raise ValueError(f"{path} holds no {{query: {{item: score}}}}; {FORMAT}")
+  for query, found in content.items():
+    yield query, (np.array(list(found)), np.array(list(found.values()), np.float64))
+
+
+def _from_pickle(path: Path) -> Iterator[tuple[str, Items]]:
+  content = safe_pickle.load(path)
+  scores = content.get("similarities", content.get("sims")) if isinstance(content, dict) else None
+  if scores is None or not {"query_ids", "db_ids", "ranks"} <= set(content):
+    raise ValueError(f"{path} holds no query_ids, db_ids, similarities (or sims) and ranks; {FORMAT}")
+  query_ids, gallery_ids = list(content["query_ids"]), np.asarray(content["db_ids"]).astype(str)
+  if not len(query_ids) == len(scores) == len(content["ranks"]):
+    raise ValueError(
+      f"{path}: {len(query_ids)} queries, {len(scores)} rows of scores, {len(content['ranks'])} of ranks"
+    )
+  for query, score_K, rank_K in zip(query_ids, scores, content["ranks"], strict=True):
+    score_K, rank_K = np.asarray(score_K), np.asarray(rank_K)
+    if rank_K.shape != score_K.shape or rank_K.min(initial=0) < 0 or rank_K.max(initial=0) >= len(gallery_ids):
+      raise ValueError(
+        f"{path}: the ranks of {query!r} do not fit its {len(score_K)} scores and {len(gallery_ids)} ids"
+      )
+    yield str(query), (gallery_ids[rank_K], score_K)

@@ -1,0 +1,130 @@
+"""INQUIRE: text queries of experts over iNaturalist 2024 (5M photos), by the official CSV files.
+
+Full rank: the whole gallery, figures at k = 50 of all positives. Two-stage: the same figures of a re-ranked shortlist.
+Re-rank set: 100 fixed photos a query, figures among those. mAP, nDCG, precision and recall in percent, MRR a fraction.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from eval.benchmarks.relevance import Relevance
+from eval.benchmarks.task import Task, check_unique, need
+from eval.metrics import average_precision_at_k, bootstrap_interval, ndcg_at_k, reciprocal_rank
+from qat_jax.types import Ranking
+
+K = 50
+SOURCE = "it is one of the CSV files of the INQUIRE download"
+
+
+@dataclass(frozen=True)
+class Inquire:
+  """The queries of one split and the photos that are relevant to each."""
+
+  root: Path
+  query_ids: list[str]
+  texts: list[str]
+  relevant: dict[str, set[str]]  # by query id: photo names, as in `image_path`
+
+  @classmethod
+  def open(cls, root: Path | str, split: str = "test") -> Inquire:
+    """Returns the split below `root`: inquire_queries_<split>.csv (or inquire_queries.csv), inquire_annotations.csv."""
+    root = Path(root)
+    path = root / f"inquire_queries_{split}.csv"
+    path = path if path.exists() else root / "inquire_queries.csv"
+    queries = _rows(path, ("query_id", "query_text"))
+    relevant: dict[str, set[str]] = {row["query_id"]: set() for row in queries}
+    check_unique([row["query_id"] for row in queries], str(path))
+    annotations = root / "inquire_annotations.csv"
+    for row in _rows(annotations, ("query_id", "image_path")):
+      if row["query_id"] in relevant:
+        relevant[row["query_id"]].add(photo(row["image_path"]))
+    for query, photos in relevant.items():
+      if not photos:
+        raise ValueError(f"{annotations}: query {query} has no relevant photo; are both files of the same version?")
+    return cls(root, list(relevant), [row["query_text"] for row in queries], relevant)
+
+  def full_rank(self, gallery_ids: Sequence[str], k: int = K) -> Task:
+    """Returns the task over a whole gallery, whose ids are image paths; two-stage rankings are scored by it too."""
+    relevance = self._relevance([self.relevant[q] for q in self.query_ids], gallery_ids)
+
+    def score(ranking: Ranking) -> dict:
+      return score_ranking(ranking, relevance, k)
+
+    return Task("inquire full rank", self.query_ids, gallery_ids, relevance, score)
+
+  def rerank_set(self, gallery_ids: Sequence[str]) -> tuple[Task, np.ndarray]:
+    """Returns the task of inquire_rerank.csv and each query's candidates (gallery positions, Q × 100), to re-rank."""
+    path = self.root / "inquire_rerank.csv"
+    shown: dict[str, list[str]] = {query: [] for query in self.query_ids}
+    for row in _rows(path, ("query_id", "image_path")):
+      if row["query_id"] in shown:
+        shown[row["query_id"]].append(photo(row["image_path"]))
+    sizes = sorted({len(photos) for photos in shown.values()})
+    if len(sizes) != 1 or not sizes[0]:
+      raise ValueError(f"{path}: queries have {sizes} photos, every one wants the same number (100); {SOURCE}")
+    for query, photos in shown.items():
+      check_unique(photos, f"{path}, query {query}")
+    candidates_QK = np.array(_positions(list(shown.values()), gallery_ids))
+    among = [self.relevant[query] & set(photos) for query, photos in shown.items()]
+    relevance = self._relevance(among, gallery_ids)
+
+    def score(ranking: Ranking) -> dict:
+      return score_ranking(ranking, relevance, sizes[0])
+
+    return Task("inquire rerank", self.query_ids, gallery_ids, relevance, score), candidates_QK
+
+  def _relevance(self, photos: Sequence[set[str]], gallery_ids: Sequence[str]) -> Relevance:
+    positives = [np.array(sorted(p), np.int64) for p in _positions([sorted(x) for x in photos], gallery_ids)]
+    return Relevance(positives, [np.empty(0, np.int64)] * len(positives))
+
+
+def score_ranking(ranking: Ranking, relevance: Relevance, k: int = K) -> dict:
+  """Returns the official figures of a ranking's first k items; the queries without positives are left out."""
+  found: dict[str, list[float]] = {name: [] for name in ("map", "ndcg", "mrr", "precision", "recall")}
+  for ids_K, score_K, positives in zip(ranking.ids[:, :k], ranking.scores[:, :k], relevance.positives, strict=True):
+    if not len(positives):
+      continue
+    kept_K = ids_K >= 0
+    relevant_K, score_K = np.isin(ids_K[kept_K], positives), score_K[kept_K]
+    found["map"].append(100 * float(average_precision_at_k(relevant_K, score_K, len(positives), k)))
+    found["ndcg"].append(100 * float(ndcg_at_k(relevant_K, score_K, len(positives), k)))
+    found["mrr"].append(float(reciprocal_rank(relevant_K, score_K)))
+    found["precision"].append(100 * relevant_K.sum() / k)
+    found["recall"].append(100 * relevant_K.sum() / len(positives))
+  if not found["map"]:
+    raise ValueError("no query has a positive in the gallery; nothing to measure")
+  figures = {name: float(np.mean(values)) for name, values in found.items()}
+  return {**figures, "interval": list(bootstrap_interval(np.array(found["map"]))), "queries": len(found["map"])}
+
+
+def photo(path: str) -> str:
+  """Returns a photo's name without .jpg: annotations have the ending, the metadata of the embeddings do not."""
+  return path.removesuffix(".jpg")
+
+
+def _positions(names: Sequence[Sequence[str]], gallery_ids: Sequence[str]) -> list[list[int]]:
+  place = {photo(str(name)): i for i, name in enumerate(gallery_ids)}
+  if len(place) < len(gallery_ids):
+    check_unique((photo(str(name)) for name in gallery_ids), "the gallery")
+  missing = {name for row in names for name in row if name not in place}
+  if missing:
+    raise ValueError(
+      f"{len(missing)} photos that INQUIRE needs are not in the gallery, the first {min(missing)!r}; give the "
+      "embeddings of all of iNaturalist 2024's training photos (or of the re-rank set), image_path as their id"
+    )
+  return [[place[name] for name in row] for row in names]
+
+
+def _rows(path: Path, fields: Sequence[str]) -> list[dict[str, str]]:
+  with open(need(path, SOURCE), newline="", encoding="utf-8") as file:
+    reader = csv.DictReader(file)
+    missing = [f for f in fields if f not in (reader.fieldnames or ())]
+    if missing:
+      raise ValueError(f"{path} has the columns {reader.fieldnames}, but no {', '.join(missing)}; {SOURCE}")
+    return list(reader)

@@ -1,0 +1,78 @@
+"""INQUIRE from CSV files in its official form."""
+
+import numpy as np
+import pytest
+
+from eval.benchmarks.inquire import Inquire
+from qat_jax.types import Ranking
+
+PHOTOS = [f"train/0000{i % 3}_Animalia/{i:02x}" for i in range(12)]  # as in the embeddings' metadata: no ending
+
+
+@pytest.fixture
+def root(tmp_path):
+  (tmp_path / "inquire_queries_test.csv").write_text(
+    ",query_id,query_text,supercategory,category,iconic_group\n"
+    '3,8,leopard on a road,Context,Human Impact,Mammals\n7,15,"wolf, howling",Behavior,Social,Mammals\n'
+  )
+  lines = [f"{query},{PHOTOS[i]}.jpg" for query, items in ((8, (1, 4)), (15, (2, 3, 5)), (99, (0,))) for i in items]
+  (tmp_path / "inquire_annotations.csv").write_text("\n".join(["query_id,image_path", *lines]) + "\n")
+  lines = [f"{query},{PHOTOS[i]}.jpg" for query, items in ((8, (0, 1, 2, 3)), (15, (2, 6, 7, 3))) for i in items]
+  (tmp_path / "inquire_rerank.csv").write_text("\n".join(["query_id,image_path", *lines]) + "\n")
+  return tmp_path
+
+
+def ranking(*rows):
+  ids_QK = np.array(rows)
+  return Ranking(ids_QK, np.broadcast_to(-np.arange(ids_QK.shape[1], dtype=float), ids_QK.shape))
+
+
+def test_full_rank_figures_are_those_worked_by_hand(root):
+  benchmark = Inquire.open(root)
+  assert benchmark.texts == ["leopard on a road", "wolf, howling"]
+  task = benchmark.full_rank(PHOTOS, k=4)
+  figures = task.score(ranking([1, 0, 4, 2, 3], [0, 2, 1, 4, 5]))
+  # query 8: hits at 1 and 3 of two; query 15: a hit at 2 of three; the fifth place is beyond k
+  assert figures["map"] == pytest.approx(100 * ((1 + 2 / 3) / 2 + (1 / 2) / 3) / 2)
+  assert figures["mrr"] == pytest.approx((1 + 1 / 2) / 2)
+  assert figures["precision"] == pytest.approx(100 * (2 / 4 + 1 / 4) / 2)
+  assert figures["recall"] == pytest.approx(100 * (1 + 1 / 3) / 2)
+  two, three = 1 + 1 / np.log2(3), 1 + 1 / np.log2(3) + 1 / 2
+  assert figures["ndcg"] == pytest.approx(100 * ((1 + 1 / 2) / two + (1 / np.log2(3)) / three) / 2)
+  assert figures["queries"] == 2
+
+
+def test_the_rerank_set_counts_only_its_own_photos(root):
+  task, candidates_QK = Inquire.open(root).rerank_set(PHOTOS)
+  np.testing.assert_array_equal(candidates_QK, [[0, 1, 2, 3], [2, 6, 7, 3]])
+  assert [p.tolist() for p in task.relevance.positives] == [[1], [2, 3]]
+  assert task.score(ranking([1, 0, 2, 3], [2, 3, 6, 7]))["map"] == pytest.approx(100)
+
+
+def test_a_photo_that_the_gallery_lacks_is_named(root):
+  with pytest.raises(ValueError, match=f"1 photos .*{PHOTOS[5]}"):
+    Inquire.open(root).full_rank([p for p in PHOTOS if p != PHOTOS[5]])
+
+
+def test_a_gallery_with_a_photo_twice_is_refused(root):
+  with pytest.raises(ValueError, match="comes twice"):
+    Inquire.open(root).full_rank([*PHOTOS, PHOTOS[0] + ".jpg"])
+
+
+def test_a_query_without_annotations_is_refused(root):
+  (root / "inquire_annotations.csv").write_text(f"query_id,image_path\n8,{PHOTOS[0]}.jpg\n")
+  with pytest.raises(ValueError, match="query 15 has no relevant photo"):
+    Inquire.open(root)
+
+
+def test_a_rerank_set_of_uneven_length_is_refused(root):
+  with open(root / "inquire_rerank.csv", "a") as file:
+    file.write(f"8,{PHOTOS[9]}.jpg\n")
+  with pytest.raises(ValueError, match=r"\[4, 5\] photos"):
+    Inquire.open(root).rerank_set(PHOTOS)
+
+
+def test_a_missing_column_is_named(root):
+  (root / "inquire_annotations.csv").write_text("query,image\n8,x\n")
+  with pytest.raises(ValueError, match="no query_id, image_path"):
+    Inquire.open(root)
