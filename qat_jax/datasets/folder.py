@@ -1,0 +1,98 @@
+"""A folder of images with its captions as a source: a table of captions, or a text file beside each image.
+
+pictures/a.jpg, pictures/more/b.png, …
+pictures/captions.csv      file,caption,instance     (or .tsv, .jsonl, .parquet; `caption` and `instance` optional)
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from qat_jax.datasets import UnreadableImage
+
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+TABLES = ("captions.csv", "captions.tsv", "captions.jsonl", "captions.parquet")
+FILE_COLUMNS = ("file", "file_name", "image", "image_path", "path")
+
+
+class FolderSource:
+  """Random access to the images in a folder; ids are their paths within it, "/" between the parts.
+
+  With a table there is one row a line, in its order, and its further columns come along. Without one there is a row
+  an image, in the order of the paths; the caption is the text file of the same name, if any.
+  """
+
+  def __init__(
+    self, folder: str | os.PathLike, captions: str | os.PathLike | None = None, instance_by_folder: bool = False
+  ) -> None:
+    """Lists the images; `captions` is the table (None: captions.csv, .tsv, .jsonl or .parquet in the folder, if any).
+
+    With `instance_by_folder` images in one subfolder are of one instance, unless the table says otherwise.
+
+    Raises FileNotFoundError for a missing folder or table, or images that the table names and the folder lacks;
+    ValueError for a table without a column of file names.
+    """
+    self.folder = Path(folder)
+    if not self.folder.is_dir():
+      raise FileNotFoundError(f"no folder {self.folder}; give one with images")
+    table = Path(captions) if captions else next((p for n in TABLES if (p := self.folder / n).is_file()), None)
+    self.rows = _listed(self.folder) if table is None else _named(self.folder, table)
+    if not self.rows:
+      raise FileNotFoundError(f"no images in {table or self.folder}; these endings are known: {', '.join(IMAGES)}")
+    self.instance_by_folder = instance_by_folder
+
+  def __len__(self) -> int:
+    return len(self.rows)
+
+  def __getitem__(self, position: int) -> dict[str, Any]:
+    """Returns the record of a row: id, image (the file's bytes), caption, instance, further columns.
+
+    Raises UnreadableImage where the file cannot be read.
+    """
+    row = self.rows[position]
+    path = self.folder / row["file"]
+    name = row.get("id") or row["file"]
+    try:
+      image = path.read_bytes()
+    except OSError as error:
+      raise UnreadableImage(name, error.strerror or str(error)) from error
+    beside = path.with_suffix(".txt")
+    caption = row.get("caption") or (beside.read_text().strip() if "caption" not in row and beside.is_file() else None)
+    instance = row.get("instance") or (str(Path(row["file"]).parent) if self.instance_by_folder else None)
+    return {**row, "id": str(name), "image": image, "caption": caption, "instance": instance}
+
+
+def _listed(folder: Path) -> list[dict[str, Any]]:
+  paths = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in IMAGES and p.is_file())
+  return [{"file": name} for name in sorted(paths)]
+
+
+def _named(folder: Path, table: Path) -> list[dict[str, Any]]:
+  rows = _read(table)
+  column = next((name for name in FILE_COLUMNS if rows and name in rows[0]), None)
+  if rows and column is None:
+    raise ValueError(f"{table} has the columns {list(rows[0])}; one of {FILE_COLUMNS} must name the image files")
+  rows = [{"file": str(row[column]), **{k: v for k, v in row.items() if k != column}} for row in rows]
+  missing = [row["file"] for row in rows if not (folder / row["file"]).is_file()]
+  if missing:
+    raise FileNotFoundError(f"{table} names {len(missing)} files that are not in {folder}: {', '.join(missing[:5])}")
+  return rows
+
+
+def _read(table: Path) -> list[dict[str, Any]]:
+  if not table.is_file():
+    raise FileNotFoundError(f"no captions file {table}")
+  if table.suffix == ".parquet":
+    import pyarrow.parquet as pq
+
+    return pq.read_table(table).to_pylist()
+  if table.suffix == ".jsonl":
+    return [json.loads(line) for line in table.read_text(encoding="utf-8").splitlines() if line.strip()]
+  if table.suffix not in (".csv", ".tsv"):
+    raise ValueError(f"{table} is no .csv, .tsv, .jsonl or .parquet file")
+  with open(table, newline="", encoding="utf-8-sig") as file:
+    return list(csv.DictReader(file, delimiter="\t" if table.suffix == ".tsv" else ","))

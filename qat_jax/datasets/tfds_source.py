@@ -1,0 +1,106 @@
+"""Any prepared TFDS set of images as a source, such as coco_captions; read without TensorFlow.
+
+Some builders need TensorFlow to prepare their files, `tfds build NAME --file_format=array_record`. Reading the files
+needs neither it nor the builder's code.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import read_only_builder
+
+
+class TfdsSource:
+  """Random access to a split: one row an image, or `captions` rows where it has several.
+
+  `image`, `caption`, `id` and `instance` are names of features; "captions/text" is the field `text` of `captions`.
+  """
+
+  def __init__(
+    self,
+    name: str,
+    split: str,
+    data_dir: str | os.PathLike | None = None,
+    image: str = "image",
+    caption: str | None = "captions/text",
+    id: str = "image/id",
+    instance: str | None = None,
+    captions: int = 1,
+  ) -> None:
+    """Opens a split ("train", "train[:1000]", "train+val") of the set `name` ("coco_captions/2014").
+
+    With `captions` above 1, rows of one image follow each other and repeat its captions where it has fewer. Without
+    `instance` every image is an instance of its own.
+
+    Raises FileNotFoundError where the set is not prepared in `data_dir`, ValueError for a split or feature that it
+    does not have, or files of a kind without random access.
+    """
+    builder = _open(name, data_dir)
+    if captions < 1:
+      raise ValueError(f"captions is {captions}; it must be at least 1")
+    for field in (image, caption, id, instance):
+      if field is not None and not _has(builder.info.features, field):
+        raise ValueError(f"{name} has no feature {field!r}, only {sorted(builder.info.features)}")
+    try:
+      self.records = builder.as_data_source(split, decoders={image: tfds.decode.SkipDecoding()})
+    except NotImplementedError as error:
+      kind = builder.info.file_format
+      raise ValueError(
+        f"{name} is prepared as {kind}, which has no random access; run `tfds build {name} --file_format=array_record`"
+      ) from error
+    except (ValueError, KeyError) as error:
+      raise ValueError(f"{name} has no split {split!r}, only {sorted(builder.info.splits)}: {error}") from error
+    self.image, self.caption, self.id, self.instance, self.captions = image, caption, id, instance, captions
+
+  def __len__(self) -> int:
+    return len(self.records) * self.captions
+
+  def __getitem__(self, position: int) -> dict[str, Any]:
+    """Returns the record of a row: id, image (encoded), caption, instance."""
+    if not 0 <= position < len(self):
+      raise IndexError(f"position {position} asked of a source of {len(self)}")
+    number, which = divmod(position, self.captions)
+    record = self.records[number]
+    name = _texts(_field(record, self.id))[0]
+    texts = _texts(_field(record, self.caption)) if self.caption else []
+    return {
+      "id": name if self.captions == 1 else f"{name}-{which}",
+      "image": record[self.image],
+      "caption": texts[which % len(texts)] if texts else None,
+      "instance": name if self.instance is None else _texts(_field(record, self.instance))[0],
+    }
+
+
+def _open(name: str, data_dir: str | os.PathLike | None) -> Any:
+  """Returns the builder of prepared files, whatever its own code would need."""
+  try:
+    return read_only_builder.builder_from_files(name, data_dir=None if data_dir is None else os.fspath(data_dir))
+  except tfds.core.DatasetNotFoundError as error:
+    where = data_dir or "the default folder of TFDS"
+    raise FileNotFoundError(
+      f"no files of {name!r} in {where}; prepare them with `tfds build {name} --file_format=array_record` "
+      "(many builders need `pip install tensorflow` for this one step)"
+    ) from error
+
+
+def _has(features: Any, field: str) -> bool:
+  outer, _, inner = field.partition("/")
+  return field in features or (bool(inner) and outer in features and inner in getattr(features[outer], "feature", {}))
+
+
+def _field(record: dict[str, Any], field: str) -> Any:
+  """Returns a feature's value; of a sequence of records, the list of that field."""
+  if field in record:
+    return record[field]
+  outer, _, inner = field.partition("/")
+  value = record[outer]
+  return value[inner] if isinstance(value, dict) else [item[inner] for item in value]
+
+
+def _texts(value: Any) -> list[str]:
+  """Returns one or several texts or numbers as a list of str; TFDS gives texts as bytes."""
+  values = value if isinstance(value, list | tuple) or getattr(value, "ndim", 0) else [value]
+  return [item.decode() if isinstance(item, bytes) else str(item) for item in values]

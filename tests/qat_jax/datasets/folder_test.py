@@ -1,0 +1,98 @@
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from qat_jax.datasets import UnreadableImage, decode
+from qat_jax.datasets.folder import FolderSource
+
+ROWS = [
+  {"file": "b.jpg", "caption": "a blue one", "instance": "blue", "year": "7"},
+  {"file": "more/c.png", "caption": "a green one, striped", "instance": "green", "year": "8"},
+]
+
+
+@pytest.fixture
+def folder(tmp_path):
+  (tmp_path / "more").mkdir()
+  for name, colour in (("b.jpg", (0, 0, 200)), ("a.JPG", (200, 0, 0)), ("more/c.png", (0, 200, 0))):
+    Image.new("RGB", (6, 4), colour).save(tmp_path / name)
+  (tmp_path / "notes.md").write_text("no image")
+  return tmp_path
+
+
+def write_csv(path):
+  path.write_text('file,caption,instance,year\nb.jpg,a blue one,blue,7\nmore/c.png,"a green one, striped",green,8\n')
+
+
+WRITERS = {
+  "captions.csv": write_csv,
+  "captions.tsv": lambda p: p.write_text("\n".join("\t".join(r) for r in [ROWS[0], *map(dict.values, ROWS)])),
+  "captions.jsonl": lambda p: p.write_text("\n".join(map(json.dumps, ROWS)) + "\n"),
+  "captions.parquet": lambda p: pq.write_table(pa.Table.from_pylist(ROWS), p),
+}
+
+
+def test_images_are_listed_by_path_with_the_text_beside_them(folder):
+  (folder / "a.txt").write_text(" a red one\n")
+  source = FolderSource(folder)
+  assert [source[i]["id"] for i in range(len(source))] == ["a.JPG", "b.jpg", "more/c.png"]
+  assert [source[i]["caption"] for i in range(3)] == ["a red one", None, None]
+  assert source[0]["instance"] is None
+  assert decode(source[0]).getpixel((1, 1))[0] > 150
+  assert decode(source[2]).getpixel((1, 1)) == (0, 200, 0)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_table_says_which_images_there_are_and_what_they_show(folder, name):
+  WRITERS[name](folder / name)
+  source = FolderSource(folder)
+  assert len(source) == 2
+  record = source[1]
+  assert decode(record).getpixel((0, 0)) == (0, 200, 0)
+  del record["image"]
+  assert record == {**ROWS[1], "id": "more/c.png"}
+
+
+def test_a_table_may_lie_elsewhere_and_give_ids(folder, tmp_path_factory):
+  table = tmp_path_factory.mktemp("tables") / "list.csv"
+  table.write_text("image,id\na.JPG,seven\n")
+  source = FolderSource(folder, table)
+  assert (len(source), source[0]["id"], source[0]["caption"]) == (1, "seven", None)
+
+
+def test_subfolders_are_instances_on_request(folder):
+  source = FolderSource(folder, instance_by_folder=True)
+  assert [source[i]["instance"] for i in range(3)] == [".", ".", "more"]
+
+
+def test_a_file_that_went_away_is_an_unreadable_image(folder):
+  source = FolderSource(folder)
+  (folder / "b.jpg").unlink()
+  with pytest.raises(UnreadableImage, match=r"'b\.jpg' cannot be read: No such file"):
+    source[1]
+
+
+@pytest.mark.parametrize(
+  ("text", "error", "words"),
+  [
+    ("file,caption\nb.jpg,x\nz.jpg,y\n", FileNotFoundError, r"names 1 files that are not in .*: z\.jpg"),
+    ("picture,caption\nb.jpg,x\n", ValueError, r"has the columns \['picture', 'caption'\]; one of \('file'"),
+    ("file,caption\n", FileNotFoundError, "no images in .*captions.csv"),
+  ],
+)
+def test_bad_tables_are_refused(folder, text, error, words):
+  (folder / "captions.csv").write_text(text)
+  with pytest.raises(error, match=words):
+    FolderSource(folder)
+
+
+def test_missing_and_empty_folders_are_refused(tmp_path):
+  with pytest.raises(FileNotFoundError, match="no folder"):
+    FolderSource(tmp_path / "none")
+  with pytest.raises(FileNotFoundError, match="no images in"):
+    FolderSource(tmp_path)
+  with pytest.raises(FileNotFoundError, match="no captions file"):
+    FolderSource(tmp_path, tmp_path / "none.csv")
