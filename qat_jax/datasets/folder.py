@@ -61,7 +61,9 @@ class FolderSource:
     except OSError as error:
       raise UnreadableImage(name, error.strerror or str(error)) from error
     beside = path.with_suffix(".txt")
-    caption = row.get("caption") or (beside.read_text().strip() if "caption" not in row and beside.is_file() else None)
+    caption = row.get("caption") or (
+      beside.read_text("utf-8", "replace").strip() if "caption" not in row and beside.is_file() else None
+    )
     instance = row.get("instance") or (str(Path(row["file"]).parent) if self.instance_by_folder else None)
     return {**row, "id": str(name), "image": image, "caption": caption, "instance": instance}
 
@@ -74,7 +76,9 @@ def _listed(folder: Path) -> list[dict[str, Any]]:
 def _named(folder: Path, table: Path) -> list[dict[str, Any]]:
   rows = _read(table)
   column = next((name for name in FILE_COLUMNS if rows and name in rows[0]), None)
-  if rows and column is None:
+  if not rows:
+    return []
+  if column is None:
     raise ValueError(f"{table} has the columns {list(rows[0])}; one of {FILE_COLUMNS} must name the image files")
   rows = [{"file": str(row[column]), **{k: v for k, v in row.items() if k != column}} for row in rows]
   missing = [row["file"] for row in rows if not (folder / row["file"]).is_file()]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import read_only_builder
 
@@ -102,5 +103,5 @@ def _field(record: dict[str, Any], field: str) -> Any:
 
 def _texts(value: Any) -> list[str]:
   """Returns one or several texts or numbers as a list of str; TFDS gives texts as bytes."""
-  values = value if isinstance(value, list | tuple) or getattr(value, "ndim", 0) else [value]
+  values = value if np.ndim(value) else [value]
   return [item.decode() if isinstance(item, bytes) else str(item) for item in values]
