@@ -118,14 +118,18 @@ class FeatureStore:
     """The names of the metadata columns."""
     return pq.read_schema(self.metadata_shards[0]).names if self.metadata_shards else []
 
+  @property
+  def id_column(self) -> str | None:
+    """The metadata column that names the items, None where they are only numbered."""
+    return next((name for name in ID_COLUMNS if name in self.columns), None)
+
   def arrow_column(self, name: str) -> pa.ChunkedArray:
     """Returns a metadata column as Arrow holds it, read at each call; raises KeyError where there is none."""
     if name not in self.columns:
       raise KeyError(f"no metadata column {name!r} in {self.folder}; there are {self.columns}")
-    tables = [pq.read_table(path, columns=[name]) for path in self.metadata_shards]
-    kinds = [table.schema.types[0] for table in tables if not pa.types.is_null(table.schema.types[0])]
-    kind = kinds[0] if kinds else pa.string()
-    return pa.chunked_array([chunk.cast(kind) for table in tables for chunk in table.column(0).chunks], kind)
+    parts = [_read_column(path, name) for path in self.metadata_shards]
+    kind = next((part.type for part in parts if not pa.types.is_null(part.type)), pa.string())
+    return pa.chunked_array([chunk.cast(kind) for part in parts for chunk in part.chunks], kind)
 
   def column(self, name: str) -> np.ndarray:
     """Returns a metadata column (N; text as an object array of str, None where missing), kept after the first use."""
@@ -140,7 +144,7 @@ class FeatureStore:
 
   def arrow_ids(self) -> pa.ChunkedArray:
     """Returns the items' ids as Arrow strings: the column `id`, else `key`, else `image_path`, else row numbers."""
-    name = next((n for n in ID_COLUMNS if n in self.columns), None)
+    name = self.id_column
     values = pa.chunked_array([pa.array(np.arange(len(self)))]) if name is None else self.arrow_column(name)
     return values.cast(pa.string())
 
@@ -259,6 +263,13 @@ def write_features(
       raise ValueError(f"{folder}: more {kind} features than the {len(table)} ids; give one row an item")
   writer.finish(dict(meta or {}))
   return FeatureStore.open(folder)
+
+
+def _read_column(path: Path, name: str) -> pa.ChunkedArray:
+  file = pq.ParquetFile(path)
+  if name not in file.schema_arrow.names:
+    raise KeyError(f"{path} has no column {name!r}, only {file.schema_arrow.names}, unlike the shards before it")
+  return file.read(columns=[name]).column(0)
 
 
 class _Stream:

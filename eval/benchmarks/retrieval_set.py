@@ -158,6 +158,10 @@ def _check_store(store: FeatureStore, every_item: bool) -> None:
     raise ValueError(
       f"{_name(store)} has no metadata column `instance`, only {store.columns}; it says which items match"
     )
+  if store.id_column is None:
+    raise ValueError(
+      f"{_name(store)} has no metadata column `id`, only {store.columns}; a query must know its own image"
+    )
   missing = store.arrow_column("instance").is_null().to_numpy()
   if missing.all() or (every_item and missing.any()):
     raise ValueError(

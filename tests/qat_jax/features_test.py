@@ -171,6 +171,12 @@ def test_repeated_ids_are_named(foreign):
     FeatureStore.open(foreign).verify()
 
 
+def test_a_column_that_a_later_shard_lacks_is_named(foreign):
+  pq.write_table(pa.table({"image_path": ["4.jpg"]}), foreign / "metadata/metadata_4.parquet")
+  with pytest.raises(KeyError, match=r"metadata_4\.parquet has no column 'caption'"):
+    FeatureStore.open(foreign).column("caption")
+
+
 def test_a_folder_without_features_says_what_it_holds(tmp_path):
   (tmp_path / "pictures").mkdir()
   with pytest.raises(FileNotFoundError, match=r"no img_emb/img_emb_\*\.npy.*\['pictures'\]"):

@@ -120,6 +120,13 @@ def test_repeated_ids_are_refused(root):
     RetrievalSet.open(root)
 
 
+def test_items_without_names_are_refused(root):
+  folder = root / "test/gallery"
+  pq.write_table(pa.table({"instance": ["x"] * 5}), folder / "metadata/metadata_0000.parquet")
+  with pytest.raises(ValueError, match=r"has no metadata column `id`, only \['instance'\]"):
+    RetrievalSet.open(root)
+
+
 def test_an_empty_gallery_is_refused(root):
   folder = root / "val/gallery"
   shutil.rmtree(folder)
