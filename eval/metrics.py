@@ -105,11 +105,11 @@ def reciprocal_rank(relevant_K: np.ndarray, score_K: np.ndarray) -> np.ndarray |
 
 
 def landmark_average_precision(ids_QK: np.ndarray, relevance: Relevance, k: int = 100) -> np.ndarray:
-  """Returns the AP@k of Google Landmarks v2 (Q): over min(k, positives), of the first k predictions.
+  """Returns the AP@k of Google Landmarks v2 (Q): the step form, over min(k, positives).
 
-  A prediction made before adds nothing, yet takes up a rank.
+  A prediction made before adds nothing, yet takes up a rank; here that holds for every metric.
   """
-  return average_precision(np.asarray(ids_QK)[:, :k], relevance, k)
+  return average_precision(ids_QK, relevance, k)
 
 
 def bootstrap_interval(values_Q: np.ndarray, seed: int = 0, samples: int = 10_000) -> tuple[float, float]:

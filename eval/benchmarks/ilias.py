@@ -107,14 +107,14 @@ class Ilias:
     by_object = {o: np.array([position_of[i] for i in ids]) for o, ids in self.positives_by_object().items()}
     return Relevance([by_object[object_of(q)] for q in query_ids], [np.empty(0, np.int64)] * len(query_ids))
 
-  def task(self, name: str, query_ids: Sequence[str], gallery_ids: Sequence[str] | pa.Array, **features) -> Task:
+  def task(self, name: str, query_ids: Sequence[str], gallery_ids: Sequence[str] | pa.Array) -> Task:
     """Returns the task of some queries (those of I2I or T2I) over a gallery; scores in percent at 1,000."""
     relevance = self.relevance(query_ids, gallery_ids)
 
     def score(ranking: Ranking) -> dict:
       return self.score(ranked_items(query_ids, gallery_ids, ranking), K)
 
-    return Task(name, query_ids, gallery_ids, relevance, score, **features)
+    return Task(name, query_ids, gallery_ids, relevance, score)
 
   def score(self, similarities: Iterable[tuple[str, Items]], k: int = K) -> dict:
     """Returns the official figures, in percent: map with its interval, that of either query type, and breakdowns.

@@ -9,7 +9,8 @@ import numpy as np
 
 from eval.benchmarks.hdf5 import Hdf5Features
 from eval.benchmarks.ilias import SOURCE, Ilias
-from eval.benchmarks.task import Task, check_features, check_same_ids, check_unique, need
+from eval.benchmarks.joined import Joined
+from eval.benchmarks.task import Task, check_same_ids, check_unique, need, with_features
 
 QUERY_FILES = {"i2i": ("queries", "image_queries"), "t2i": ("text_queries",)}
 
@@ -28,21 +29,19 @@ def open_tasks(
   positives = _first(features, ("positives", "positive"))
   if positives is None:
     raise FileNotFoundError(f"{features} has no features_positives.hdf5; it is one of ILIAS's published features")
-  gallery = Hdf5Features([positives, *paths], _chosen(benchmark, mini_ids))
+  keep = _chosen(benchmark, mini_ids)
+  gallery = Joined([Hdf5Features(path, keep) for path in (positives, *paths)])
   check_unique(gallery.ids, f"{features}, gallery")
-  check_features(gallery, f"{features}, gallery")
   tasks = []
   for name, endings in QUERY_FILES.items():
     path = _first(features, endings)
     if path is None:
       continue
-    queries = Hdf5Features([path])
-    if queries.width != gallery.width:
-      raise ValueError(f"{path}: features are {queries.width} wide, the gallery's {gallery.width}; use one encoder")
-    check_features(queries, str(path))
+    queries = Hdf5Features(path)
     wanted = benchmark.image_query_ids if name == "i2i" else benchmark.text_query_ids
     check_same_ids(sorted(queries.ids), wanted, str(path))
-    tasks.append(benchmark.task(f"ilias {name}", list(queries.ids), gallery.ids, queries=queries, gallery=gallery))
+    task = benchmark.task(f"ilias {name}", list(queries.ids), gallery.ids)
+    tasks.append(with_features(task, queries, gallery))
   if not tasks:
     raise FileNotFoundError(f"{features} has neither features_queries.hdf5 nor features_text_queries.hdf5")
   return tasks

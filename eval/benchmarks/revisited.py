@@ -126,6 +126,17 @@ def read_gnd(path: Path | str) -> dict[str, Any]:
   return truth
 
 
+def read_features(path: Path | str) -> tuple[np.ndarray, np.ndarray]:
+  """Returns queries (QD) and gallery (ND) of a published features .mat, which holds them as Q (D × Q) and X (D × N)."""
+  from scipy.io import loadmat
+
+  raw = loadmat(need(Path(path), "it is the features .mat of the benchmark's download"))
+  if not {"Q", "X"} <= set(raw) or raw["Q"].shape[0] != raw["X"].shape[0]:
+    shapes = {name: value.shape for name, value in raw.items() if isinstance(value, np.ndarray)}
+    raise ValueError(f"{path} holds {shapes}; it should hold Q and X, of the same width in the first axis")
+  return np.ascontiguousarray(raw["Q"].T), np.ascontiguousarray(raw["X"].T)
+
+
 def _query(entry: Any, place: int, path: Path) -> dict[str, np.ndarray]:
   if "ok" in entry and "junk" not in entry:  # INSTRE has none
     entry = {**entry, "junk": []}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +14,7 @@ from eval.benchmarks.relevance import Relevance
 from qat_jax.types import Ranking
 
 UNIT_TOLERANCE = 0.02  # features stored as fp16 are off by 1e-3
-CHECKED_ROWS = 65536  # of features too many to read twice
+CHECKED_BLOCKS, BLOCK_ROWS = 64, 1024  # of features too many to read twice, evenly over all of them
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,8 @@ class Task:
   gallery_ids: Sequence[str]
   relevance: Relevance
   score: Callable[[Ranking], dict]  # the benchmark's figures for a ranking of the gallery, in its own unit
-  queries: object | None = None
-  gallery: object | None = None
+  queries: Any = None
+  gallery: Any = None
 
 
 def need(path: Path, source: str) -> Path:
@@ -35,23 +37,39 @@ def need(path: Path, source: str) -> Path:
   return path
 
 
-def check_features(features, what: str, ids: Sequence[str] | None = None) -> None:
-  """Raises ValueError where features are not of unit length, not finite, or not for these `ids` in this order."""
-  if ids is not None:
-    check_same_ids(list(features.ids), list(ids), what)
-  for start in range(0, min(len(features), CHECKED_ROWS), 8192):
-    length_N = np.linalg.norm(np.asarray(features[start : start + 8192], np.float32), axis=1)
+def with_features(task: Task, queries: Any, gallery: Any) -> Task:
+  """Returns the task with features, after checking that they are its own: ids and their order, widths, lengths of 1.
+
+  Features without `ids` (arrays) are checked by their number.
+  """
+  for what, features, ids in (("queries", queries, task.query_ids), ("gallery", gallery, task.gallery_ids)):
+    if len(features) != len(ids):
+      raise ValueError(f"{task.name}, {what}: {len(features):,} features for {len(ids):,} ids; give one for each")
+    if getattr(features, "ids", None) is not None:
+      check_same_ids(features.ids, ids, f"{task.name}, {what}")
+    check_lengths(features, ids, f"{task.name}, {what}")
+  widths = [int(features[:1].shape[1]) for features in (queries, gallery)]
+  if widths[0] != widths[1]:
+    raise ValueError(f"{task.name}: queries are {widths[0]} wide, the gallery {widths[1]}; use one encoder for both")
+  return dataclasses.replace(task, queries=queries, gallery=gallery)
+
+
+def check_lengths(features: Any, ids: Sequence[str], what: str) -> None:
+  """Raises ValueError where a feature is not of unit length, or not finite; looks at 65,536 of a larger number."""
+  every = max(BLOCK_ROWS, len(features) // CHECKED_BLOCKS)
+  for start in range(0, len(features), every):
+    length_N = np.linalg.norm(np.asarray(features[start : start + BLOCK_ROWS], np.float32), axis=1)
     bad = np.flatnonzero(~(np.abs(length_N - 1) < UNIT_TOLERANCE))
     if len(bad):
       raise ValueError(
-        f"{what}: the feature of {features.ids[start + bad[0]]!r} has length {length_N[bad[0]]:.4g}, not 1; "
+        f"{what}: the feature of {ids[start + bad[0]]!r} has length {length_N[bad[0]]:.4g}, not 1; "
         "normalise the features to unit length"
       )
 
 
 def check_same_ids(got: Sequence[str], wanted: Sequence[str], what: str) -> None:
   """Raises ValueError where two lists of ids are not the same in the same order; says what differs."""
-  if list(got) == list(wanted):
+  if len(got) == len(wanted) and np.array_equal(np.asarray(got, object), np.asarray(wanted, object)):
     return
   missing, extra = sorted(set(wanted) - set(got)), sorted(set(got) - set(wanted))
   if missing or extra:

@@ -43,6 +43,10 @@ def test_ignored_items_and_missing_places_take_up_no_rank():
   assert recall_at(ids_QK, relevance([6], [8]), 3) == pytest.approx([1.0])
 
 
+def test_an_item_both_positive_and_ignored_is_ignored():
+  assert average_precision(np.array([[0, 1, 2]]), relevance([0, 2], [0])) == pytest.approx([(1 / 2) / 2])
+
+
 def test_at_k_the_average_is_over_what_k_places_can_hold():
   ids_QK = np.array([[5, 0, 6, 7]])
   # k = 2 of three positives: (1/1) / 2; an ignored item first leaves the same two items in the first two places

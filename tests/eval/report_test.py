@@ -1,5 +1,6 @@
 """The page holds everything itself, and shows what it was given."""
 
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -97,3 +98,11 @@ def test_an_unfinished_last_line_of_the_curves_is_skipped(tmp_path):
   path = tmp_path / "metrics.jsonl"
   path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
   assert read_curves(path) == [{"step": 1, "loss": 2.0}]
+
+
+def test_queries_that_gained_and_those_that_lost_are_apart(tmp_path, rows, sheet):
+  lost = dataclasses.replace(sheet, query="a lost cup", gain=-0.5)
+  write_report(tmp_path, rows, {}, sheets=[sheet, lost])
+  text = (tmp_path / "report.html").read_text()
+  assert text.count("a lost cup") == 1
+  assert text.index("Gained most") < text.index("a red cup") < text.index("Lost most") < text.index("a lost cup")

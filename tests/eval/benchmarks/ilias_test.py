@@ -234,7 +234,7 @@ def test_features_that_are_not_normalised_are_named(features):
 
 def test_features_of_different_widths_are_refused(features):
   write_features(features, "distractors_00001", ["0001/0"], 3, width=WIDTH + 1)
-  with pytest.raises(ValueError, match="9 wide"):
+  with pytest.raises(ValueError, match="9 wide and 8 wide"):
     open_tasks(VECTORS, features, 2)
 
 

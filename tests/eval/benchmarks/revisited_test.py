@@ -9,12 +9,27 @@ import pytest
 import scipy.io
 
 from eval.benchmarks import instre, revisited
+from eval.benchmarks.joined import Joined
+from eval.benchmarks.task import with_features
 from qat_jax.types import Ranking
 
 VECTORS = json.loads(
   (Path(__file__).parents[2] / "data" / "metric_vectors" / "revisited_oxford_paris.json").read_text()
 )
 RANKS = np.array(VECTORS["ranks_db_by_query"])
+
+
+class Stored:
+  """Features with ids, in memory."""
+
+  def __init__(self, ids, rows):
+    self.ids, self.rows, self.width, self.dtype = ids, rows, rows.shape[1], rows.dtype
+
+  def __len__(self):
+    return len(self.rows)
+
+  def __getitem__(self, rows):
+    return self.rows[rows]
 
 
 def as_pickle(folder):
@@ -103,6 +118,40 @@ def test_instre_counts_from_one_in_the_file_and_from_zero_here(tmp_path):
   assert [p.tolist() for p in task.relevance.positives] == [[0, 2], [1]]
   assert task.score(Ranking(np.array([[0, 2, 1], [1, 0, 2]]), None))["map"] == pytest.approx(1.0)
   np.testing.assert_array_equal(instre.query_boxes(path), [[10, 20, 30, 40], [1, 2, 3, 4]])
+
+
+def test_published_features_rank_as_their_dot_product(tmp_path):
+  rng = np.random.default_rng(0)
+  rows = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (rng.normal(size=(9, 4)), rng.normal(size=(400, 4)))]
+  scipy.io.savemat(tmp_path / "features.mat", {"Q": rows[0].T, "X": rows[1].T})
+  queries_QD, gallery_ND = revisited.read_features(tmp_path / "features.mat")
+  np.testing.assert_array_equal(queries_QD, rows[0])
+  task = with_features(revisited.open_task(as_pickle(tmp_path))[1], queries_QD, gallery_ND)
+  ids_QK = np.argsort(-task.queries @ task.gallery.T, axis=1)
+  assert 0 < task.score(Ranking(ids_QK, None))["map"] < 1
+  with pytest.raises(ValueError, match="399 features for 400 ids"):
+    with_features(task, queries_QD, gallery_ND[:-1])
+  with pytest.raises(ValueError, match=r"feature of 'query_2' has length nan"):
+    with_features(task, np.where(np.arange(9)[:, None] == 2, np.nan, queries_QD), gallery_ND)
+  with pytest.raises(ValueError, match="queries are 3 wide, the gallery 4"):
+    with_features(task, np.eye(9, 3) + np.eye(9, 3, -3) + np.eye(9, 3, -6), gallery_ND)
+
+
+def test_features_in_another_order_than_the_list_are_refused(tmp_path):
+  task = revisited.open_task(as_pickle(tmp_path), distractor_ids=["far"])[1]
+  own, far = np.eye(400, 5) + np.eye(400, 5, -5), np.eye(1, 5)
+  own[:, 0] = np.where(own.any(1), own[:, 0], 1)
+  queries = Stored(task.query_ids, np.eye(9, 5) + np.eye(9, 5, -5))
+  gallery = Joined([Stored(task.gallery_ids[:-1], own), Stored(["far"], far)])
+  assert len(with_features(task, queries, gallery).gallery) == 401
+  np.testing.assert_array_equal(gallery[[400, 0, 400]], [far[0], own[0], far[0]])
+  np.testing.assert_array_equal(gallery[398:401], np.concatenate([own[398:], far]))
+  np.testing.assert_array_equal(np.concatenate([rows for _, rows in gallery.chunks(150)]), gallery[:])
+  swapped = Joined([Stored(["far"], far), Stored(task.gallery_ids[:-1], own)])
+  with pytest.raises(ValueError, match="the order differs, row 0 is 'far', the benchmark's list has 'image_0'"):
+    with_features(task, queries, swapped)
+  with pytest.raises(ValueError, match=r"1 ids are missing \(first \['far'\]\) and 1 are unknown \(first \['near'\]\)"):
+    with_features(task, queries, Joined([Stored(task.gallery_ids[:-1], own), Stored(["near"], far)]))
 
 
 def test_transposed_ranks_are_named(tmp_path):
