@@ -1,89 +1,133 @@
-"""Adaptation × gallery → scores and rankings."""
+"""Adaptation × gallery → scores and rankings, exactly.
+
+`rank` proves its top k with the two passes of `qat_jax.two_pass`; `rerank` scores what it is given.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from qat_jax.adaptation import HIGHEST, fold
+from qat_jax.adaptation import score
+from qat_jax.masks import Masks
+from qat_jax.proof import exact, padded, power, search, take_queries
+from qat_jax.streaming import open_gallery
+from qat_jax.two_pass import finite
 from qat_jax.types import Adaptation, Ranking
 
-TINY = 1e-12
-CHUNK_ROWS = 16384
+__all__ = ["rank", "rerank", "score"]
+
+QUERY_BLOCK = 64
+BOUNDS = 1 << 27  # how many upper bounds (queries × rows on a device) a first pass may hold
 
 
-@jax.jit
-def score(adaptation: Adaptation, gallery_ND: jax.Array) -> jax.Array:
-  """Returns cosine(q', T z) for every query and every unit gallery item (QN, float32).
+def rank(
+  adaptation: Adaptation,
+  gallery: Any,
+  k: int = 100,
+  *,
+  exclude: Any = None,
+  allowed: Any = None,
+  kept: int | None = None,
+  devices: Sequence[jax.Device] | None = None,
+  chunk_rows: int | None = None,
+) -> Ranking:
+  """Returns the exact top k of the whole gallery for each query; lower id first where scores are equal.
 
-  By the factors, never by T: |T z|² = (g∘g)·(z∘z) + 2 (Lᵀ(g∘z))·(Rᵀz) + |L Rᵀz|², O(D·R) a query and item.
+  Args:
+    adaptation: Q queries.
+    gallery: unit rows in the adaptation's space. A float32 device array is used where it lies, its rows sharded or
+      not; a NumPy array, a memory map or a FeatureStore (fp16, bf16, fp32) is streamed, and may exceed memory.
+    k: how many; where fewer items are to be had, ids are filled up with −1 and scores with −inf.
+    exclude: positions (Q, or QE with −1 as padding) that a query shall not find: itself, for instance.
+    allowed: positions (A, for all queries; or QA with −1 as padding) or a bool N: all that may be found.
+    kept: how many directions of the spectrum the first pass looks at. More of them bound better and cost more.
+    devices: where a streamed gallery goes, chunk by chunk in turn; the default device if None.
+    chunk_rows: how many rows are streamed at once.
+
+  Raises ValueError for a gallery that is empty, of another width or space, or has rows that are NaN or not of unit
+  length (named by position), for an adaptation with NaN, and for k < 1.
   """
-  gate, left, right = adaptation.gate, adaptation.left, adaptation.right
-  gallery_ND = gallery_ND.astype(jnp.float32)
-  numerator_QN = jnp.matmul(fold(adaptation), gallery_ND.T, precision=HIGHEST)
-  if gate.shape[1] == 1:
-    square_QN = jnp.square(gate) * jnp.sum(jnp.square(gallery_ND), axis=1)
-  else:
-    square_QN = jnp.matmul(jnp.square(gate), jnp.square(gallery_ND).T, precision=HIGHEST)
-  if left.shape[2]:
-    along_right_QNR = jnp.einsum("ND,QDR->QNR", gallery_ND, right, precision=HIGHEST)
-    along_left_QNR = jnp.einsum("ND,QDR->QNR", gallery_ND, gate[:, :, None] * left, precision=HIGHEST)
-    gram_QRS = jnp.einsum("QDR,QDS->QRS", left, left, precision=HIGHEST)
-    mapped_QNR = jnp.einsum("QNR,QRS->QNS", along_right_QNR, gram_QRS, precision=HIGHEST)
-    square_QN += jnp.sum((2 * along_left_QNR + mapped_QNR) * along_right_QNR, axis=-1)
-  return numerator_QN * jax.lax.rsqrt(jnp.maximum(square_QN, TINY))
-
-
-def rank(adaptation: Adaptation, gallery: Any, k: int = 100) -> Ranking:
-  """Returns the exact top k of the whole gallery for each query; `gallery` is an array (ND) or a FeatureStore."""
   check(adaptation, gallery, k)
-  queries = len(adaptation)
-  ids_QK, scores_QK = np.empty((queries, 0), np.int32), np.empty((queries, 0), np.float32)
-  for start in range(0, len(gallery), CHUNK_ROWS):
-    chunk_ND = jnp.asarray(gallery[start : start + CHUNK_ROWS])
-    score_QN = np.concatenate([np.asarray(score(adaptation[i : i + 8], chunk_ND)) for i in range(0, queries, 8)])
-    id_QN = np.broadcast_to(np.arange(start, start + score_QN.shape[1], dtype=np.int32), score_QN.shape)
-    ids_QK, scores_QK = best(np.concatenate([ids_QK, id_QN], 1), np.concatenate([scores_QK, score_QN], 1), k)
-  return Ranking(ids_QK, scores_QK)
+  masks = Masks.of(exclude, allowed, len(adaptation), len(gallery))
+  parts = open_gallery(gallery, devices, chunk_rows)
+  block = min(QUERY_BLOCK, power(len(adaptation)), max(1, power(BOUNDS // parts.longest + 1) // 2))
+  if kept is None:
+    kept = 1 if block > 4 else 3
+  kept = min(kept, 2 * adaptation.left.shape[2])
+  found = []
+  for start in range(0, len(adaptation), block):
+    rows = np.arange(start, min(start + block, len(adaptation)))
+    some = padded(rows)
+    top = search(take_queries(adaptation, some), masks.queries(some), parts, min(k, len(gallery)), kept)
+    found.append([x[: len(rows)] for x in top])
+  return _ranking(found, k)
 
 
-def rerank(adaptation: Adaptation, gallery: Any, shortlist: Ranking | np.ndarray, k: int | None = None) -> Ranking:
-  """Returns each query's shortlist (Ranking or ids, QS) in the order of the exact adapted scores; −1 is padding."""
-  ids_QS = np.asarray(shortlist.ids if isinstance(shortlist, Ranking) else shortlist)
-  k = ids_QS.shape[1] if k is None else k
+def rerank(adaptation: Adaptation, gallery: Any, shortlist: Ranking | Any, k: int | None = None) -> Ranking:
+  """Returns each query's shortlist in the order of the exact adapted scores, the first k of it (all by default).
+
+  `shortlist` is a Ranking or positions (QS): −1 is padding, and what occurs twice counts once. Lengths are padded to
+  powers of two, so that a new length seldom compiles anew. `gallery` is what `rank` takes. Raises as `rank` does, and
+  ValueError for positions outside the gallery.
+  """
+  position_QS = np.asarray(shortlist.ids if isinstance(shortlist, Ranking) else shortlist)
+  if position_QS.ndim != 2 or position_QS.dtype.kind not in "iu" or len(position_QS) != len(adaptation):
+    raise ValueError(
+      f"the shortlist is {position_QS.dtype} {position_QS.shape}; wanted integers, one row for each of "
+      f"{len(adaptation)} queries"
+    )
+  k = position_QS.shape[1] if k is None else k
   check(adaptation, gallery, k)
-  ids_QS = np.sort(ids_QS, axis=1)
-  ids_QS[:, 1:][ids_QS[:, 1:] == ids_QS[:, :-1]] = -1
-  scores = [
-    np.asarray(score(adaptation[i : i + 1], jnp.asarray(gallery[np.maximum(ids_S, 0)])))[0]
-    for i, ids_S in enumerate(ids_QS)
-  ]
-  return Ranking(*best(ids_QS, np.where(ids_QS < 0, -np.inf, np.stack(scores)), k))
-
-
-def best(ids_QN: np.ndarray, scores_QN: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the k best items of each row, best first, lower id first where scores are equal; −1 and −inf pad."""
-  order_QN = np.lexsort((ids_QN, -scores_QN), axis=1)[:, :k]
-  missing = ((0, 0), (0, k - order_QN.shape[1]))
-  ids_QK = np.pad(np.take_along_axis(ids_QN, order_QN, 1), missing, constant_values=-1).astype(np.int32)
-  scores_QK = np.pad(np.take_along_axis(scores_QN, order_QN, 1), missing, constant_values=-np.inf)
-  return ids_QK, scores_QK.astype(np.float32)
+  if position_QS.min() < -1 or position_QS.max() >= len(gallery):
+    raise ValueError(
+      f"the shortlist holds positions {position_QS.min()} to {position_QS.max()}; the gallery has "
+      f"{len(gallery)} items, −1 is padding"
+    )
+  position_QS = np.sort(position_QS, axis=1)
+  position_QS[:, 1:][position_QS[:, 1:] == position_QS[:, :-1]] = -1
+  padding = ((0, 0), (0, max(16, power(position_QS.shape[1])) - position_QS.shape[1]))
+  position_QS = np.pad(position_QS, padding, constant_values=-1).astype(np.int32)
+  parts = open_gallery(gallery, None, None)
+  found = []
+  for start in range(0, len(adaptation), QUERY_BLOCK):
+    rows = np.arange(start, min(start + QUERY_BLOCK, len(adaptation)))
+    some = padded(rows)
+    found.append([x[: len(rows)] for x in exact(take_queries(adaptation, some), parts, position_QS[some])])
+  return _ranking(found, k)
 
 
 def check(adaptation: Adaptation, gallery: Any, k: int) -> None:
-  """Raises ValueError unless the adaptation is for such a gallery."""
-  if len(gallery) == 0:
-    raise ValueError("the gallery is empty; nothing can be ranked")
-  if k <= 0:
+  """Raises ValueError unless the gallery can be ranked by the adaptation; looks at no features."""
+  if k < 1:
     raise ValueError(f"k is {k}; it must be at least 1")
+  if len(adaptation) == 0:
+    raise ValueError("the adaptation has no queries; give at least one")
+  if len(gallery) == 0:
+    raise ValueError("the gallery is empty; give at least one item")
   width = gallery.width if hasattr(gallery, "width") else gallery.shape[1]
   if width != adaptation.query.shape[1]:
-    raise ValueError(f"the gallery is {width} wide, the adaptation {adaptation.query.shape[1]}; use the same encoder")
+    raise ValueError(
+      f"the gallery is {width} wide, the adaptation {adaptation.query.shape[1]}; both must come from the same encoder"
+    )
   space = getattr(gallery, "space", adaptation.space)
   if space != adaptation.space:
     raise ValueError(
-      f"the gallery's space is {space!r}, the adaptation wants {adaptation.space!r}; use adapter.prepare(gallery)"
+      f"the gallery is in the space {space!r}, the adaptation wants {adaptation.space!r}; use adapter.prepare(gallery)"
     )
+  finite_Q = np.asarray(finite(adaptation))
+  if not finite_Q.all():
+    raise ValueError(
+      f"the adaptation of query {np.argmin(finite_Q)} has NaN or infinite entries ({np.sum(~finite_Q)} such queries); "
+      "look at the query's feature and at the adapter's training"
+    )
+
+
+def _ranking(blocks: list[list[np.ndarray]], k: int) -> Ranking:
+  """Returns the ids and scores of blocks of queries as one Ranking, filled up to k."""
+  ids_QB, score_QB = (np.concatenate(x)[:, :k] for x in zip(*blocks, strict=True))
+  missing = ((0, 0), (0, k - ids_QB.shape[1]))
+  return Ranking(np.pad(ids_QB, missing, constant_values=-1), np.pad(score_QB, missing, constant_values=-np.inf))

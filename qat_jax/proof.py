@@ -1,0 +1,161 @@
+"""The exact top k of a block of queries: bounds, candidates, exact scores, and the proof that nothing else is better.
+
+An item that the first pass dropped has an upper bound no larger than the smallest one kept. If that lies below the
+k-th exact score, the result is proven. Else the buffer grows to what the bounds cannot rule out, and at last every
+item is scored by the full formula.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qat_jax.adaptation import score_own
+from qat_jax.masks import Masks
+from qat_jax.streaming import Part, Resident, Streamed
+from qat_jax.two_pass import Candidates, first_pass, full_pass, keep, ordered, prepare, survivors
+from qat_jax.types import Adaptation
+
+BUFFER = 512
+LARGEST_BUFFER = 8192
+FULL_ROWS = 4096  # rows scored by the full formula at once
+NUMBERS = 1 << 25  # float32 numbers of items that the second pass holds
+
+Uppers = Iterable[tuple[int, jax.Array]]  # first position, bounds QN
+
+
+def search(
+  adaptation: Adaptation, masks: Masks, parts: Resident | Streamed, k: int, kept: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns ids and scores (two QK) of the exact top k, k ≤ N, best first; −1 and −inf where masks leave fewer."""
+  queries = len(adaptation)
+  every_Q = np.arange(queries)
+  buffer = power(k + 32) if kept == 0 else max(BUFFER, power(2 * k))
+  uppers: Uppers = _first(adaptation, masks, parts, kept)
+  if isinstance(parts, Resident):
+    uppers = list(uppers)  # a second look is free
+  ids_QB, score_QB, proven_Q = _best(adaptation, parts, uppers, buffer, k)
+  if not proven_Q.all():
+    rows = padded(every_Q[~proven_Q])
+    some, threshold_Q = take_queries(adaptation, rows), score_QB[rows, k - 1]
+    if isinstance(parts, Resident):
+      uppers = [(start, upper_QN[rows]) for start, upper_QN in uppers]
+      left_Q = sum(np.asarray(survivors(upper_QN, threshold_Q)) for _, upper_QN in uppers)
+      buffer = power(int(np.max(left_Q)))
+    else:
+      uppers, buffer = _first(some, masks.queries(rows), parts, kept), 8 * buffer
+    if buffer <= LARGEST_BUFFER:
+      found = _best(some, parts, uppers, buffer, k)
+      ids_QB, score_QB, proven_Q = _replace((ids_QB, score_QB, proven_Q), found, rows)
+  if not proven_Q.all():
+    rows = padded(every_Q[~proven_Q])
+    some = take_queries(adaptation, rows)
+    found = _best(some, parts, _full(some, masks.queries(rows), parts), max(128, power(2 * k)), k)
+    ids_QB, score_QB, _ = _replace((ids_QB, score_QB, proven_Q), found, rows)
+  return ids_QB[:, :k], score_QB[:, :k]
+
+
+def exact(
+  adaptation: Adaptation, parts: Resident | Streamed, position_QB: jax.Array | np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns ids and exact scores (two QB) of the items at `position_QB`, best first; −1 is padding, and comes last."""
+  queries, buffer = position_QB.shape
+  width = adaptation.query.shape[1]
+  columns = min(buffer, max(1, NUMBERS // width))
+  block = max(1, min(queries, NUMBERS // (width * columns)))
+  scores = []
+  for start in range(0, queries, block):
+    some = adaptation[start : start + block]
+    pieces = [position_QB[start : start + block, i : i + columns] for i in range(0, buffer, columns)]
+    scores.append(jnp.concatenate([score_own(some, parts.rows(piece)) for piece in pieces], axis=1))
+  ids_QB, score_QB = ordered(jnp.asarray(position_QB, jnp.int32), jnp.concatenate(scores))
+  return np.asarray(ids_QB), np.asarray(score_QB)
+
+
+def take_queries(adaptation: Adaptation, rows: np.ndarray) -> Adaptation:
+  """Returns the adaptation of some of the queries, in the order of `rows`."""
+  if np.array_equal(rows, np.arange(len(adaptation))):
+    return adaptation
+  return jax.tree.map(lambda x: x[rows], adaptation)
+
+
+def power(n: int) -> int:
+  """Returns the smallest power of two that is at least n and at least 1."""
+  return 1 << max(0, n - 1).bit_length()
+
+
+def padded(rows: np.ndarray) -> np.ndarray:
+  """Returns rows with the last one repeated up to a power of two, so that few shapes are ever compiled."""
+  return np.pad(rows, (0, power(len(rows)) - len(rows)), mode="edge")
+
+
+def _first(
+  adaptation: Adaptation, masks: Masks, parts: Resident | Streamed, kept: int
+) -> Iterator[tuple[int, jax.Array]]:
+  bounding = _everywhere(prepare(adaptation, kept))
+  for part in parts.parts():
+    yield part.start, first_pass(bounding(part), part.features, part.square, _wanted(masks, part, len(adaptation)))
+
+
+def _full(adaptation: Adaptation, masks: Masks, parts: Resident | Streamed) -> Iterator[tuple[int, jax.Array]]:
+  copies = _everywhere(adaptation)
+  for part in parts.parts(FULL_ROWS):
+    yield part.start, full_pass(copies(part), part.features, _wanted(masks, part, len(adaptation)))
+
+
+def _best(
+  adaptation: Adaptation, parts: Resident | Streamed, uppers: Uppers, buffer: int, k: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Returns ids and exact scores (QB) of the items with the largest bounds, and whether the first k are proven."""
+  of_device: dict[jax.Device, Candidates] = {}
+  for start, upper_QN in uppers:
+    of_device[upper_QN.device] = keep(upper_QN, start, of_device.get(upper_QN.device), buffer)
+  if len(of_device) == 1:
+    (candidates,) = of_device.values()
+  else:
+    candidates = _merged(list(of_device.values()), buffer)
+  ids_QB, score_QB = exact(adaptation, parts, candidates.ids)
+  dropped_Q = np.asarray(candidates.upper[:, -1])
+  return ids_QB, score_QB, (dropped_Q < score_QB[:, k - 1]) | (dropped_Q == -np.inf)
+
+
+def _merged(several: list[Candidates], buffer: int) -> Candidates:
+  ids = np.concatenate([x.ids for x in several], axis=1)
+  upper = np.concatenate([x.upper for x in several], axis=1)
+  order_QB = np.argsort(-upper, axis=1, kind="stable")[:, :buffer]
+  return Candidates(jnp.take_along_axis(ids, order_QB, axis=1), jnp.take_along_axis(upper, order_QB, axis=1))
+
+
+def _everywhere(tree: Adaptation | Candidates) -> Callable[[Part], Adaptation | Candidates]:
+  """Returns a function that gives the copy of `tree` on a part's device."""
+  copies: dict[jax.Device, Adaptation | Candidates] = {}
+
+  def copy(part: Part) -> Adaptation | Candidates:
+    device = part.features.device
+    if device not in copies:
+      copies[device] = jax.device_put(tree, device)
+    return copies[device]
+
+  return copy
+
+
+def _wanted(masks: Masks, part: Part, queries: int) -> jax.Array:
+  return jax.device_put(masks.part(part.start, part.items, len(part.features), queries), part.features.device)
+
+
+def _replace(
+  whole: tuple[np.ndarray, np.ndarray, np.ndarray], some: tuple[np.ndarray, np.ndarray, np.ndarray], rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Returns `whole` (ids, scores, proven) with some queries' results in their place."""
+  buffer = max(whole[0].shape[1], some[0].shape[1])
+  result = []
+  for before, after, filling in zip(whole, some, (-1, -np.inf, False), strict=True):
+    if before.ndim == 2:
+      before, after = (np.pad(x, ((0, 0), (0, buffer - x.shape[1])), constant_values=filling) for x in (before, after))
+    before = before.copy()
+    before[rows] = after
+    result.append(before)
+  return result[0], result[1], result[2]

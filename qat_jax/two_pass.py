@@ -1,0 +1,125 @@
+"""Exact top-k in two passes: bounds from a few columns for every item, the full formula for the few that may win.
+
+An upper bound of every score costs one product of the gallery with 1 + M columns a query. The B items with the largest
+bounds are scored exactly. If the largest bound among the others lies below the k-th exact score, no other item can be
+among the best k: the result is proven. Else B grows, and at last every item is scored by the full formula.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from qat_jax.adaptation import HIGHEST, Leading, fold, leading, score
+from qat_jax.adaptation import bounds as length_bounds
+from qat_jax.types import Adaptation
+
+COLUMNS = 8  # products are padded to a multiple of this: XLA's CPU product of 8 columns is as fast as that of one
+
+
+@struct.dataclass
+class Bounding:
+  """What the first pass needs of Q adaptations."""
+
+  columns: jax.Array  # DC: the folded queries, then the first direction of each query, …
+  gate: jax.Array  # QD, or Q1
+  leading: Leading | None  # None where there are no factors
+  slack: jax.Array  # Q: rounding of the numerator
+
+
+@struct.dataclass
+class Candidates:
+  """The items with the B largest upper bounds so far; −1 and −inf where there are fewer."""
+
+  ids: jax.Array  # QB, int32
+  upper: jax.Array  # QB
+
+
+@functools.partial(jax.jit, static_argnames="kept")
+def prepare(adaptation: Adaptation, kept: int) -> Bounding:
+  """Returns the first pass of an adaptation with `kept` directions; 0 where it has no factors."""
+  folded_QD = fold(adaptation)
+  lead = leading(adaptation, kept) if kept else None
+  groups = [folded_QD.T] + ([] if lead is None else [lead.directions[:, :, i].T for i in range(kept)])
+  columns_DC = jnp.concatenate(groups, axis=1)
+  columns_DC = jnp.pad(columns_DC, ((0, 0), (0, -columns_DC.shape[1] % COLUMNS)))
+  length_Q = jnp.linalg.norm(folded_QD, axis=1)
+  return Bounding(columns_DC, adaptation.gate, lead, folded_QD.shape[1] * jnp.finfo(jnp.float32).eps * length_Q)
+
+
+def upper_bounds(bounding: Bounding, gallery_ND: jax.Array, square_N: jax.Array) -> jax.Array:
+  """Returns numbers (NQ) that no exact score exceeds; `square_N` is |z|²."""
+  queries = len(bounding.gate)
+  product_NC = jnp.matmul(gallery_ND, bounding.columns, precision=HIGHEST)
+  numerator_NQ = product_NC[:, :queries] + bounding.slack
+  if bounding.gate.shape[1] == 1:
+    gated_NQ = square_N[:, None] * jnp.square(bounding.gate[:, 0])
+  else:
+    gated_NQ = jnp.matmul(jnp.square(gallery_ND), jnp.square(bounding.gate).T, precision=HIGHEST)
+  if bounding.leading is None:
+    rounding_Q = 4 * gallery_ND.shape[1] * jnp.finfo(jnp.float32).eps * jnp.square(bounding.gate).max(axis=1)
+    low_NQ, high_NQ = gated_NQ - rounding_Q, gated_NQ + rounding_Q
+  else:
+    kept = bounding.leading.values.shape[1]
+    along = [product_NC[:, queries * i : queries * (i + 1)] for i in range(1, kept + 1)]
+    low_NQ, high_NQ = length_bounds(bounding.leading, along, gated_NQ, square_N[:, None])
+  # a negative numerator is least negative over the greatest length
+  square_NQ = jnp.where(numerator_NQ > 0, low_NQ, jnp.maximum(high_NQ, 1e-30))
+  return jnp.where(square_NQ > 0, numerator_NQ * jax.lax.rsqrt(square_NQ), jnp.inf)
+
+
+@jax.jit
+def first_pass(bounding: Bounding, gallery_ND: jax.Array, square_N: jax.Array, wanted: jax.Array) -> jax.Array:
+  """Returns upper bounds (QN); −inf where not `wanted` (bool, 1N or QN)."""
+  return jnp.where(wanted, upper_bounds(bounding, gallery_ND, square_N).T, -jnp.inf)
+
+
+@jax.jit
+def full_pass(adaptation: Adaptation, gallery_ND: jax.Array, wanted: jax.Array) -> jax.Array:
+  """Returns what `first_pass` does, with the scores themselves as bounds."""
+  return jnp.where(wanted, score(adaptation, gallery_ND), -jnp.inf)
+
+
+@functools.partial(jax.jit, static_argnames="buffer")
+def keep(upper_QN: jax.Array, start: jax.Array, earlier: Candidates | None, buffer: int) -> Candidates:
+  """Returns the `buffer` items with the largest bounds, of earlier ones and those at `start` and after."""
+  before = 0 if earlier is None else earlier.upper.shape[1]
+  if earlier is not None:
+    upper_QN = jnp.concatenate([earlier.upper, upper_QN], axis=1)
+  upper_QN = jnp.pad(upper_QN, ((0, 0), (0, max(0, buffer - upper_QN.shape[1]))), constant_values=-jnp.inf)
+  upper_QB, place_QB = jax.lax.top_k(upper_QN, buffer)
+  id_QB = (place_QB - before + start).astype(jnp.int32)
+  if earlier is not None:
+    earlier_QB = jnp.take_along_axis(earlier.ids, jnp.minimum(place_QB, before - 1), axis=1)
+    id_QB = jnp.where(place_QB < before, earlier_QB, id_QB)
+  return Candidates(jnp.where(upper_QB > -jnp.inf, id_QB, -1), upper_QB)
+
+
+@jax.jit
+def survivors(upper_QN: jax.Array, threshold_Q: jax.Array) -> jax.Array:
+  """Returns how many items (Q) the bounds cannot rule out."""
+  return jnp.sum(upper_QN >= threshold_Q[:, None], axis=1)
+
+
+@jax.jit
+def ordered(id_QB: jax.Array, score_QB: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Returns ids and scores (QB), best first, lower id first where scores are equal; −1 and −inf at the end."""
+  negative_QB, id_QB = jax.lax.sort((jnp.where(id_QB < 0, jnp.inf, -score_QB), id_QB), dimension=1, num_keys=2)
+  return id_QB, -negative_QB
+
+
+@jax.jit
+def finite(adaptation: Adaptation) -> jax.Array:
+  """Returns which queries (Q) have an adaptation without NaN and infinities."""
+  leaves = jax.tree.leaves(adaptation)
+  return jnp.stack([jnp.isfinite(x).all(axis=tuple(range(1, x.ndim))) for x in leaves]).all(axis=0)
+
+
+@jax.jit
+def as_float(gallery_ND: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Returns the features in float32, and their squared lengths (N)."""
+  gallery_ND = gallery_ND.astype(jnp.float32)
+  return gallery_ND, jnp.sum(jnp.square(gallery_ND), axis=1)
