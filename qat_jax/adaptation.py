@@ -30,10 +30,10 @@ def plain(query_QD: jax.Array, space: str = "frozen") -> Adaptation:
 
 
 def normalise(x: jax.Array) -> jax.Array:
-  """Returns x (…D) scaled to unit length, in float32. A zero vector stays zero, and its gradient finite."""
+  """Returns x (…D) scaled to unit length, in float32. A zero vector stays zero, its gradient finite; NaN stays NaN."""
   x = jnp.asarray(x, jnp.float32)
   square = jnp.sum(x * x, axis=-1, keepdims=True)
-  return jnp.where(square > 0, x * jax.lax.rsqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+  return x * jax.lax.rsqrt(jnp.where(square == 0, 1.0, square))
 
 
 def fold(adaptation: Adaptation) -> jax.Array:

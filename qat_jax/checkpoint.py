@@ -32,7 +32,9 @@ class Checkpoints:
   def __init__(self, folder: pathlib.Path) -> None:
     options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True, enable_async_checkpointing=True)
     self.folder = folder.resolve()
-    self.manager = ocp.CheckpointManager(self.folder, options=options)
+    self.manager = ocp.CheckpointManager(
+      self.folder, options=options, item_handlers={"state": ocp.StandardCheckpointHandler()}
+    )
 
   def latest(self) -> pathlib.Path | None:
     """Returns the folder of the newest whole checkpoint, or None."""
@@ -63,8 +65,8 @@ class Checkpoints:
 
 def _check_shapes(saved: Any, wanted: Any, folder: pathlib.Path) -> None:
   def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    names = ocp.utils.to_flat_dict(ocp.utils.serialize_tree(tree, keep_empty_nodes=False))
-    return {"/".join(map(str, name)): tuple(x.shape) for name, x in names.items()}
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(x.shape) for path, x in leaves}
 
   got, want = shapes(saved), shapes(wanted)
   for name in sorted(got.keys() | want.keys()):

@@ -297,7 +297,7 @@ def initialise(module: nn.Module, key: jax.Array) -> dict:
   def both(form, row_1D):
     return form(row_1D), form.prepare(row_1D)
 
-  variables = dict(module.init(key, row_1D, method=both))
+  variables = dict(jax.jit(lambda key: module.init(key, row_1D, method=both))(key))
   return {"params": variables.get("params", {}), "constants": variables.get("constants", {})}
 
 

@@ -11,7 +11,7 @@ import os
 import pathlib
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tqdm
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from qat_jax.checkpoint import Checkpoints
 from train.step import Batch, LossSettings, TrainState, make_step, start
@@ -91,7 +92,7 @@ def train(
   step_fn = make_step(module, constants, optimiser, loss, settings.seed, AXIS)
   parallel_step = jax.pmap(step_fn, axis_name=AXIS, in_axes=(None, 0), out_axes=None)
   checkpoints = Checkpoints(folder / "checkpoints")
-  state = checkpoints.restore(start(variables["params"], settings.temperature, optimiser))
+  state = replicated(checkpoints.restore(start(variables["params"], settings.temperature, optimiser)))
   began = time.perf_counter() - _seconds_before(folder, int(state.step))
   log = MetricsLog(folder, name, int(state.step))
   bar = tqdm.tqdm(total=settings.steps, initial=int(state.step), desc=name, unit="step", mininterval=2, leave=False)
@@ -130,9 +131,13 @@ def keep_best(state: TrainState, value: float) -> TrainState:
   """Returns the state with its parameters kept as the best, where `value` beats all before."""
   if not value > float(state.best_value):
     return state
-  return state.replace(
-    best_params=state.params, best_value=jnp.asarray(value, jnp.float32), best_step=jnp.asarray(state.step)
-  )
+  value_and_step = replicated((jnp.asarray(value, jnp.float32), state.step))
+  return state.replace(best_params=state.params, best_value=value_and_step[0], best_step=value_and_step[1])
+
+
+def replicated(tree: Any) -> Any:
+  """Returns a pytree as the pmap returns it, the same on every device: then the step is compiled once, not twice."""
+  return jax.device_put(tree, NamedSharding(Mesh(np.array(jax.local_devices()), (AXIS,)), PartitionSpec()))
 
 
 def check_finite(pending: list[tuple[int, dict]], checkpoints: Checkpoints) -> list[tuple[int, dict]]:

@@ -107,7 +107,7 @@ def make_step(
     params = optax.apply_updates(state.params, updates)
     measures = {
       "loss": jax.lax.pmean(loss, axis),
-      "gradient_norm": optax.global_norm(gradient),
+      "gradient_norm": optax.tree.norm(gradient),
       "temperature": jnp.exp(params["log_temperature"]),
     }
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state), measures

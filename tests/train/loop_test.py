@@ -1,0 +1,106 @@
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from qat_jax import hypernetwork
+from train import batches, loop
+from train.step import LossSettings
+
+SETTINGS = loop.LoopSettings(seed=0, steps=12, validate_every=4, warmup_steps=2)
+WIDTH = 6
+
+
+def run(folder, settings=SETTINGS, validate=None, spoil_at=None, slow=None):
+  """Trains a static map on random features; `spoil_at` makes the batch of that step NaN."""
+  features = np.random.default_rng(0).normal(size=(32, WIDTH)).astype(np.float32)
+  pairs = batches.group(np.arange(32) // 2, "image")
+  module = hypernetwork.static(WIDTH)
+  variables = hypernetwork.initialise(module, jax.random.key(0))
+
+  def batch_at(step):
+    if slow:
+      slow(step)
+    batch = batches.read(batches.draw(pairs, 8, 0, step), features, features, None, jax.local_device_count())
+    return batch._replace(query=batch.query * np.nan) if step == spoil_at else batch
+
+  norm = lambda variables: float(sum(np.square(x).sum() for x in jax.tree.leaves(variables["params"])))
+  return loop.train(
+    module, variables, batch_at, validate or norm, LossSettings(), settings, pathlib.Path(folder), "test"
+  )
+
+
+def test_a_run_cut_short_and_continued_ends_with_the_same_bits(tmp_path):
+  whole = run(tmp_path / "whole")
+
+  class Cut(Exception):
+    pass
+
+  def cut(step):
+    if step == 9:
+      raise Cut
+
+  with pytest.raises(Cut):
+    run(tmp_path / "cut", slow=cut)
+  again = run(tmp_path / "cut")
+  chex.assert_trees_all_equal(whole.params, again.params)
+  assert (whole.value, whole.step) == (again.value, again.step)
+  steps = [row["step"] for row in loop.read_metrics(tmp_path / "cut" / "metrics.jsonl") if "loss" in row]
+  assert steps == list(range(1, 13))
+
+
+def test_the_best_on_validation_is_kept_not_the_last(tmp_path):
+  values = iter([0.1, 0.5, 0.3, 0.2])
+  trained = run(tmp_path, validate=lambda variables: next(values))
+  assert (trained.value, trained.step) == (pytest.approx(0.5), 4)
+
+
+def test_patience_ends_a_run_that_no_longer_gains(tmp_path):
+  settings = SETTINGS._replace(steps=1000, patience=8)
+  values = iter([0.5] + [0.4] * 300)
+  assert run(tmp_path, settings, validate=lambda variables: next(values)).step == 0
+  assert loop.read_metrics(tmp_path / "metrics.jsonl")[-1]["step"] == 8
+
+
+def test_a_nan_loss_names_the_step_and_the_last_good_checkpoint(tmp_path):
+  with pytest.raises(FloatingPointError, match=r"nan .* at step 7; .*checkpoints/4\."):
+    run(tmp_path, spoil_at=6)
+  rows = loop.read_metrics(tmp_path / "metrics.jsonl")
+  assert max(row["step"] for row in rows) == 4
+
+
+def test_a_line_cut_short_by_a_kill_is_dropped(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  path.write_text(json.dumps({"step": 1}) + "\n" + '{"step": 2, "lo')
+  assert loop.read_metrics(path) == [{"step": 1}]
+
+
+KILLED = """
+import sys, time
+sys.path[:0] = [{here!r}, {root!r}]
+import loop_test
+loop_test.run(sys.argv[1], slow=lambda step: (print(step, flush=True), time.sleep(0.05)))
+"""
+
+
+def test_killed_at_five_moments_and_restarted_it_ends_with_the_same_bits(tmp_path):
+  here = pathlib.Path(__file__).parent
+  code = KILLED.format(here=str(here), root=str(here.parents[1]))
+  moments = np.random.default_rng(0).integers(0, 12, 5)
+  for moment in sorted(moments.tolist()):
+    process = subprocess.Popen(
+      [sys.executable, "-c", code, str(tmp_path / "killed")], stdout=subprocess.PIPE, text=True
+    )
+    for line in process.stdout:
+      if int(line) >= moment:
+        process.send_signal(signal.SIGKILL)
+        break
+    process.wait()
+    process.stdout.close()
+  chex.assert_trees_all_equal(run(tmp_path / "killed").params, run(tmp_path / "whole").params)

@@ -1,0 +1,57 @@
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from qat_jax import hypernetwork
+from train import batches
+from train.step import LossSettings, make_step, start
+
+ADAPTIVE = {"hidden": 16, "rank": 2, "token_hidden": 8, "maps_gallery": True}
+QUERY_ONLY = {"hidden": 16, "maps_gallery": True}
+
+
+@functools.cache
+def step_on(devices: int, settings: LossSettings, form: str = "query_only"):
+  rng = np.random.default_rng(0)
+  features = rng.normal(size=(16, 6)).astype(np.float32)
+  semi = None
+  if settings.semi_share:
+    semi = batches.SemiPositives(rng.integers(0, 16, (16, 2)), np.full((16, 2), 0.5, np.float32))
+  module = hypernetwork.FORMS[form](6, **(ADAPTIVE if form == "adaptive" else QUERY_ONLY))
+  variables = hypernetwork.initialise(module, jax.random.key(0))
+  # away from the zero start, where some gradients vanish
+  params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(1), x.shape), variables["params"])
+  rows = (np.arange(8), np.arange(8, 16), np.array([0, 1, 2, 3, 4, 4, 6, 7]))
+  batch = batches.read(rows, features, features, semi, devices)
+  optimiser = optax.sgd(1.0)
+  step = make_step(module, variables["constants"], optimiser, settings, 0, "device")
+  run = jax.pmap(step, axis_name="device", in_axes=(None, 0), out_axes=None, devices=jax.devices()[:devices])
+  return run(start(params, 0.07, optimiser), batch)
+
+
+@pytest.mark.parametrize(
+  ("form", "settings"),
+  [("adaptive", LossSettings()), ("query_only", LossSettings("published", 0.1, 0.3))],
+  ids=["adaptive", "semi-positives"],
+)
+def test_four_devices_give_the_gradient_of_one(form, settings):
+  # with plain gradient descent of rate 1 the parameters differ by the gradient
+  state_one, measures_one = step_on(1, settings, form)
+  state_four, measures_four = step_on(4, settings, form)
+  assert float(measures_one["gradient_norm"]) > 1e-2
+  chex.assert_trees_all_close(state_one.params, state_four.params, atol=1e-6)
+  chex.assert_trees_all_close(measures_one, measures_four, rtol=1e-5)
+
+
+def test_a_step_moves_the_parameters_and_leaves_the_best_to_validation():
+  state, measures = step_on(1, LossSettings("published", 0.1, 0.3))
+  assert int(state.step) == 1
+  assert np.isfinite(float(measures["loss"]))
+  assert float(state.best_value) == -np.inf
+  moved = jax.tree.map(lambda new, old: float(jnp.abs(new - old).max()), state.params, state.best_params)
+  assert max(jax.tree.leaves(moved)) > 1e-3
