@@ -101,7 +101,7 @@ def reciprocal_rank(relevant_K: np.ndarray, score_K: np.ndarray) -> np.ndarray |
   relevant_K, score_K = _checked(relevant_K, score_K)
   order_K = np.argsort(score_K, axis=-1)[..., ::-1]  # from the end, as the official program: it decides between ties
   relevant_K = np.take_along_axis(relevant_K, order_K, -1)
-  return _plain(np.where(relevant_K.any(axis=-1), 1 / (1 + np.argmax(relevant_K, axis=-1)), 0.0))
+  return _plain(np.max(relevant_K / np.arange(1, relevant_K.shape[-1] + 1), axis=-1, initial=0.0))
 
 
 def landmark_average_precision(ids_QK: np.ndarray, relevance: Relevance, k: int = 100) -> np.ndarray:
@@ -195,7 +195,7 @@ def _sorted(relevant_K: np.ndarray, score_K: np.ndarray) -> tuple[np.ndarray, np
 
 def _checked(relevant_K: np.ndarray, score_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   relevant_K, score_K = np.asarray(relevant_K, np.float64), np.asarray(score_K)
-  if relevant_K.shape != score_K.shape or not relevant_K.size:
+  if relevant_K.shape != score_K.shape:
     raise ValueError(f"relevant is of shape {relevant_K.shape}, score of {score_K.shape}; give one score an item")
   if np.isnan(score_K).any():
     raise ValueError("a score is NaN; a ranking by it has no meaning")

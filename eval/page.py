@@ -23,7 +23,8 @@ section { margin-top: 20px; }
 .scroll { overflow-x: auto; margin: 0 -24px 10px; padding: 0 24px; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: 14px; }
 th, td { padding: 9px 9px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
-thead th { color: var(--muted); font-size: 12px; font-weight: 600; padding-top: 0; white-space: normal; }
+thead th { color: var(--muted); font-size: 12px; font-weight: 600; padding-top: 0; white-space: normal;
+  line-height: 1.3; vertical-align: bottom; }
 tr > :first-child { text-align: left; padding-left: 0; background: #fff; position: sticky; left: -24px; }
 tbody th { font-weight: 500; }
 tbody th div { display: flex; gap: 9px; align-items: baseline; }
@@ -65,6 +66,7 @@ pre { overflow-x: auto; font-size: 12px; line-height: 1.45; margin: 14px 0 0; co
   tr > :first-child { left: -16px; max-width: 132px; white-space: normal; padding-right: 8px; }
   article { grid-template-columns: 1fr; gap: 10px; }
   article .query img { width: 120px; }
+  .range { min-width: 84px; }
   .pictures { grid-template-columns: repeat(4, 1fr); }
 }
 @media print { body { background: #fff; } section { break-inside: avoid-page; } }

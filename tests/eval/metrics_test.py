@@ -186,6 +186,18 @@ def test_a_thousand_queries_with_intervals_take_less_than_five_seconds():
   assert time.perf_counter() - start < 5
 
 
+def test_nothing_found_scores_zero():
+  assert average_precision_at_k([], [], 3, 10) == 0.0
+  assert ndcg_at_k([], [], 3, 10) == 0.0
+  assert reciprocal_rank([], []) == 0.0
+  assert average_precision_at_k([0, 0], [1.0, 2.0], 3, 10) == 0.0
+
+
+def test_relevance_and_scores_of_different_lengths_are_refused():
+  with pytest.raises(ValueError, match=r"\(2,\), score of \(3,\)"):
+    average_precision_at_k([0, 1], [0.1, 0.2, 0.3], 1, 10)
+
+
 def test_a_tie_that_straddles_k_shares_its_gain():
   # one hit among two tied items, one place: half a gain
   assert ndcg_at_k([1, 0], [1.0, 1.0], 1, 1) == pytest.approx(0.5)

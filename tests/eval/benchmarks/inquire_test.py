@@ -1,9 +1,13 @@
 """INQUIRE from CSV files in its official form."""
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from eval.benchmarks.inquire import Inquire
+from eval.benchmarks.task import with_features
+from qat_jax.features import FeatureStore
 from qat_jax.types import Ranking
 
 PHOTOS = [f"train/0000{i % 3}_Animalia/{i:02x}" for i in range(12)]  # as in the embeddings' metadata: no ending
@@ -47,6 +51,21 @@ def test_the_rerank_set_counts_only_its_own_photos(root):
   np.testing.assert_array_equal(candidates_QK, [[0, 1, 2, 3], [2, 6, 7, 3]])
   assert [p.tolist() for p in task.relevance.positives] == [[1], [2, 3]]
   assert task.score(ranking([1, 0, 2, 3], [2, 3, 6, 7]))["map"] == pytest.approx(100)
+
+
+def test_an_embedding_folder_of_clip_retrieval_is_a_gallery(root):
+  rows = np.random.default_rng(0).normal(size=(len(PHOTOS), 4)).astype(np.float32)
+  rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+  for folder in ("img_emb", "metadata"):
+    (root / "embs" / folder).mkdir(parents=True)
+  np.save(root / "embs" / "img_emb" / "img_emb_0.npy", rows)
+  pq.write_table(pa.table({"image_path": PHOTOS}), root / "embs" / "metadata" / "metadata_0.parquet")
+  gallery = FeatureStore.open(root / "embs")
+  task = with_features(Inquire.open(root).full_rank(gallery.ids), rows[[1, 2]], gallery)
+  scores_QN = np.asarray(task.queries) @ np.asarray(task.gallery[:]).T
+  ids_QK = np.argsort(-scores_QN, axis=1)
+  figures = task.score(Ranking(ids_QK, np.take_along_axis(scores_QN, ids_QK, 1)))
+  assert figures["mrr"] == 1.0  # each query is the feature of a photo that is relevant to it
 
 
 def test_a_photo_that_the_gallery_lacks_is_named(root):
