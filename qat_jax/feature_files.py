@@ -1,4 +1,4 @@
-"""How features lie on disk: the names of shards, their headers, meta.json; and the writer of such folders.
+"""How features lie on disk: shards, their names and headers, meta.json; and the writer of such folders.
 
 A folder under construction holds `incomplete/`: the plan, and a note for every shard that is whole. meta.json comes
 last, so a folder with it is finished. Every file is renamed into place, so a kill at any moment costs one shard.
@@ -6,8 +6,10 @@ last, so a folder with it is finished. Every file is renamed into place, so a ki
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
+import mmap
 import os
 import re
 import shutil
@@ -25,6 +27,53 @@ from qat_jax.files import write_json, write_whole
 KINDS = ("img", "text")
 META = "meta.json"
 INCOMPLETE = "incomplete"
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+  """One .npy file of features, N×D; holds no memory and no file handle."""
+
+  path: Path
+  rows: int
+  width: int
+  dtype: np.dtype
+  offset: int  # of the first row, in bytes
+
+  @classmethod
+  def of(cls, path: Path) -> Shard:
+    """Reads the header; raises ValueError where the file is not as long as it says, or holds no features."""
+    try:
+      array = np.load(path, mmap_mode="r", allow_pickle=False)
+      whole = array.offset + array.nbytes == path.stat().st_size
+    except (ValueError, EOFError) as error:
+      raise ValueError(f"{path} is truncated or no .npy file ({error}); write this shard again") from error
+    if not whole:
+      raise ValueError(f"{path} is not as long as its header says; write this shard again")
+    if array.ndim != 2 or array.dtype.kind != "f":
+      raise ValueError(f"{path} holds {array.dtype} of shape {array.shape}; features are float16 or float32, N×D")
+    if not array.flags.c_contiguous:
+      raise ValueError(f"{path} is stored column by column; save it again with np.ascontiguousarray")
+    return cls(path, array.shape[0], array.shape[1], array.dtype, array.offset)
+
+  def read(self, start: int, out_ND: np.ndarray) -> None:
+    """Reads as many rows as `out_ND` has, from `start` on, into it."""
+    with open(self.path, "rb", buffering=0) as file:
+      file.seek(self.offset + start * self.width * self.dtype.itemsize)
+      view = out_ND.data.cast("B") if out_ND.size else memoryview(b"")
+      while len(view):
+        count = file.readinto(view)
+        if not count:
+          raise OSError(f"{self.path} became shorter while it was open")
+        view = view[count:]
+
+  def take(self, rows_N: np.ndarray) -> np.ndarray:
+    """Returns rows in any order through a mapping that reads no more than the pages they lie on."""
+    with open(self.path, "rb") as file:
+      mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if hasattr(mmap, "MADV_RANDOM"):
+      mapping.madvise(mmap.MADV_RANDOM)  # without it every row reads its surroundings ahead
+    flat = np.frombuffer(mapping, self.dtype, self.rows * self.width, self.offset)
+    return flat.reshape(self.rows, self.width)[rows_N]
 
 
 class FeatureWriter:
@@ -176,11 +225,12 @@ def check_ids(ids: pa.ChunkedArray, where: Path | str) -> None:
   if ids.null_count:
     row = int(np.flatnonzero(ids.is_null().to_numpy())[0])
     raise ValueError(f"{where}: {ids.null_count} items have no id, the first in row {row}; give each its own")
+  if len(ids.unique()) == len(ids):  # much cheaper than to count
+    return
   counts = ids.value_counts()
   repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
-  if len(repeated):
-    names = ", ".join(map(repr, repeated[:5].to_pylist()))
-    raise ValueError(f"{where}: {len(repeated)} ids occur more than once: {names}; give each item its own")
+  names = ", ".join(map(repr, repeated[:5].to_pylist()))
+  raise ValueError(f"{where}: {len(repeated)} ids occur more than once: {names}; give each item its own")
 
 
 def is_unit(features_ND: np.ndarray) -> bool:
@@ -192,20 +242,6 @@ def _squares(features_ND: np.ndarray) -> np.ndarray:
   features_ND = features_ND.astype(np.float32)
   with np.errstate(over="ignore", invalid="ignore"):
     return np.einsum("ND,ND->N", features_ND, features_ND)
-
-
-def header(path: Path) -> tuple[int, int, np.dtype]:
-  """Returns rows, width and dtype of a shard; raises ValueError where the file is not as long as its header says."""
-  try:
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
-    whole = array.offset + array.nbytes == path.stat().st_size
-  except (ValueError, EOFError) as error:
-    raise ValueError(f"{path} is truncated or no .npy file ({error}); write this shard again") from error
-  if not whole:
-    raise ValueError(f"{path} is not as long as its header says; write this shard again")
-  if array.ndim != 2 or array.dtype.kind != "f":
-    raise ValueError(f"{path} holds {array.dtype} of shape {array.shape}; features are float16 or float32, N×D")
-  return array.shape[0], array.shape[1], array.dtype
 
 
 def parquet_rows(path: Path) -> int:

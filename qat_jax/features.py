@@ -1,7 +1,8 @@
-"""Features on disk, memory-mapped: one row an item, in the shards that the clip-retrieval tools write.
+"""Features on disk: one row an item, in the shards that the clip-retrieval tools write.
 
 A folder holds `img_emb/img_emb_0.npy`, `text_emb/…`, `metadata/metadata_0.parquet` and our `meta.json` (optional for
-folders made elsewhere). Opening reads file headers only, so a store may be far larger than memory.
+folders made elsewhere). Opening reads file headers only, indexing only the rows asked for: a store may be far larger
+than memory.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from qat_jax.feature_files import (
   KINDS,
   META,
   FeatureWriter,
+  Shard,
   as_table,
   check_ids,
   check_rows,
   describe,
-  header,
   is_unit,
   parquet_rows,
   read_meta,
@@ -34,7 +35,6 @@ from qat_jax.feature_files import (
 from qat_jax.files import checksum, write_json
 
 ID_COLUMNS = ("id", "key", "image_path")
-OPEN_SHARDS = 128  # a mapped shard holds a file handle
 CHUNK_ROWS = 65536
 ROWS_PER_SHARD = 262144
 
@@ -45,21 +45,19 @@ class FeatureStore:
   def __init__(self, folder: Path, kind: str, meta: dict[str, Any]) -> None:
     """Reads the headers of all shards; use `open`."""
     self.folder, self.kind, self.meta = folder, kind, meta
-    self.shards = shard_files(folder, f"{kind}_emb", "npy")
+    self.shards = [Shard.of(path) for path in shard_files(folder, f"{kind}_emb", "npy")]
     self.metadata_shards = shard_files(folder, "metadata", "parquet")
-    headers = [header(path) for path in self.shards]
-    self.width, self.dtype = headers[0][1:]
-    for path, (_, width, dtype) in zip(self.shards, headers, strict=True):
-      if (width, dtype) != (self.width, self.dtype):
+    first = self.shards[0]
+    self.width, self.dtype = first.width, first.dtype
+    for shard in self.shards:
+      if (shard.width, shard.dtype) != (self.width, self.dtype):
         raise ValueError(
-          f"{path} is {width} wide, {dtype}; {self.shards[0].name} is {self.width} wide, {self.dtype}: "
+          f"{shard.path} is {shard.width} wide, {shard.dtype}; {first.path.name} is {self.width} wide, {self.dtype}: "
           "shards of one store must agree, write this one again"
         )
-    rows = [entry[0] for entry in headers]
-    self._starts = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
-    self._mapped = functools.lru_cache(OPEN_SHARDS)(lambda shard: np.load(self.shards[shard], mmap_mode="r"))
+    self._starts = np.concatenate([[0], np.cumsum([shard.rows for shard in self.shards])]).astype(np.int64)
     self._columns: dict[str, np.ndarray] = {}
-    self._check_counts(rows)
+    self._check_counts()
 
   @classmethod
   def open(cls, folder: str | os.PathLike, kind: str | None = None) -> FeatureStore:
@@ -85,23 +83,15 @@ class FeatureStore:
     return int(self._starts[-1])
 
   def __getitem__(self, rows: int | slice | np.ndarray) -> np.ndarray:
-    """Returns rows (ND, stored dtype, read-only where it is a view): a slice, or positions in any order.
+    """Returns rows (ND, stored dtype, in memory): a slice, or positions in any order, with repeats.
 
     Raises IndexError for positions outside 0 … N − 1; −1 is padding in this library, never the last row.
     """
     if isinstance(rows, slice):
       start, stop, step = rows.indices(len(self))
-      if step != 1:
-        return self._gather(np.arange(start, stop, step))
-      first, last = np.searchsorted(self._starts, [start, max(stop - 1, start)], "right") - 1
-      if first == last and first < len(self.shards):
-        offset = self._starts[first]
-        return np.asarray(self._mapped(int(first)))[start - offset : max(stop, start) - offset]
-      return self._gather(np.arange(start, stop))
+      return self._read(start, stop) if step == 1 else self._gather(np.arange(start, stop, step))
     positions = np.asarray(rows)
-    if positions.ndim == 0:
-      return self._gather(positions[None])[0]
-    return self._gather(positions)
+    return self._gather(positions) if positions.ndim else self._gather(positions[None])[0]
 
   def chunks(self, rows: int = CHUNK_ROWS) -> Iterator[tuple[int, np.ndarray]]:
     """Yields (start, features) from first to last, `rows` at a time."""
@@ -155,7 +145,7 @@ class FeatureStore:
 
   def verify(self) -> None:
     """Reads everything and raises ValueError for what is wrong: checksums, broken rows, repeated ids."""
-    for path in self.shards + self.metadata_shards:
+    for path in self._paths():
       entry = self.meta.get("files", {}).get(self._relative(path))
       if entry and entry["checksum"] != checksum(path):
         raise ValueError(f"{path} is not what was written: its checksum differs from {META}; write this shard again")
@@ -181,14 +171,24 @@ class FeatureStore:
     stores = [FeatureStore(self.folder, k, {}) for k in KINDS if shard_files(self.folder, f"{k}_emb", "npy")]
     files = {}
     for store in stores:
-      for path, rows in zip(store.shards, np.diff(store._starts), strict=True):
-        files[self._relative(path)] = {"rows": int(rows), "checksum": checksum(path)}
+      for shard in store.shards:
+        files[self._relative(shard.path)] = {"rows": shard.rows, "checksum": checksum(shard.path)}
     for path in self.metadata_shards:
       files[self._relative(path)] = {"rows": parquet_rows(path), "checksum": checksum(path)}
     unit = all(is_unit(chunk_ND) for store in stores for _, chunk_ND in store.chunks())
     kinds = {store.kind: {"width": store.width, "dtype": str(store.dtype)} for store in stores}
     self.meta = describe(len(self), kinds, unit, files, extra)
     write_json(self.folder / META, self.meta)
+
+  def _read(self, start: int, stop: int) -> np.ndarray:
+    features_ND = np.empty((max(stop - start, 0), self.width), self.dtype)
+    touched = np.searchsorted(self._starts, [start, stop], "right") - 1
+    for number in range(touched[0], min(touched[1] + 1, len(self.shards))):
+      first, shard = int(self._starts[number]), self.shards[number]
+      low, high = max(start, first), min(stop, first + shard.rows)
+      if low < high:
+        shard.read(low - first, features_ND[low - start : high - start])
+    return features_ND
 
   def _gather(self, positions_N: np.ndarray) -> np.ndarray:
     """Returns rows in the order of `positions_N`, each shard read once, from its front to its back."""
@@ -204,7 +204,7 @@ class FeatureStore:
     cuts = np.searchsorted(positions_N[order_N], self._starts)
     for shard in np.flatnonzero(np.diff(cuts)):
       rows = order_N[cuts[shard] : cuts[shard + 1]]
-      features_ND[rows] = self._mapped(int(shard))[positions_N[rows] - self._starts[shard]]
+      features_ND[rows] = self.shards[shard].take(positions_N[rows] - self._starts[shard])
     return features_ND
 
   def _id_of(self, start: int, row: int) -> str:
@@ -213,13 +213,16 @@ class FeatureStore:
   def _relative(self, path: Path) -> str:
     return path.relative_to(self.folder).as_posix()
 
-  def _check_counts(self, rows: list[int]) -> None:
+  def _paths(self) -> list[Path]:
+    return [shard.path for shard in self.shards] + self.metadata_shards
+
+  def _check_counts(self) -> None:
     described = self.meta.get("files", {})
     for path in [self.folder / name for name in described]:
       if not path.exists():
         raise FileNotFoundError(f"{path} is missing, {META} lists it; restore it or write the folder again")
     if described:
-      stray = [p for p in self.shards + self.metadata_shards if self._relative(p) not in described]
+      stray = [p for p in self._paths() if self._relative(p) not in described]
       if stray:
         raise ValueError(
           f"{META} of {self.folder} does not list {stray[0].name}; remove the shard, or {META} to reread"
@@ -227,12 +230,12 @@ class FeatureStore:
     if not self.metadata_shards:
       return
     counts = [parquet_rows(path) for path in self.metadata_shards]
-    pairs = zip(self.shards, rows, counts, strict=True) if len(counts) == len(rows) else []
-    for path, here, there in pairs:
-      if here != there:
-        raise ValueError(f"{path} has {here} rows, its metadata {there}; write this shard again")
-    if sum(rows) != sum(counts):
-      raise ValueError(f"{self.folder} has {sum(rows)} {self.kind} features and metadata of {sum(counts)} items")
+    pairs = zip(self.shards, counts, strict=True) if len(counts) == len(self.shards) else []
+    for shard, count in pairs:
+      if shard.rows != count:
+        raise ValueError(f"{shard.path} has {shard.rows} rows, its metadata {count}; write this shard again")
+    if sum(counts) != len(self):
+      raise ValueError(f"{self.folder} has {len(self)} {self.kind} features and metadata of {sum(counts)} items")
 
 
 def write_features(

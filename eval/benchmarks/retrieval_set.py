@@ -98,16 +98,19 @@ class RetrievalSet:
 
 def relevance(queries: FeatureStore, gallery: FeatureStore) -> Relevance:
   """Returns which gallery items share each query's instance; the item with the query's own id is ignored instead."""
-  of_gallery_N, names = _factorise(gallery.arrow_column("instance"))
-  order_N = np.argsort(of_gallery_N, kind="stable")
-  sorted_N = of_gallery_N[order_N]
-  of_query_Q = _positions(queries.arrow_column("instance"), names)
-  own_Q = _positions(queries.arrow_ids(), gallery.arrow_ids())
-  first_Q = np.searchsorted(sorted_N, of_query_Q, "left")
-  last_Q = np.where(of_query_Q < 0, first_Q, np.searchsorted(sorted_N, of_query_Q, "right"))
+  code_Q, instances = _factorise(queries.arrow_column("instance"))
+  own_code_Q, ids = _factorise(queries.arrow_ids())
+  matching, code_of_matching = _occurrences(gallery.arrow_column("instance"), instances)
+  order = np.argsort(code_of_matching, kind="stable")
+  matching, code_of_matching = matching[order], code_of_matching[order]
+  first_Q = np.searchsorted(code_of_matching, code_Q, "left")
+  last_Q = np.searchsorted(code_of_matching, code_Q, "right")
+  place_of_id = np.full(len(ids), -1)
+  positions, own_codes = _occurrences(gallery.arrow_ids(), ids)
+  place_of_id[own_codes] = positions
   positives, ignored = [], []
-  for own, first, last in zip(own_Q, first_Q, last_Q, strict=True):
-    same = np.sort(order_N[first:last])
+  for own, first, last in zip(place_of_id[own_code_Q], first_Q, last_Q, strict=True):
+    same = matching[first:last]
     positives.append(same[same != own])
     ignored.append(np.array([own] if own >= 0 else [], np.int64))
   return Relevance(positives, ignored)
@@ -116,16 +119,14 @@ def relevance(queries: FeatureStore, gallery: FeatureStore) -> Relevance:
 def _factorise(values: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
   """Returns a code for each value (int64, −1 where missing) and the values that the codes stand for."""
   encoded = values.cast(pa.string()).combine_chunks().dictionary_encode()
-  return _filled(encoded.indices), encoded.dictionary
+  return encoded.indices.fill_null(-1).to_numpy().astype(np.int64), encoded.dictionary
 
 
-def _positions(values: pa.ChunkedArray, among: pa.Array | pa.ChunkedArray) -> np.ndarray:
-  """Returns where each value stands in `among` (int64), −1 where it does not."""
-  return _filled(pc.index_in(values.cast(pa.string()), value_set=among, skip_nulls=True))
-
-
-def _filled(indices: pa.Array | pa.ChunkedArray) -> np.ndarray:
-  return indices.fill_null(-1).to_numpy().astype(np.int64)
+def _occurrences(values: pa.ChunkedArray, wanted: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the positions of the values that are among the wanted ones, ascending, and which of them each is."""
+  code_N = pc.index_in(values.cast(pa.string()), value_set=wanted, skip_nulls=True).fill_null(-1).to_numpy()
+  positions = np.flatnonzero(code_N >= 0)
+  return positions, code_N[positions]
 
 
 def _open_split(folder: Path) -> Split:

@@ -152,6 +152,12 @@ def test_shards_of_different_widths_are_named(foreign):
     FeatureStore.open(foreign)
 
 
+def test_features_stored_column_by_column_are_refused(foreign):
+  np.save(foreign / "img_emb/img_emb_0.npy", np.asfortranarray(np.ones((2, 4), np.float32)))
+  with pytest.raises(ValueError, match="column by column"):
+    FeatureStore.open(foreign)
+
+
 def test_features_that_are_not_floats_are_refused(foreign):
   np.save(foreign / "img_emb/img_emb_0.npy", np.ones((1, 4), np.int32))
   with pytest.raises(ValueError, match="holds int32"):
