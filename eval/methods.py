@@ -16,6 +16,7 @@ from eval import baselines
 from eval.benchmarks.relevance import Relevance
 from eval.benchmarks.retrieval_set import RetrievalSet, Split
 from eval.validate import Validator
+from qat_jax.adaptation import normalise
 from qat_jax.checkpoint import Adapter, load
 from qat_jax.features import FeatureStore
 from qat_jax.types import Adaptation, Ranking
@@ -33,7 +34,6 @@ class Task(NamedTuple):
   gallery: FeatureStore
   adapter: Adapter
   candidates: pathlib.Path
-  folder: pathlib.Path  # where mapped galleries and indexes go
 
   @classmethod
   def of(cls, split: Split, query_type: str, adapter: Adapter, workdir: pathlib.Path, limit: int, seed: int) -> Task:
@@ -43,7 +43,7 @@ class Task(NamedTuple):
     if 0 < limit < len(rows):
       rows = np.sort(np.random.default_rng(seed).choice(rows, limit, replace=False))
     candidates = workdir / "candidates" / query_type
-    return cls(query_type, queries, rows, relevance.take(rows), split.gallery, adapter, candidates, workdir / "eval")
+    return cls(query_type, queries, rows, relevance.take(rows), split.gallery, adapter, candidates)
 
 
 class Answer(NamedTuple):
@@ -82,7 +82,7 @@ def neighbours(task: Task, data: RetrievalSet, validator: Validator) -> Answer |
     return None
   temperature, scale = baselines.tune_neighbours(bank, validator)
   offline = time.perf_counter() - began
-  gallery_ND = jnp.asarray(task.gallery[:], jnp.float32)
+  gallery_ND = normalise(jnp.asarray(task.gallery[:]))
 
   def answer(query_QD: np.ndarray, k: int) -> Ranking:
     moved_QD = baselines.neighbour_residual(bank, query_QD, temperature, scale)
@@ -101,17 +101,16 @@ def adapted(task: Task, data: RetrievalSet, validator: Validator) -> Answer:
 def adapted_shortlist(task: Task, data: RetrievalSet, validator: Validator, length: int) -> Answer:
   """What the adapter serves, on a shortlist: ScaNN on the folded query, then the exact adapted score."""
   began = time.perf_counter()
-  gallery = task.adapter.prepare(task.gallery, task.query_type, task.folder / f"gallery_{task.query_type}")
-  gallery_ND = jnp.asarray(gallery[:], jnp.float32)
-  index = qat_jax.ScannIndex.build(gallery)
+  gallery_ND = task.adapter.prepare(jnp.asarray(task.gallery[:]), task.query_type)
+  index = qat_jax.ScannIndex.build(gallery_ND)
   offline = time.perf_counter() - began
 
   def answer(query_QD: np.ndarray, k: int) -> Ranking:
     adaptation = task.adapter(query_QD, task.query_type)
-    shortlist = index.search(np.asarray(qat_jax.fold(adaptation)), min(length, len(gallery)))
+    shortlist = index.search(np.asarray(qat_jax.fold(adaptation)), min(length, len(gallery_ND)))
     return qat_jax.rerank(adaptation, gallery_ND, shortlist, k=min(k, shortlist.ids.shape[1]))
 
-  return _timed(task, answer, offline, None, f"ScaNN's {min(length, len(gallery)):,} on the folded query")
+  return _timed(task, answer, offline, None, f"ScaNN's {min(length, len(gallery_ND)):,} on the folded query")
 
 
 def _best_candidate(task: Task, names: tuple[str, ...]) -> Answer | None:
@@ -123,7 +122,7 @@ def _best_candidate(task: Task, names: tuple[str, ...]) -> Answer | None:
 
 
 def _whole_gallery(task: Task, adapter: Adapter) -> Answer:
-  gallery_ND = adapter.prepare(jnp.asarray(task.gallery[:], jnp.float32), task.query_type)
+  gallery_ND = adapter.prepare(jnp.asarray(task.gallery[:]), task.query_type)
 
   def answer(query_QD: np.ndarray, k: int) -> Ranking:
     adaptation: Adaptation = adapter(query_QD, task.query_type)

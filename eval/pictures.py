@@ -2,12 +2,57 @@
 
 from __future__ import annotations
 
-from ml_collections import ConfigDict
+import numpy as np
+from PIL import Image
 
-from eval.methods import Answer, Task
-from eval.sheets import Sheet
+from eval.benchmarks.relevance import Relevance
+from eval.metrics import average_precision
+from eval.sheets import Sheet, build_sheets
+from qat_jax.features import FeatureStore
+from qat_jax.types import Ranking
 
 
-def sheets(config: ConfigDict, task: Task, answers: dict[str, Answer]) -> list[Sheet]:
-  """Returns sheets from the plain to the adapted ranking; none where the config has features and no images."""
-  return []
+class Pictures:
+  """The pictures of a store's items, by position; `source` gives records with the same ids."""
+
+  def __init__(self, store: FeatureStore, source) -> None:
+    self.store, self.source = store, source
+    self.aligned = len(source) == len(store)  # unreadable images are left out of a store
+
+  def __call__(self, position: int) -> Image.Image:
+    """Returns the picture of a position."""
+    from qat_jax.datasets import decode
+
+    return decode(self.source[position if self.aligned else self._find(self.store.ids[position])])
+
+  def _find(self, item: str) -> int:
+    return next(i for i in range(len(self.source)) if self.source[i]["id"] == item)
+
+
+def sheets(
+  query_type: str,
+  queries: FeatureStore,
+  rows_Q: np.ndarray,
+  relevance: Relevance,
+  before: Ranking,
+  after: Ranking,
+  gallery_pictures: Pictures,
+  query_pictures: Pictures | None,
+) -> list[Sheet]:
+  """Returns sheets from one ranking to another; text queries are shown by their caption."""
+  captions = queries.column("caption") if query_type == "text" else None
+
+  def query_of(query: int) -> Image.Image | str:
+    row = int(rows_Q[query])
+    return str(captions[row]) if captions is not None else query_pictures(row)
+
+  return build_sheets(
+    query_type,
+    np.asarray(before.ids),
+    np.asarray(after.ids),
+    relevance,
+    average_precision(before.ids, relevance),
+    average_precision(after.ids, relevance),
+    query_of,
+    gallery_pictures,
+  )

@@ -13,8 +13,10 @@ from eval.benchmarks.retrieval_set import RetrievalSet
 from eval.metrics import average_precision, recall_at
 from eval.report import write_report
 from eval.results import MethodResult, Row, summarise
+from eval.sheets import Sheet
 from eval.validate import Validator
 from qat_jax.checkpoint import load
+from qat_jax.datasets.retrieval import sources
 
 
 def evaluate(config: ConfigDict, workdir: pathlib.Path) -> list[Row]:
@@ -41,11 +43,30 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path) -> list[Row]:
       if answer is not None:
         answers[name] = answer
         results.append(result(task, name, answer))
-    sheets += pictures.sheets(config, task, answers)
+    sheets += contact_sheets(config, workdir, task, answers)
   rows = summarise(results, config.seed)
   curves.gather(workdir, workdir / "eval" / "curves.jsonl")
   write_report(workdir / "eval", rows, provenance.of(config), sheets=sheets, curves=workdir / "eval" / "curves.jsonl")
   return rows
+
+
+def contact_sheets(config: ConfigDict, workdir: pathlib.Path, task: methods.Task, answers: dict) -> list[Sheet]:
+  """Returns sheets from the plain to the adapted ranking; none where the run has features and no images."""
+  if config.data.root or not {"plain", "adapted"} <= answers.keys():
+    return []
+  data = config.data
+  found = sources(data.source, data.name, data.folder or workdir / "data", data.limit)
+  own, _ = found[f"test/{task.query_type}_queries"]
+  return pictures.sheets(
+    task.query_type,
+    task.queries,
+    task.rows,
+    task.relevance,
+    answers["plain"].ranking,
+    answers["adapted"].ranking,
+    pictures.Pictures(task.gallery, found["test/gallery"][0]),
+    pictures.Pictures(task.queries, own),
+  )
 
 
 def result(task: methods.Task, name: str, answer: methods.Answer) -> MethodResult:

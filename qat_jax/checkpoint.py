@@ -19,10 +19,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from qat_jax import hypernetwork
+from qat_jax.feature_files import is_unit
 from qat_jax.features import FeatureStore, write_features
 from qat_jax.types import QUERY_TYPES, Adaptation
 
 QUERY_BLOCK = 1024  # queries adapted at once
+SAMPLE_ROWS = 1024  # gallery rows whose length tells whether the gallery is normalised
 PREPARE_ROWS = 65536  # gallery rows mapped at once
 
 
@@ -151,7 +153,8 @@ class Adapter:
     """Returns the gallery that this adapter's queries are scored against; offline, once.
 
     An array (ND) gives an array (float32, unit). A FeatureStore comes back as it is where nothing is to be done;
-    where the head maps the gallery, the mapped features are written to `folder`, which remembers that it was applied.
+    where the head maps the gallery, or it is not normalised, the new features are written to `folder`, which remembers
+    what was applied.
     Raises ValueError if the store was prepared by another adapter, or if `folder` is wanted and missing.
     """
     head = self.head(query_type)
@@ -160,14 +163,15 @@ class Adapter:
       return _prepare(module, head.variables, jnp.asarray(gallery))
     if gallery.width != self.width:
       raise ValueError(f"the gallery {gallery.folder} is {gallery.width} wide; this adapter wants {self.width}")
-    if gallery.space == head.space:
+    if gallery.space == head.space and is_unit(gallery[:SAMPLE_ROWS]):
       return gallery
     if gallery.space != "frozen":
       raise ValueError(
         f"the gallery {gallery.folder} was prepared by another adapter ({gallery.space}); give prepare() the frozen one"
       )
     if folder is None:
-      raise ValueError("this adapter maps the gallery; say where to write it: prepare(gallery, folder=…)")
+      what = "the adapter maps the gallery" if head.space != "frozen" else "the gallery's rows are not of unit length"
+      raise ValueError(f"{what}, so it has to be written anew; say where: prepare(gallery, folder=…)")
     mapped = (
       np.asarray(_prepare(module, head.variables, jnp.asarray(chunk_ND)), gallery.dtype)
       for _, chunk_ND in gallery.chunks(PREPARE_ROWS)
@@ -213,7 +217,7 @@ def load(path: str | os.PathLike) -> Adapter:
   if trained:
     with ocp.StandardCheckpointer() as checkpointer:
       _check_shapes(checkpointer.metadata(folder / "params").item_metadata.tree, trained, folder / "params")
-      variables |= checkpointer.restore(folder / "params", trained)
+      variables |= jax.device_get(checkpointer.restore(folder / "params", trained))
   heads = {name: dataclasses.replace(head, variables=variables[name]) for name, head in empty.items()}
   return Adapter(width, heads, about["info"])
 

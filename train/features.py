@@ -6,9 +6,27 @@ import pathlib
 
 from ml_collections import ConfigDict
 
+from qat_jax.datasets.retrieval import sources
+
 
 def ensure(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
-  """Returns the root of the retrieval set; encodes `config.data.source` into the working folder where there is none."""
-  if config.data.root:
-    return pathlib.Path(config.data.root)
-  raise NotImplementedError
+  """Returns the root of the retrieval set; encodes `config.data.source` into the working folder where it is not yet."""
+  data, settings = config.data, config.encoder
+  if data.root:
+    return pathlib.Path(data.root)
+  from qat_jax.encoders import load_encoder
+  from qat_jax.extraction import extract
+
+  encoder = load_encoder(encoder_name(settings.name), settings.batch_size)
+  for place, (source, kinds) in sources(data.source, data.name, data.folder or workdir / "data", data.limit).items():
+    extract(source, encoder, workdir / "features" / place, kinds, settings.batch_size, settings.rows_per_shard)
+  return workdir / "features"
+
+
+def encoder_name(name: str) -> str:
+  """Returns an encoder's name or folder; `toy_clip` is the small one that comes with the package."""
+  if name != "toy_clip":
+    return name
+  import qat_jax.encoders
+
+  return str(pathlib.Path(qat_jax.encoders.__file__).parent / "toy_clip")

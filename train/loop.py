@@ -105,7 +105,7 @@ def train(
 
   try:
     if int(state.step) == 0:
-      state = keep_best(state, validate({"params": state.params["form"], "constants": constants}))
+      state = keep_best(state, validate(variables))
     while not finished(state):
       step = int(state.step)
       until = min(settings.steps, step + settings.validate_every - step % settings.validate_every)
@@ -115,7 +115,7 @@ def train(
         bar.update()
       log.write(check_finite(pending, checkpoints))
       pending.clear()
-      value = validate({"params": state.params["form"], "constants": constants})
+      value = validate({"params": jax.device_get(state.params["form"]), "constants": constants})
       state = keep_best(state, value)
       log.write([(until, {"val_map": value, "seconds": time.perf_counter() - began})])
       bar.set_postfix(val_map=f"{value:.4f}", best=f"{float(state.best_value):.4f}")
@@ -124,7 +124,8 @@ def train(
     checkpoints.close()
     log.close()
     bar.close()
-  return Trained(state.best_params["form"], float(state.best_value), int(state.best_step), time.perf_counter() - began)
+  best_params = jax.device_get(state.best_params["form"])  # off the mesh: it is served on one device, or on any
+  return Trained(best_params, float(state.best_value), int(state.best_step), time.perf_counter() - began)
 
 
 def keep_best(state: TrainState, value: float) -> TrainState:

@@ -83,7 +83,8 @@ def test_bad_queries_are_refused_with_what_was_got_and_wanted(adapter, query_QD,
 
 def test_a_prepared_store_remembers_who_prepared_it(adapter, features, tmp_path):
   columns = {"id": list("abcde"), "instance": list("aabbc")}
-  frozen = write_features(tmp_path / "frozen", {"img": features.astype(np.float16)}, columns)
+  unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+  frozen = write_features(tmp_path / "frozen", {"img": unit.astype(np.float16)}, columns)
   assert adapter.prepare(frozen, "text") is frozen
   with pytest.raises(ValueError, match="folder="):
     adapter.prepare(frozen, "image")
@@ -94,6 +95,14 @@ def test_a_prepared_store_remembers_who_prepared_it(adapter, features, tmp_path)
   assert adapter.prepare(mapped, "image") is mapped
   with pytest.raises(ValueError, match="another adapter"):
     Adapter(WIDTH, {"image": head("static", maps_gallery=False)}).prepare(mapped)
+
+
+def test_a_store_that_is_not_normalised_is_written_anew(adapter, features, tmp_path):
+  long = write_features(tmp_path / "long", {"img": 3 * features}, {"id": list("abcde")})
+  with pytest.raises(ValueError, match=r"not of unit length.*folder="):
+    adapter.prepare(long, "text")
+  unit = adapter.prepare(long, "text", tmp_path / "unit")
+  np.testing.assert_allclose(np.linalg.norm(unit[:], axis=1), 1, atol=1e-5)
 
 
 def test_a_folder_without_an_adapter_is_named(tmp_path):

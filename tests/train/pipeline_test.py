@@ -1,0 +1,84 @@
+import json
+
+import numpy as np
+import pytest
+
+import qat_jax
+from configs import features as recipe
+from eval.pipeline import evaluate
+from qat_jax.features import write_features
+from train.pipeline import train
+
+WIDTH, INSTANCES = 8, 40
+
+
+def retrieval_set(root):
+  """Writes instances whose captions are a fixed rotation of their images: a linear map finds them, cosine does not."""
+  rng = np.random.default_rng(0)
+  rotation_DD, _ = np.linalg.qr(rng.normal(size=(WIDTH, WIDTH)))
+
+  def part(first, views, kind):
+    instance_N = np.repeat(np.arange(first, first + INSTANCES), views)
+    centre_ID = np.random.default_rng(first).normal(size=(INSTANCES, WIDTH))
+    clean_ND = np.repeat(centre_ID, views, axis=0)
+    noisy_ND = clean_ND + 0.2 * rng.normal(size=clean_ND.shape)
+    feature_ND = noisy_ND @ rotation_DD if kind == "text" else noisy_ND
+    names = [f"{kind}{i}" for i in instance_N]
+    ids = [f"{kind}-{first}-{views}-{n}" for n in range(len(instance_N))]
+    return feature_ND.astype(np.float32), {"id": ids, "instance": [name.removeprefix(kind) for name in names]}
+
+  images, columns = part(0, 3, "image")
+  texts, _ = part(0, 3, "text")
+  write_features(root / "train", {"img": images, "text": texts}, columns)
+  for split, first in (("val", 1000), ("test", 2000)):
+    features, columns = part(first, 2, "image")
+    write_features(root / split / "gallery", {"img": features}, columns)
+    for name, kind in (("text_queries", "text"), ("image_queries", "image")):
+      features, columns = part(first, 1, kind)
+      write_features(root / split / name, {"img" if kind == "image" else "text": features}, columns)
+  return root
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("run")
+  config = recipe.get_config()
+  config.data.root = str(retrieval_set(folder / "set"))
+  config.form = "query_only"
+  config.forms.query_only.hidden = 32
+  config.trained.image = "never"
+  config.train.update({"batch_size": 32, "steps": 100})
+  config.static_train.update({"steps": 200, "learning_rate": 1e-2})
+  config.validation.every = 50
+  train(config, folder / "run")
+  return config, folder / "run"
+
+
+def test_the_whole_path_beats_the_plain_score_where_a_linear_map_is_the_answer(run):
+  config, workdir = run
+  evaluate(config, workdir)
+  metrics = json.loads((workdir / "eval" / "metrics.json").read_text())
+  value = {(r["query"], r["method"]): r["value"] for r in metrics["results"] if r["metric"] == "map"}
+  assert value["text", "static"] > value["text", "plain"] + 0.2
+  assert value["text", "adapted"] > value["text", "plain"] + 0.2
+  assert set(value) == {(q, m) for q in ("text", "image") for m in config.eval.methods}
+  assert (workdir / "eval" / "report.html").stat().st_size > 10_000
+  assert metrics["provenance"]["versions"]["jax"]
+
+
+def test_a_second_run_finds_every_stage_on_disk(run, monkeypatch):
+  config, workdir = run
+  before = {path: path.stat().st_mtime_ns for path in (workdir / "candidates").rglob("*") if path.is_file()}
+  monkeypatch.setattr("train.loop.train", None)
+  train(config, workdir)
+  assert before == {path: path.stat().st_mtime_ns for path in (workdir / "candidates").rglob("*") if path.is_file()}
+
+
+def test_the_adapter_says_what_serves_and_serves_it(run):
+  _, workdir = run
+  adapter = qat_jax.load(workdir)
+  chosen = adapter.info["chosen"]["text"]
+  assert chosen["val_map"][chosen["name"]] == max(chosen["val_map"].values())
+  served = qat_jax.load(workdir / "candidates" / "text" / chosen["name"])
+  query_QD = np.random.default_rng(0).normal(size=(3, WIDTH)).astype(np.float32)
+  np.testing.assert_array_equal(adapter(query_QD, "text").query, served(query_QD, "text").query)
