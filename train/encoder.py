@@ -6,6 +6,7 @@ The result is a folder with the files of any CLIP on the hub, which `load_encode
 from __future__ import annotations
 
 import pathlib
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -42,33 +43,32 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
   out = pathlib.Path(config.out or workdir / "clip")
   out.mkdir(parents=True, exist_ok=True)
   tokenizer = write_tokenizer(out, toybox_captions.vocabulary(), config.model.text.tokens)
-  processor = make_processor(config.model.vision.image)
+  processor = make_processor(config.model.vision)
   model = make_model(config.model, len(tokenizer), tokenizer.eos_token_id, config.seed)
   records = [source[i] for i in range(len(source))]
   images = [decode(record) for record in records]
   captions = [record["caption"] for record in records]
-  pixels = np.concatenate(
-    [processor(images=images[i : i + 512], return_tensors="np")["pixel_values"] for i in range(0, len(images), 512)]
-  )
-  tokens = tokenizer(captions, padding="max_length", max_length=config.model.text.tokens, return_tensors="np")
+  pixels = np.concatenate([preprocessed(processor, images[i : i + 512]) for i in range(0, len(images), 512)])
+  tokens = tokenizer(captions, padding="longest", return_tensors="np")
   _, meaning = np.unique(captions, return_inverse=True)
   params = fit(model, pixels, tokens["input_ids"], tokens["attention_mask"], meaning, config)
   processor.save_pretrained(out)
-  model.save_pretrained(out, params=jax.tree.map(lambda x: np.asarray(x, np.float16), params))
+  model.save_pretrained(out, params=params)
   return out
 
 
 def fit(model, pixels: np.ndarray, ids: np.ndarray, mask: np.ndarray, meaning: np.ndarray, config: ConfigDict) -> dict:
   """Returns parameters trained with the symmetric contrastive loss; equal captions are no negatives of each other."""
   settings = config.train
-  schedule = optax.warmup_cosine_decay_schedule(0, settings.learning_rate, settings.warmup_steps, settings.steps, 1e-5)
-  matrices = lambda params: jax.tree.map(lambda x: x.ndim >= 2, params)  # noqa: E731
+  warmup = min(settings.warmup_steps, settings.steps // 4)
+  schedule = optax.warmup_cosine_decay_schedule(0, settings.learning_rate, warmup, settings.steps, 1e-5)
+  matrices = lambda params: jax.tree.map(lambda x: x.ndim >= 2, params)
   optimiser = optax.chain(
     optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=settings.weight_decay, mask=matrices)
   )
 
   def loss(params, pixels, ids, mask, meaning):
-    image = normalise(model.get_image_features(pixels, params=params))
+    image = normalise(model.get_image_features(pixels.astype(jnp.float32), params=params))
     text = normalise(model.get_text_features(ids, mask, params=params))
     logits = jnp.exp(params["logit_scale"]) * image @ text.T
     same = (meaning[:, None] == meaning[None]) & ~jnp.eye(len(meaning), dtype=bool)
@@ -112,22 +112,48 @@ def make_model(model: ConfigDict, vocabulary: int, end: int, seed: int):
 
   text = {"vocab_size": vocabulary, "max_position_embeddings": model.text.tokens, "hidden_act": "gelu"}
   text |= {"eos_token_id": end, "pad_token_id": end, "bos_token_id": end - 1}
-  vision = {"image_size": model.vision.image, "patch_size": model.vision.patch, "hidden_act": "gelu"}
+  vision = {"image_size": model.vision.crop, "patch_size": model.vision.patch, "hidden_act": "gelu"}
   config = CLIPConfig(
     text_config=tower(model.text) | text,
     vision_config=tower(model.vision) | vision,
     projection_dim=model.projection,
   )
-  return FlaxCLIPModel(config, seed=seed)
+  clip = FlaxCLIPModel(config, seed=seed)
+  clip.params = larger_start(clip.params, jax.random.key(seed))
+  return clip
 
 
-def make_processor(size: int):
-  """Returns the image processor: resized and cropped to `size`, channels scaled to about [−1, 1]."""
+def larger_start(params: dict, key: jax.Array) -> dict:
+  """Returns random parameters at a scale that small towers learn from.
+
+  transformers starts every matrix at 0.01: in towers this narrow the image hardly reaches the class token, and the
+  loss stays at chance for hundreds of steps.
+  """
+
+  def start(path, x: jax.Array) -> jax.Array:
+    name = jax.tree_util.keystr(path)
+    own = jax.random.fold_in(key, zlib.crc32(name.encode()))
+    if name.endswith("['kernel']"):
+      return jax.nn.initializers.lecun_normal()(own, x.shape, x.dtype)
+    return 0.3 * jax.random.normal(own, x.shape, x.dtype) if "embedding" in name.rsplit("[", 1)[1] else x
+
+  return jax.tree_util.tree_map_with_path(start, params)
+
+
+def preprocessed(processor, images: list) -> np.ndarray:
+  """Returns the pixels that the image tower takes, in half precision to save memory."""
+  return processor(images=images, return_tensors="np")["pixel_values"].astype(np.float16)
+
+
+def make_processor(vision: ConfigDict):
+  """Returns the image processor: resized to `image`, its middle `crop` kept, channels scaled to [−1, 1]."""
   from transformers import CLIPImageProcessor
 
-  half = [0.5, 0.5, 0.5]
   return CLIPImageProcessor(
-    size={"shortest_edge": size}, crop_size={"height": size, "width": size}, image_mean=half, image_std=half
+    size={"shortest_edge": vision.image},
+    crop_size={"height": vision.crop, "width": vision.crop},
+    image_mean=[0.5] * 3,
+    image_std=[0.5] * 3,
   )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pathlib
 from collections import Counter
 from typing import Any
@@ -39,7 +40,7 @@ def byte_pairs(words: list[str]) -> list[tuple[str, str]]:
   split = [[*word[:-1], word[-1] + "</w>"] for word in sorted(set(words))]
   merges: list[tuple[str, str]] = []
   while any(len(parts) > 1 for parts in split):
-    counts = Counter(pair for parts in split for pair in zip(parts, parts[1:], strict=False))
+    counts = Counter(pair for parts in split for pair in itertools.pairwise(parts))
     best = min(counts, key=lambda pair: (-counts[pair], pair))
     merges.append(best)
     split = [_merged(parts, best) for parts in split]

@@ -54,14 +54,14 @@ class Toybox(tfds.core.GeneratorBasedBuilder):
   """Small objects of a few coloured, textured shapes, in hard families, with captions."""
 
   VERSION = tfds.core.Version("1.0.0")
-  url_infos: ClassVar = {}  # nothing is downloaded; else TFDS looks for a list of checksums beside this file
+  url_infos: ClassVar[dict] = {}  # nothing is downloaded; else TFDS looks for a list of checksums beside this file
   BUILDER_CONFIGS: ClassVar = (
     ToyboxConfig(name="default", description="What the demo needs.", train=850, val=200, test=430),
     ToyboxConfig(
       name="pretrain",
       description="Families of their own, for the demo's encoder.",
       first_family=2000,
-      pretrain=6000,
+      pretrain=3500,
       pretrain_views=1,
     ),
     ToyboxConfig(name="tiny", description="For tests.", train=6, val=4, test=5, pretrain=6),

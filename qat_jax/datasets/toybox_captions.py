@@ -1,7 +1,7 @@
 """Says what a toy looks like, in words and in detail that vary from view to view.
 
 A detailed caption names most attributes, each in one of several words; a coarse one, such as the demo's encoder is
-trained on, names a part or two in plain words. What a caption says of a toy is always true.
+trained on, names a part or two by colour and kind. What a caption says of a toy is always true.
 """
 
 from __future__ import annotations
@@ -71,18 +71,15 @@ def detailed(toy: Toy, view: int) -> str:
 
 
 def coarse(toy: Toy, view: int) -> str:
-  """Returns a few plain words: the main shape, or one of the small parts, by colour, kind or texture."""
+  """Returns colour and kind of the main shape, and half the time of one small part; never texture or place."""
   rng = np.random.Generator(np.random.Philox(key=[zlib.crc32(toy.name.encode()), 2**33 + view]))
+  caption = _pick(rng, OPENINGS) + _phrase(rng, (toy.colour, 0.9), (toy.kind, 0.8))
   chance = rng.random()
-  if chance < 0.6:
-    words = [toy.colour, toy.kind]
-  elif chance < 0.75:
-    words = [toy.texture, toy.kind]
-  elif chance < 0.9:
-    words = [toy.side_colour, toy.side_kind]
-  else:
-    words = [toy.mark_colour, toy.mark_kind]
-  return _pick(rng, OPENINGS) + _with_article(" ".join(WORDS[word][0] for word in words))
+  if chance < 0.35:
+    caption += _pick(rng, JOINS) + _phrase(rng, (toy.side_colour, 0.9), (toy.side_kind, 0.8))
+  elif chance < 0.6:
+    caption += _pick(rng, JOINS) + _phrase(rng, (toy.mark_colour, 0.9), (toy.mark_kind, 0.8))
+  return caption
 
 
 def vocabulary() -> list[str]:

@@ -40,7 +40,7 @@ def render(toy: Toy, view: int) -> Image.Image:
     _clutter(draw, rng)
   matrix, middle = _pose(toy, rng)
   _toy(image, toy, matrix, middle)
-  if rng.random() < 0.4:
+  if rng.random() < 0.3:
     _occluder(draw, middle, rng)
   image = image.reduce(2)
   if (sigma := rng.uniform(-0.6, 1.0)) > 0.2:
@@ -123,12 +123,12 @@ def _clutter(draw: ImageDraw.ImageDraw, rng: np.random.Generator) -> None:
 
 def _pose(toy: Toy, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
   """Returns the 2×2 matrix from the toy's units to canvas pixels, and where the toy's middle goes."""
-  angle = np.radians(rng.uniform(-22, 22))
+  angle = np.radians(rng.uniform(-15, 15))
   rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-  stretch = np.diag([1.0, rng.uniform(0.82, 1.15)])
-  matrix = rotation @ stretch * rng.uniform(34, 48)
+  stretch = np.diag([1.0, rng.uniform(0.88, 1.1)])
+  matrix = rotation @ stretch * rng.uniform(38, 47)
   # The side part pulls the centre of the whole toy towards it.
-  middle = CANVAS / 2 + rng.uniform(-14, 14, 2) - matrix @ (0.2 * np.array(PLACES[toy.side_place]))
+  middle = CANVAS / 2 + rng.uniform(-8, 8, 2) - matrix @ (0.2 * np.array(PLACES[toy.side_place]))
   return matrix, middle
 
 

@@ -85,7 +85,7 @@ def test_detailed_captions_name_more_than_coarse_ones_and_vary():
     for describe in (toybox_captions.detailed, toybox_captions.coarse)
   ]
   assert np.mean(counts[0]) > 5
-  assert max(counts[1]) == 2
+  assert max(counts[1]) <= 4
   assert len({toybox_captions.detailed(toys[0], view) for view in range(20)}) > 15
 
 

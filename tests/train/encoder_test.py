@@ -1,0 +1,43 @@
+import pytest
+
+from configs.demo_encoder import get_config
+from qat_jax.datasets import toybox_captions
+from qat_jax.encoders import load_encoder
+from train.encoder import train
+from train.vocabulary import byte_pairs, write_tokenizer
+
+
+@pytest.fixture
+def config():
+  config = get_config()
+  config.data.name = "tiny"
+  config.model.vision.layers = config.model.text.layers = 1
+  config.train.update({"batch_size": 16, "steps": 2})
+  return config
+
+
+def test_merging_the_commonest_pair_first_makes_every_word_one_token():
+  # By hand: "a b</w>" is in both words, so it goes first; then "x ab</w>".
+  assert byte_pairs(["ab", "xab"]) == [("a", "b</w>"), ("x", "ab</w>")]
+
+
+def test_every_word_of_the_toybox_is_one_token_and_other_text_is_not_lost(tmp_path):
+  words = toybox_captions.vocabulary()
+  tokenizer = write_tokenizer(tmp_path, words, 32)
+  assert all(len(ids) == 3 for ids in tokenizer(words)["input_ids"])  # start, the word, end
+  assert tokenizer.decode(tokenizer("a zebra, größer")["input_ids"], skip_special_tokens=True) == "a zebra , größer"
+
+
+def test_a_short_run_writes_a_clip_that_loads_and_is_the_same_every_time(config, tmp_path):
+  encoders = []
+  for name in ("a", "b"):
+    config.out = str(tmp_path / name)
+    encoders.append(load_encoder(str(train(config, tmp_path)), batch_size=2))
+  assert encoders[0].revision == encoders[1].revision
+  assert encoders[0].texts(["a red star"]).shape == (1, config.model.projection)
+
+
+def test_a_batch_larger_than_the_data_is_refused(config, tmp_path):
+  config.train.batch_size = 100
+  with pytest.raises(ValueError, match=r"batch_size is 100, but there are only 24 images"):
+    train(config, tmp_path)
