@@ -1,6 +1,6 @@
 """Features → SemiPositives: the nearest training images of other instances, exactly, in chunks.
 
-Chunk × chunk scores are all that is ever held: queries go chunk by chunk, and for each the gallery streams past while
+Block × chunk scores are all that is ever held: queries go block by block, and for each the gallery streams past while
 the best so far are merged. Positions are stored, not vectors.
 """
 
@@ -24,7 +24,8 @@ from qat_jax.features import FeatureStore
 from qat_jax.files import write_whole
 from qat_jax.types import SemiPositives
 
-CHUNK_ROWS = 4096
+CHUNK_ROWS = 16384
+BLOCK = 8  # a chunk of the gallery is wider than a block of queries by this: long rows are cheaper to select from
 
 
 def mine(
@@ -39,8 +40,8 @@ def mine(
   """Returns for each image the nearest `keep` of its `neighbours` nearest by cosine that are of another instance.
 
   Weights (rows sum to 1) are softmax(cosine / temperature) over those kept; −1 and 0 pad. An image without an instance
-  (None) is like no other. Equal cosines go by position. Holds about 3 · chunk² · 4 bytes of scores and two chunks of
-  features, whatever N is; the features are read N / chunk times. Raises ValueError for settings without meaning.
+  (None) is like no other. Equal cosines go by position. Holds about 3 · chunk²/8 · 4 bytes of scores and two chunks
+  of features, whatever N is; the features are read 8 N / chunk times. Raises ValueError for settings without meaning.
   """
   if len(instance_N) != len(features):
     raise ValueError(f"{len(instance_N)} instances for {len(features)} features; give one for each")
@@ -50,13 +51,15 @@ def mine(
     )
   if temperature <= 0:
     raise ValueError(f"temperature is {temperature}; it must be above 0")
-  count, chunk = len(features), min(chunk, len(features))
+  count = len(features)
+  chunk = -(-count // -(-count // chunk))  # chunks of one size, so that the last is hardly padded
   code_N = _codes(instance_N)
   ids_NM, weights_NM = np.empty((count, keep), np.int32), np.empty((count, keep), np.float32)
   bar = tqdm.tqdm(total=count, unit=" images", desc="mining", disable=not progress)
-  for start in range(0, count, chunk):
-    rows = slice(start, min(start + chunk, count))
-    ids_BK, cosine_BK = _nearest(features, start, min(neighbours, max(count - 1, 1)), chunk)
+  block = max(chunk // BLOCK, 1)
+  for start in range(0, count, block):
+    rows = slice(start, min(start + block, count))
+    ids_BK, cosine_BK = _nearest(features, start, min(neighbours, max(count - 1, 1)), block, chunk)
     size = rows.stop - start
     ids_NM[rows], weights_NM[rows] = _select(ids_BK[:size], cosine_BK[:size], code_N, code_N[rows], keep, temperature)
     bar.update(size)
@@ -95,13 +98,15 @@ def ensure(settings: Mapping[str, Any], images: FeatureStore, path: str | os.Pat
   return semi
 
 
-def _nearest(features: Any, start: int, neighbours: int, chunk: int) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the nearest items of `chunk` items from `start` on, themselves left out (ids and cosines, BK)."""
-  block_BD = _padded(features, start, chunk)
-  ids_BK = jnp.full((chunk, neighbours), -1, jnp.int32)
-  cosine_BK = jnp.full((chunk, neighbours), -jnp.inf)
+def _nearest(
+  features: FeatureStore | np.ndarray, start: int, neighbours: int, block: int, chunk: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the nearest items of `block` items from `start` on, themselves left out (ids and cosines, BK)."""
+  block_BD = _padded(features, start, block)
+  ids_BK = jnp.full((block, neighbours), -1, jnp.int32)
+  cosine_BK = jnp.full((block, neighbours), -jnp.inf)
   for gallery_start in range(0, len(features), chunk):
-    part_CD = block_BD if gallery_start == start else _padded(features, gallery_start, chunk)
+    part_CD = _padded(features, gallery_start, chunk)
     ids_BK, cosine_BK = _merge(ids_BK, cosine_BK, block_BD, part_CD, start, gallery_start, len(features))
   return np.asarray(ids_BK), np.asarray(cosine_BK)
 
@@ -127,7 +132,7 @@ def _merge(
   return jnp.take_along_axis(jnp.concatenate([ids_BK, new_C[place_BK]], axis=1), place_BJ, axis=1), cosine_BK
 
 
-def _padded(features: Any, start: int, chunk: int) -> jax.Array:
+def _padded(features: FeatureStore | np.ndarray, start: int, chunk: int) -> jax.Array:
   """Returns `chunk` rows on the device, zeros after the last, so that nothing compiles twice."""
   rows_BD = features[start : start + chunk]
   return jnp.asarray(np.pad(rows_BD, ((0, chunk - len(rows_BD)), (0, 0))))
