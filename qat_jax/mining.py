@@ -45,6 +45,8 @@ def mine(
   """
   if len(instance_N) != len(features):
     raise ValueError(f"{len(instance_N)} instances for {len(features)} features; give one for each")
+  if not len(features):
+    raise ValueError("there are no features to mine; give at least one")
   if not 0 < keep <= neighbours or chunk < 1:
     raise ValueError(
       f"keep is {keep}, neighbours {neighbours}, chunk {chunk}; wanted 0 < keep <= neighbours, chunk > 0"

@@ -99,6 +99,11 @@ def test_instances_for_other_images_are_refused():
     mining.mine(unit(8), np.arange(3))
 
 
+def test_nothing_to_mine_is_refused():
+  with pytest.raises(ValueError, match="no features to mine"):
+    mining.mine(unit(8)[:0], np.arange(0))
+
+
 def test_what_is_saved_is_loaded(tmp_path):
   semi = mining.mine(unit(8), np.arange(8), 5, 3)
   mining.save(semi, tmp_path / "semi.npz", {"keep": 3})
