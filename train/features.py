@@ -17,16 +17,8 @@ def ensure(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
   from qat_jax.encoders import load_encoder
   from qat_jax.extraction import extract
 
-  encoder = load_encoder(encoder_name(settings.name), settings.batch_size)
+  encoder = load_encoder(settings.name, settings.batch_size)
   for place, (source, kinds) in sources(data.source, data.name, data.folder or workdir / "data", data.limit).items():
     extract(source, encoder, workdir / "features" / place, kinds, settings.batch_size, settings.rows_per_shard)
   return workdir / "features"
 
-
-def encoder_name(name: str) -> str:
-  """Returns an encoder's name or folder; `toy_clip` is the small one that comes with the package."""
-  if name != "toy_clip":
-    return name
-  import qat_jax.encoders
-
-  return str(pathlib.Path(qat_jax.encoders.__file__).parent / "toy_clip")
