@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 WORKDIR ?= runs/demo
+SHORT := --config.data.name=tiny --config.train.steps=60 --config.static_train.steps=60 --config.validation.every=30
 
-.PHONY: setup demo test lint format clean
+.PHONY: setup demo demo-short test lint format clean
 
 setup: .venv/installed
 
@@ -17,8 +18,13 @@ demo: setup
 	$(BIN)/python -m train.main --config configs/demo.py --workdir $(WORKDIR)
 	$(BIN)/python -m eval.main --config configs/demo.py --workdir $(WORKDIR)
 
+# the demo's path in a minute or two, on the toybox's tiny config: that it runs, not what it shows
+demo-short: setup
+	$(BIN)/python -m train.main --config configs/demo.py --workdir runs/demo-short $(SHORT)
+	$(BIN)/python -m eval.main --config configs/demo.py --workdir runs/demo-short $(SHORT)
+
 test: setup lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: setup
 	$(BIN)/ruff format --check .
