@@ -62,6 +62,7 @@ def extract(
     _Extraction(source, encoder, writer, plan, threads, progress).run()
   else:
     check_same_plan(folder, read_meta(folder).get("extraction", {}), plan)
+    shutil.rmtree(folder / INCOMPLETE, ignore_errors=True)  # a kill after meta.json may have left the notes
   return {kind: FeatureStore.open(folder, kind) for kind in kinds}
 
 

@@ -93,10 +93,13 @@ class FeatureWriter:
     if path.exists() and not (self.folder / META).exists():
       check_same_plan(self.folder, json.loads(path.read_text()), plan)
       return
-    strangers = [p.name for p in self.folder.iterdir() if p.name != INCOMPLETE] if self.folder.is_dir() else []
+    ours = {INCOMPLETE, META + ".tmp"}  # what a kill may leave of an earlier call
+    strangers = [p.name for p in self.folder.iterdir() if p.name not in ours] if self.folder.is_dir() else []
     if strangers:
       raise FileExistsError(f"{self.folder} holds {sorted(strangers)[:5]} already; delete it or choose another folder")
     self.notes.mkdir(parents=True, exist_ok=True)
+    for note in self.notes.glob("shard_*.json"):
+      note.unlink()
     write_json(path, plan)
 
   @staticmethod
@@ -116,17 +119,22 @@ class FeatureWriter:
   ) -> None:
     """Writes one shard: features by kind (ND each) and as many rows of metadata; `report` is kept until `finish`.
 
-    Raises ValueError for rows that are NaN, infinite or zero (named by id) and for lengths that differ.
+    Raises ValueError for rows that are NaN, infinite or zero (named by id), lengths that differ, and features that are
+    not float N×D.
     """
     table = as_table(columns)
     files: dict[str, Any] = {}
     kinds, unit = {}, True
     for kind, features_ND in features.items():
+      features_ND = np.ascontiguousarray(features_ND)
+      if features_ND.ndim != 2 or features_ND.dtype.kind != "f":
+        raise ValueError(
+          f"the {kind} features are {features_ND.dtype} of shape {features_ND.shape}; wanted float16 or float32, N×D"
+        )
       if len(features_ND) != len(table):
         raise ValueError(f"shard {shard} has {len(features_ND)} {kind} features for {len(table)} rows of metadata")
       check_rows(features_ND, f"shard {shard} ({kind})", lambda row: table.column("id")[row].as_py())
       header = io.BytesIO()
-      features_ND = np.ascontiguousarray(features_ND)
       np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(features_ND))
       self._put(files, f"{kind}_emb/{kind}_emb_{shard:04d}.npy", header.getvalue(), features_ND, rows=len(table))
       kinds[kind] = {"width": features_ND.shape[1], "dtype": str(features_ND.dtype)}

@@ -8,6 +8,7 @@ than memory.
 from __future__ import annotations
 
 import functools
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -247,10 +248,14 @@ def write_features(
 ) -> FeatureStore:
   """Writes features by kind (an array ND, or chunks of one that need not fit in memory) and returns their store.
 
-  `columns` must have `id`. What an earlier call left unfinished is written anew. Raises FileExistsError where the
-  folder holds anything else, ValueError for broken rows, repeated ids, or fewer or more features than ids.
+  The store is of the first kind. `columns` must have `id`, `meta` hold what JSON can. What an earlier call left
+  unfinished is written anew. Raises FileExistsError where the folder holds anything else, ValueError for broken rows,
+  repeated ids, or fewer or more features than ids.
   """
-  folder, table = Path(folder), as_table(columns)
+  folder, table, about = Path(folder), as_table(columns), json.loads(json.dumps(dict(meta or {})))
+  if not features or set(features) - set(KINDS) or rows_per_shard < 1:
+    got = f"features of {list(features)}, {rows_per_shard} rows a shard"
+    raise ValueError(f"{folder}: got {got}; wanted one or both of {KINDS}, at least 1 row")
   check_ids(table.column("id"), folder)
   if not len(table):
     raise ValueError(f"{folder}: no items to write; give at least one")
@@ -264,22 +269,23 @@ def write_features(
   for kind, stream in streams.items():
     if stream.take(1).size:
       raise ValueError(f"{folder}: more {kind} features than the {len(table)} ids; give one row an item")
-  writer.finish(dict(meta or {}))
-  return FeatureStore.open(folder)
+  writer.finish(about)
+  return FeatureStore.open(folder, next(iter(features)))
 
 
 def _read_column(path: Path, name: str) -> pa.ChunkedArray:
   file = pq.ParquetFile(path)
   if name not in file.schema_arrow.names:
     raise KeyError(f"{path} has no column {name!r}, only {file.schema_arrow.names}, unlike the shards before it")
-  return file.read(columns=[name]).column(0)
+  column = file.read(columns=[name]).column(0)  # as a dictionary it would lose what is missing on the way to NumPy
+  return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
 class _Stream:
   """Chunks of rows, taken in pieces of any size."""
 
   def __init__(self, chunks: np.ndarray | Iterable[np.ndarray]) -> None:
-    self.chunks = iter([chunks] if isinstance(chunks, np.ndarray) else chunks)
+    self.chunks = iter([chunks] if hasattr(chunks, "ndim") else chunks)
     self.rest = np.empty((0, 0))
 
   def take(self, rows: int) -> np.ndarray:

@@ -55,17 +55,22 @@ class FolderSource:
     """
     row = self.rows[position]
     path = self.folder / row["file"]
-    name = row.get("id") or row["file"]
+    name = _text(row.get("id")) or row["file"]
     try:
       image = path.read_bytes()
     except OSError as error:
       raise UnreadableImage(name, error.strerror or str(error)) from error
     beside = path.with_suffix(".txt")
-    caption = row.get("caption") or (
-      beside.read_text("utf-8", "replace").strip() if "caption" not in row and beside.is_file() else None
-    )
-    instance = row.get("instance") or (str(Path(row["file"]).parent) if self.instance_by_folder else None)
-    return {**row, "id": str(name), "image": image, "caption": caption, "instance": instance}
+    caption = _text(row.get("caption"))
+    if "caption" not in row and beside.is_file():
+      caption = beside.read_text("utf-8", "replace").strip()
+    instance = _text(row.get("instance")) or (str(Path(row["file"]).parent) if self.instance_by_folder else None)
+    return {**row, "id": name, "image": image, "caption": caption, "instance": instance}
+
+
+def _text(value: Any) -> str | None:
+  """Returns what a table says as text; an empty cell and a missing one are alike."""
+  return None if value is None or value == "" else str(value)
 
 
 def _listed(folder: Path) -> list[dict[str, Any]]:

@@ -122,6 +122,16 @@ def test_only_missing_shards_are_encoded_after_a_failure(tmp_path):
   assert contents(tmp_path / "f") == contents(tmp_path / "g")
 
 
+def test_notes_that_a_kill_left_in_a_finished_folder_are_removed(tmp_path, monkeypatch):
+  with monkeypatch.context() as patch:
+    patch.setattr(shutil, "rmtree", lambda *args, **settings: None)
+    extract(Source(25), Encoder(), tmp_path / "f", rows_per_shard=10, progress=False)
+  assert len(FeatureStore.open(tmp_path / "f")) == 25
+  for folder in ("f", "g"):
+    extract(Source(25), Encoder(), tmp_path / folder, rows_per_shard=10, progress=False)
+  assert contents(tmp_path / "f") == contents(tmp_path / "g")
+
+
 @pytest.mark.parametrize("finished", [False, True], ids=["begun", "finished"])
 @pytest.mark.parametrize(
   ("change", "words"),

@@ -1,5 +1,6 @@
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -177,6 +178,13 @@ def test_repeated_ids_are_named(foreign):
     FeatureStore.open(foreign).verify()
 
 
+def test_missing_entries_of_a_categorical_column_stay_missing(foreign):
+  names = pa.array(["x", None, "y"]).dictionary_encode()
+  np.save(foreign / "img_emb/img_emb_0.npy", np.ones((3, 4), np.float32))
+  pq.write_table(pa.table({"image_path": list("abc"), "caption": names}), foreign / "metadata/metadata_0.parquet")
+  assert FeatureStore.open(foreign).column("caption")[:4].tolist() == ["x", None, "y", "no. 1"]
+
+
 def test_a_column_that_a_later_shard_lacks_is_named(foreign):
   pq.write_table(pa.table({"image_path": ["4.jpg"]}), foreign / "metadata/metadata_4.parquet")
   with pytest.raises(KeyError, match=r"metadata_4\.parquet has no column 'caption'"):
@@ -206,6 +214,45 @@ def test_features_and_ids_of_different_numbers_are_refused_and_leave_no_store(tm
   with pytest.raises(ValueError, match="is not finished"):
     FeatureStore.open(tmp_path / "s")
   assert len(write_features(tmp_path / "s", {"img": some_features(10)}, columns(10))) == 10
+
+
+@pytest.mark.parametrize(
+  ("features", "settings", "words"),
+  [
+    ({}, {}, r"features of \[\].*wanted one or both"),
+    ({"image": some_features(10)}, {}, r"features of \['image'\]"),
+    ({"img": some_features(10)}, {"rows_per_shard": 0}, "0 rows a shard"),
+    ({"img": np.ones((10, 2), np.int32)}, {}, r"img features are int32 of shape \(10, 2\)"),
+    ({"img": np.ones(10, np.float16)}, {}, r"img features are float16 of shape \(10,\)"),
+  ],
+)
+def test_what_no_store_can_hold_is_not_written(tmp_path, features, settings, words):
+  with pytest.raises(ValueError, match=words):
+    write_features(tmp_path / "s", features, columns(10), **settings)
+  assert not list(tmp_path.rglob("*.npy"))
+
+
+def test_meta_that_json_cannot_hold_is_refused_before_anything_is_written(tmp_path, array):
+  with pytest.raises(TypeError, match="not JSON serializable"):
+    write_features(tmp_path / "s", {"img": array}, columns(10), {"encoder": object()})
+  assert not list(tmp_path.iterdir())
+
+
+def test_the_store_returned_is_of_the_first_kind(tmp_path, array):
+  assert write_features(tmp_path / "s", {"text": array, "img": array}, columns(10)).kind == "text"
+
+
+def test_arrays_of_jax_are_written_as_arrays(tmp_path, array):
+  store = write_features(tmp_path / "s", {"img": jnp.asarray(array)}, columns(10))
+  np.testing.assert_array_equal(store[:], array)
+
+
+def test_what_a_kill_left_of_meta_json_is_in_nobodys_way(tmp_path, array):
+  with pytest.raises(ValueError, match="0 img features for 1 rows"):
+    write_features(tmp_path / "s", {"img": array[:9]}, columns(10), rows_per_shard=9)
+  (tmp_path / "s/meta.json.tmp").write_text("{")
+  write_features(tmp_path / "s", {"img": array}, columns(10)).verify()
+  assert sorted(path.name for path in (tmp_path / "s").iterdir()) == ["img_emb", "meta.json", "metadata"]
 
 
 def test_a_finished_folder_is_never_overwritten(store, array):

@@ -63,6 +63,23 @@ def test_a_table_may_lie_elsewhere_and_give_ids(folder, tmp_path_factory):
   assert (len(source), source[0]["id"], source[0]["caption"]) == (1, "seven", None)
 
 
+def test_numbers_in_a_table_are_names_too(folder):
+  rows = [{"file": "a.JPG", "id": 0, "instance": 0, "caption": ""}, {"file": "b.jpg", "id": 1, "instance": 12}]
+  (folder / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+  records = [FolderSource(folder)[i] for i in range(2)]
+  assert [(r["id"], r["instance"], r["caption"]) for r in records] == [("0", "0", None), ("1", "12", None)]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("missing item"), KeyError("tag"), EOFError(), MemoryError()])
+def test_whatever_a_decoder_raises_the_image_is_named(folder, monkeypatch, error):
+  def broken(image, mode):
+    raise error
+
+  monkeypatch.setattr(Image.Image, "convert", broken)
+  with pytest.raises(UnreadableImage, match=rf"'b\.jpg' cannot be read: {type(error).__name__}"):
+    decode(FolderSource(folder)[1])
+
+
 def test_subfolders_are_instances_on_request(folder):
   source = FolderSource(folder, instance_by_folder=True)
   assert [source[i]["instance"] for i in range(3)] == [".", ".", "more"]
