@@ -1,6 +1,10 @@
 """The demo's small CLIP, on toybox views of families of their own, with coarse captions only.
 
 Command:   python -m train.encoder --config configs/demo_encoder.py --workdir runs/demo_encoder
+Hardware:  2 CPU cores, half of them busy with other work; 8 minutes, of which 1 draws 14,000 images.
+Result:    500,000 parameters, 2 MB; loss 2.9 (chance 4.85). On the toybox's validation split, mAP × 100 of plain cosine
+           with detailed captions 3.7, with image queries 10.7. To replace the one that the package carries:
+           --config.out=qat_jax/encoders/toy_clip
 """
 
 from ml_collections import ConfigDict
@@ -24,9 +28,9 @@ def get_config() -> ConfigDict:
   config.train = ConfigDict(
     {
       "batch_size": 128,
-      "steps": 1000,
+      "steps": 650,
       "learning_rate": 2e-3,
-      "warmup_steps": 100,
+      "warmup_steps": 50,
       "weight_decay": 0.05,
       "temperature": 0.07,
     }

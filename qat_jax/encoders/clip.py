@@ -23,13 +23,15 @@ TOY_CLIP = pathlib.Path(__file__).parent / "toy_clip"
 class ClipEncoder:
   """A CLIP's two towers as functions to unit features (float32, ND)."""
 
-  def __init__(self, model: Any, processor: Any, tokenizer: Any, name: str, revision: str, batch_size: int) -> None:
+  def __init__(
+    self, model: Any, params: dict, processor: Any, tokenizer: Any, name: str, revision: str, batch_size: int
+  ) -> None:
     self.name, self.revision, self.batch_size = name, revision, batch_size
     self.width: int = model.config.projection_dim
     self.max_tokens: int = model.config.text_config.max_position_embeddings
     self.truncated = 0
     self._processor, self._tokenizer = processor, tokenizer
-    self._params = jax.device_put(jax.tree.map(_float32, model.params))
+    self._params = jax.device_put(jax.tree.map(_float32, params))
 
     def image_features(params: dict, pixels: jax.Array) -> jax.Array:
       return normalise(model.get_image_features(pixels, params=params))
@@ -82,13 +84,14 @@ def load(name: str, batch_size: int = 256) -> ClipEncoder:
     config = AutoConfig.from_pretrained(where)
     if config.model_type != "clip":
       raise ValueError(f"{where!r} is a {config.model_type}, not a CLIP; give the hub name or folder of a CLIP")
-    model = FlaxCLIPModel.from_pretrained(where, config=config)
+    # Without _do_init transformers would first draw random parameters, only to replace them.
+    model, params = FlaxCLIPModel.from_pretrained(where, config=config, _do_init=False)
     processor = CLIPImageProcessor.from_pretrained(where)
     tokenizer = AutoTokenizer.from_pretrained(where)
   except OSError as error:
     raise FileNotFoundError(_missing(where, folder.is_dir(), error)) from error
   revision = content_hash(folder) if folder.is_dir() else str(config._commit_hash)
-  return ClipEncoder(model, processor, tokenizer, str(name), revision, batch_size)
+  return ClipEncoder(model, params, processor, tokenizer, str(name), revision, batch_size)
 
 
 def content_hash(folder: pathlib.Path) -> str:
