@@ -162,5 +162,5 @@ def _select(
 
 def _codes(instance_N: np.ndarray) -> np.ndarray:
   """Returns a number for each instance (N, int64), −1 where there is none."""
-  indices = pa.array(instance_N).dictionary_encode().indices
+  indices = pa.array(instance_N, from_pandas=True).dictionary_encode().indices  # NaN is none, too
   return indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)

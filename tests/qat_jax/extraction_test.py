@@ -132,6 +132,16 @@ def test_notes_that_a_kill_left_in_a_finished_folder_are_removed(tmp_path, monke
   assert contents(tmp_path / "f") == contents(tmp_path / "g")
 
 
+def test_notes_without_their_plan_are_not_believed(tmp_path):
+  with pytest.raises(ValueError, match="NaN"):
+    extract(Source(25), Encoder(broken="no. 17"), tmp_path, rows_per_shard=10, progress=False)
+  (tmp_path / "incomplete/plan.json").unlink()
+  shutil.rmtree(tmp_path / "img_emb")
+  shutil.rmtree(tmp_path / "text_emb")
+  shutil.rmtree(tmp_path / "metadata")
+  assert len(extract(Source(25), Encoder(), tmp_path, rows_per_shard=10, progress=False)["img"]) == 25
+
+
 @pytest.mark.parametrize("finished", [False, True], ids=["begun", "finished"])
 @pytest.mark.parametrize(
   ("change", "words"),

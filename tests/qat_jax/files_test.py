@@ -38,6 +38,19 @@ def test_no_room_is_said_and_the_old_file_stays(tmp_path):
   assert (tmp_path / "f").read_bytes() == b"old"
 
 
+def test_a_file_takes_its_name_only_when_it_is_whole(tmp_path, monkeypatch):
+  write_whole(tmp_path / "f", b"old")
+
+  def look(temporary, path):
+    assert temporary.read_bytes() == b"new"
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr("os.replace", look)
+  with pytest.raises(KeyboardInterrupt):
+    write_whole(tmp_path / "f", b"new")
+  assert (tmp_path / "f").read_bytes() == b"old"
+
+
 def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
   write_whole(tmp_path / "f", b"old")
 

@@ -49,6 +49,12 @@ def test_neighbours_and_weights_equal_brute_force_whatever_the_chunk(chunk):
   assert semi.weights.dtype == np.float32
 
 
+def test_numbered_instances_may_be_missing_as_nan():
+  semi = mining.mine(unit(6), np.array([1, 1, 2, np.nan, np.nan, 3]), neighbours=5, keep=5)
+  assert sorted(semi.ids[0]) == [-1, 2, 3, 4, 5]
+  assert sorted(semi.ids[3]) == [0, 1, 2, 4, 5]
+
+
 def test_only_neighbours_are_kept_and_the_rest_is_padded():
   features_ND = unit(12)
   instances = ["same"] * 10 + ["a", "b"]
