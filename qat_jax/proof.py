@@ -22,7 +22,7 @@ from qat_jax.types import Adaptation
 BUFFER = 512
 LARGEST_BUFFER = 8192
 FULL_ROWS = 4096  # rows scored by the full formula at once
-NUMBERS = 1 << 25  # float32 numbers of items that the second pass holds
+NUMBERS = 1 << 21  # float32 numbers of items that the second pass holds
 
 Uppers = Iterable[tuple[int, jax.Array]]  # first position, bounds QN
 
@@ -37,6 +37,8 @@ def search(
   uppers: Uppers = _first(adaptation, masks, parts, kept)
   if isinstance(parts, Resident):
     uppers = list(uppers)  # a second look is free
+  elif kept:
+    buffer *= 4  # a second look is a second reading
   ids_QB, score_QB, proven_Q = _best(adaptation, parts, uppers, buffer, k)
   if not proven_Q.all():
     rows = padded(every_Q[~proven_Q])
@@ -46,7 +48,7 @@ def search(
       left_Q = sum(np.asarray(survivors(upper_QN, threshold_Q)) for _, upper_QN in uppers)
       buffer = power(int(np.max(left_Q)))
     else:
-      uppers, buffer = _first(some, masks.queries(rows), parts, kept), 8 * buffer
+      uppers, buffer = _first(some, masks.queries(rows), parts, kept), 4 * buffer
     if buffer <= LARGEST_BUFFER:
       found = _best(some, parts, uppers, buffer, k)
       ids_QB, score_QB, proven_Q = _replace((ids_QB, score_QB, proven_Q), found, rows)
@@ -66,13 +68,14 @@ def exact(
   width = adaptation.query.shape[1]
   columns = min(buffer, max(1, NUMBERS // width))
   block = max(1, min(queries, NUMBERS // (width * columns)))
-  scores = []
+  score_QB = np.empty((queries, buffer), np.float32)
   for start in range(0, queries, block):
-    some = adaptation[start : start + block]
-    pieces = [position_QB[start : start + block, i : i + columns] for i in range(0, buffer, columns)]
-    scores.append(jnp.concatenate([score_own(some, parts.rows(piece)) for piece in pieces], axis=1))
-  ids_QB, score_QB = ordered(jnp.asarray(position_QB, jnp.int32), jnp.concatenate(scores))
-  return np.asarray(ids_QB), np.asarray(score_QB)
+    rows, some = slice(start, start + block), adaptation[start : start + block]
+    for place in range(0, buffer, columns):
+      piece = (rows, slice(place, place + columns))
+      score_QB[piece] = score_own(some, parts.rows(position_QB[piece]))  # waits: one step's items at a time
+  ids_QB, ordered_QB = ordered(jnp.asarray(position_QB, jnp.int32), jnp.asarray(score_QB))
+  return np.asarray(ids_QB), np.asarray(ordered_QB)
 
 
 def take_queries(adaptation: Adaptation, rows: np.ndarray) -> Adaptation:
@@ -112,13 +115,21 @@ def _best(
   """Returns ids and exact scores (QB) of the items with the largest bounds, and whether the first k are proven."""
   of_device: dict[jax.Device, Candidates] = {}
   for start, upper_QN in uppers:
-    of_device[upper_QN.device] = keep(upper_QN, start, of_device.get(upper_QN.device), buffer)
+    earlier = of_device.get(upper_QN.device)
+    of_device[upper_QN.device] = keep(upper_QN, start, earlier, buffer)
+    jax.block_until_ready(earlier)  # JAX would run ahead of the device, and hold all the chunks on the way
   if len(of_device) == 1:
     (candidates,) = of_device.values()
   else:
     candidates = _merged(list(of_device.values()), buffer)
-  ids_QB, score_QB = exact(adaptation, parts, candidates.ids)
-  dropped_Q = np.asarray(candidates.upper[:, -1])
+  # the largest bounds come first: a part of them may do to see that the others do not matter
+  position_QB, upper_QB = np.asarray(candidates.ids), np.asarray(candidates.upper)
+  some = min(buffer, max(BUFFER, power(2 * k)))
+  ids_QB, score_QB = exact(adaptation, parts, position_QB[:, :some])
+  needed = int(np.sum(upper_QB >= score_QB[:, k - 1 : k], axis=1).max())
+  if needed > some:
+    ids_QB, score_QB = exact(adaptation, parts, position_QB[:, : power(needed)])
+  dropped_Q = upper_QB[:, -1]
   return ids_QB, score_QB, (dropped_Q < score_QB[:, k - 1]) | (dropped_Q == -np.inf)
 
 

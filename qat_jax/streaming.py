@@ -17,8 +17,13 @@ import numpy as np
 
 from qat_jax.two_pass import as_float
 
-CHUNK_BYTES = 1 << 25  # of float32
+CHUNK_BYTES = 1 << 24  # of float32
+GATHER_ROWS = 64  # a touched row of a memory map brings its neighbours into memory, up to a megabyte
 LENGTH_ERROR = 0.02  # of |z|²; bf16 rounding stays below it
+
+
+# one thread for all: each new one would bring a memory pool of its own, which keeps what chunks leave behind
+_reader = concurrent.futures.ThreadPoolExecutor(1, "gallery-reader")
 
 
 class Part(NamedTuple):
@@ -92,21 +97,23 @@ class Streamed:
     """
     rows = min(rows or self.chunk_rows, self.chunk_rows, max(256, 1 << (len(self.gallery) - 1).bit_length()))
     starts = range(0, len(self.gallery), rows)
-    with concurrent.futures.ThreadPoolExecutor(1) as reader:
-      coming = reader.submit(self._read, 0, rows, 0)
-      for i in range(len(starts)):
-        part = coming.result()
-        if i + 1 < len(starts):
-          coming = reader.submit(self._read, starts[i + 1], rows, i + 1)
-        check_lengths(np.asarray(part.square)[: part.items], part.start)
-        yield part
+    coming = _reader.submit(self._read, 0, rows, 0)
+    for i in range(len(starts)):
+      part = coming.result()
+      if i + 1 < len(starts):
+        coming = _reader.submit(self._read, starts[i + 1], rows, i + 1)
+      check_lengths(np.asarray(part.square)[: part.items], part.start)
+      yield part
 
   def rows(self, positions: jax.Array | np.ndarray) -> jax.Array:
     """Returns items by position (QKD, float32); −1 gives any item."""
     position_QK = np.maximum(np.asarray(positions), 0)
-    item_QKD = self.gallery[position_QK.ravel()].reshape(*position_QK.shape, -1)
-    release(self.gallery[:1])
-    return jnp.asarray(item_QKD).astype(jnp.float32)
+    flat, pieces = position_QK.ravel(), []
+    rows = GATHER_ROWS if release(self.gallery[:1]) else len(flat)
+    for start in range(0, len(flat), rows):
+      pieces.append(np.asarray(self.gallery[flat[start : start + rows]]))
+      release(self.gallery[:1])
+    return jnp.asarray(np.concatenate(pieces)).astype(jnp.float32).reshape(*position_QK.shape, -1)
 
   def _read(self, start: int, rows: int, turn: int) -> Part:
     view_ND = self.gallery[start : start + rows]
@@ -144,15 +151,15 @@ def check_lengths(square_N: np.ndarray, start: int) -> None:
   )
 
 
-def release(view: np.ndarray) -> None:
-  """Gives the memory of a read-only memory map back; its pages stay in the system's cache, and are read when needed."""
-  base: Any = view
-  while isinstance(base, np.ndarray) and base.base is not None:
-    if base.flags.writeable:
-      return
+def release(view: Any) -> bool:
+  """Gives the memory of a read-only memory map back, and says whether it is one; the system caches its pages."""
+  base = view
+  while isinstance(base, np.ndarray) and base.base is not None and not base.flags.writeable:
     base = base.base
-  if isinstance(base, mmap.mmap) and hasattr(base, "madvise"):
-    base.madvise(mmap.MADV_DONTNEED)
+  if not isinstance(base, mmap.mmap) or not hasattr(base, "madvise"):
+    return False
+  base.madvise(mmap.MADV_DONTNEED)
+  return True
 
 
 _known: dict[int, tuple[weakref.ref, list[jax.Array]]] = {}

@@ -77,6 +77,8 @@ def _squares_product(gallery_ND: jax.Array, gate_DQ: jax.Array) -> jax.Array:
   """Returns (z∘z)·gate (NQ), block by block, so that the squares of a block stay in the cache."""
   product = lambda x: jnp.matmul(jnp.square(x), gate_DQ, precision=HIGHEST)
   blocks, rest = divmod(len(gallery_ND), BLOCK_ROWS)
+  if not blocks:
+    return product(gallery_ND)
   slices = lambda i: jax.lax.dynamic_slice_in_dim(gallery_ND, i * BLOCK_ROWS, BLOCK_ROWS)
   whole = jax.lax.map(lambda i: product(slices(i)), jnp.arange(blocks)).reshape(-1, gate_DQ.shape[1])
   return jnp.concatenate([whole, product(gallery_ND[len(gallery_ND) - rest :])]) if rest else whole
