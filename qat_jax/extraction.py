@@ -182,10 +182,8 @@ class _Extraction:
     notes = {"unreadable": len(self.unreadable), "truncated_captions": truncated}
     if self.unreadable:
       write_json(self.writer.folder / UNREADABLE, self.unreadable)
-      names = ", ".join(entry["id"] for entry in self.unreadable[:5])
-      tqdm.tqdm.write(
-        f"{len(self.unreadable)} unreadable images left out ({names}, …): {self.writer.folder / UNREADABLE}"
-      )
+      names = ", ".join(entry["id"] for entry in self.unreadable[:5]) + (", …" if len(self.unreadable) > 5 else "")
+      tqdm.tqdm.write(f"{len(self.unreadable)} unreadable images left out ({names}): {self.writer.folder / UNREADABLE}")
     if truncated:
       tqdm.tqdm.write(f"{truncated} captions were longer than the {self.encoder.max_tokens} tokens that are read; cut")
     about = {"encoder": self.plan["encoder"], "revision": self.plan["revision"], "space": "frozen"}

@@ -27,6 +27,7 @@ from qat_jax.files import write_json, write_whole
 KINDS = ("img", "text")
 META = "meta.json"
 INCOMPLETE = "incomplete"
+BLOCK_ROWS = 8192  # what is looked at in float32 at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,9 +248,12 @@ def is_unit(features_ND: np.ndarray) -> bool:
 
 
 def _squares(features_ND: np.ndarray) -> np.ndarray:
-  features_ND = features_ND.astype(np.float32)
+  square_N = np.empty(len(features_ND), np.float32)
   with np.errstate(over="ignore", invalid="ignore"):
-    return np.einsum("ND,ND->N", features_ND, features_ND)
+    for start in range(0, len(features_ND), BLOCK_ROWS):
+      block_ND = features_ND[start : start + BLOCK_ROWS].astype(np.float32)
+      square_N[start : start + BLOCK_ROWS] = np.einsum("ND,ND->N", block_ND, block_ND)
+  return square_N
 
 
 def parquet_rows(path: Path) -> int:

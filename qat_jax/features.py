@@ -37,7 +37,7 @@ from qat_jax.files import checksum, write_json
 
 ID_COLUMNS = ("id", "key", "image_path")
 CHUNK_ROWS = 65536
-ROWS_PER_SHARD = 262144
+ROWS_PER_SHARD = 65536
 
 
 class FeatureStore:
@@ -295,5 +295,5 @@ class _Stream:
       parts.append(np.asarray(chunk))
     parts = [part for part in parts if part.size] or parts[:1]
     whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    self.rest = whole[rows:]
+    self.rest = whole[rows:].copy()  # a view would hold all of what was taken
     return whole[:rows]

@@ -183,7 +183,7 @@ def test_unreadable_images_are_left_out_and_listed(tmp_path, capsys):
   assert [(entry["position"], entry["id"]) for entry in listed] == [(4, "item4"), (111, "item111"), (112, "item112")]
   assert "UnidentifiedImageError" in listed[0]["reason"]
   assert stores["img"].meta["unreadable"] == 3
-  assert "3 unreadable images left out" in capsys.readouterr().out
+  assert "3 unreadable images left out (item4, item111, item112): " in capsys.readouterr().out
 
 
 def test_a_shard_of_unreadable_images_alone_is_empty(tmp_path, monkeypatch):

@@ -165,6 +165,15 @@ def test_features_that_are_not_floats_are_refused(foreign):
     FeatureStore.open(foreign)
 
 
+def test_a_broken_row_is_found_in_every_block(tmp_path):
+  rows_ND = np.ones((20_000, 1), np.float32)
+  for row in (8191, 8192, 19_999):
+    rows_ND[:] = 1
+    rows_ND[row] = np.nan
+    with pytest.raises(ValueError, match=rf"1 items have NaN or infinite features: '{row}'"):
+      write_features(tmp_path / f"{row}", {"img": rows_ND}, {"id": np.arange(20_000).astype(str)})
+
+
 @pytest.mark.parametrize(("value", "what"), [(np.nan, "NaN or infinite"), (np.inf, "NaN or infinite"), (0, "zero")])
 def test_broken_rows_are_named_by_their_ids(foreign, value, what):
   np.save(foreign / "img_emb/img_emb_6.npy", np.full((1, 4), value, np.float32))
