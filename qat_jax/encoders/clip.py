@@ -74,7 +74,7 @@ class ClipEncoder:
 
 def load(name: str, batch_size: int = 256) -> ClipEncoder:
   """Returns the encoder of a hub name or folder; see `qat_jax.encoders.load_encoder`."""
-  from transformers import AutoConfig, AutoTokenizer, CLIPImageProcessor, FlaxCLIPModel
+  from transformers import AutoConfig, CLIPImageProcessor
 
   where = str(TOY_CLIP) if name == "toy_clip" else str(name)
   folder = pathlib.Path(where)
@@ -84,14 +84,48 @@ def load(name: str, batch_size: int = 256) -> ClipEncoder:
     config = AutoConfig.from_pretrained(where)
     if config.model_type != "clip":
       raise ValueError(f"{where!r} is a {config.model_type}, not a CLIP; give the hub name or folder of a CLIP")
-    # Without _do_init transformers would first draw random parameters, only to replace them.
-    model, params = FlaxCLIPModel.from_pretrained(where, config=config, _do_init=False)
+    model = _model(where, config)
     processor = CLIPImageProcessor.from_pretrained(where)
-    tokenizer = AutoTokenizer.from_pretrained(where)
+    tokenizer = _tokenizer(where)
   except OSError as error:
     raise FileNotFoundError(_missing(where, folder.is_dir(), error)) from error
   revision = content_hash(folder) if folder.is_dir() else str(config._commit_hash)
-  return ClipEncoder(model, params, processor, tokenizer, str(name), revision, batch_size)
+  return ClipEncoder(model, model.params, processor, tokenizer, str(name), revision, batch_size)
+
+
+def _model(where: str, config: Any) -> Any:
+  """Returns the Flax model with its parameters; raises ValueError where they are damaged or not whole."""
+  from transformers import FlaxCLIPModel
+
+  class Clip(FlaxCLIPModel):
+    """Starts at NaN: drawing parameters takes ten seconds, only to replace them, and what stays NaN was absent.
+
+    `_do_init=False` would not draw either, but then weights in PyTorch's layout cannot be read.
+    """
+
+    def init_weights(self, key: jax.Array, input_shape: tuple, params: Any = None) -> Any:
+      shapes = jax.eval_shape(lambda key: super(Clip, self).init_weights(key, input_shape), key)
+      return jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
+
+  try:
+    model = Clip.from_pretrained(where, config=config)
+  except ValueError as error:
+    raise ValueError(f"the weights of {where!r} are damaged or do not fit its config.json: {error}") from error
+  absent = [path for path, x in jax.tree.leaves_with_path(model.params) if np.isnan(np.ravel(x)[0])]
+  if absent:
+    names = ", ".join(jax.tree_util.keystr(path, simple=True, separator="/") for path in absent)
+    raise ValueError(f"the weights of {where!r} lack {names}; give the folder of a whole CLIP, with both towers")
+  return model
+
+
+def _tokenizer(where: str) -> Any:
+  """Returns the tokenizer; raises OSError where its files are missing, for which transformers has a TypeError."""
+  from transformers import AutoTokenizer
+
+  try:
+    return AutoTokenizer.from_pretrained(where)
+  except TypeError as error:
+    raise OSError("no tokenizer.json, nor vocab.json with merges.txt") from error
 
 
 def content_hash(folder: pathlib.Path) -> str:

@@ -1,9 +1,14 @@
 import json
+import pathlib
 import shutil
+import sys
 
 import numpy as np
 import pytest
+from flax.serialization import msgpack_restore, msgpack_serialize
+from flax.traverse_util import flatten_dict
 from PIL import Image
+from safetensors.numpy import save_file
 
 from qat_jax.datasets.toybox_objects import families
 from qat_jax.datasets.toybox_render import render
@@ -104,4 +109,50 @@ def test_a_folder_without_weights_is_named(tmp_path):
   folder = shutil.copytree(TOY_CLIP, tmp_path / "half")
   (folder / "flax_model.msgpack").unlink()
   with pytest.raises(FileNotFoundError, match=r"half' lacks a file of a CLIP"):
+    load_encoder(str(folder))
+
+
+def test_weights_in_the_layout_of_pytorch_give_the_same_features_without_pytorch(encoder, images, tmp_path):
+  folder = pathlib.Path(shutil.copytree(TOY_CLIP, tmp_path / "torch"))
+  (folder / "flax_model.msgpack").unlink()
+  save_file(in_pytorch_layout(encoder._params), folder / "model.safetensors", metadata={"format": "pt"})
+  loaded = load_encoder(str(folder), batch_size=8)
+  np.testing.assert_array_equal(loaded.images(images[:3]), encoder.images(images[:3]))
+  np.testing.assert_array_equal(loaded.texts(TEXTS), encoder.texts(TEXTS))
+  assert "torch" not in sys.modules
+
+
+def in_pytorch_layout(params):
+  """Returns name → array as PyTorch saves them: kernels transposed and called weight, as are scales and embeddings."""
+  found = {}
+  for path, x in flatten_dict(params).items():
+    x, *parents, last = np.asarray(x), *path
+    if last == "kernel":
+      x = x.transpose(3, 2, 0, 1) if x.ndim == 4 else x.T
+    name = "weight" if last in ("kernel", "scale", "embedding") else last
+    found[".".join([*parents, name])] = np.array(x, order="C")
+  return found
+
+
+def test_weights_that_lack_a_part_are_refused_with_its_name(tmp_path):
+  path = pathlib.Path(shutil.copytree(TOY_CLIP, tmp_path / "towers")) / "flax_model.msgpack"
+  params = msgpack_restore(path.read_bytes())
+  del params["text_projection"]
+  path.write_bytes(msgpack_serialize(params))
+  with pytest.raises(ValueError, match=r"towers' lack text_projection/kernel"):
+    load_encoder(str(path.parent))
+
+
+def test_weights_cut_short_are_refused_by_name(tmp_path):
+  path = pathlib.Path(shutil.copytree(TOY_CLIP, tmp_path / "cut")) / "flax_model.msgpack"
+  path.write_bytes(path.read_bytes()[:1000])
+  with pytest.raises(ValueError, match=r"cut' are damaged or do not fit"):
+    load_encoder(str(path.parent))
+
+
+def test_a_folder_without_a_tokenizer_is_named(tmp_path):
+  folder = pathlib.Path(shutil.copytree(TOY_CLIP, tmp_path / "mute"))
+  for name in ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json"):
+    (folder / name).unlink()
+  with pytest.raises(FileNotFoundError, match=r"mute' lacks a file of a CLIP: no tokenizer.json"):
     load_encoder(str(folder))
