@@ -53,7 +53,7 @@ def ways(adaptation: Adaptation, gallery_ND: jax.Array, k: int, kept: int | None
   empty_QDR = jnp.zeros((queries, width, 0))
   gated = Adaptation(adaptation.query, gate, empty_QDR, empty_QDR)
   unchanged = plain(adaptation.query)
-  columns = 1 + (kept or (3 if queries <= 4 else 1))
+  columns = 1 + (kept or max(1, min(7, 16 // queries - 1)))
   found = {
     "dense": Way(lambda: dense(adaptation, gallery_ND, k), items, size, every * 2 * width * width),
     "factored": Way(lambda: factored(adaptation, gallery_ND, k), items, size, every * 2 * width * (1 + 2 * rank_R)),

@@ -37,8 +37,8 @@ def search(
   uppers: Uppers = _first(adaptation, masks, parts, kept)
   if isinstance(parts, Resident):
     uppers = list(uppers)  # a second look is free
-  elif kept:
-    buffer *= 4  # a second look is a second reading
+  if kept:
+    buffer *= 2 if isinstance(parts, Resident) else 4  # a second look is a second reading
   ids_QB, score_QB, proven_Q = _best(adaptation, parts, uppers, buffer, k)
   if not proven_Q.all():
     rows = padded(every_Q[~proven_Q])
@@ -60,10 +60,13 @@ def search(
   return ids_QB[:, :k], score_QB[:, :k]
 
 
-def exact(
-  adaptation: Adaptation, parts: Resident | Streamed, position_QB: jax.Array | np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def exact(adaptation: Adaptation, parts: Resident | Streamed, position_QB: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Returns ids and exact scores (two QB) of the items at `position_QB`, best first; −1 is padding, and comes last."""
+  return _ordered(position_QB, _scored(adaptation, parts, position_QB))
+
+
+def _scored(adaptation: Adaptation, parts: Resident | Streamed, position_QB: np.ndarray) -> np.ndarray:
+  """Returns the exact scores (QB) of each query's own items, −inf for padding."""
   queries, buffer = position_QB.shape
   width = adaptation.query.shape[1]
   columns = min(buffer, max(1, NUMBERS // width))
@@ -74,6 +77,10 @@ def exact(
     for place in range(0, buffer, columns):
       piece = (rows, slice(place, place + columns))
       score_QB[piece] = score_own(some, parts.rows(position_QB[piece]))  # waits: one step's items at a time
+  return np.where(position_QB < 0, -np.inf, score_QB)
+
+
+def _ordered(position_QB: np.ndarray, score_QB: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   ids_QB, ordered_QB = ordered(jnp.asarray(position_QB, jnp.int32), jnp.asarray(score_QB))
   return np.asarray(ids_QB), np.asarray(ordered_QB)
 
@@ -125,10 +132,13 @@ def _best(
   # the largest bounds come first: a part of them may do to see that the others do not matter
   position_QB, upper_QB = np.asarray(candidates.ids), np.asarray(candidates.upper)
   some = min(buffer, max(BUFFER, power(2 * k)))
-  ids_QB, score_QB = exact(adaptation, parts, position_QB[:, :some])
-  needed = int(np.sum(upper_QB >= score_QB[:, k - 1 : k], axis=1).max())
+  score_QB = _scored(adaptation, parts, position_QB[:, :some])
+  threshold_Q1 = -np.partition(-score_QB, k - 1, axis=1)[:, k - 1 : k]
+  needed = int(np.sum(upper_QB >= threshold_Q1, axis=1).max())
   if needed > some:
-    ids_QB, score_QB = exact(adaptation, parts, position_QB[:, : power(needed)])
+    stop = some + power(needed - some)
+    score_QB = np.concatenate([score_QB, _scored(adaptation, parts, position_QB[:, some:stop])], axis=1)
+  ids_QB, score_QB = _ordered(position_QB[:, : score_QB.shape[1]], score_QB)
   dropped_Q = upper_QB[:, -1]
   return ids_QB, score_QB, (dropped_Q < score_QB[:, k - 1]) | (dropped_Q == -np.inf)
 

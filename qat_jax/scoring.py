@@ -21,6 +21,7 @@ from qat_jax.types import Adaptation, Ranking
 __all__ = ["rank", "rerank", "score"]
 
 QUERY_BLOCK = 64
+COLUMNS = 16  # of the first pass, where a batch is small: no dearer than the queries alone
 BOUNDS = 1 << 27  # how many upper bounds (queries × rows on a device) a first pass may hold
 
 
@@ -56,7 +57,7 @@ def rank(
   parts = open_gallery(gallery, devices, chunk_rows)
   block = min(QUERY_BLOCK, power(len(adaptation)), max(1, power(BOUNDS // parts.longest + 1) // 2))
   if kept is None:
-    kept = 1 if block > 4 else 3
+    kept = max(1, min(7, COLUMNS // block - 1))
   kept = min(kept, 2 * adaptation.left.shape[2])
   found = []
   for start in range(0, len(adaptation), block):
