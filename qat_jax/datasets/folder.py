@@ -48,24 +48,27 @@ class FolderSource:
   def __len__(self) -> int:
     return len(self.rows)
 
+  def about(self, position: int) -> dict[str, Any]:
+    """Returns the record of a row without its image, which is not looked at."""
+    row = self.rows[position]
+    beside = (self.folder / row["file"]).with_suffix(".txt")
+    caption = _text(row.get("caption"))
+    if "caption" not in row and beside.is_file():
+      caption = beside.read_text("utf-8", "replace").strip()
+    instance = _text(row.get("instance")) or (str(Path(row["file"]).parent) if self.instance_by_folder else None)
+    return {**row, "id": _text(row.get("id")) or row["file"], "caption": caption, "instance": instance}
+
   def __getitem__(self, position: int) -> dict[str, Any]:
     """Returns the record of a row: id, image (the file's bytes), caption, instance, further columns.
 
     Raises UnreadableImage where the file cannot be read.
     """
-    row = self.rows[position]
-    path = self.folder / row["file"]
-    name = _text(row.get("id")) or row["file"]
+    record = self.about(position)
     try:
-      image = path.read_bytes()
+      image = (self.folder / record["file"]).read_bytes()
     except OSError as error:
-      raise UnreadableImage(name, error.strerror or str(error)) from error
-    beside = path.with_suffix(".txt")
-    caption = _text(row.get("caption"))
-    if "caption" not in row and beside.is_file():
-      caption = beside.read_text("utf-8", "replace").strip()
-    instance = _text(row.get("instance")) or (str(Path(row["file"]).parent) if self.instance_by_folder else None)
-    return {**row, "id": name, "image": image, "caption": caption, "instance": instance}
+      raise UnreadableImage(record["id"], error.strerror or str(error)) from error
+    return {**record, "image": image}
 
 
 def _text(value: Any) -> str | None:

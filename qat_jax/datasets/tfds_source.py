@@ -75,6 +75,11 @@ class TfdsSource:
     }
 
 
+def splits(name: str, data_dir: str | os.PathLike | None) -> list[str]:
+  """Returns the names of a prepared set's splits; raises FileNotFoundError where it is not prepared."""
+  return list(_open(name, data_dir).info.splits)
+
+
 def _open(name: str, data_dir: str | os.PathLike | None) -> Any:
   """Returns the builder of prepared files, whatever its own code would need."""
   try:
