@@ -108,16 +108,16 @@ def compare(queries: int, items: int, named: dict[str, Way], repeats: int) -> li
 def table(rows: list[dict], missing: dict[str, str]) -> str:
   """Returns the rows as a Markdown table."""
   lines = [
-    "| way | ns per query and item | ms a query | times dense | times plain | peak MB | of the roofline |",
-    "|---|---|---|---|---|---|---|",
+    "| way | N | Q | ns per query and item | ms a query | times dense | times plain | peak MB | of the roofline |",
+    "|---|---|---|---|---|---|---|---|---|",
   ]
   for row in rows:
     ratios = [f"{row[name]:.3g}" if row[name] is not None else "–" for name in ("times_dense", "times_plain")]
     lines.append(
-      f"| {row['name']} | {row['ns_per_query_item']:.1f} | {row['ms_per_query']:.2f} | {' | '.join(ratios)} | "
+      f"| {row['name']} | {row['items']} | {row['queries']} | {row['ns_per_query_item']:.1f} | {row['ms_per_query']:.2f} | {' | '.join(ratios)} | "
       f"{row['peak_mb']:.0f} | {row['roofline']:.0%} |"
     )
-  return "\n".join([*lines, *(f"| {name} | {reason} | | | | | |" for name, reason in missing.items())])
+  return "\n".join([*lines, *(f"| {name} | {reason} | | | | | | | |" for name, reason in missing.items())])
 
 
 def growth(path: str, largest: int, adapt: Callable[[int], qat_jax.Adaptation]) -> list[dict]:
