@@ -114,8 +114,8 @@ def table(rows: list[dict], missing: dict[str, str]) -> str:
   for row in rows:
     ratios = [f"{row[name]:.3g}" if row[name] is not None else "–" for name in ("times_dense", "times_plain")]
     lines.append(
-      f"| {row['name']} | {row['items']} | {row['queries']} | {row['ns_per_query_item']:.1f} | {row['ms_per_query']:.2f} | {' | '.join(ratios)} | "
-      f"{row['peak_mb']:.0f} | {row['roofline']:.0%} |"
+      f"| {row['name']} | {row['items']} | {row['queries']} | {row['ns_per_query_item']:.1f} | "
+      f"{row['ms_per_query']:.2f} | {' | '.join(ratios)} | {row['peak_mb']:.0f} | {row['roofline']:.0%} |"
     )
   return "\n".join([*lines, *(f"| {name} | {reason} | | | | | | | |" for name, reason in missing.items())])
 

@@ -1,0 +1,23 @@
+import sys
+
+import numpy as np
+
+from eval import ways
+from eval.latency import table
+
+
+def test_the_ways_that_eval_latency_compares_find_the_same():
+  adaptation = ways.make_adaptation(4, 32, 3, 0.5 * 0.7 ** np.arange(3))
+  gallery_ND = ways.make_gallery(1200, 32, "float32")
+  named = ways.ways(adaptation, gallery_ND, 20)
+  expected_QK = named["two_pass"].run().ids
+  np.testing.assert_array_equal(named["dense"].run(), expected_QK)
+  np.testing.assert_array_equal(named["factored"].run(), expected_QK)
+  assert not np.array_equal(named["plain_rank"].run().ids, expected_QK)
+
+
+def test_the_table_prints_where_faiss_is_missing(monkeypatch):
+  monkeypatch.setitem(sys.modules, "faiss", None)
+  adaptation = ways.make_adaptation(2, 16, 2, np.ones(2))
+  found = ways.library_ways(adaptation, ways.make_gallery(100, 16, "float32"), 5)
+  assert "not installed" in table([], {"faiss_flat": found["faiss_flat"]})
