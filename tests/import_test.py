@@ -1,0 +1,105 @@
+"""Who may import whom: the packages, the order of qat_jax's modules, and where third parties may come in."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGES = ("qat_jax", "eval", "train", "configs")
+MAY_IMPORT = {
+  "qat_jax": {"qat_jax"},
+  "eval": {"eval", "qat_jax"},
+  "train": {"train", "eval", "qat_jax", "configs"},  # configs.features is the list of known keys
+  "configs": {"configs"},
+}
+
+# A module of qat_jax imports only those before it, so this is also an order to read them in.
+ORDER = (
+  "types",
+  "files",
+  "adaptation",
+  "datasets",
+  "encoders",
+  "feature_files",
+  "features",
+  "extraction",
+  "mining",
+  "hypernetwork",
+  "closed_form",
+  "losses",
+  "masks",
+  "two_pass",
+  "streaming",
+  "proof",
+  "scoring",
+  "search",
+  "checkpoint",
+  "reranking",
+  "rerank",
+)
+
+FENCES = {
+  "orbax": ("qat_jax/checkpoint.py",),
+  "scann": ("qat_jax/search.py",),
+  "tensorflow_datasets": ("qat_jax/datasets/", "train/batches.py"),
+  "grain": ("qat_jax/datasets/", "train/batches.py"),
+  "transformers": ("qat_jax/encoders/", "train/encoder.py", "train/vocabulary.py"),  # these two make an encoder
+}
+ON_USE = ("scann", "transformers")  # missing on some systems, or slow to import
+
+
+def imports(path, nodes=ast.walk):
+  """Returns the modules that a file imports, by their full names; `from a import b` counts as a.b."""
+  found = set()
+  for node in nodes(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      found |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, f"{path} has a relative import; write the whole name"
+      found |= {f"{node.module}.{alias.name}" for alias in node.names}
+  return found
+
+
+FILES = {path.relative_to(ROOT).as_posix(): path for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+IMPORTS = {name: imports(path) for name, path in FILES.items()}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_imports_only_those_it_may(package):
+  ours = {*PACKAGES, "tests", "colab"}
+  for name, found in IMPORTS.items():
+    if name.startswith(f"{package}/"):
+      wrong = {module for module in found if module.split(".")[0] in ours - MAY_IMPORT[package]}
+      assert not wrong, f"{name} imports {wrong}; {package} may import {MAY_IMPORT[package]} alone"
+
+
+def test_train_takes_nothing_from_configs_but_the_list_of_keys():
+  found = {module for name, modules in IMPORTS.items() if name.startswith("train/") for module in modules}
+  assert {module for module in found if module.startswith("configs")} == {"configs.features"}
+
+
+def test_the_order_names_every_module():
+  there = {name.split("/")[1].removesuffix(".py") for name in FILES if name.startswith("qat_jax/")} - {"__init__"}
+  assert there == set(ORDER)
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_a_module_imports_only_modules_before_it(module):
+  before = {*ORDER[: ORDER.index(module)], module}
+  for name, found in IMPORTS.items():
+    if name == f"qat_jax/{module}.py" or name.startswith(f"qat_jax/{module}/"):
+      used = {full.split(".")[1] for full in found if full.startswith("qat_jax.")}
+      assert used <= before, f"{name} imports {used - before}, which come after {module} in ORDER"
+
+
+@pytest.mark.parametrize("library", FENCES)
+def test_a_third_party_stays_inside_its_fence(library):
+  users = {name for name, found in IMPORTS.items() if library in {module.split(".")[0] for module in found}}
+  assert {name for name in users if not name.startswith(FENCES[library])} == set()
+
+
+@pytest.mark.parametrize("library", ON_USE)
+def test_a_heavy_library_is_imported_on_use(library):
+  at_once = {name: imports(path, lambda tree: tree.body) for name, path in FILES.items()}
+  assert not [name for name, found in at_once.items() if library in {module.split(".")[0] for module in found}]
