@@ -5,7 +5,7 @@ import pathlib
 from absl import app, flags
 from ml_collections import config_flags
 
-from eval.failure import explained
+from eval.failure import explained, parsed
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "The recipe that the run was trained with.", lock_config=True)
@@ -29,4 +29,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   flags.mark_flag_as_required("config")
-  app.run(main)
+  app.run(main, flags_parser=parsed)

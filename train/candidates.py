@@ -126,10 +126,22 @@ def fit_to_devices(batch_size: int, devices: int) -> int:
   return max(devices, batch_size - batch_size % devices)
 
 
-def kept(folder: pathlib.Path, name: str, data: Training, fit) -> Adapter:
-  """Returns a candidate as an adapter with one head: from `folder` if it is there, else fitted, measured and saved."""
+def kept(folder: pathlib.Path, name: str, data: Training, settings: dict | None, fit) -> Adapter:
+  """Returns a candidate as an adapter with one head: from `folder` if it is there, else fitted, measured and saved.
+
+  Raises ValueError where the one that is there has another width or other `settings` (None: any) than are wanted.
+  """
   if (folder / "adapter.json").exists():
-    return load(folder)
+    adapter = load(folder)
+    (head,) = adapter.heads.values()
+    made, wanted = {"width": adapter.width, **head.settings}, {"width": data.width, **(settings or head.settings)}
+    for key in made.keys() | wanted.keys():
+      if made.get(key) != wanted.get(key):
+        raise ValueError(
+          f"the candidate {folder} was made with {key} {made.get(key)}, the config wants {wanted.get(key)}. Use another "
+          "--workdir, or the config it was made with"
+        )
+    return adapter
   began = time.perf_counter()
   head = fit()
   seconds = time.perf_counter() - began

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from configs import features as base
 from qat_jax import hypernetwork
+from qat_jax.datasets.retrieval import KINDS
 
 CHOICES = {
   "form": ("static", "query_only", "adaptive", "gated", "paper"),
@@ -38,6 +39,8 @@ def config(config: ConfigDict, devices: int) -> None:
     below = batch_size - batch_size % devices
     fits = f"{below} or {below + devices}" if below else f"{devices}"
     raise ValueError(f"train.batch_size is {batch_size}, not a multiple of {devices} devices; use {fits}")
+  if config.data.source and config.data.source not in KINDS:
+    raise ValueError(f"data.source is {config.data.source!r}; use one of {', '.join(KINDS)}")
   if not config.data.root and not config.data.source:
     raise ValueError("config.data has neither root nor source; give --config.data.root=FOLDER, a retrieval set")
 

@@ -6,7 +6,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from eval.failure import explained
+from eval.failure import explained, parsed
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "The recipe, a file in configs/.", lock_config=True)
@@ -29,4 +29,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   flags.mark_flag_as_required("config")
-  app.run(main)
+  app.run(main, flags_parser=parsed)

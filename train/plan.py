@@ -22,11 +22,13 @@ ENOUGH_SECOND_VIEWS = 0.5  # of the training images, for a trained image head to
 def candidates(config: ConfigDict, data: fit.Training, folder: pathlib.Path) -> dict[str, Adapter]:
   """Returns every candidate of the query type, by name, fitted or read from `folder`."""
   plan: dict[str, Callable[[], Head]] = {"plain": functools.partial(fit.plain, data)}
+  trained: dict[str, dict] = {}
   if data.query_type == "image" and second_views(data.instance) > 0:
     plan["closed_form"] = functools.partial(fit.closed_form_query, data)
     plan["closed_form_both"] = functools.partial(fit.closed_form_both, data)
   if wants_training(config, data):
     for name, (form, settings) in trained_forms(config, data).items():
+      trained[name] = settings
       plan[name] = functools.partial(
         fit.by_gradient,
         data,
@@ -37,7 +39,7 @@ def candidates(config: ConfigDict, data: fit.Training, folder: pathlib.Path) -> 
         loop_settings(config, form),
         folder / name,
       )
-  return {name: fit.kept(folder / name, name, data, call) for name, call in plan.items()}
+  return {name: fit.kept(folder / name, name, data, trained.get(name), call) for name, call in plan.items()}
 
 
 def trained_forms(config: ConfigDict, data: fit.Training) -> dict[str, tuple[str, dict]]:

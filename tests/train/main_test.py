@@ -1,0 +1,162 @@
+"""What a user who gets something wrong sees: one line that names it, status 1, no traceback, before any long work."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from configs import features as recipe
+from eval.failure import explained
+from qat_jax.features import write_features
+from train import features, pipeline
+
+WIDTH, COUNT = 4, 16
+PLACES = {
+  "train": ("img", "text"),
+  "val/gallery": ("img",),
+  "val/text_queries": ("text",),
+  "test/gallery": ("img",),
+  "test/text_queries": ("text",),
+}
+
+
+def put(folder, kinds, width=WIDTH):
+  shutil.rmtree(folder, ignore_errors=True)
+  rng = np.random.default_rng(len(str(folder)))
+  columns = {"id": [f"{folder.name}-{i}" for i in range(COUNT)], "instance": [f"toy{i}" for i in range(COUNT)]}
+  write_features(folder, {kind: rng.normal(size=(COUNT, width)).astype(np.float32) for kind in kinds}, columns)
+
+
+def rewrite(folder, columns):
+  pq.write_table(pa.table(columns), folder / "metadata/metadata_0000.parquet")
+
+
+def break_a_row(folder):
+  path = folder / "img_emb/img_emb_0000.npy"
+  array = np.load(path)
+  array[3] = np.nan
+  np.save(path, array)
+
+
+@pytest.fixture
+def root(tmp_path):
+  for place, kinds in PLACES.items():
+    put(tmp_path / "set" / place, kinds)
+  return tmp_path / "set"
+
+
+@pytest.fixture
+def config(root):
+  config = recipe.get_config()
+  config.data.root = str(root)
+  config.form = "query_only"
+  config.forms.query_only.hidden = 8
+  config.train.update({"batch_size": 8, "steps": 2})
+  config.static_train.steps = 2
+  config.validation.every = 2
+  return config
+
+
+def run(config, workdir, capsys):
+  """Runs what `train.main` runs after its flags are parsed; returns the line on stderr of a run that failed."""
+  capsys.readouterr()
+  with pytest.raises(SystemExit) as ended, explained():
+    pipeline.train(config, workdir)
+  assert ended.value.code == 1
+  lines = capsys.readouterr().err.strip().splitlines()
+  return lines[-1]
+
+
+@pytest.mark.parametrize(
+  ("damage", "words"),
+  [
+    (lambda root: shutil.rmtree(root / "train"), "has no train/, only ['test', 'val']"),
+    (
+      lambda root: rewrite(root / "train", {"id": [f"{i}" for i in range(COUNT)]}),
+      "train (img) has no metadata column `instance`, only ['id']",
+    ),
+    (lambda root: put(root / "test/gallery", ["img"], 3), "test/gallery (img) is 3 wide"),
+    (lambda root: break_a_row(root / "train"), "1 items have NaN or infinite features: 'train-3'"),
+    (
+      lambda root: rewrite(root / "val/gallery", {"id": ["a"] * COUNT, "instance": [f"toy{i}" for i in range(COUNT)]}),
+      "ids occur more than once: 'a'",
+    ),
+  ],
+  ids=["no train", "no instance", "widths", "NaN", "ids"],
+)
+def test_a_bad_set_is_named_before_any_work(root, config, tmp_path, capsys, monkeypatch, damage, words):
+  for stage in ("mining", "candidates"):
+    monkeypatch.setattr(pipeline, stage, None)
+  damage(root)
+  error = run(config, tmp_path / "run", capsys)
+  assert error.startswith("error: ")
+  assert words in error
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+  ("key", "value", "words"),
+  [
+    ("train.batch_size", 30, "train.batch_size is 30, not a multiple of 4 devices; use 28 or 32"),
+    ("data.source", "coco", "data.source is 'coco'; use one of toybox, tfds, folder"),
+  ],
+)
+def test_a_bad_value_is_named_before_any_work(config, tmp_path, capsys, monkeypatch, key, value, words):
+  monkeypatch.setattr(features, "ensure", None)
+  config.update_from_flattened_dict({key: value})
+  assert words in run(config, tmp_path / "run", capsys)
+
+
+def test_a_working_folder_of_another_model_is_refused(config, tmp_path, capsys):
+  workdir = tmp_path / "run"
+  pipeline.train(config, workdir)
+  config.forms.query_only.hidden = 16
+  error = run(config, workdir, capsys)
+  assert "candidates/text/query_only was made with hidden 8, the config wants 16. Use another --workdir" in error
+  (workdir / "candidates/text/query_only/adapter.json").unlink()  # as if it had been killed while it trained
+  error = run(config, workdir, capsys)
+  assert "checkpoints/2 has (8,) for" in error
+  assert "Use another --workdir" in error
+
+
+def test_unreadable_images_and_long_captions_are_told_at_the_end(tmp_path, capsys):
+  images = tmp_path / "images"
+  images.mkdir()
+  rows = ["file,caption,split"]
+  for i in range(110):
+    Image.new("RGB", (8, 8), (i, 0, 0)).save(images / f"{i}.png")
+    rows.append(f"{i}.png,{'red ' * (50 if i == 7 else 1)},{'val' if i == 108 else 'test' if i == 109 else 'train'}")
+  (images / "5.png").write_bytes(b"no picture")
+  (images / "captions.csv").write_text("\n".join(rows) + "\n")
+  config = recipe.get_config()
+  config.data.update({"source": "folder", "folder": str(images)})
+  config.encoder.update({"name": "toy_clip", "batch_size": 64})
+  root = features.ensure(config, tmp_path / "run")
+  said = capsys.readouterr()
+  told = said.out + said.err
+  assert "1 unreadable images left out (5.png)" in told
+  assert "1 captions were longer than the 32 tokens that are read; cut" in told
+  meta = json.loads((root / "train/meta.json").read_text())
+  assert (meta["unreadable"], meta["truncated_captions"]) == (1, 1)
+
+
+@pytest.mark.parametrize("program", ["train.main", "eval.main"])
+def test_an_unknown_key_on_the_command_line_is_one_line(tmp_path, program):
+  command = [sys.executable, "-m", program, "--config=configs/features.py", f"--workdir={tmp_path}"]
+  done = subprocess.run([*command, "--config.train.learning_rat=1"], capture_output=True, text=True)
+  assert done.returncode == 1
+  (line,) = done.stderr.strip().splitlines()
+  assert line.startswith("error: the config has no such key: 'learning_rat' Did you mean \"learning_rate\"")
+
+
+def test_a_recipe_that_is_not_there_is_named(tmp_path):
+  command = [sys.executable, "-m", "train.main", "--config=configs/nope.py", f"--workdir={tmp_path}"]
+  done = subprocess.run(command, capture_output=True, text=True)
+  assert (done.returncode, len(done.stderr.strip().splitlines())) == (1, 1)
+  assert "error: --config is 'configs/nope.py', and there is no such file" in done.stderr
