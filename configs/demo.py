@@ -1,6 +1,7 @@
 """The whole path on data that draws itself: toybox images, a small CLIP, an adapter, and the table.
 
-Command:   make demo        (python -m train.main and python -m eval.main with this config, into runs/demo)
+Command:   make demo        (python -m train.main, then python -m eval.main, with this config, into runs/demo)
+Hardware:  2 CPU cores. Time and result: docs/results.md.
 """
 
 from ml_collections import ConfigDict
@@ -13,6 +14,10 @@ def get_config() -> ConfigDict:
   config = features.get_config()
   config.data.source = "toybox"
   config.encoder.name = "toy_clip"
+  config.gallery_map = "never"  # of the trained forms; a static map and the closed form of both sides are tried
   config.train.steps = 1000
+  config.train.warmup_steps = 100
+  config.train.patience = 400
   config.static_train.steps = 1000
+  config.validation.every = 100
   return config
