@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 from qat_jax import hypernetwork
 from qat_jax.feature_files import is_unit
 from qat_jax.features import FeatureStore, write_features
+from qat_jax.files import write_whole
 from qat_jax.types import QUERY_TYPES, Adaptation
 
 QUERY_BLOCK = 1024  # queries adapted at once
@@ -180,20 +181,25 @@ class Adapter:
     return write_features(folder, {gallery.kind: mapped}, gallery.metadata(), meta=meta)
 
   def save(self, folder: str | os.PathLike) -> None:
-    """Writes the adapter to a folder, whole or not at all; an adapter that was there is replaced."""
+    """Writes the adapter to a folder, whole or not at all; an adapter that was there is replaced, the rest stays.
+
+    `adapter.json` comes last and goes first: without it there is no adapter in the folder.
+    """
     folder = pathlib.Path(folder).resolve()
-    temporary = folder.with_name(folder.name + ".incomplete")
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / "params.incomplete"
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     heads = {name: {"form": head.form, "settings": head.settings} for name, head in self.heads.items()}
     about = {"format": 1, "width": self.width, "heads": heads, "info": self.info}
-    (temporary / "adapter.json").write_text(json.dumps(about, indent=2) + "\n")
     trained = {name: tree for name, tree in self.params.items() if jax.tree.leaves(tree)}
     if trained:
       with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(temporary / "params", trained)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, folder)
+        checkpointer.save(temporary, trained)
+    (folder / "adapter.json").unlink(missing_ok=True)
+    shutil.rmtree(folder / "params", ignore_errors=True)
+    if trained:
+      os.replace(temporary, folder / "params")
+    write_whole(folder / "adapter.json", (json.dumps(about, indent=2) + "\n").encode())
 
 
 def load(path: str | os.PathLike) -> Adapter:

@@ -140,3 +140,12 @@ def test_a_checkpoint_that_a_kill_left_unfinished_is_not_taken(tmp_path):
   again = Checkpoints(tmp_path / "checkpoints")
   assert again.latest().name == "1"
   again.close()
+
+
+def test_saving_leaves_the_other_files_of_the_folder(tmp_path):
+  (tmp_path / "run").mkdir()
+  (tmp_path / "run/metrics.jsonl").write_text("{}\n")
+  for _ in range(2):
+    adapter = Adapter(4, {"text": Head("plain", {}, {"params": {}, "constants": {}})})
+    adapter.save(tmp_path / "run")
+  assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["adapter.json", "metrics.jsonl"]

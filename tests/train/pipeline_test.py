@@ -64,6 +64,8 @@ def test_the_whole_path_beats_the_plain_score_where_a_linear_map_is_the_answer(r
   assert set(value) == {(q, m) for q in ("text", "image") for m in config.eval.methods}
   assert (workdir / "eval" / "report.html").stat().st_size > 10_000
   assert metrics["provenance"]["versions"]["jax"]
+  curves = [json.loads(line) for line in (workdir / "eval" / "curves.jsonl").read_text().splitlines()]
+  assert {row["name"] for row in curves} == {"text/static", "text/static_mapped", "text/query_only"}
 
 
 def test_a_second_run_finds_every_stage_on_disk(run, monkeypatch):
