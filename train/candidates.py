@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import pathlib
+import shutil
 import time
 from typing import Any, NamedTuple
 
@@ -138,8 +139,8 @@ def kept(folder: pathlib.Path, name: str, data: Training, settings: dict | None,
     for key in made.keys() | wanted.keys():
       if made.get(key) != wanted.get(key):
         raise ValueError(
-          f"the candidate {folder} was made with {key} {made.get(key)}, the config wants {wanted.get(key)}. Use another "
-          "--workdir, or the config it was made with"
+          f"the candidate {folder} was made with {key} {made.get(key)}, the config wants {wanted.get(key)}. "
+          "Use another --workdir, or the config it was made with"
         )
     return adapter
   began = time.perf_counter()
@@ -156,6 +157,7 @@ def kept(folder: pathlib.Path, name: str, data: Training, settings: dict | None,
   }
   adapter = Adapter(data.width, {data.query_type: head}, info)
   adapter.save(folder)
+  shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # tens of MB that nobody will go on from
   return adapter
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from configs import features as recipe
 from eval.failure import explained
+from qat_jax.checkpoint import Adapter
 from qat_jax.features import write_features
 from train import features, pipeline
 
@@ -113,16 +114,27 @@ def test_a_bad_value_is_named_before_any_work(config, tmp_path, capsys, monkeypa
   assert words in run(config, tmp_path / "run", capsys)
 
 
-def test_a_working_folder_of_another_model_is_refused(config, tmp_path, capsys):
+def killed(*_):
+  raise KeyboardInterrupt
+
+
+def test_a_working_folder_of_another_model_is_refused(config, tmp_path, capsys, monkeypatch):
   workdir = tmp_path / "run"
   pipeline.train(config, workdir)
+  folder = workdir / "candidates/text/query_only"
+  assert not (folder / "checkpoints").exists()
   config.forms.query_only.hidden = 16
   error = run(config, workdir, capsys)
   assert "candidates/text/query_only was made with hidden 8, the config wants 16. Use another --workdir" in error
-  (workdir / "candidates/text/query_only/adapter.json").unlink()  # as if it had been killed while it trained
+
+  shutil.rmtree(folder)
+  monkeypatch.setattr(Adapter, "save", killed)
+  with pytest.raises(KeyboardInterrupt):
+    pipeline.train(config, workdir)
+  config.forms.query_only.hidden = 8
   error = run(config, workdir, capsys)
-  assert "checkpoints/2 has (8,) for" in error
-  assert "Use another --workdir" in error
+  assert "candidates/text/query_only/checkpoints/2 has (16,) for" in error
+  assert "the model wants (8,): it is another model's. Use another --workdir" in error
 
 
 def test_unreadable_images_and_long_captions_are_told_at_the_end(tmp_path, capsys):
