@@ -37,8 +37,14 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> Adapter:
 
 
 def servable(data: RetrievalSet) -> list[str]:
-  """Returns the query types that can be trained and validated; texts need captions to train on."""
-  return [t for t in data.split("val").queries if t == "image" or data.train_texts is not None]
+  """Returns the query types that can be trained and validated; raises ValueError where there are none."""
+  found = [t for t in data.split("val").queries if t == "image" or data.train_texts is not None]
+  if not found:
+    raise ValueError(
+      f"nothing to train on: {data.root} has text queries alone, and {data.train} no text_emb/, the captions of its "
+      "images. Add it, or image_queries/ to val and test"
+    )
+  return found
 
 
 def account(query_type: str, chosen: dict) -> str:

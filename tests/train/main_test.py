@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from configs import features as recipe
+from eval.benchmarks.retrieval_set import RetrievalSet
 from eval.failure import explained
 from qat_jax.checkpoint import Adapter
 from qat_jax.features import write_features
@@ -101,6 +102,14 @@ def test_a_bad_set_is_named_before_any_work(root, config, tmp_path, capsys, monk
   assert not (tmp_path / "run").exists()
 
 
+def test_a_set_with_nothing_to_train_on_is_named(root, config, tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(pipeline, "candidates", None)
+  put(root / "train", ["img"])
+  error = run(config, tmp_path / "run", capsys)
+  assert "has text queries alone, and" in error
+  assert "train no text_emb/" in error
+
+
 @pytest.mark.parametrize(
   ("key", "value", "words"),
   [
@@ -156,6 +165,7 @@ def test_unreadable_images_and_long_captions_are_told_at_the_end(tmp_path, capsy
   assert "1 captions were longer than the 32 tokens that are read; cut" in told
   meta = json.loads((root / "train/meta.json").read_text())
   assert (meta["unreadable"], meta["truncated_captions"]) == (1, 1)
+  assert len(RetrievalSet.open(root).train_images) == 107
 
 
 @pytest.mark.parametrize("program", ["train.main", "eval.main"])
