@@ -28,9 +28,9 @@ def get_config() -> ConfigDict:
   config.train = ConfigDict(
     {
       "batch_size": 128,
-      "steps": 650,
+      "steps": 1600,
       "learning_rate": 2e-3,
-      "warmup_steps": 50,
+      "warmup_steps": 100,
       "weight_decay": 0.05,
       "temperature": 0.07,
     }

@@ -21,4 +21,3 @@ def ensure(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
   for place, (source, kinds) in sources(data.source, data.name, data.folder or workdir / "data", data.limit).items():
     extract(source, encoder, workdir / "features" / place, kinds, settings.batch_size, settings.rows_per_shard)
   return workdir / "features"
-

@@ -1,12 +1,15 @@
 """Says what a toy looks like, in words and in detail that vary from view to view.
 
-A detailed caption names most attributes, each in one of several words; a coarse one, such as the demo's encoder is
-trained on, names a part or two by colour and kind. What a caption says of a toy is always true.
+A detailed caption names most attributes, each in one of several words, as people who know a field do. A coarse one,
+such as the demo's encoder is trained on, names a part or two in the plainest words; the others it never meets. What a
+caption says of a toy is always true.
 """
 
 from __future__ import annotations
 
+import functools
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 
@@ -54,13 +57,14 @@ CENTRES = ("in the middle", "at its centre", "on it")
 def detailed(toy: Toy, view: int) -> str:
   """Returns a view's caption: the main shape, mostly its colour and texture, and mostly the other two parts."""
   rng = np.random.Generator(np.random.Philox(key=[zlib.crc32(toy.name.encode()), 2**32 + view]))
-  main = _phrase(rng, (toy.colour, 0.8), (toy.texture, 0.65), (toy.kind, 0.9))
+  say = functools.partial(_word, rng)
+  main = _phrase(rng, say, (toy.colour, 0.8), (toy.texture, 0.65), (toy.kind, 0.9))
   parts = []
   if rng.random() < 0.92:
-    side = _phrase(rng, (toy.side_colour, 0.8), (toy.side_kind, 0.85))
-    parts.append(f"{side} {_word(rng, toy.side_place)}" if rng.random() < 0.55 else side)
+    side = _phrase(rng, say, (toy.side_colour, 0.8), (toy.side_kind, 0.85))
+    parts.append(f"{side} {say(toy.side_place)}" if rng.random() < 0.55 else side)
   if rng.random() < 0.75:
-    mark = _phrase(rng, (toy.mark_colour, 0.8), (toy.mark_kind, 0.85))
+    mark = _phrase(rng, say, (toy.mark_colour, 0.8), (toy.mark_kind, 0.85))
     parts.append(f"{mark} {_pick(rng, CENTRES)}")
   if len(parts) == 2 and rng.random() < 0.4:
     parts.reverse()
@@ -71,14 +75,15 @@ def detailed(toy: Toy, view: int) -> str:
 
 
 def coarse(toy: Toy, view: int) -> str:
-  """Returns colour and kind of the main shape, and half the time of one small part; never texture or place."""
+  """Returns a short caption in plain words: the main shape, now and then its texture or one small part."""
   rng = np.random.Generator(np.random.Philox(key=[zlib.crc32(toy.name.encode()), 2**33 + view]))
-  caption = _pick(rng, OPENINGS) + _phrase(rng, (toy.colour, 0.9), (toy.kind, 0.8))
+  caption = _pick(rng, OPENINGS) + _phrase(rng, _plain, (toy.colour, 0.8), (toy.texture, 0.3), (toy.kind, 0.8))
   chance = rng.random()
-  if chance < 0.35:
-    caption += _pick(rng, JOINS) + _phrase(rng, (toy.side_colour, 0.9), (toy.side_kind, 0.8))
-  elif chance < 0.6:
-    caption += _pick(rng, JOINS) + _phrase(rng, (toy.mark_colour, 0.9), (toy.mark_kind, 0.8))
+  if chance < 0.4:
+    side = _phrase(rng, _plain, (toy.side_colour, 0.8), (toy.side_kind, 0.8))
+    caption += _pick(rng, JOINS) + (f"{side} {_plain(toy.side_place)}" if rng.random() < 0.4 else side)
+  elif chance < 0.7:
+    caption += _pick(rng, JOINS) + _phrase(rng, _plain, (toy.mark_colour, 0.8), (toy.mark_kind, 0.8))
   return caption
 
 
@@ -96,12 +101,16 @@ def _word(rng: np.random.Generator, value: str) -> str:
   return _pick(rng, WORDS[value])
 
 
-def _phrase(rng: np.random.Generator, *mentions: tuple[str, float]) -> str:
+def _plain(value: str) -> str:
+  return WORDS[value][0]
+
+
+def _phrase(rng: np.random.Generator, say: Callable[[str], str], *mentions: tuple[str, float]) -> str:
   """Returns the values that chance lets in, in their order; the last, the kind, is else "shape"."""
-  words = [_word(rng, value) for value, share in mentions[:-1] if rng.random() < share]
+  words = [say(value) for value, share in mentions[:-1] if rng.random() < share]
   kind, share = mentions[-1]
   # A phrase always says something: without adjectives the kind is named.
-  words.append(_word(rng, kind) if rng.random() < share or not words else "shape")
+  words.append(say(kind) if rng.random() < share or not words else "shape")
   return _with_article(" ".join(words))
 
 

@@ -43,7 +43,7 @@ def render(toy: Toy, view: int) -> Image.Image:
   if rng.random() < 0.3:
     _occluder(draw, middle, rng)
   image = image.reduce(2)
-  if (sigma := rng.uniform(-0.6, 1.0)) > 0.2:
+  if (sigma := rng.uniform(-0.6, 0.8)) > 0.2:
     image = image.filter(ImageFilter.GaussianBlur(sigma))
   return _light(image, rng)
 
@@ -123,12 +123,12 @@ def _clutter(draw: ImageDraw.ImageDraw, rng: np.random.Generator) -> None:
 
 def _pose(toy: Toy, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
   """Returns the 2×2 matrix from the toy's units to canvas pixels, and where the toy's middle goes."""
-  angle = np.radians(rng.uniform(-15, 15))
+  angle = np.radians(rng.uniform(-8, 8))
   rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-  stretch = np.diag([1.0, rng.uniform(0.88, 1.1)])
-  matrix = rotation @ stretch * rng.uniform(38, 47)
+  stretch = np.diag([1.0, rng.uniform(0.94, 1.06)])
+  matrix = rotation @ stretch * rng.uniform(49, 56)
   # The side part pulls the centre of the whole toy towards it.
-  middle = CANVAS / 2 + rng.uniform(-8, 8, 2) - matrix @ (0.2 * np.array(PLACES[toy.side_place]))
+  middle = CANVAS / 2 + rng.uniform(-4, 4, 2) - matrix @ (0.33 * np.array(PLACES[toy.side_place]))
   return matrix, middle
 
 
@@ -177,7 +177,7 @@ def _texture(image: Image.Image, toy: Toy, outline: list, matrix: np.ndarray, mi
 def _occluder(draw: ImageDraw.ImageDraw, middle: np.ndarray, rng: np.random.Generator) -> None:
   """Covers a piece of the toy's rim with a grey bar or disc."""
   angle = rng.uniform(0, 2 * np.pi)
-  at = middle + np.array([np.cos(angle), np.sin(angle)]) * rng.uniform(28, 44)
+  at = middle + np.array([np.cos(angle), np.sin(angle)]) * rng.uniform(36, 54)
   colour = (int(rng.integers(40, 200)),) * 3
   if rng.random() < 0.5:
     r = rng.uniform(6, 13)

@@ -5,6 +5,7 @@ Batches are padded to one size, so that each tower is compiled once.
 
 from __future__ import annotations
 
+import logging
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -93,11 +94,20 @@ def load(name: str, batch_size: int = 256) -> ClipEncoder:
   return ClipEncoder(model, model.params, processor, tokenizer, str(name), revision, batch_size)
 
 
-def _model(where: str, config: Any) -> Any:
-  """Returns the Flax model with its parameters; raises ValueError where they are damaged or not whole."""
+def flax_clip() -> Any:
+  """Returns transformers' FlaxCLIPModel, without its line on every load that Flax models go away in version 5."""
   from transformers import FlaxCLIPModel
 
-  class Clip(FlaxCLIPModel):
+  logger = logging.getLogger("transformers.modeling_flax_utils")
+  if not logger.filters:
+    logger.addFilter(lambda record: "classes are deprecated" not in record.getMessage())
+  return FlaxCLIPModel
+
+
+def _model(where: str, config: Any) -> Any:
+  """Returns the Flax model with its parameters; raises ValueError where they are damaged or not whole."""
+
+  class Clip(flax_clip()):  # type: ignore[misc]
     """Starts at NaN: drawing parameters takes ten seconds, only to replace them, and what stays NaN was absent.
 
     `_do_init=False` would not draw either, but then weights in PyTorch's layout cannot be read.

@@ -28,13 +28,10 @@ def test_every_word_of_the_toybox_is_one_token_and_other_text_is_not_lost(tmp_pa
   assert tokenizer.decode(tokenizer("a zebra, größer")["input_ids"], skip_special_tokens=True) == "a zebra , größer"
 
 
-def test_a_short_run_writes_a_clip_that_loads_and_is_the_same_every_time(config, tmp_path):
-  encoders = []
-  for name in ("a", "b"):
-    config.out = str(tmp_path / name)
-    encoders.append(load_encoder(str(train(config, tmp_path)), batch_size=2))
-  assert encoders[0].revision == encoders[1].revision
-  assert encoders[0].texts(["a red star"]).shape == (1, config.model.projection)
+def test_a_short_run_writes_a_clip_that_loads(config, tmp_path):
+  config.out = str(tmp_path / "clip")
+  encoder = load_encoder(str(train(config, tmp_path)), batch_size=2)
+  assert encoder.texts(["a red star"]).shape == (1, config.model.projection)
 
 
 def test_a_batch_larger_than_the_data_is_refused(config, tmp_path):
