@@ -127,15 +127,15 @@ def fit_to_devices(batch_size: int, devices: int) -> int:
   return max(devices, batch_size - batch_size % devices)
 
 
-def kept(folder: pathlib.Path, name: str, data: Training, settings: dict | None, fit) -> Adapter:
+def kept(folder: pathlib.Path, name: str, data: Training, recipe: dict, fit) -> Adapter:
   """Returns a candidate as an adapter with one head: from `folder` if it is there, else fitted, measured and saved.
 
-  Raises ValueError where the one that is there has another width or other `settings` (None: any) than are wanted.
+  `recipe` is all that decides what training makes of the data. Raises ValueError where the candidate that is there has
+  another width or another recipe.
   """
   if (folder / "adapter.json").exists():
     adapter = load(folder)
-    (head,) = adapter.heads.values()
-    made, wanted = {"width": adapter.width, **head.settings}, {"width": data.width, **(settings or head.settings)}
+    made, wanted = {"width": adapter.width, **adapter.info["recipe"]}, {"width": data.width, **recipe}
     for key in made.keys() | wanted.keys():
       if made.get(key) != wanted.get(key):
         raise ValueError(
@@ -150,6 +150,7 @@ def kept(folder: pathlib.Path, name: str, data: Training, settings: dict | None,
   gain_Q = precision_Q - data.plain_precision
   info = {
     "name": name,
+    "recipe": recipe,
     "val_map": float(precision_Q.mean()),
     "gain_over_plain": [float(gain_Q.mean()), float(gain_Q.std() / np.sqrt(len(gain_Q)))],
     "offline_seconds": round(seconds, 2),

@@ -16,7 +16,7 @@ import tqdm
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from eval.failure import explained
+from eval.failure import explained, parsed
 from qat_jax.adaptation import normalise
 from qat_jax.datasets import decode, toybox, toybox_captions
 from qat_jax.encoders.clip import flax_clip
@@ -168,4 +168,4 @@ if __name__ == "__main__":
   config_flags.DEFINE_config_file("config", None, "The recipe, a file in configs/.", lock_config=True)
   flags.DEFINE_string("workdir", "runs/demo_encoder", "Where the data and, unless config.out says else, the CLIP go.")
   flags.mark_flag_as_required("config")
-  app.run(main)
+  app.run(main, flags_parser=parsed)

@@ -22,24 +22,18 @@ ENOUGH_SECOND_VIEWS = 0.5  # of the training images, for a trained image head to
 def candidates(config: ConfigDict, data: fit.Training, folder: pathlib.Path) -> dict[str, Adapter]:
   """Returns every candidate of the query type, by name, fitted or read from `folder`."""
   plan: dict[str, Callable[[], Head]] = {"plain": functools.partial(fit.plain, data)}
-  trained: dict[str, dict] = {}
+  recipes: dict[str, dict] = {}
   if data.query_type == "image" and second_views(data.instance) > 0:
     plan["closed_form"] = functools.partial(fit.closed_form_query, data)
     plan["closed_form_both"] = functools.partial(fit.closed_form_both, data)
   if wants_training(config, data):
     for name, (form, settings) in trained_forms(config, data).items():
-      trained[name] = settings
-      plan[name] = functools.partial(
-        fit.by_gradient,
-        data,
-        form,
-        settings,
-        config.train.batch_size,
-        LossSettings(config.noise.kind, config.noise.scale, config.semi_positives.share if data.semi else 0.0),
-        loop_settings(config, form),
-        folder / name,
-      )
-  return {name: fit.kept(folder / name, name, data, trained.get(name), call) for name, call in plan.items()}
+      loss = LossSettings(config.noise.kind, config.noise.scale, config.semi_positives.share if data.semi else 0.0)
+      loop = loop_settings(config, form)
+      batch_size = config.train.batch_size
+      recipes[name] = {**settings, **loss._asdict(), **loop._asdict(), "batch_size": batch_size}
+      plan[name] = functools.partial(fit.by_gradient, data, form, settings, batch_size, loss, loop, folder / name)
+  return {name: fit.kept(folder / name, name, data, recipes.get(name, {}), call) for name, call in plan.items()}
 
 
 def trained_forms(config: ConfigDict, data: fit.Training) -> dict[str, tuple[str, dict]]:
