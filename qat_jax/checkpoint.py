@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from qat_jax import hypernetwork
+from qat_jax import hypernetwork, released, released_files
 from qat_jax.feature_files import is_unit
 from qat_jax.features import FeatureStore, write_features
-from qat_jax.files import write_whole
+from qat_jax.files import checksum, write_whole
 from qat_jax.types import QUERY_TYPES, Adaptation
 
 QUERY_BLOCK = 1024  # queries adapted at once
@@ -202,14 +202,23 @@ class Adapter:
     write_whole(folder / "adapter.json", (json.dumps(about, indent=2) + "\n").encode())
 
 
-def load(path: str | os.PathLike) -> Adapter:
-  """Returns the adapter in a run's folder, or in an exported adapter's own.
+def load(path: str | os.PathLike, revision: str | None = None) -> Adapter:
+  """Returns the adapter in a run's folder, in an exported adapter's own, or in a released QuARI checkpoint.
 
+  `path` may be `hf://owner/name`, a released checkpoint on the Hugging Face hub, of the `revision` wanted.
   Raises FileNotFoundError if there is none, ValueError if its parameters do not fit what it says it is.
   """
+  address = str(path)
+  if address.startswith("hf://"):
+    folder = released_files.download(address, revision)
+    return _load_released(folder, f"{address}@{folder.name}")
+  if revision is not None:
+    raise ValueError(f"revision is {revision!r}, but {path} is no address on the hub; leave it out")
   path = pathlib.Path(path).resolve()
   folder = path if (path / "adapter.json").exists() else path / "adapter"
   if not (folder / "adapter.json").exists():
+    if released_files.is_released(path):
+      return _load_released(path, path.name)
     raise FileNotFoundError(
       f"no adapter in {path}: neither adapter.json nor adapter/adapter.json. Train one with "
       "python -m train.main --config configs/demo.py --workdir …"
@@ -226,6 +235,20 @@ def load(path: str | os.PathLike) -> Adapter:
       variables |= jax.device_get(checkpointer.restore(folder / "params", trained))
   heads = {name: dataclasses.replace(head, variables=variables[name]) for name, head in empty.items()}
   return Adapter(width, heads, about["info"])
+
+
+def _load_released(folder: pathlib.Path, source: str) -> Adapter:
+  for name in released_files.FILES:
+    if not (folder / name).exists():
+      raise FileNotFoundError(
+        f"{folder} lacks {name}; a released checkpoint has {released_files.FILES}: fetch it again"
+      )
+  config = released_files.read_config(folder / "config.yml")
+  variables = released.variables(released_files.read_weights(folder / "weights.pt"), config)
+  head = Head("released", released.settings(config), variables)
+  checksums = {name: checksum(folder / name) for name in released_files.FILES}
+  info = {"encoder": config.feature_extractor, "source": source, "checksums": checksums}
+  return Adapter(config.embedding_dim, dict.fromkeys(QUERY_TYPES, head), info)
 
 
 def check_queries(query_QD: np.ndarray, width: int) -> None:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from qat_jax.adaptation import HIGHEST, normalise, plain
+from qat_jax.released import Released
 from qat_jax.types import Adaptation
 
 ZERO = nn.initializers.zeros
@@ -287,6 +288,7 @@ def paper(
 FORMS = {f.__name__: f for f in (static, query_only, adaptive, gated, paper)} | {
   "plain": Plain,
   "closed_form": ClosedForm,
+  "released": Released,
 }
 
 

@@ -25,6 +25,8 @@ ORDER = (
   "features",
   "extraction",
   "mining",
+  "released_files",
+  "released",
   "hypernetwork",
   "closed_form",
   "losses",
@@ -35,6 +37,7 @@ ORDER = (
   "scoring",
   "search",
   "checkpoint",
+  "convert",
   "reranking",
   "rerank",
 )
