@@ -2,6 +2,7 @@
 
 All ways run in turn, several times over, so that a busy machine slows all of them alike; the table gives the fastest
 run of each. Prints the table, writes the rows to --json; --growth measures how the time grows, and draws it.
+--hypernetwork measures the networks that make the maps instead: python -m eval.latency --hypernetwork --queries 16.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import psutil
 from absl import app, flags
 
 import qat_jax
+from eval import latency_hypernetwork
 from eval.ways import Way, library_ways, make_adaptation, make_gallery, ways
 
 ITEMS = flags.DEFINE_integer("items", 100_000, "gallery items N")
@@ -36,6 +38,7 @@ DEVICE = flags.DEFINE_enum("device", None, ["cpu", "gpu", "tpu"], "where to run"
 REPEATS = flags.DEFINE_integer("repeats", 7, "runs of each way; a way of more than a second runs twice")
 ONLY = flags.DEFINE_list("only", None, "names of ways; all by default")
 JSON = flags.DEFINE_string("json", None, "file to write the rows to")
+HYPERNETWORK = flags.DEFINE_bool("hypernetwork", False, "measure the networks that make the maps, and no gallery")
 GROWTH = flags.DEFINE_string("growth", None, "PNG file: measure N = 10k, 100k, 1M (up to --items) and Q = 1, 8, 64")
 
 
@@ -100,7 +103,7 @@ def compare(queries: int, items: int, named: dict[str, Way], repeats: int) -> li
     for other in ("dense", "plain"):
       row[f"times_{other}"] = best / min(seconds[other]) if other in seconds else None
     row |= {"peak_mb": peak_memory(way.run), "roofline": least / best, "queries": queries, "items": items}
-    row |= {"copy_gb_s": bandwidth / 1e9, "product_gflop_s": flop_rate / 1e9}
+    row |= {"gflop": way.flops / 1e9, "copy_gb_s": bandwidth / 1e9, "product_gflop_s": flop_rate / 1e9}
     rows.append(row)
   return rows
 
@@ -151,6 +154,13 @@ def growth(path: str, largest: int, adapt: Callable[[int], qat_jax.Adaptation]) 
 def main(_: list[str]) -> None:
   if DEVICE.value:
     jax.config.update("jax_platforms", {"gpu": "cuda"}.get(DEVICE.value, DEVICE.value))
+  if HYPERNETWORK.value:
+    rows = compare(QUERIES.value, 1, latency_hypernetwork.ways(QUERIES.value), REPEATS.value)
+    print(f"{jax.devices()[0].device_kind} ({psutil.cpu_count()} CPU cores), jax {jax.__version__}")
+    print(latency_hypernetwork.table(rows))
+    if JSON.value:
+      Path(JSON.value).write_text(json.dumps(rows, indent=2) + "\n")
+    return
   strengths_R = STRENGTH.value * DECAY.value ** np.arange(RANK.value)
 
   def adapt(queries: int) -> qat_jax.Adaptation:

@@ -21,7 +21,7 @@ def convert(
   adapter = load(source, revision)
   for name, head in adapter.heads.items():
     if head.form != "released":
-      raise ValueError(f"{source} has the form {head.form!r} for {name} queries: it is in our own format, load() it")
+      raise ValueError(f"{source} has the form {head.form!r} for {name} queries: it is no released checkpoint")
   heads = {n: dataclasses.replace(h, settings=h.settings | {"dtype": dtype}) for n, h in adapter.heads.items()}
   converted = Adapter(adapter.width, heads, adapter.info)
   converted.save(folder)

@@ -233,12 +233,3 @@ def variables(tensors: dict[str, np.ndarray], config: Config) -> dict:
   }
   place_RH = tensors["pos_scale"][0] * tensors["pos_emb"][: config.low_rank_dim]
   return {"params": params, "constants": {"place": place_RH}}
-
-
-def flops(module: Released) -> float:
-  """Returns the floating-point operations of one query's matrix products."""
-  h, d, r = module.hidden, module.width, module.rank
-  length = 1 + r * (1 if module.shared_tokens else 2)
-  layer = 24.0 * length * h * h + 4.0 * length * length * h
-  decoded = (2 * r + 1) * 2.0 * (h * h + h * d)
-  return 2.0 * (d * h + h * h) + module.steps * module.layers * layer + decoded
