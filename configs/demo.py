@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
   config.data.source = "toybox"
   config.encoder.name = "toy_clip"
   config.gallery_map = "never"  # of the trained forms; a static map and the closed form of both sides are tried
-  config.train.steps = 1000
+  config.train.steps = 1200
   config.train.warmup_steps = 100
   config.train.patience = 400
   config.static_train.steps = 1000

@@ -2,7 +2,7 @@
 
 import pathlib
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from eval.failure import explained, parsed
@@ -19,6 +19,7 @@ def main(argv: list[str]) -> None:
   from eval.pipeline import evaluate
   from eval.results import table_text
 
+  logging.set_verbosity(logging.WARNING)
   name = pathlib.Path(config_flags.get_config_filename(FLAGS["config"])).stem
   workdir = pathlib.Path(FLAGS.workdir or f"runs/{name}")
   with explained():

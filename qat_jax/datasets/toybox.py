@@ -53,10 +53,10 @@ class ToyboxConfig(tfds.core.BuilderConfig):
 class Toybox(tfds.core.GeneratorBasedBuilder):
   """Small objects of a few coloured, textured shapes, in hard families, with captions."""
 
-  VERSION = tfds.core.Version("1.0.0")
+  VERSION = tfds.core.Version("1.1.0")
   url_infos: ClassVar[dict] = {}  # nothing is downloaded; else TFDS looks for a list of checksums beside this file
   BUILDER_CONFIGS: ClassVar = (
-    ToyboxConfig(name="default", description="What the demo needs.", train=850, val=200, test=430),
+    ToyboxConfig(name="default", description="What the demo needs.", train=1350, val=200, test=430, train_views=4),
     ToyboxConfig(
       name="pretrain",
       description="Families of their own, for the demo's encoder.",
