@@ -2,7 +2,7 @@
 
 Command:   python -m train.encoder --config configs/demo_encoder.py --workdir runs/demo_encoder
 Hardware:  2 CPU cores, shared with other work; 8 minutes, of which 1 draws 14,000 images.
-Result:    500,000 parameters, 2 MB; training loss 0.9 (chance 4.85). On the toybox's validation split, mAP × 100 of plain
+Result:    500,000 parameters, 2 MB; training loss 0.9 (chance 4.85). On the toybox validation split, mAP × 100 of plain
            cosine with detailed captions 4.2, with image queries 37.8. To replace the one that the package carries:
            --config.out=qat_jax/encoders/toy_clip
 """
