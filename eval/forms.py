@@ -25,12 +25,11 @@ def precisions(runs: list[pathlib.Path], query_type: str, validator: Validator) 
   """Returns form → the average precision of each test query (Q) in each run that has the form."""
   found: dict[str, list[np.ndarray]] = {}
   for run in runs:
-    for folder in sorted((run / "candidates" / query_type).iterdir()):
-      if (folder / "adapter.json").exists():
-        adapter = load(folder)
-        head = adapter.head(query_type)
-        value_Q = validator.precisions(head.module(adapter.width), head.variables)
-        found.setdefault(folder.name, []).append(value_Q)
+    for path in sorted((run / "candidates" / query_type).glob("*/adapter.json")):
+      adapter = load(path.parent)
+      head = adapter.head(query_type)
+      value_Q = validator.precisions(head.module(adapter.width), head.variables)
+      found.setdefault(path.parent.name, []).append(value_Q)
   return found
 
 
@@ -44,6 +43,10 @@ def about(runs: list[pathlib.Path], query_type: str, form: str) -> dict[str, flo
 def table(runs: list[pathlib.Path], query_type: str, validator: Validator) -> str:
   """Returns the Markdown table of one query type, mAP × 100."""
   by_form = precisions(runs, query_type, validator)
+  if not by_form:
+    raise ValueError(
+      f"no candidates for {query_type} queries in {', '.join(map(str, runs))}; give folders of train.main"
+    )
   mean = {form: np.mean(values, axis=0) for form, values in by_form.items()}
   static = max((f for f in mean if f.startswith("static") or f == "closed_form_both"), key=lambda f: mean[f].mean())
   lines = [HEADER]
