@@ -135,7 +135,7 @@ def kept(folder: pathlib.Path, name: str, data: Training, recipe: dict, fit) -> 
   """
   if (folder / "adapter.json").exists():
     adapter = load(folder)
-    made, wanted = {"width": adapter.width, **adapter.info["recipe"]}, {"width": data.width, **recipe}
+    made, wanted = {"width": adapter.width, **adapter.info.get("recipe", {})}, {"width": data.width, **recipe}
     for key in made.keys() | wanted.keys():
       if made.get(key) != wanted.get(key):
         raise ValueError(
