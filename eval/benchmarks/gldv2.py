@@ -39,10 +39,13 @@ def open_task(solution: Path | str, index: Path | str) -> Task:
     positives.append(np.array([place[name] for name in truth[query][0]], np.int64))
   relevance = Relevance(positives, [np.empty(0, np.int64)] * len(positives))
 
-  def score(ranking: Ranking) -> dict:
-    return _figures(landmark_average_precision(ranking.ids, relevance, K), [truth[q][1] for q in query_ids])
+  def precision(ranking: Ranking) -> np.ndarray:
+    return landmark_average_precision(ranking.ids, relevance, K)
 
-  return Task("gldv2", query_ids, gallery_ids, relevance, score)
+  def score(ranking: Ranking) -> dict:
+    return _figures(precision(ranking), [truth[q][1] for q in query_ids])
+
+  return Task("gldv2", query_ids, gallery_ids, relevance, score, precision, K)
 
 
 def score_predictions(solution: Path | str, predictions: Path | str) -> dict:

@@ -114,7 +114,11 @@ class Ilias:
     def score(ranking: Ranking) -> dict:
       return self.score(ranked_items(query_ids, gallery_ids, ranking), K)
 
-    return Task(name, query_ids, gallery_ids, relevance, score)
+    def precision(ranking: Ranking) -> np.ndarray:
+      ap = score(ranking)["ap"]
+      return np.array([ap[query] for query in query_ids]) / 100
+
+    return Task(name, query_ids, gallery_ids, relevance, score, precision, K)
 
   def score(self, similarities: Iterable[tuple[str, Items]], k: int = K) -> dict:
     """Returns the official figures, in percent: map with its interval, that of either query type, and breakdowns.

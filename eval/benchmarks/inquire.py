@@ -7,7 +7,7 @@ Re-rank set: 100 fixed photos a query, figures among those. mAP, nDCG, precision
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from eval.metrics import average_precision_at_k, bootstrap_interval, ndcg_at_k, 
 from qat_jax.types import Ranking
 
 K = 50
+IMAGE_COLUMNS = ("image_path", "file_name", "inat24_file_name")  # in inquire_rerank.csv: ours, the early one, the hub's
 SOURCE = "it is one of the CSV files of the INQUIRE download"
 
 
@@ -53,31 +54,43 @@ class Inquire:
     """Returns the task over a whole gallery, whose ids are image paths; two-stage rankings are scored by it too."""
     relevance = self._relevance([self.relevant[q] for q in self.query_ids], gallery_ids)
 
-    def score(ranking: Ranking) -> dict:
-      return score_ranking(ranking, relevance, k)
-
-    return Task("inquire full rank", self.query_ids, gallery_ids, relevance, score)
+    return _task("inquire full rank", self.query_ids, gallery_ids, relevance, k)
 
   def rerank_set(self, gallery_ids: Sequence[str]) -> tuple[Task, np.ndarray]:
     """Returns the task of inquire_rerank.csv and each query's candidates (gallery positions, Q × 100), to re-rank."""
+    shown, among = self._rerank_photos()
+    candidates_QK = np.array(_positions(shown, gallery_ids))
+    relevance = self._relevance(among, gallery_ids)
+    return _task("inquire rerank", self.query_ids, gallery_ids, relevance, candidates_QK.shape[1]), candidates_QK
+
+  def _rerank_photos(self) -> tuple[list[list[str]], list[set[str]]]:
+    """Returns the photos of inquire_rerank.csv for each query, and which of them are relevant."""
     path = self.root / "inquire_rerank.csv"
-    shown: dict[str, list[str]] = {query: [] for query in self.query_ids}
-    for row in _rows(path, ("query_id", "image_path")):
-      if row["query_id"] in shown:
-        shown[row["query_id"]].append(photo(row["image_path"]))
-    sizes = sorted({len(photos) for photos in shown.values()})
+    rows = _rows(path, ())
+    columns = rows[0].keys() if rows else ()
+    query = next((c for c in ("query_id", "query") if c in columns), None)
+    image = next((c for c in IMAGE_COLUMNS if c in columns), None)
+    if query is None or image is None:
+      raise ValueError(
+        f"{path} has the columns {list(columns)}; wanted query_id or query (its text), and one of "
+        f"{', '.join(IMAGE_COLUMNS)}; {SOURCE}"
+      )
+    place = {name: i for i, name in enumerate(self.query_ids if query == "query_id" else self.texts)}
+    shown: list[list[str]] = [[] for _ in place]
+    among: list[set[str]] = [set() for _ in place]
+    for row in rows:
+      if row[query] not in place:
+        continue
+      i, name = place[row[query]], photo(row[image])
+      shown[i].append(name)
+      if _is_true(row["relevant"]) if "relevant" in columns else name in self.relevant[self.query_ids[i]]:
+        among[i].add(name)
+    sizes = sorted({len(photos) for photos in shown})
     if len(sizes) != 1 or not sizes[0]:
       raise ValueError(f"{path}: queries have {sizes} photos, every one wants the same number (100); {SOURCE}")
-    for query, photos in shown.items():
-      check_unique(photos, f"{path}, query {query}")
-    candidates_QK = np.array(_positions(list(shown.values()), gallery_ids))
-    among = [self.relevant[query] & set(photos) for query, photos in shown.items()]
-    relevance = self._relevance(among, gallery_ids)
-
-    def score(ranking: Ranking) -> dict:
-      return score_ranking(ranking, relevance, sizes[0])
-
-    return Task("inquire rerank", self.query_ids, gallery_ids, relevance, score), candidates_QK
+    for name, photos in zip(self.query_ids, shown, strict=True):
+      check_unique(photos, f"{path}, query {name}")
+    return shown, among
 
   def _relevance(self, photos: Sequence[set[str]], gallery_ids: Sequence[str]) -> Relevance:
     positives = [np.array(sorted(p), np.int64) for p in _positions([sorted(x) for x in photos], gallery_ids)]
@@ -86,21 +99,53 @@ class Inquire:
 
 def score_ranking(ranking: Ranking, relevance: Relevance, k: int = K) -> dict:
   """Returns the official figures of a ranking's first k items; the queries without positives are left out."""
-  found: dict[str, list[float]] = {name: [] for name in ("map", "ndcg", "mrr", "precision", "recall")}
-  for ids_K, score_K, positives in zip(ranking.ids[:, :k], ranking.scores[:, :k], relevance.positives, strict=True):
-    if not len(positives):
+  ap_Q = precision_of(ranking, relevance, k)
+  found: dict[str, list[float]] = {name: [] for name in ("ndcg", "mrr", "precision", "recall")}
+  for relevant_K, score_K, positives in _by_query(ranking, relevance, k):
+    if not positives:
       continue
-    kept_K = ids_K >= 0
-    relevant_K, score_K = np.isin(ids_K[kept_K], positives), score_K[kept_K]
-    found["map"].append(100 * float(average_precision_at_k(relevant_K, score_K, len(positives), k)))
-    found["ndcg"].append(100 * float(ndcg_at_k(relevant_K, score_K, len(positives), k)))
+    found["ndcg"].append(100 * float(ndcg_at_k(relevant_K, score_K, positives, k)))
     found["mrr"].append(float(reciprocal_rank(relevant_K, score_K)))
     found["precision"].append(100 * relevant_K.sum() / k)
-    found["recall"].append(100 * relevant_K.sum() / len(positives))
-  if not found["map"]:
+    found["recall"].append(100 * relevant_K.sum() / positives)
+  if not found["mrr"]:
     raise ValueError("no query has a positive in the gallery; nothing to measure")
-  figures = {name: float(np.mean(values)) for name, values in found.items()}
-  return {**figures, "interval": list(bootstrap_interval(np.array(found["map"]))), "queries": len(found["map"])}
+  figures = {"map": 100 * float(np.nanmean(ap_Q)), **{name: float(np.mean(values)) for name, values in found.items()}}
+  interval = [100 * bound for bound in bootstrap_interval(ap_Q)]
+  return {**figures, "interval": interval, "queries": len(found["mrr"])}
+
+
+def precision_of(ranking: Ranking, relevance: Relevance, k: int = K) -> np.ndarray:
+  """Returns the average precision at k of each query (Q, fraction; NaN where it has no positive)."""
+  return np.array(
+    [
+      float(average_precision_at_k(relevant_K, score_K, positives, k)) if positives else np.nan
+      for relevant_K, score_K, positives in _by_query(ranking, relevance, k)
+    ]
+  )
+
+
+def _by_query(ranking: Ranking, relevance: Relevance, k: int) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+  """Yields which of a query's first k items are relevant, their scores, and how many positives there are."""
+  for ids_K, score_K, positives in zip(ranking.ids[:, :k], ranking.scores[:, :k], relevance.positives, strict=True):
+    kept_K = ids_K >= 0
+    yield np.isin(ids_K[kept_K], positives), score_K[kept_K], len(positives)
+
+
+def _task(name: str, query_ids: Sequence[str], gallery_ids: Sequence[str], relevance: Relevance, k: int) -> Task:
+  def score(ranking: Ranking) -> dict:
+    return score_ranking(ranking, relevance, k)
+
+  def precision(ranking: Ranking) -> np.ndarray:
+    return precision_of(ranking, relevance, k)
+
+  return Task(name, query_ids, gallery_ids, relevance, score, precision, k)
+
+
+def _is_true(text: str) -> bool:
+  if text.lower() not in ("0", "1", "0.0", "1.0", "false", "true"):
+    raise ValueError(f"inquire_rerank.csv: relevant is {text!r}; wanted 0 or 1; {SOURCE}")
+  return text.lower() in ("1", "1.0", "true")
 
 
 def photo(path: str) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 
 from eval.benchmarks.revisited import read_gnd, relevance_of, score_ranking
 from eval.benchmarks.task import Task
+from eval.metrics import trapezoid_average_precision
 from qat_jax.types import Ranking
 
 
@@ -22,7 +23,10 @@ def open_task(gnd: Path | str) -> Task:
   def score(ranking: Ranking) -> dict:
     return score_ranking(ranking.ids, relevance)
 
-  return Task("instre", truth["qimlist"], truth["imlist"], relevance, score)
+  def precision(ranking: Ranking) -> np.ndarray:
+    return trapezoid_average_precision(ranking.ids, relevance)
+
+  return Task("instre", truth["qimlist"], truth["imlist"], relevance, score, precision)
 
 
 def query_boxes(gnd: Path | str) -> np.ndarray:

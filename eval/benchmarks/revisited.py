@@ -45,7 +45,10 @@ def open_task(gnd: Path | str, name: str = "roxford5k", distractor_ids: Sequence
     def score(ranking: Ranking, relevance: Relevance = relevance) -> dict:
       return score_ranking(ranking.ids, relevance)
 
-    tasks.append(Task(f"{name} {protocol}".strip(), query_ids, gallery_ids, relevance, score))
+    def precision(ranking: Ranking, relevance: Relevance = relevance) -> np.ndarray:
+      return trapezoid_average_precision(ranking.ids, relevance)
+
+    tasks.append(Task(f"{name} {protocol}".strip(), query_ids, gallery_ids, relevance, score, precision))
   return tasks
 
 

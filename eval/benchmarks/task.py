@@ -26,6 +26,10 @@ class Task:
   gallery_ids: Sequence[str]
   relevance: Relevance
   score: Callable[[Ranking], dict]  # the benchmark's figures for a ranking of the gallery, in its own unit
+  precision: Callable[
+    [Ranking], np.ndarray
+  ]  # each query's average precision by its rule (Q, fraction; NaN: no positive)
+  depth: int = 0  # how many items of a ranking count; 0: all of the gallery
   queries: Any = None
   gallery: Any = None
 

@@ -53,6 +53,27 @@ def test_the_rerank_set_counts_only_its_own_photos(root):
   assert task.score(ranking([1, 0, 2, 3], [2, 3, 6, 7]))["map"] == pytest.approx(100)
 
 
+@pytest.mark.parametrize("image", ["file_name", "inat24_file_name"])
+def test_the_rerank_set_is_read_by_query_text_and_its_own_labels_too(root, image):
+  rows = [(text, i) for text, items in (("leopard on a road", (0, 1)), ("wolf, howling", (2, 6))) for i in items]
+  lines = [f'{n},"{text}",{PHOTOS[i]}.jpg,{int(i in (0, 6))}' for n, (text, i) in enumerate([*rows, ("other", 3)])]
+  (root / "inquire_rerank.csv").write_text("\n".join([f",query,{image},relevant", *lines]) + "\n")
+  task, candidates_QK = Inquire.open(root).rerank_set(PHOTOS)
+  np.testing.assert_array_equal(candidates_QK, [[0, 1], [2, 6]])
+  assert [p.tolist() for p in task.relevance.positives] == [[0], [6]]
+
+
+def test_a_rerank_set_with_other_columns_is_refused(root):
+  (root / "inquire_rerank.csv").write_text("question,picture\n8,x\n")
+  with pytest.raises(ValueError, match=r"has the columns \['question', 'picture'\]; wanted query_id or query"):
+    Inquire.open(root).rerank_set(PHOTOS)
+
+
+def test_a_task_gives_the_precision_of_each_query(root):
+  task = Inquire.open(root).full_rank(PHOTOS, k=4)
+  np.testing.assert_allclose(task.precision(ranking([1, 0, 4, 2], [0, 2, 1, 4])), [(1 + 2 / 3) / 2, (1 / 2) / 3])
+
+
 def test_an_embedding_folder_of_clip_retrieval_is_a_gallery(root):
   rows = np.random.default_rng(0).normal(size=(len(PHOTOS), 4)).astype(np.float32)
   rows /= np.linalg.norm(rows, axis=1, keepdims=True)
