@@ -17,8 +17,9 @@ from eval.results import (
   REFERENCES,
   Estimate,
   Row,
-  by_query_type,
   cost_columns,
+  group_name,
+  grouped,
   method_name,
   metrics_json,
   percent,
@@ -74,14 +75,14 @@ def html_page(
   main_method: str,
 ) -> str:
   """Returns the whole page; arguments as in `write_report`, `lines` those of the training curves."""
-  groups = by_query_type(rows)
+  groups = grouped(rows)
   parts = [
     f"<header><h1>{escape(title)}</h1>" + (f"<p>{escape(about)}</p>" if about else "") + "</header>",
-    '<div class="tiles">' + "".join(_tile(t, group, main_method) for t, group in groups.items()) + "</div>",
+    '<div class="tiles">' + "".join(_tile(group, main_method) for group in groups) + "</div>",
   ]
-  for query_type, group in groups.items():
-    own = [s for s in sheets if s.query_type == query_type]
-    parts.append(_section(query_type, group, own, main_method))
+  for group in groups:
+    own = [s for s in sheets if s.query_type == group[0].result.query_type]
+    parts.append(_section(group, own, main_method))
   parts.append(_training(lines))
   parts.append(_reading())
   record = escape(json.dumps(provenance, indent=2, default=str))
@@ -93,20 +94,20 @@ def html_page(
   )
 
 
-def _tile(query_type: str, group: Sequence[Row], main_method: str) -> str:
+def _tile(group: Sequence[Row], main_method: str) -> str:
   row = _main(group, main_method)
   against = ""
   if row.to_plain is not None:
     sure = "gain" if row.to_plain.low > 0 else "loss" if row.to_plain.high < 0 else ""
     against = f'<p><span class="{sure}">{_difference(row.to_plain)}</span> against the plain score</p>'
   return (
-    f'<div class="tile"><p class="label">{escape(query_type)} queries</p>'
+    f'<div class="tile"><p class="label">{escape(group_name(group))}</p>'
     f'<p class="figure">{100 * row.map.value:.1f}<small>mAP × 100</small></p>{against}'
     f'<p class="muted">{escape(method_name(row.result.method))}, {row.queries:,} queries</p></div>'
   )
 
 
-def _section(query_type: str, group: Sequence[Row], sheets: Sequence[Sheet], main_method: str) -> str:
+def _section(group: Sequence[Row], sheets: Sequence[Sheet], main_method: str) -> str:
   main = _main(group, main_method)
   others = [r for r in group if r.result.method in REFERENCES and r is not main]
   differences = [(method_name(r.result.method), main.result.ap_Q - r.result.ap_Q) for r in others]
@@ -114,7 +115,7 @@ def _section(query_type: str, group: Sequence[Row], sheets: Sequence[Sheet], mai
     ("Accuracy against latency", plots.accuracy_against_latency(group)),
     (f"Query by query: {method_name(main.result.method)}", plots.wins_and_losses(differences) if differences else ""),
   ]
-  parts = [f"<h2>{escape(query_type.capitalize())} queries</h2>", _table(group), _figures(figures)]
+  parts = [f"<h2>{escape(group_name(group).capitalize())}</h2>", _table(group), _figures(figures)]
   for heading, chosen in (
     ("Gained most", [s for s in sheets if s.gain >= 0]),
     ("Lost most", [s for s in sheets if s.gain < 0]),

@@ -6,8 +6,10 @@ A method's result is one number a query. Everything else (means, intervals, diff
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -16,12 +18,21 @@ from eval.metrics import bootstrap_interval, paired_interval
 METHOD_NAMES = {
   "plain": "plain score",
   "static": "static map",
-  "query_only": "query only",
+  "whitening": "whitening",
+  "lda": "LDA, both sides",
+  "lda_query": "LDA, query only",
+  "ilias_linear": "linear, as ILIAS",
+  "query_expansion": "query expansion",
+  "diffusion": "diffusion",
+  "diffusion_shortlist": "diffusion, shortlist",
   "neighbours": "neighbour residual",
+  "query_only": "query only",
+  "fold_only": "fold only, shortlist",
   "adapted": "adapted, whole gallery",
   "adapted_shortlist": "adapted, shortlist",
 }
-REFERENCES = ("plain", "static")  # what every method is compared with, query by query
+REFERENCES = ("plain", "static")  # what every method is compared with in the tables, query by query
+COMPARED = (*REFERENCES, "query_only", "adapted")  # and in metrics.json
 COSTS = {  # fields of MethodResult, and their headings
   "ms_per_query": "ms a query",
   "offline_seconds": "offline s",
@@ -43,6 +54,13 @@ class MethodResult:
   extra_bytes_per_item: float | None = None  # beyond the plain index
   parameters: int | None = None
   note: str = ""  # e.g. what the validation gate chose
+  task: str = ""  # of a benchmark with several, e.g. "easy"
+  figures: Mapping[str, Any] = field(default_factory=dict)  # the benchmark's own, in its own unit
+
+  @property
+  def group(self) -> tuple[str, str]:
+    """What results have in common that can be compared: the type of the queries, and the task."""
+    return self.query_type, self.task
 
   def __post_init__(self):
     if np.shape(self.ap_Q) != np.shape(self.recall1_Q) or np.ndim(self.ap_Q) != 1:
@@ -63,21 +81,30 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Row:
-  """One line of the table: a result, its means, and its paired mAP difference to each reference that there is."""
+  """One line of the table: a result, its means, and its paired mAP difference to each of COMPARED that there is."""
 
   result: MethodResult
   queries: int
   map: Estimate
   recall1: Estimate
-  to_plain: Estimate | None
-  to_static: Estimate | None
+  differences: dict[str, Estimate]
+
+  @property
+  def to_plain(self) -> Estimate | None:
+    """The paired difference to the plain score."""
+    return self.differences.get("plain")
+
+  @property
+  def to_static(self) -> Estimate | None:
+    """The paired difference to the static map."""
+    return self.differences.get("static")
 
 
 def summarise(results: Iterable[MethodResult], seed: int = 0) -> list[Row]:
   """Returns a row for each result, in the order given. The same seed draws the same queries for every method."""
   results = list(results)
-  references = {(r.query_type, r.method): r for r in results if r.method in REFERENCES}
-  if len({(r.query_type, r.method) for r in results}) < len(results):
+  known = {(r.group, r.method): r for r in results}
+  if len(known) < len(results):
     raise ValueError("two results of one method for one query type; give each method a name of its own")
   rows = []
   for result in results:
@@ -86,36 +113,67 @@ def summarise(results: Iterable[MethodResult], seed: int = 0) -> list[Row]:
       raise ValueError(
         f"{result.query_type}/{result.method}: no query has a positive in the gallery; nothing to measure"
       )
-    to_plain, to_static = (
-      None if other is None or other is result else Estimate(*paired_interval(result.ap_Q, other.ap_Q, seed))
-      for other in (references.get((result.query_type, name)) for name in REFERENCES)
-    )
+    others = {name: known.get((result.group, name)) for name in COMPARED}
+    differences = {
+      name: Estimate(*paired_interval(result.ap_Q, other.ap_Q, seed))
+      for name, other in others.items()
+      if other is not None and other is not result
+    }
     ap, recall1 = _estimate(result.ap_Q, seed), _estimate(result.recall1_Q, seed)
-    rows.append(Row(result, queries, ap, recall1, to_plain, to_static))
+    rows.append(Row(result, queries, ap, recall1, differences))
   return rows
 
 
-def by_query_type(rows: Sequence[Row]) -> dict[str, list[Row]]:
-  """Returns the rows of each query type, types and rows in the order in which they first came."""
-  return {t: [r for r in rows if r.result.query_type == t] for t in dict.fromkeys(r.result.query_type for r in rows)}
+def grouped(rows: Sequence[Row]) -> list[list[Row]]:
+  """Returns the rows of each query type and task together, in the order in which they first came."""
+  groups = dict.fromkeys(r.result.group for r in rows)
+  return [[r for r in rows if r.result.group == group] for group in groups]
+
+
+def group_name(group: Sequence[Row]) -> str:
+  """Returns what a group's queries are called, e.g. `image queries, easy`."""
+  query_type, task = group[0].result.group
+  return f"{query_type} queries" + (f", {task}" if task else "")
 
 
 def metrics_json(rows: Sequence[Row], provenance: dict) -> dict:
-  """Returns what metrics.json holds: `results` (fractions), `differences` (paired, mAP), `costs`, `provenance`."""
+  """Returns what metrics.json holds: `results`, `differences` (paired, mAP), `costs`, `provenance`.
+
+  Metrics `map` and `recall@1` are fractions; those with a benchmark's name before them are in its own unit.
+  """
   results, differences, costs = [], [], []
   for row in rows:
-    name = {"query": row.result.query_type, "method": row.result.method}
+    task = {"task": row.result.task} if row.result.task else {}
+    name = {"query": row.result.query_type, **task, "method": row.result.method}
     for metric, estimate in (("map", row.map), ("recall@1", row.recall1)):
       results.append({**name, "metric": metric, **_as_json(estimate), "queries": row.queries})
-    for reference, difference in (("plain", row.to_plain), ("static", row.to_static)):
-      if difference is not None:
-        differences.append({**name, "against": reference, "metric": "map", **_as_json(difference)})
+    for metric, figure in row.result.figures.items():
+      results.append({**name, "metric": metric, **figure, "queries": row.queries})
+    for reference, difference in row.differences.items():
+      differences.append({**name, "against": reference, "metric": "map", **_as_json(difference)})
     costs.append({**name, **{cost: getattr(row.result, cost) for cost in COSTS}, "note": row.result.note})
   return {"results": results, "differences": differences, "costs": costs, "provenance": provenance}
 
 
+def own_figures(benchmark: str, figures: Mapping[str, Any]) -> dict[str, dict]:
+  """Returns a benchmark's figures by metric, e.g. `roxford5k/mp@10`: {value, interval}, None for an interval not given.
+
+  What is given by query is left out.
+  """
+  found: dict[str, dict] = {}
+  for name, value in figures.items():
+    if name in ("ap", "queries", "interval"):
+      continue
+    if isinstance(value, Mapping):
+      found |= own_figures(f"{benchmark}/{name}", value)
+    elif isinstance(value, (int, float)):
+      interval = figures.get("interval") if name == "map" else None
+      found[f"{benchmark}/{name}"] = {"value": float(value), "interval": interval}
+  return found
+
+
 def table(rows: Sequence[Row], costs: Iterable[str] = COSTS) -> tuple[list[str], list[list[str]]]:
-  """Returns header and cells of the table of one query type, as text; of `costs` those that some row has."""
+  """Returns header and cells of the table of one group, as text; of `costs` those that some row has."""
   header = ["method", "mAP", "recall@1", "vs plain", "vs static"]
   cells = [
     [
@@ -141,9 +199,9 @@ def cost_columns(rows: Sequence[Row], costs: Iterable[str] = COSTS) -> list[tupl
 
 
 def table_text(rows: Sequence[Row]) -> str:
-  """Returns the tables of all query types for a terminal: figures × 100, [95% interval], of the costs only the time."""
+  """Returns the tables of all groups for a terminal: figures × 100, [95% interval], of the costs only the time."""
   parts = []
-  for query_type, group in by_query_type(rows).items():
+  for group in grouped(rows):
     header, cells = table(group, ["ms_per_query"])
     widths = [max(len(line[i]) for line in [header, *cells]) for i in range(len(header))]
     lines = [
@@ -151,8 +209,12 @@ def table_text(rows: Sequence[Row]) -> str:
       for line in [header, *cells]
     ]
     rule = "-" * len(lines[0])
-    notes = [f"  {method_name(r.result.method)}: {r.result.note}" for r in group if r.result.note]
-    title = f"{query_type} queries ({group[0].queries:,}), figures x 100, [95% interval over queries]"
+    notes = [
+      textwrap.fill(f"  {method_name(r.result.method)}: {r.result.note}", 118, subsequent_indent="    ")
+      for r in group
+      if r.result.note
+    ]
+    title = f"{group_name(group)} ({group[0].queries:,}), figures x 100, [95% interval over queries]"
     parts.append("\n".join([title, rule, lines[0], rule, *lines[1:], rule, *notes]))
   return "\n\n".join(parts)
 
@@ -160,10 +222,10 @@ def table_text(rows: Sequence[Row]) -> str:
 def table_markdown(rows: Sequence[Row]) -> str:
   """Returns the same tables in Markdown."""
   parts = []
-  for query_type, group in by_query_type(rows).items():
+  for group in grouped(rows):
     header, cells = table(group)
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *cells]
-    title = f"**{query_type} queries** ({group[0].queries:,}), figures × 100, [95% interval over queries]"
+    title = f"**{group_name(group)}** ({group[0].queries:,}), figures × 100, [95% interval over queries]"
     parts.append("\n".join([title, "", *("| " + " | ".join(line) + " |" for line in lines)]))
   return "\n\n".join(parts) + "\n"
 
