@@ -57,7 +57,19 @@ def get_config() -> ConfigDict:
   config.static_train = ConfigDict({"steps": 2000, "learning_rate": 2e-3})
   config.validation = ConfigDict({"every": 200, "queries": 1000})
 
-  # Evaluation.
+  # Evaluation: on the retrieval set's test split, or on a public benchmark by its own rule (docs/benchmarks.md).
+  config.benchmark = ConfigDict(
+    {
+      "name": "",  # "": the test split; ilias, inquire, inquire_rerank, roxford5k, rparis6k, oxford5k, …
+      "root": "",  # its official files
+      "features": "",  # of its queries and gallery
+      "distractors": "",  # a folder of features behind the gallery's (Oxford, Paris)
+      "distractor_files": 100,  # ILIAS: how many, of a million each
+      "mini_ids": "",  # ILIAS: the list of the 5M set
+      "split": "test",  # INQUIRE
+    }
+  )
+  # What to compare: names as in docs/benchmarks.md, or ("all",). `queries` 0: all of the test split.
   config.eval = ConfigDict(
     {
       "queries": 0,

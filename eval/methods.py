@@ -1,49 +1,108 @@
-"""The rows of the table: each method answers the same queries on the same gallery, and is timed the same way."""
+"""The rows of the table: each method answers the same queries on the same gallery, and is timed the same way.
+
+The rows made of adapters are here; the baselines are in eval/baselines, fitted on the run's training features.
+"""
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import itertools
 import pathlib
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import qat_jax
-from eval import baselines
-from eval.benchmarks.relevance import Relevance
-from eval.benchmarks.retrieval_set import RetrievalSet, Split
+from eval import baselines, galleries
+from eval.benchmarks.retrieval_set import RetrievalSet
+from eval.problem import Problem
+from eval.ranking import ranked
+from eval.results import METHOD_NAMES
 from eval.validate import Validator
+from qat_jax import hypernetwork
 from qat_jax.adaptation import normalise
-from qat_jax.checkpoint import Adapter, load
-from qat_jax.features import FeatureStore
-from qat_jax.types import Adaptation, Ranking
+from qat_jax.checkpoint import Adapter, Head, load
+from qat_jax.search import SMALL
+from qat_jax.types import Ranking
 
 TIMED_QUERIES, TIMED_K = 64, 100
+LONG = 60.0  # seconds: a ranking that took longer is its own timing
+GIB = 1 << 30
+SCANN = 8 * GIB  # bytes of float32: a larger gallery is searched exactly, streamed
+STATIC = ("static", "static_mapped", "closed_form_both")
+QUERY_ONLY = ("query_only", "closed_form")
 
 
-class Task(NamedTuple):
-  """One query type of a test split, and what was trained for it."""
+Gallery = Any  # anything with len and slices that gives float rows
+Search = Callable[[np.ndarray, int], Ranking]
+
+
+class Baseline(NamedTuple):
+  """A fitted method: `index` does the offline work on a gallery."""
+
+  index: Callable[[Gallery], Search]
+  parameters: int
+  extra_bytes_per_item: float
+  note: str
+
+
+class Train(NamedTuple):
+  """What baselines are fitted on."""
 
   query_type: str
-  queries: FeatureStore
-  rows: np.ndarray  # the queries that count
-  relevance: Relevance
-  gallery: FeatureStore
+  texts: Any | None
+  images: Any
+  instance: np.ndarray
+
+
+def _neighbours(train: Train, validator: Validator) -> Baseline | None:
+  if train.query_type == "text":
+    bank = baselines.text_bank(train.texts, train.images) if train.texts is not None else None
+  else:
+    bank = baselines.image_bank(train.images, train.instance)
+  if bank is None:
+    return None
+  temperature, scale = baselines.tune_neighbours(bank, validator)
+
+  def index(gallery: Gallery) -> Search:
+    gallery_ND = normalise(jnp.asarray(gallery[:]))
+
+    def search(query_QD: np.ndarray, k: int) -> Ranking:
+      moved_QD = baselines.neighbour_residual(bank, query_QD, temperature, scale)
+      return ranked(qat_jax.plain(jnp.asarray(moved_QD)), gallery_ND, k)
+
+    return search
+
+  note = f"temperature {temperature}, scale {scale}; keeps {len(bank.query_ND):,} training pairs"
+  return Baseline(index, 0, 0.0, note)
+
+
+FITS = {"neighbours": _neighbours}
+
+
+class Bench(NamedTuple):
+  """What the methods of one problem are made from."""
+
+  problem: Problem
   adapter: Adapter
   candidates: pathlib.Path
+  data: RetrievalSet
+  validation: Callable[[], Validator]
+  shortlist: int
+  scratch: pathlib.Path  # for galleries that are mapped into a file
+  decided_by: dict  # of the config: what decides the results
 
-  @classmethod
-  def of(cls, split: Split, query_type: str, adapter: Adapter, workdir: pathlib.Path, limit: int, seed: int) -> Task:
-    """Returns the task of one query type: all queries that have something relevant, or `limit` of them."""
-    queries, relevance = split.queries[query_type], split.relevance(query_type)
-    rows = np.flatnonzero([len(p) > 0 for p in relevance.positives])
-    if 0 < limit < len(rows):
-      rows = np.sort(np.random.default_rng(seed).choice(rows, limit, replace=False))
-    candidates = workdir / "candidates" / query_type
-    return cls(query_type, queries, rows, relevance.take(rows), split.gallery, adapter, candidates)
+
+class Method(NamedTuple):
+  """A method that is fitted; `seconds` is how long training it took, None where that happened just now."""
+
+  baseline: Baseline
+  seconds: float | None
 
 
 class Answer(NamedTuple):
@@ -51,97 +110,177 @@ class Answer(NamedTuple):
 
   ranking: Ranking
   ms_per_query: float
-  offline_seconds: float | None = None
-  parameters: int | None = None
-  note: str = ""
+  offline_seconds: float
+  parameters: int | None
+  extra_bytes_per_item: float | None
+  note: str
 
 
-def plain(task: Task, data: RetrievalSet, validator: Validator) -> Answer:
+def chosen(names: Iterable[str]) -> tuple[str, ...]:
+  """Returns the methods asked for, `all` in full; raises ValueError that lists the known ones."""
+  names = tuple(METHODS) if tuple(names) == ("all",) else tuple(names)
+  unknown = [name for name in names if name not in METHODS]
+  if unknown or not names:
+    raise ValueError(
+      f"config.eval.methods has {', '.join(map(repr, unknown)) or 'nothing'}; use some of {', '.join(METHODS)}, "
+      "or ('all',)"
+    )
+  if len(set(names)) < len(names):
+    raise ValueError(f"config.eval.methods names a method twice: {', '.join(names)}")
+  return names
+
+
+def answer(name: str, bench: Bench) -> Answer | str:
+  """Returns what a method does with the problem, or in words why it cannot be run."""
+  size, limit = galleries.size_of(bench.problem.gallery), LIMITS.get(name)
+  if limit is not None and size > limit:
+    return f"the gallery is {size / GIB:.1f} GiB as float32, above the {limit / GIB:.3g} GiB that it is run on"
+  began = time.perf_counter()
+  method = METHODS[name](bench)
+  if isinstance(method, str):
+    return method
+  seconds = time.perf_counter() - began if method.seconds is None else method.seconds
+  began = time.perf_counter()
+  search = method.baseline.index(bench.problem.gallery)
+  return _answered(bench.problem, method.baseline, search, seconds + time.perf_counter() - began)
+
+
+def _answered(problem: Problem, baseline: Baseline, search: Search, offline: float) -> Answer:
+  query_QD = problem.query_QD
+  began = time.perf_counter()
+  ranking = search(query_QD, problem.depth)
+  taken = time.perf_counter() - began
+  milliseconds = 1e3 * taken / len(query_QD)
+  if taken < LONG:
+    few_QD, k = query_QD[:TIMED_QUERIES], min(TIMED_K, len(problem.gallery))
+    search(few_QD, k)  # compiles
+    times = []
+    for _ in range(3):
+      began = time.perf_counter()
+      jax.block_until_ready(search(few_QD, k))
+      times.append(time.perf_counter() - began)
+    milliseconds = 1e3 * sorted(times)[1] / len(few_QD)
+  ids_QK, score_QK = np.asarray(ranking.ids), np.asarray(ranking.scores)
+  return Answer(
+    problem.answered(Ranking(ids_QK, score_QK)),
+    milliseconds,
+    offline,
+    baseline.parameters,
+    baseline.extra_bytes_per_item,
+    baseline.note,
+  )
+
+
+def plain(bench: Bench) -> Method:
   """The frozen features: cosine."""
-  return _whole_gallery(task, load(task.candidates / "plain"))
+  head = Head("plain", {}, {"params": {}, "constants": {}})
+  return _whole_gallery(bench, Adapter(bench.adapter.width, {bench.problem.query_type: head}), "")
 
 
-def static(task: Task, data: RetrievalSet, validator: Validator) -> Answer | None:
+def static(bench: Bench) -> Method | str:
   """A linear map for all queries, with or without one for the gallery: the best on validation."""
-  return _best_candidate(task, ("static", "static_mapped", "closed_form_both"))
+  return _best_candidate(bench, STATIC)
 
 
-def query_only(task: Task, data: RetrievalSet, validator: Validator) -> Answer | None:
+def query_only(bench: Bench) -> Method | str:
   """A better query vector on an untouched gallery, T = I, of the adapter's size: the best on validation."""
-  return _best_candidate(task, ("query_only", "closed_form"))
+  return _best_candidate(bench, QUERY_ONLY)
 
 
-def neighbours(task: Task, data: RetrievalSet, validator: Validator) -> Answer | None:
-  """The training-free neighbour residual, tuned on validation."""
-  began = time.perf_counter()
-  if task.query_type == "text":
-    bank = baselines.text_bank(data.train_texts, data.train_images) if data.train_texts is not None else None
-  else:
-    bank = baselines.image_bank(data.train_images, data.train_images.column("instance"))
-  if bank is None:
-    return None
-  temperature, scale = baselines.tune_neighbours(bank, validator)
-  offline = time.perf_counter() - began
-  gallery_ND = normalise(jnp.asarray(task.gallery[:]))
-
-  def answer(query_QD: np.ndarray, k: int) -> Ranking:
-    moved_QD = baselines.neighbour_residual(bank, query_QD, temperature, scale)
-    return qat_jax.rank(qat_jax.plain(jnp.asarray(moved_QD)), gallery_ND, k)
-
-  note = f"temperature {temperature}, scale {scale}; keeps {len(bank.query_ND):,} training pairs"
-  return _timed(task, answer, offline, 0, note)
-
-
-def adapted(task: Task, data: RetrievalSet, validator: Validator) -> Answer:
+def adapted(bench: Bench) -> Method:
   """What the adapter serves, over the whole gallery."""
-  chosen = task.adapter.info.get("chosen", {}).get(task.query_type, {}).get("name", "")
-  return _whole_gallery(task, task.adapter)._replace(note=f"serves {chosen}" if chosen else "")
+  name = bench.adapter.info.get("chosen", {}).get(bench.problem.query_type, {}).get("name", "")
+  return _whole_gallery(bench, bench.adapter, f"serves {name}" if name else "", name)
 
 
-def adapted_shortlist(task: Task, data: RetrievalSet, validator: Validator, length: int) -> Answer:
-  """What the adapter serves, on a shortlist: ScaNN on the folded query, then the exact adapted score."""
-  began = time.perf_counter()
-  gallery_ND = task.adapter.prepare(jnp.asarray(task.gallery[:]), task.query_type)
-  index = qat_jax.ScannIndex.build(gallery_ND)
-  offline = time.perf_counter() - began
-
-  def answer(query_QD: np.ndarray, k: int) -> Ranking:
-    adaptation = task.adapter(query_QD, task.query_type)
-    shortlist = index.search(np.asarray(qat_jax.fold(adaptation)), min(length, len(gallery_ND)))
-    return qat_jax.rerank(adaptation, gallery_ND, shortlist, k=min(k, shortlist.ids.shape[1]))
-
-  return _timed(task, answer, offline, None, f"ScaNN's {min(length, len(gallery_ND)):,} on the folded query")
+def adapted_shortlist(bench: Bench) -> Method:
+  """What the adapter serves, on a shortlist: the folded query's items, then the exact adapted score."""
+  return _shortlisted(bench, rerank=True)
 
 
-def _best_candidate(task: Task, names: tuple[str, ...]) -> Answer | None:
-  found = [load(task.candidates / name) for name in names if (task.candidates / name / "adapter.json").exists()]
+def fold_only(bench: Bench) -> Method:
+  """The same shortlist in its own order: inner products with the folded query, without the length of T z."""
+  return _shortlisted(bench, rerank=False)
+
+
+def baseline(name: str, bench: Bench) -> Method | str:
+  """A baseline of eval/baselines, fitted on the training features and tuned on validation."""
+  data, query_type = bench.data, bench.problem.query_type
+  train = Train(query_type, data.train_texts, data.train_images, data.train_images.column("instance"))
+  fitted = FITS[name](train, bench.validation())
+  return "it cannot be fitted on this training set" if fitted is None else Method(fitted, None)
+
+
+def _best_candidate(bench: Bench, names: tuple[str, ...]) -> Method | str:
+  found = [load(bench.candidates / name) for name in names if (bench.candidates / name / "adapter.json").exists()]
   if not found:
-    return None
+    return f"none of {', '.join(names)} was trained in this run"
   best = max(found, key=lambda adapter: adapter.info["val_map"])
-  return _whole_gallery(task, best)._replace(note=best.info["name"])
+  return _whole_gallery(bench, best, best.info["name"], best.info["name"])
 
 
-def _whole_gallery(task: Task, adapter: Adapter) -> Answer:
-  gallery_ND = adapter.prepare(jnp.asarray(task.gallery[:]), task.query_type)
+def _whole_gallery(bench: Bench, adapter: Adapter, note: str, candidate: str = "") -> Method:
+  query_type = bench.problem.query_type
 
-  def answer(query_QD: np.ndarray, k: int) -> Ranking:
-    adaptation: Adaptation = adapter(query_QD, task.query_type)
-    return qat_jax.rank(adaptation, gallery_ND, k)
+  def index(gallery: Gallery) -> Search:
+    prepared = galleries.prepared(adapter, query_type, gallery, bench.scratch)
 
-  info = adapter.info
-  return _timed(task, answer, info.get("offline_seconds"), info.get("parameters"), "")
+    def search(query_QD: np.ndarray, k: int) -> Ranking:
+      return ranked(adapter(query_QD, query_type), prepared, k)
+
+    return search
+
+  return Method(Baseline(index, _parameters(bench, adapter), 0.0, note), _training_seconds(bench, candidate))
 
 
-def _timed(
-  task: Task, answer: Callable[[np.ndarray, int], Ranking], offline: float | None, parameters: int | None, note: str
-) -> Answer:
-  query_QD = np.asarray(task.queries[task.rows], np.float32)
-  ranking = answer(query_QD, len(task.gallery))
-  few_QD, k = query_QD[:TIMED_QUERIES], min(TIMED_K, len(task.gallery))
-  jax.block_until_ready(answer(few_QD, k))  # compiles
-  times = []
-  for _ in range(3):
-    began = time.perf_counter()
-    jax.block_until_ready(answer(few_QD, k))
-    times.append(time.perf_counter() - began)
-  return Answer(ranking, 1e3 * sorted(times)[1] / len(few_QD), offline, parameters, note)
+def _shortlisted(bench: Bench, rerank: bool) -> Method:
+  adapter, query_type, gallery = bench.adapter, bench.problem.query_type, bench.problem.gallery
+  length = min(bench.shortlist, len(gallery))
+  exact = galleries.size_of(gallery) > SCANN or importlib.util.find_spec("scann") is None
+
+  def index(gallery: Gallery) -> Search:
+    prepared = galleries.prepared(adapter, query_type, gallery, bench.scratch)
+    shortlister: Any = (qat_jax.ExactIndex if exact else qat_jax.ScannIndex).build(prepared)
+
+    def search(query_QD: np.ndarray, k: int) -> Ranking:
+      adaptation = adapter(query_QD, query_type)
+      if not rerank:
+        return shortlister.search(np.asarray(qat_jax.fold(adaptation)), min(k, length))
+      shortlist = shortlister.search(np.asarray(qat_jax.fold(adaptation)), length)
+      return qat_jax.rerank(adaptation, prepared, shortlist, k=min(k, length))
+
+    return search
+
+  note = f"{'exact inner product' if exact else 'ScaNN'}'s {length:,} on the folded query"
+  extra = 0.0 if exact else scann_bytes(len(gallery), adapter.width)
+  name = adapter.info.get("chosen", {}).get(query_type, {}).get("name", "")
+  return Method(Baseline(index, _parameters(bench, adapter), extra, note), _training_seconds(bench, name))
+
+
+def scann_bytes(items: int, width: int) -> float:
+  """Returns what ScaNN keeps of an item beside the gallery: its own float32 copy, and from 20,000 items on the codes.
+
+  Reckoned, not measured: four bits for two dimensions.
+  """
+  return 4.0 * width + (0 if items < SMALL else width / 4)
+
+
+def _parameters(bench: Bench, adapter: Adapter) -> int:
+  return hypernetwork.parameters(adapter.head(bench.problem.query_type).variables)
+
+
+def _training_seconds(bench: Bench, candidate: str) -> float:
+  """Returns how long the candidate was trained; 0 where that is not known."""
+  folder = bench.candidates / candidate
+  return load(folder).info["offline_seconds"] if candidate and (folder / "adapter.json").exists() else 0.0
+
+
+_OURS: dict[str, Callable[[Bench], Method | str]] = {
+  f.__name__: f for f in (plain, static, query_only, adapted, adapted_shortlist, fold_only)
+}
+METHODS: dict[str, Callable[[Bench], Method | str]] = {
+  name: _OURS[name] if name in _OURS else functools.partial(baseline, name)
+  for name in METHOD_NAMES
+  if name in itertools.chain(_OURS, FITS)
+}
+LIMITS = dict.fromkeys(FITS, 4 * GIB)  # bytes of float32 of the gallery: a method that holds it, or a graph of it

@@ -6,10 +6,9 @@ import numpy as np
 from PIL import Image
 
 from eval.benchmarks.relevance import Relevance
-from eval.metrics import average_precision
+from eval.kept import Found
 from eval.sheets import Sheet, build_sheets
 from qat_jax.features import FeatureStore
-from qat_jax.types import Ranking
 
 
 class Pictures:
@@ -34,12 +33,12 @@ def sheets(
   queries: FeatureStore,
   rows_Q: np.ndarray,
   relevance: Relevance,
-  before: Ranking,
-  after: Ranking,
+  before: Found,
+  after: Found,
   gallery_pictures: Pictures,
   query_pictures: Pictures | None,
 ) -> list[Sheet]:
-  """Returns sheets from one ranking to another; text queries are shown by their caption."""
+  """Returns sheets from what one method found to what another did; text queries are shown by their caption."""
   captions = queries.column("caption") if query_type == "text" else None
 
   def query_of(query: int) -> Image.Image | str:
@@ -48,11 +47,11 @@ def sheets(
 
   return build_sheets(
     query_type,
-    np.asarray(before.ids),
-    np.asarray(after.ids),
+    before.ids,
+    after.ids,
     relevance,
-    average_precision(before.ids, relevance),
-    average_precision(after.ids, relevance),
+    before.results[0].ap_Q,
+    after.results[0].ap_Q,
     query_of,
     gallery_pictures,
   )

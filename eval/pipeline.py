@@ -1,83 +1,115 @@
-"""The stages of an evaluation, in order: adapter and retrieval set → rankings → metrics → report."""
+"""The stages of an evaluation, in order: adapter and data → problems → rankings → metrics → report.
+
+What a method found is kept in the working folder, and is not computed again while nothing that decides it has changed.
+"""
 
 from __future__ import annotations
 
 import functools
 import pathlib
 
-import numpy as np
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
-from eval import curves, methods, pictures, provenance
+from eval import curves, kept, measure, methods, pictures, provenance
+from eval.benchmarks import official
 from eval.benchmarks.retrieval_set import RetrievalSet
-from eval.metrics import average_precision, recall_at
+from eval.problem import Problem, of_split
 from eval.report import write_report
-from eval.results import MethodResult, Row, summarise
+from eval.results import Row, Skipped, summarise
 from eval.sheets import Sheet
 from eval.validate import Validator
-from qat_jax.checkpoint import load
+from qat_jax.checkpoint import Adapter, load
 from qat_jax.datasets.retrieval import sources
 
 
 def evaluate(config: ConfigDict, workdir: pathlib.Path) -> list[Row]:
-  """Measures every method of `config.eval.methods` on the test split, writes `workdir/eval`, returns the rows."""
+  """Measures every method of `config.eval.methods` on the test split, or on the benchmark of `config.benchmark`.
+
+  Writes `workdir/eval` and returns the rows.
+  """
+  names = methods.chosen(config.eval.methods)
+  settings = official.Settings(**config.benchmark)
+  if settings.name:
+    official.check(settings)
   adapter = load(workdir)
   data = RetrievalSet.open(config.data.root or workdir / "features")
-  results, sheets = [], []
-  for query_type in adapter.heads:
-    task = methods.Task.of(data.split("test"), query_type, adapter, workdir, config.eval.queries, config.seed)
-    validation = data.split("val")
-    validator = Validator(
-      validation.queries[query_type][:],
-      validation.gallery[:],
-      validation.relevance(query_type),
-      config.validation.queries,
-      config.seed,
+  folder = workdir / "eval"
+  results, skipped, sheets = [], [], []
+  for problem in problems(config, settings, adapter, data):
+    validation = functools.cache(functools.partial(validator, config, data, problem.query_type))
+    candidates = workdir / "candidates" / problem.query_type
+    bench = methods.Bench(
+      problem, adapter, candidates, data, validation, config.eval.shortlist, folder / "scratch", decided_by(config)
     )
-    answers = {}
-    for name in config.eval.methods:
-      method = getattr(methods, name)
-      if name == "adapted_shortlist":
-        method = functools.partial(method, length=config.eval.shortlist)
-      answer = method(task, data, validator)
-      if answer is not None:
-        answers[name] = answer
-        results.append(result(task, name, answer))
-    sheets += contact_sheets(config, workdir, task, answers)
+    found = {}
+    for name in tqdm(names, desc=problem.name, unit="method", disable=None, leave=False):
+      outcome = measure.kept_or_measured(name, bench, folder / "methods" / problem.name)
+      if isinstance(outcome, str):
+        skipped += [Skipped(problem.query_type, task, name, outcome) for task in problem.tasks]
+      else:
+        found[name] = outcome
+        results += outcome.results
+      tqdm.write(measure.account(problem, name, outcome))
+    sheets += contact_sheets(config, workdir, problem, found)
   rows = summarise(results, config.seed)
-  curves.gather(workdir, workdir / "eval" / "curves.jsonl")
-  write_report(workdir / "eval", rows, provenance.of(config), sheets=sheets, curves=workdir / "eval" / "curves.jsonl")
+  curves.gather(workdir, folder / "curves.jsonl")
+  about = f"Benchmark: {settings.name}." if settings.name else ""
+  write_report(
+    folder, rows, provenance.of(config), about=about, sheets=sheets, curves=folder / "curves.jsonl", skipped=skipped
+  )
   return rows
 
 
-def contact_sheets(config: ConfigDict, workdir: pathlib.Path, task: methods.Task, answers: dict) -> list[Sheet]:
+def problems(config: ConfigDict, settings: official.Settings, adapter: Adapter, data: RetrievalSet) -> list[Problem]:
+  """Returns what is to be ranked, for the query types that the adapter serves."""
+  if not settings.name:
+    return of_split(data, list(adapter.heads), config.eval.queries, config.seed)
+  found = official.open_problems(settings)
+  served = [problem for problem in found if problem.query_type in adapter.heads]
+  if not served:
+    raise ValueError(
+      f"{settings.name} asks {', '.join(sorted({p.query_type for p in found}))} queries, the adapter serves "
+      f"{', '.join(adapter.heads)} queries alone; train it on a set that has them"
+    )
+  for problem in served:
+    if problem.query_QD.shape[1] != adapter.width:
+      raise ValueError(
+        f"{settings.features} is {problem.query_QD.shape[1]} wide, the adapter {adapter.width}: "
+        "encode the benchmark with the adapter's encoder"
+      )
+  return served
+
+
+def validator(config: ConfigDict, data: RetrievalSet, query_type: str) -> Validator:
+  """Returns the validation split that baselines are tuned on, the queries that training validated on."""
+  split = data.split("val")
+  queries, gallery = split.queries[query_type][:], split.gallery[:]
+  return Validator(queries, gallery, split.relevance(query_type), config.validation.queries, config.seed)
+
+
+def decided_by(config: ConfigDict) -> dict:
+  """Returns the part of the config that decides what a method finds, beside the adapter and the data."""
+  asked = {name: config.eval[name] for name in ("queries", "shortlist")}
+  return {"seed": config.seed, "validation": config.validation.queries, **asked, "benchmark": dict(config.benchmark)}
+
+
+def contact_sheets(
+  config: ConfigDict, workdir: pathlib.Path, problem: Problem, found: dict[str, kept.Found]
+) -> list[Sheet]:
   """Returns sheets from the plain to the adapted ranking; none where the run has features and no images."""
-  if config.data.root or not {"plain", "adapted"} <= answers.keys():
+  if problem.rows is None or config.data.root or not {"plain", "adapted"} <= found.keys():
     return []
   data = config.data
-  found = sources(data.source, data.name, data.folder or workdir / "data", data.limit)
-  own, _ = found[f"test/{task.query_type}_queries"]
+  pictured = sources(data.source, data.name, data.folder or workdir / "data", data.limit)
+  own, _ = pictured[f"test/{problem.query_type}_queries"]
   return pictures.sheets(
-    task.query_type,
-    task.queries,
-    task.rows,
-    task.relevance,
-    answers["plain"].ranking,
-    answers["adapted"].ranking,
-    pictures.Pictures(task.gallery, found["test/gallery"][0]),
-    pictures.Pictures(task.queries, own),
-  )
-
-
-def result(task: methods.Task, name: str, answer: methods.Answer) -> MethodResult:
-  """Returns what the metrics make of a method's ranking."""
-  return MethodResult(
-    task.query_type,
-    name,
-    average_precision(answer.ranking.ids, task.relevance),
-    recall_at(np.asarray(answer.ranking.ids), task.relevance, 1),
-    ms_per_query=answer.ms_per_query,
-    offline_seconds=answer.offline_seconds,
-    parameters=answer.parameters,
-    note=answer.note,
+    problem.query_type,
+    problem.queries,
+    problem.rows,
+    problem.tasks[""].relevance,
+    found["plain"],
+    found["adapted"],
+    pictures.Pictures(problem.gallery, pictured["test/gallery"][0]),
+    pictures.Pictures(problem.queries, own),
   )

@@ -17,6 +17,7 @@ from eval.results import (
   REFERENCES,
   Estimate,
   Row,
+  Skipped,
   cost_columns,
   group_name,
   grouped,
@@ -38,18 +39,19 @@ def write_report(
   sheets: Sequence[Sheet] = (),
   curves: Path | str | None = None,
   main_method: str = "adapted",
+  skipped: Sequence[Skipped] = (),
 ) -> None:
   """Writes metrics.json, table.md and report.html into `folder`, each whole or not at all.
 
   `about` is a sentence on what was searched; `curves` a metrics.jsonl of training, with lines such as
   {"step": 100, "name": "text/adaptive", "loss": 1.2, "val_map": 0.19}; `main_method` the one that the headline and
-  the win/loss plots are about.
+  the win/loss plots are about; `skipped` says which methods were not run.
   """
   folder = Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   lines = read_curves(curves) if curves and Path(curves).exists() else []
-  page = html_page(rows, provenance, title, about, sheets, lines, main_method)
-  numbers = json.dumps(metrics_json(rows, provenance), indent=2, allow_nan=False, default=str) + "\n"
+  page = html_page(rows, provenance, title, about, sheets, lines, main_method, skipped)
+  numbers = json.dumps(metrics_json(rows, provenance, skipped), indent=2, allow_nan=False, default=str) + "\n"
   for name, text in (("metrics.json", numbers), ("table.md", table_markdown(rows)), ("report.html", page)):
     write_whole(folder / name, text.encode())
 
@@ -73,6 +75,7 @@ def html_page(
   sheets: Sequence[Sheet],
   lines: Sequence[dict],
   main_method: str,
+  skipped: Sequence[Skipped],
 ) -> str:
   """Returns the whole page; arguments as in `write_report`, `lines` those of the training curves."""
   groups = grouped(rows)
@@ -82,7 +85,8 @@ def html_page(
   ]
   for group in groups:
     own = [s for s in sheets if s.query_type == group[0].result.query_type]
-    parts.append(_section(group, own, main_method))
+    absent = [s for s in skipped if (s.query_type, s.task) == group[0].result.group]
+    parts.append(_section(group, own, main_method, absent))
   parts.append(_training(lines))
   parts.append(_reading())
   record = escape(json.dumps(provenance, indent=2, default=str))
@@ -107,7 +111,7 @@ def _tile(group: Sequence[Row], main_method: str) -> str:
   )
 
 
-def _section(group: Sequence[Row], sheets: Sequence[Sheet], main_method: str) -> str:
+def _section(group: Sequence[Row], sheets: Sequence[Sheet], main_method: str, skipped: Sequence[Skipped]) -> str:
   main = _main(group, main_method)
   others = [r for r in group if r.result.method in REFERENCES and r is not main]
   differences = [(method_name(r.result.method), main.result.ap_Q - r.result.ap_Q) for r in others]
@@ -115,7 +119,7 @@ def _section(group: Sequence[Row], sheets: Sequence[Sheet], main_method: str) ->
     ("Accuracy against latency", plots.accuracy_against_latency(group)),
     (f"Query by query: {method_name(main.result.method)}", plots.wins_and_losses(differences) if differences else ""),
   ]
-  parts = [f"<h2>{escape(group_name(group).capitalize())}</h2>", _table(group), _figures(figures)]
+  parts = [f"<h2>{escape(group_name(group).capitalize())}</h2>", _table(group), _absent(skipped), _figures(figures)]
   for heading, chosen in (
     ("Gained most", [s for s in sheets if s.gain >= 0]),
     ("Lost most", [s for s in sheets if s.gain < 0]),
@@ -149,6 +153,11 @@ def _table(group: Sequence[Row]) -> str:
     f'<p class="muted">{group[0].queries:,} queries. Figures × 100 with their 95% bootstrap interval over queries; '
     "differences are paired, query by query, in mAP.</p>"
   )
+
+
+def _absent(skipped: Sequence[Skipped]) -> str:
+  words = [f"{escape(method_name(s.method))}: {escape(s.reason)}." for s in skipped]
+  return f'<p class="muted">Not run: {" ".join(words)}</p>' if words else ""
 
 
 def _range(estimate: Estimate, scale: float, tint: str) -> str:

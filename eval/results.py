@@ -71,6 +71,16 @@ class MethodResult:
 
 
 @dataclass(frozen=True)
+class Skipped:
+  """A method that was not run for one group of queries, and why."""
+
+  query_type: str
+  task: str
+  method: str
+  reason: str
+
+
+@dataclass(frozen=True)
 class Estimate:
   """A mean over queries with its 95% bootstrap interval, fractions."""
 
@@ -136,8 +146,8 @@ def group_name(group: Sequence[Row]) -> str:
   return f"{query_type} queries" + (f", {task}" if task else "")
 
 
-def metrics_json(rows: Sequence[Row], provenance: dict) -> dict:
-  """Returns what metrics.json holds: `results`, `differences` (paired, mAP), `costs`, `provenance`.
+def metrics_json(rows: Sequence[Row], provenance: dict, skipped: Sequence[Skipped] = ()) -> dict:
+  """Returns what metrics.json holds: `results`, `differences` (paired, mAP), `costs`, `skipped`, `provenance`.
 
   Metrics `map` and `recall@1` are fractions; those with a benchmark's name before them are in its own unit.
   """
@@ -152,7 +162,14 @@ def metrics_json(rows: Sequence[Row], provenance: dict) -> dict:
     for reference, difference in row.differences.items():
       differences.append({**name, "against": reference, "metric": "map", **_as_json(difference)})
     costs.append({**name, **{cost: getattr(row.result, cost) for cost in COSTS}, "note": row.result.note})
-  return {"results": results, "differences": differences, "costs": costs, "provenance": provenance}
+  left_out = [{"query": s.query_type, "task": s.task, "method": s.method, "reason": s.reason} for s in skipped]
+  return {
+    "results": results,
+    "differences": differences,
+    "costs": costs,
+    "skipped": left_out,
+    "provenance": provenance,
+  }
 
 
 def own_figures(benchmark: str, figures: Mapping[str, Any]) -> dict[str, dict]:

@@ -7,6 +7,8 @@ import difflib
 from ml_collections import ConfigDict
 
 from configs import features as base
+from eval import methods
+from eval.benchmarks import official
 from qat_jax import hypernetwork
 from qat_jax.datasets.retrieval import KINDS
 
@@ -16,8 +18,17 @@ CHOICES = {
   "trained.text": ("always", "never"),
   "trained.image": ("always", "never", "auto"),
   "noise.kind": ("none", "relative", "published"),
+  "benchmark.name": ("", *official.NAMES),
+  "benchmark.split": ("test", "val"),
 }
-POSITIVE = ("train.batch_size", "train.steps", "train.temperature", "static_train.steps", "validation.every")
+POSITIVE = (
+  "train.batch_size",
+  "train.steps",
+  "train.temperature",
+  "static_train.steps",
+  "validation.every",
+  "eval.shortlist",
+)
 
 
 def config(config: ConfigDict, devices: int) -> None:
@@ -29,6 +40,7 @@ def config(config: ConfigDict, devices: int) -> None:
   for name in POSITIVE:
     if not _get(config, name) > 0:
       raise ValueError(f"config.{name} is {_get(config, name)}; wanted a number above 0")
+  methods.chosen(config.eval.methods)
   for form, settings in config.forms.items():
     try:
       hypernetwork.FORMS[form](2, **dict(settings))

@@ -25,6 +25,10 @@ def test_the_recipes_are_right(config):
     ("form", "adaptve", "config.form is 'adaptve'; use one of static, query_only, adaptive"),
     ("noise.kind", "loud", "config.noise.kind is 'loud'"),
     ("data.root", "", "neither root nor source"),
+    ("eval.shortlist", 0, "config.eval.shortlist is 0"),
+    ("eval.methods", ("plain", "lad"), "config.eval.methods has 'lad'; use some of plain, static"),
+    ("benchmark.name", "ILIAS", "config.benchmark.name is 'ILIAS'; use one of , ilias, inquire"),
+    ("benchmark.split", "train", "config.benchmark.split is 'train'; use one of test, val"),
   ],
 )
 def test_a_wrong_value_is_named_with_what_would_do(config, key, value, message):

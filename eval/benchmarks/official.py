@@ -1,0 +1,174 @@
+"""From the files of a public benchmark to its problems: what `config.benchmark` names, opened and checked.
+
+Features lie in `features`: ILIAS's published HDF5 files; for the others the folders queries/ and gallery/, as
+docs/data.md has them, with the benchmark's own ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from eval.benchmarks import gldv2, ilias_features, instre, revisited
+from eval.benchmarks.inquire import Inquire
+from eval.benchmarks.joined import Joined
+from eval.benchmarks.task import Task, check_same_ids, need, with_features
+from eval.problem import Problem, files_of
+from qat_jax.features import FeatureStore
+
+OXFORD_PARIS = (*revisited.REVISITED, *revisited.ORIGINAL)
+NAMES = ("ilias", "inquire", "inquire_rerank", *OXFORD_PARIS, "instre", "gldv2")
+QUERY_TYPES = {"i2i": "image", "t2i": "text"}
+
+
+class Settings(NamedTuple):
+  """What `config.benchmark` holds; paths as text, "" where there is none."""
+
+  name: str
+  root: str
+  features: str
+  distractors: str = ""  # a folder of features that follow the gallery: +1M, or the 100k of Oxford105k
+  distractor_files: int = 100  # of ILIAS: how many million
+  mini_ids: str = ""  # of ILIAS: the list of the 5M set
+  split: str = "test"  # of INQUIRE
+
+
+def check(settings: Settings) -> None:
+  """Raises ValueError for a benchmark that is not known, or whose files are not named."""
+  if settings.name not in NAMES:
+    raise ValueError(f"config.benchmark.name is {settings.name!r}; use one of {', '.join(NAMES)}")
+  for key in ("root", "features"):
+    if not getattr(settings, key):
+      raise ValueError(
+        f"config.benchmark.{key} is empty; give --config.benchmark.{key}=FOLDER (docs/benchmarks.md says what is in it)"
+      )
+
+
+def open_problems(settings: Settings) -> list[Problem]:
+  """Returns the problems of the benchmark, every file checked; raises ValueError or FileNotFoundError."""
+  check(settings)
+  if settings.name == "ilias":
+    return _ilias(settings)
+  if settings.name == "inquire":
+    return [_inquire(settings)]
+  if settings.name == "inquire_rerank":
+    return [_inquire_rerank(settings)]
+  if settings.name == "gldv2":
+    return [_gldv2(settings)]
+  return [_oxford_paris(settings)]
+
+
+def _ilias(settings: Settings) -> list[Problem]:
+  folder = Path(settings.features)
+  mini = Path(settings.mini_ids) if settings.mini_ids else None
+  tasks = ilias_features.open_tasks(settings.root, folder, settings.distractor_files, mini)
+  lists = (Path(settings.root) / "image_ids").glob("*.txt")
+  files = (*sorted(lists), *sorted(folder.glob("features_*.hdf5")), *([mini] if mini else []))
+  problems = []
+  for task in tasks:
+    kind = task.name.split()[-1]
+    problems.append(_problem(settings, f"ilias_{kind}", QUERY_TYPES[kind], {kind: task}, files))
+  return problems
+
+
+def _inquire(settings: Settings) -> Problem:
+  benchmark = Inquire.open(settings.root, settings.split)
+  queries, gallery = _stores(settings, "text")
+  task = benchmark.full_rank(gallery.ids)
+  task = with_features(task, _in_order(queries, task.query_ids), gallery)
+  files = (*sorted(Path(settings.root).glob("inquire_*.csv")), *files_of(queries), *files_of(gallery))
+  return _problem(settings, f"inquire_{settings.split}", "text", {"": task}, files)
+
+
+def _inquire_rerank(settings: Settings) -> Problem:
+  """The gallery is what the re-rank set shows; whatever ranks it, a query is answered by its own 100 photos."""
+  benchmark = Inquire.open(settings.root, settings.split)
+  queries, gallery = _stores(settings, "text")
+  _, shown_QK = benchmark.rerank_set(gallery.ids)
+  used = np.unique(shown_QK)
+  task, candidates_QK = benchmark.rerank_set(gallery.ids[used])
+  task = with_features(task, _in_order(queries, task.query_ids), np.asarray(gallery[used]))
+  files = (*sorted(Path(settings.root).glob("inquire_*.csv")), *files_of(queries), *files_of(gallery))
+  problem = _problem(settings, f"inquire_rerank_{settings.split}", "text", {"": task}, files)
+  return problem._replace(depth=len(used), candidates=candidates_QK)
+
+
+def _gldv2(settings: Settings) -> Problem:
+  root = Path(settings.root)
+  found = sorted(root.glob("retrieval_solution*.csv"))
+  solution = found[-1] if found else need(root / "retrieval_solution_v2.1.csv", gldv2.SOURCE)
+  task = gldv2.open_task(solution, root / "index.csv")
+  queries, gallery = _stores(settings, "img")
+  task = with_features(task, _in_order(queries, task.query_ids), gallery)
+  files = (solution, root / "index.csv", *files_of(queries), *files_of(gallery))
+  return _problem(settings, "gldv2", "image", {"": task}, files)
+
+
+def _oxford_paris(settings: Settings) -> Problem:
+  """Oxford, Paris (revisited and original) and INSTRE; features as folders, or the published .mat of Q and X."""
+  name, features = settings.name, Path(settings.features)
+  candidates = [Path(settings.root) / f"gnd_{name}{ending}" for ending in (".pkl", ".mat", ".json")]
+  gnd = next((path for path in candidates if path.exists()), candidates[0])
+  far = FeatureStore.open(settings.distractors, "img") if settings.distractors else None
+  if features.suffix == ".mat":
+    queries, own = revisited.read_features(features)
+    queries, own, files = queries.astype(np.float32), own.astype(np.float32), (features,)
+  else:
+    queries, own = _stores(settings, "img")
+    files = (*files_of(queries), *files_of(own))
+  if name == "instre":
+    tasks = {"": instre.open_task(gnd)}
+  else:
+    opened = revisited.open_task(gnd, name, far.ids if far else ())
+    tasks = {task.name.removeprefix(name).strip(): task for task in opened}
+  first = next(iter(tasks.values()))
+  if not len(first.gallery_ids):
+    raise ValueError(f"{gnd} has no imlist, the names of its images; {revisited.SOURCE}")
+  if isinstance(queries, FeatureStore):
+    queries = _in_order(queries, first.query_ids)
+  if far is not None:
+    own = own if isinstance(own, FeatureStore) else Named(own, first.gallery_ids[: len(own)])
+    own, files = Joined([own, far]), (*files, *files_of(far))
+  tasks = {label: with_features(task, queries, own) for label, task in tasks.items()}
+  return _problem(settings, name + ("_distractors" if far else ""), "image", tasks, (gnd, *files))
+
+
+class Named:
+  """Features in memory with their ids, so that others can follow them in a gallery."""
+
+  def __init__(self, features_ND: np.ndarray, ids: Sequence[str]):
+    self.features, self.ids = features_ND, np.asarray(ids, object)
+    self.width, self.dtype = features_ND.shape[1], features_ND.dtype
+
+  def __len__(self) -> int:
+    return len(self.features)
+
+  def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+    """Returns rows by slice or positions (ND)."""
+    return self.features[rows]
+
+
+def _problem(settings: Settings, name: str, query_type: str, tasks: dict[str, Task], files: tuple) -> Problem:
+  first = next(iter(tasks.values()))
+  depth = min(first.depth or len(first.gallery), len(first.gallery))
+  query_QD = np.asarray(first.queries[:], np.float32)
+  return Problem(name, settings.name, query_type, query_QD, first.gallery, depth, tasks, files)
+
+
+def _stores(settings: Settings, kind: str) -> tuple[Any, FeatureStore]:
+  folder = Path(settings.features)
+  gallery = FeatureStore.open(folder / "gallery", "img")
+  if gallery.space != "frozen":
+    raise ValueError(f"{gallery.folder} was prepared by an adapter ({gallery.space}); give the encoder's own features")
+  return FeatureStore.open(folder / "queries", kind), gallery
+
+
+def _in_order(queries: FeatureStore, ids: Sequence[str]) -> np.ndarray:
+  """Returns the features of all queries (QD, float32), in the benchmark's order; raises ValueError for other ids."""
+  place = {name: i for i, name in enumerate(queries.ids)}
+  if len(place) != len(ids) or any(name not in place for name in ids):
+    check_same_ids(list(queries.ids), list(ids), f"{queries.folder}, queries")
+  return np.asarray(queries[np.array([place[name] for name in ids])], np.float32)

@@ -1,0 +1,48 @@
+"""A gallery as an adapter wants it: on the device where it is small, else streamed; a map is written to a file once."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from qat_jax.checkpoint import Adapter
+from qat_jax.feature_files import is_unit
+
+RESIDENT = 1 << 30  # bytes of float32: a smaller gallery lies on the device
+CHUNK_ROWS = 65536
+SAMPLE_ROWS = 1024
+
+
+def size_of(gallery: Any) -> int:
+  """Returns how many bytes a gallery takes as float32."""
+  return 4 * len(gallery) * width_of(gallery)
+
+
+def width_of(gallery: Any) -> int:
+  """Returns the width of a FeatureStore, a Joined or an array."""
+  return int(gallery.width if hasattr(gallery, "width") else gallery.shape[1])
+
+
+def prepared(adapter: Adapter, query_type: str, gallery: Any, folder: pathlib.Path) -> Any:
+  """Returns the gallery (unit rows, the adapter's map applied) as `qat_jax.rank` takes it.
+
+  One that is too large for the device is itself where nothing is to be done; else its map is written to `folder`, chunk
+  by chunk in the stored type, and read from there as a memory map.
+  """
+  if size_of(gallery) <= RESIDENT:
+    return adapter.prepare(jnp.asarray(gallery[:]), query_type)
+  if adapter.head(query_type).space == "frozen" and is_unit(np.asarray(gallery[:SAMPLE_ROWS])):
+    return gallery
+  folder.mkdir(parents=True, exist_ok=True)
+  path, dtype = folder / "gallery.npy", np.dtype(gallery.dtype)
+  with open(path, "wb") as file:
+    shape = (len(gallery), width_of(gallery))
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    for start in range(0, len(gallery), CHUNK_ROWS):
+      chunk_ND = jnp.asarray(gallery[start : start + CHUNK_ROWS])
+      file.write(np.asarray(adapter.prepare(chunk_ND, query_type), dtype).tobytes())
+  return np.load(path, mmap_mode="r")

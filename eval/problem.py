@@ -1,0 +1,86 @@
+"""What is to be ranked: queries of one type, a gallery, and the tasks that one ranking of it answers.
+
+Easy, medium and hard of revisited Oxford are three tasks of one problem; a benchmark's image and text queries are two
+problems. A retrieval set's test split has a problem for each type of query.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from eval.benchmarks.retrieval_set import RetrievalSet
+from eval.benchmarks.task import Task
+from eval.metrics import average_precision
+from qat_jax.features import FeatureStore
+from qat_jax.types import Ranking
+
+PLACES = 1 << 28  # of a ranking (queries × depth): 2 GB
+
+
+class Problem(NamedTuple):
+  """One ranking to make, and all that is measured of it."""
+
+  name: str  # a file name: what its results are kept under
+  benchmark: str  # "" for a retrieval set
+  query_type: str
+  query_QD: np.ndarray  # float32
+  gallery: Any  # FeatureStore, Joined or array
+  depth: int
+  tasks: dict[str, Task]  # by what distinguishes them; "" where there is one
+  files: tuple[pathlib.Path, ...]  # read for it
+  queries: FeatureStore | None = None  # where the queries of a retrieval set lie, and their rows in it
+  rows: np.ndarray | None = None
+  candidates: np.ndarray | None = None  # QC positions: all that may be found; None: everything
+
+  def answered(self, ranking: Ranking) -> Ranking:
+    """Returns what counts of a ranking: all of it, or the query's candidates in its order."""
+    if self.candidates is None:
+      return ranking
+    rows = [np.isin(ids_K, own_C) for ids_K, own_C in zip(ranking.ids, self.candidates, strict=True)]
+    width = max(int(kept_K.sum()) for kept_K in rows)
+    ids_QK = np.full((len(rows), width), -1, np.int32)
+    score_QK = np.full((len(rows), width), -np.inf, np.float32)
+    for query, kept_K in enumerate(rows):
+      found = int(kept_K.sum())
+      ids_QK[query, :found], score_QK[query, :found] = ranking.ids[query][kept_K], ranking.scores[query][kept_K]
+    return Ranking(ids_QK, score_QK)
+
+
+def of_split(data: RetrievalSet, query_types: Sequence[str], limit: int, seed: int) -> list[Problem]:
+  """Returns the problems of the test split: all queries that have something relevant, or `limit` of them."""
+  split, files = data.split("test"), files_below(data.root)
+  problems = []
+  for query_type in query_types:
+    queries, relevance = split.queries[query_type], split.relevance(query_type)
+    rows = np.flatnonzero([len(p) > 0 for p in relevance.positives])
+    if 0 < limit < len(rows):
+      rows = np.sort(np.random.default_rng(seed).choice(rows, limit, replace=False))
+    relevance = relevance.take(rows)
+
+    def precision(ranking: Ranking, relevance=relevance) -> np.ndarray:
+      return average_precision(ranking.ids, relevance)
+
+    task = Task(query_type, queries.ids[rows], split.gallery.ids, relevance, lambda ranking: {}, precision)
+    query_QD = np.asarray(queries[rows], np.float32)
+    depth = min(len(split.gallery), max(1000, PLACES // len(rows)))
+    problems.append(
+      Problem(query_type, "", query_type, query_QD, split.gallery, depth, {"": task}, files, queries, rows)
+    )
+  return problems
+
+
+def files_below(root: pathlib.Path) -> tuple[pathlib.Path, ...]:
+  """Returns the feature and metadata files of a retrieval set."""
+  parts = [root / "train", *sorted((root / "val").glob("*")), *sorted((root / "test").glob("*"))]
+  return tuple(path for part in parts if part.is_dir() for path in files_of(part))
+
+
+def files_of(store: FeatureStore | pathlib.Path) -> tuple[pathlib.Path, ...]:
+  """Returns the files that make up a folder of features."""
+  folder = store if isinstance(store, pathlib.Path) else store.folder
+  shards = [*folder.glob("*_emb/*.npy"), *folder.glob("metadata/*.parquet"), *folder.glob("meta.json")]
+  return tuple(sorted(shards))
