@@ -91,7 +91,7 @@ class Bench(NamedTuple):
   problem: Problem
   adapter: Adapter
   candidates: pathlib.Path
-  data: RetrievalSet
+  data: RetrievalSet | None  # None where the adapter came without its training features
   validation: Callable[[], Validator]
   shortlist: int
   scratch: pathlib.Path  # for galleries that are mapped into a file
@@ -206,6 +206,8 @@ def fold_only(bench: Bench) -> Method:
 def baseline(name: str, bench: Bench) -> Method | str:
   """A baseline of eval/baselines, fitted on the training features and tuned on validation."""
   data, query_type = bench.data, bench.problem.query_type
+  if data is None:
+    return "there are no training features to fit it on; give --config.data.root=FOLDER"
   train = Train(query_type, data.train_texts, data.train_images, data.train_images.column("instance"))
   fitted = FITS[name](train, bench.validation())
   return "it cannot be fitted on this training set" if fitted is None else Method(fitted, None)

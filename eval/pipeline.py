@@ -33,7 +33,7 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path) -> list[Row]:
   if settings.name:
     official.check(settings)
   adapter = load(workdir)
-  data = RetrievalSet.open(config.data.root or workdir / "features")
+  data = training_data(config, workdir)
   folder = workdir / "eval"
   results, skipped, sheets = [], [], []
   for problem in problems(config, settings, adapter, data):
@@ -61,9 +61,19 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path) -> list[Row]:
   return rows
 
 
-def problems(config: ConfigDict, settings: official.Settings, adapter: Adapter, data: RetrievalSet) -> list[Problem]:
+def training_data(config: ConfigDict, workdir: pathlib.Path) -> RetrievalSet | None:
+  """Returns the retrieval set of the run; None where a benchmark is asked for and the adapter came without one."""
+  root = pathlib.Path(config.data.root or workdir / "features")
+  if config.benchmark.name and not config.data.root and not root.is_dir():
+    return None
+  return RetrievalSet.open(root)
+
+
+def problems(
+  config: ConfigDict, settings: official.Settings, adapter: Adapter, data: RetrievalSet | None
+) -> list[Problem]:
   """Returns what is to be ranked, for the query types that the adapter serves."""
-  if not settings.name:
+  if data is not None and not settings.name:
     return of_split(data, list(adapter.heads), config.eval.queries, config.seed)
   found = official.open_problems(settings)
   served = [problem for problem in found if problem.query_type in adapter.heads]

@@ -242,6 +242,18 @@ def test_a_benchmark_in_its_official_format_gives_its_own_figures(make, config, 
   assert (workdir / "eval" / "report.html").exists()
 
 
+def test_an_adapter_without_training_features_is_measured_on_a_benchmark(config, trained, tmp_path):
+  shutil.copytree(trained[1] / "adapter", tmp_path / "run" / "adapter")
+  settings, metric, expected, _ = instre(tmp_path)
+  config.data.root, config.eval.methods = "", ("plain", "static", "neighbours", "adapted")
+  metrics = run(config, tmp_path / "run", root=str(tmp_path / "root"), **settings)
+  assert values(metrics, metric) == pytest.approx(expected, abs=1e-6)
+  assert {s["method"]: s["reason"].split(";")[0] for s in metrics["skipped"]} == {
+    "static": "none of static, static_mapped, closed_form_both was trained in this run",
+    "neighbours": "there are no training features to fit it on",
+  }
+
+
 def test_every_method_has_a_row_or_a_reason_and_its_costs(config, workdir):
   config.eval.methods = ("all",)
   metrics = run(config, workdir)
