@@ -1,4 +1,7 @@
-"""Baselines that need no training, on the same features and the same rankings as everything else."""
+"""The training-free neighbour residual: a query moves as training queries like it would have to, to reach their images.
+
+A query costs O(M·D) for a bank of M training pairs, nothing a gallery item.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import qat_jax
+from eval.baselines.types import Baseline, Gallery, Search, Train
+from eval.ranking import ranked
 from eval.validate import Validator
 from qat_jax import hypernetwork
 from qat_jax.adaptation import HIGHEST, normalise
+from qat_jax.types import Ranking
 
 TEMPERATURES = (0.02, 0.035, 0.05, 0.1)
 SCALES = (0.25, 0.5, 1.0, 1.5)
@@ -50,6 +57,32 @@ def neighbour_residual(bank: Bank, query_QD: np.ndarray, temperature: float, sca
     for start in range(0, len(query_QD), QUERY_BLOCK)
   ]
   return np.concatenate(blocks)
+
+
+def fit(train: Train, validator: Validator) -> Baseline | None:
+  """Returns the neighbour residual, its temperature and scale tuned on validation.
+
+  None for text queries without captions, and for image queries where no instance has two images.
+  """
+  if train.query_type == "image":
+    bank = image_bank(train.images, train.instance)
+  else:
+    bank = None if train.texts is None else text_bank(train.texts, train.images)
+  if bank is None:
+    return None
+  temperature, scale = tune_neighbours(bank, validator)
+
+  def index(gallery: Gallery) -> Search:
+    gallery_ND = normalise(jnp.asarray(gallery[:]))
+
+    def search(query_QD: np.ndarray, k: int) -> Ranking:
+      moved_QD = neighbour_residual(bank, query_QD, temperature, scale)
+      return ranked(qat_jax.plain(jnp.asarray(moved_QD)), gallery_ND, k)
+
+    return search
+
+  note = f"temperature {temperature}, scale {scale}; keeps {len(bank.query_ND):,} training pairs"
+  return Baseline(index, 0, 0.0, note)
 
 
 def tune_neighbours(bank: Bank, validator: Validator) -> tuple[float, float]:
