@@ -14,18 +14,18 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import qat_jax
-from eval import baselines, galleries
+from eval import galleries
+from eval.baselines import FITS
+from eval.baselines.types import Baseline, Gallery, Search, Train
 from eval.benchmarks.retrieval_set import RetrievalSet
 from eval.problem import Problem
 from eval.ranking import ranked
 from eval.results import METHOD_NAMES
 from eval.validate import Validator
 from qat_jax import hypernetwork
-from qat_jax.adaptation import normalise
 from qat_jax.checkpoint import Adapter, Head, load
 from qat_jax.search import SMALL
 from qat_jax.types import Ranking
@@ -36,53 +36,6 @@ GIB = 1 << 30
 SCANN = 8 * GIB  # bytes of float32: a larger gallery is searched exactly, streamed
 STATIC = ("static", "static_mapped", "closed_form_both")
 QUERY_ONLY = ("query_only", "closed_form")
-
-
-Gallery = Any  # anything with len and slices that gives float rows
-Search = Callable[[np.ndarray, int], Ranking]
-
-
-class Baseline(NamedTuple):
-  """A fitted method: `index` does the offline work on a gallery."""
-
-  index: Callable[[Gallery], Search]
-  parameters: int
-  extra_bytes_per_item: float
-  note: str
-
-
-class Train(NamedTuple):
-  """What baselines are fitted on."""
-
-  query_type: str
-  texts: Any | None
-  images: Any
-  instance: np.ndarray
-
-
-def _neighbours(train: Train, validator: Validator) -> Baseline | None:
-  if train.query_type == "text":
-    bank = baselines.text_bank(train.texts, train.images) if train.texts is not None else None
-  else:
-    bank = baselines.image_bank(train.images, train.instance)
-  if bank is None:
-    return None
-  temperature, scale = baselines.tune_neighbours(bank, validator)
-
-  def index(gallery: Gallery) -> Search:
-    gallery_ND = normalise(jnp.asarray(gallery[:]))
-
-    def search(query_QD: np.ndarray, k: int) -> Ranking:
-      moved_QD = baselines.neighbour_residual(bank, query_QD, temperature, scale)
-      return ranked(qat_jax.plain(jnp.asarray(moved_QD)), gallery_ND, k)
-
-    return search
-
-  note = f"temperature {temperature}, scale {scale}; keeps {len(bank.query_ND):,} training pairs"
-  return Baseline(index, 0, 0.0, note)
-
-
-FITS = {"neighbours": _neighbours}
 
 
 class Bench(NamedTuple):
@@ -132,9 +85,11 @@ def chosen(names: Iterable[str]) -> tuple[str, ...]:
 
 def answer(name: str, bench: Bench) -> Answer | str:
   """Returns what a method does with the problem, or in words why it cannot be run."""
-  size, limit = galleries.size_of(bench.problem.gallery), LIMITS.get(name)
-  if limit is not None and size > limit:
-    return f"the gallery is {size / GIB:.1f} GiB as float32, above the {limit / GIB:.3g} GiB that it is run on"
+  size = galleries.size_of(bench.problem.gallery)
+  if name in FITS and size > galleries.held_limit():
+    return (
+      f"it holds the gallery, {size / GIB:.1f} GiB as float32, and may hold {galleries.held_limit() / GIB:.1f} here"
+    )
   began = time.perf_counter()
   method = METHODS[name](bench)
   if isinstance(method, str):
@@ -208,7 +163,8 @@ def baseline(name: str, bench: Bench) -> Method | str:
   data, query_type = bench.data, bench.problem.query_type
   if data is None:
     return "there are no training features to fit it on; give --config.data.root=FOLDER"
-  train = Train(query_type, data.train_texts, data.train_images, data.train_images.column("instance"))
+  texts = None if data.train_texts is None else data.train_texts[:]
+  train = Train(query_type, texts, data.train_images[:], data.train_images.column("instance"))
   fitted = FITS[name](train, bench.validation())
   return "it cannot be fitted on this training set" if fitted is None else Method(fitted, None)
 
@@ -285,4 +241,3 @@ METHODS: dict[str, Callable[[Bench], Method | str]] = {
   for name in METHOD_NAMES
   if name in itertools.chain(_OURS, FITS)
 }
-LIMITS = dict.fromkeys(FITS, 4 * GIB)  # bytes of float32 of the gallery: a method that holds it, or a graph of it

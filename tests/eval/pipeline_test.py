@@ -353,11 +353,11 @@ def test_a_benchmark_of_another_width_is_refused(config, workdir, tmp_path):
 
 def test_a_gallery_too_large_for_a_method_is_said_and_the_others_run_streamed(config, workdir, monkeypatch):
   monkeypatch.setattr("eval.galleries.RESIDENT", 0)
-  monkeypatch.setitem(methods.LIMITS, "adapted_shortlist", 1)
-  config.eval.methods = ("static", "adapted", "adapted_shortlist")
+  monkeypatch.setattr("eval.galleries.HELD", 1e-9)
+  config.eval.methods = ("static", "adapted", "neighbours")
   streamed = run(config, workdir)
-  assert {s["method"] for s in streamed["skipped"]} == {"adapted_shortlist"}
-  assert "above the" in streamed["skipped"][0]["reason"]
+  assert {s["method"] for s in streamed["skipped"]} == {"neighbours"}
+  assert "it holds the gallery, 0.0 GiB as float32" in streamed["skipped"][0]["reason"]
   assert not (workdir / "eval" / "scratch").exists()
   monkeypatch.undo()
   shutil.rmtree(workdir / "eval")
