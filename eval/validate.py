@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 from eval.benchmarks.relevance import Relevance
 from eval.metrics import average_precision
 from qat_jax.scoring import score
+from qat_jax.types import Ranking
 
 QUERY_BLOCK = 64  # queries scored at once: their scores and factors are all that is held
 
@@ -38,6 +40,18 @@ class Validator:
     other = copy.copy(self)
     other.query_QD = query_QD
     return other
+
+  def some(self, count: int) -> Validator:
+    """Returns the same validation with `count` of its queries, evenly spaced; all if there are no more."""
+    rows = np.unique(np.linspace(0, len(self.query_QD) - 1, min(count, len(self.query_QD))).astype(int))
+    other = self.with_queries(self.query_QD[rows])
+    other.relevance = self.relevance.take(rows)
+    return other
+
+  def of_search(self, search: Callable[[np.ndarray, int], Ranking]) -> float:
+    """Returns mAP, a fraction, of what a search of this gallery, (query_QD, k) → Ranking, finds in all of it."""
+    ids_QN = np.asarray(search(self.query_QD, len(self.gallery_ND)).ids)
+    return float(average_precision(ids_QN, self.relevance).mean())
 
   def precisions(self, module: nn.Module, variables: dict) -> np.ndarray:
     """Returns the average precision of each query (Q)."""

@@ -20,7 +20,7 @@ from qat_jax import hypernetwork
 from qat_jax.adaptation import HIGHEST, normalise
 from qat_jax.types import Ranking
 
-TEMPERATURES = (0.02, 0.035, 0.05, 0.1)
+TEMPERATURES = (0.01, 0.02, 0.035, 0.05, 0.1)
 SCALES = (0.25, 0.5, 1.0, 1.5)
 QUERY_BLOCK = 128
 

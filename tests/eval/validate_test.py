@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
 
+import qat_jax
 from eval.benchmarks.relevance import Relevance
 from eval.metrics import average_precision
 from eval.validate import QUERY_BLOCK, Validator
 from qat_jax import hypernetwork
+from qat_jax.adaptation import normalise
 
 QUERIES, WIDTH = QUERY_BLOCK + 3, 5  # one full block and one that is padded
 
@@ -38,3 +40,14 @@ def test_other_vectors_can_stand_in_for_the_queries(parts):
   ideal_QD = np.stack([validator.gallery_ND[p[0]] for p in validator.relevance.positives])
   module = hypernetwork.Plain(WIDTH)
   assert validator.with_queries(ideal_QD)(module, {}) > 0.5 > validator(module, {})
+
+
+def test_a_search_is_measured_over_the_whole_gallery(parts):
+  validator = Validator(*parts, limit=0, seed=0)
+
+  def search(query_QD, k):
+    return qat_jax.rank(qat_jax.plain(query_QD), normalise(validator.gallery_ND), k)
+
+  expected = validator(hypernetwork.Plain(WIDTH), {})
+  assert validator.of_search(search) == pytest.approx(expected, abs=1e-9)
+  assert validator.of_search(lambda query_QD, k: search(query_QD, 1)) < expected

@@ -1,0 +1,102 @@
+"""Linear adaptation as ILIAS trains it: one layer for queries and gallery, from a cosine classifier over instances.
+
+Trained on images; a text query enters at the images' mean, shifted by what the means of captions and images differ (the
+modality gap). A step costs O(B·C·E) for a batch of B and C training instances; the classifier is thrown away. Offline
+O(N·D·E) for N items, online one D×E product a query.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from eval.baselines.both_sides import Affine, index_with
+from eval.baselines.moments import means_of
+from eval.baselines.types import Baseline, Train
+from eval.validate import Validator
+from qat_jax.adaptation import normalise
+
+WIDTH = 512
+SCALE = 16.0
+LEARNING_RATE = 1e-3
+WEIGHT_DECAY = 1e-6  # added to the gradient, as L2
+BATCH = 128
+EPOCHS = 20
+PATIENCE = 2  # epochs without a better validation, then it stops
+SEED = 0
+
+OPTIMIZER = optax.chain(optax.add_decayed_weights(WEIGHT_DECAY), optax.adam(LEARNING_RATE))
+
+
+def fit(train: Train, validator: Validator) -> Baseline | None:
+  """Returns the layer of the epoch that does best on validation; None where all images are of one instance."""
+  instances, label_N = np.unique(train.instance, return_inverse=True)
+  if len(instances) < 2:
+    return None
+  query_D, image_D = means_of(train)
+  shift_D = jnp.asarray(query_D - image_D, jnp.float32)
+  image_ND, label_N = normalise(jnp.asarray(train.images[:])), jnp.asarray(label_N, jnp.int32)
+  key = jax.random.key(SEED)
+  params = start(jax.random.fold_in(key, 0), image_ND.shape[1], len(instances))
+  state = OPTIMIZER.init(params)
+  best_value, best_epoch, best = -1.0, 0, None
+  for epoch in range(1, EPOCHS + 1):
+    rows_SB = batches(jax.random.fold_in(key, epoch), len(image_ND))
+    params, state, _ = train_epoch(params, state, image_ND, label_N, rows_SB)
+    layer = jax.device_get({name: params[name] for name in ("kernel", "bias")})
+    value = validator.of_search(index_of(layer, shift_D)(validator.gallery_ND))
+    if value > best_value:
+      best_value, best_epoch, best = value, epoch, layer
+    elif epoch - best_epoch >= PATIENCE:
+      break
+  note = f"{best_epoch} epochs over {len(instances):,} instances"
+  return Baseline(index_of(best, shift_D), best["kernel"].size + best["bias"].size, 0.0, note)
+
+
+def index_of(layer: dict, shift_D: jax.Array):
+  """Returns the index that applies a layer, {kernel: DE, bias: E}, to both sides; queries lose the shift first."""
+  gallery = Affine(jnp.zeros_like(shift_D), jnp.asarray(layer["kernel"]), jnp.asarray(layer["bias"]))
+  return index_with(gallery._replace(mean_D=shift_D), gallery)
+
+
+def start(key: jax.Array, width: int, instances: int) -> dict:
+  """Returns the first parameters: kernel DE and bias E uniform within ±1/√D, classes CE normal."""
+  keys, bound = jax.random.split(key, 3), width**-0.5
+  return {
+    "kernel": jax.random.uniform(keys[0], (width, WIDTH), minval=-bound, maxval=bound),
+    "bias": jax.random.uniform(keys[1], (WIDTH,), minval=-bound, maxval=bound),
+    "classes": jax.random.normal(keys[2], (instances, WIDTH)) * WIDTH**-0.5,
+  }
+
+
+def batches(key: jax.Array, items: int) -> jax.Array:
+  """Returns an epoch's rows in random order, S batches (SB); what is left over waits for the next epoch."""
+  size = min(BATCH, items)
+  return jax.random.permutation(key, items)[: items // size * size].reshape(-1, size)
+
+
+@functools.partial(jax.jit, donate_argnums=(0, 1))
+def train_epoch(
+  params: dict, state: optax.OptState, image_ND: jax.Array, label_N: jax.Array, rows_SB: jax.Array
+) -> tuple[dict, optax.OptState, jax.Array]:
+  """Returns the parameters and the optimiser's state after the batches, and each batch's loss (S)."""
+
+  def step(carry, rows_B):
+    params, state = carry
+    value, gradient = jax.value_and_grad(loss)(params, image_ND[rows_B], label_N[rows_B])
+    update, state = OPTIMIZER.update(gradient, state, params)
+    return (optax.apply_updates(params, update), state), value
+
+  (params, state), loss_S = jax.lax.scan(step, (params, state), rows_SB)
+  return params, state, loss_S
+
+
+def loss(params: dict, image_BD: jax.Array, label_B: jax.Array) -> jax.Array:
+  """Returns the mean cross-entropy of softmax(scale · cosine(layer(image), class)) over the batch."""
+  mapped_BE = normalise(image_BD @ params["kernel"] + params["bias"])
+  logit_BC = SCALE * mapped_BE @ normalise(params["classes"]).T
+  return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logit_BC, label_B))

@@ -1,0 +1,78 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from eval.baselines import linear
+from eval.baselines.types import Train
+from eval.benchmarks.relevance import Relevance
+from eval.validate import Validator
+
+
+@pytest.fixture
+def train():
+  rng = np.random.default_rng(0)
+  class_ID = rng.normal(size=(6, 4))
+  image_ND = np.repeat(class_ID, 5, axis=0) + 0.3 * rng.normal(size=(30, 4))
+  return Train("image", None, image_ND.astype(np.float32), np.repeat([f"i{i}" for i in range(6)], 5))
+
+
+def test_the_loss_by_hand():
+  params = {
+    "kernel": jnp.array([[2.0, 0.0], [0.0, 1.0]]),
+    "bias": jnp.array([1.0, 0.0]),
+    "classes": jnp.array([[5.0, 0.0], [0.0, 0.1]]),
+  }
+  got = linear.loss(params, jnp.array([[1.0, 4.0]]), jnp.array([1]))  # layer: (3, 4) → (0.6, 0.8); logits 9.6, 12.8
+  assert got == pytest.approx(np.log(1 + np.exp(-3.2)), rel=1e-5)
+
+
+def test_a_first_step_of_adam_moves_everything_by_the_learning_rate(train):
+  params = linear.start(jax.random.key(0), 4, 6)
+  before = jax.tree.map(np.asarray, params)
+  image_ND, label_N = jnp.asarray(train.images), jnp.repeat(jnp.arange(6), 5)
+  gradient = jax.grad(linear.loss)(params, image_ND, label_N)
+  after, _, _ = linear.train_epoch(params, linear.OPTIMIZER.init(params), image_ND, label_N, jnp.arange(30)[None])
+  for name in before:
+    decayed = np.asarray(gradient[name]) + linear.WEIGHT_DECAY * before[name]
+    clear = np.abs(decayed) > 1e-5
+    np.testing.assert_allclose((after[name] - before[name])[clear], -1e-3 * np.sign(decayed)[clear], rtol=2e-2)
+
+
+def test_training_lowers_the_loss(train):
+  params = linear.start(jax.random.key(0), 4, 6)
+  state, losses = linear.OPTIMIZER.init(params), []
+  for _ in range(20):
+    params, state, loss_S = linear.train_epoch(
+      params, state, jnp.asarray(train.images), jnp.repeat(jnp.arange(6), 5), jnp.arange(30)[None]
+    )
+    losses.append(float(loss_S[0]))
+  assert losses[-1] < 0.5 * losses[0]
+
+
+def test_batches_hold_no_row_twice_and_differ_by_epoch():
+  rows_SB = linear.batches(jax.random.key(0), 300)
+  assert rows_SB.shape == (2, 128) and len(np.unique(rows_SB)) == 256
+  assert (rows_SB != linear.batches(jax.random.key(1), 300)).any()
+  assert linear.batches(jax.random.key(0), 30).shape == (1, 30)
+
+
+def test_the_fit_has_the_layer_only_and_is_the_same_every_time(train):
+  relevance = Relevance([np.arange(5 * i, 5 * i + 5) for i in range(6)], [np.array([], int)] * 6)
+  validator = Validator(train.images[::5], train.images, relevance, limit=0, seed=0)
+  fits = [linear.fit(train, validator) for _ in range(2)]
+  assert fits[0].parameters == 4 * 512 + 512
+  found = [fit.index(train.images)(train.images[:3], 30) for fit in fits]
+  np.testing.assert_array_equal(found[0].scores, found[1].scores)
+
+
+def test_text_queries_enter_at_the_mean_of_the_images():
+  layer = {"kernel": np.eye(2, 512, dtype=np.float32), "bias": np.zeros(512, np.float32)}
+  search = linear.index_of(layer, jnp.array([0.5, 0.0]))(np.array([[0.6, 0.8], [1.0, 0.0]]))
+  found = search(np.array([[0.8, 0.6]]), 2)  # enters at (0.3, 0.6)
+  np.testing.assert_allclose(found.scores, [[(0.18 + 0.48) / 0.45**0.5, 0.3 / 0.45**0.5]], rtol=1e-4)
+
+
+def test_one_instance_cannot_train_a_classifier(train):
+  validator = Validator(train.images, train.images, Relevance([np.arange(3)] * 30, [np.array([], int)] * 30), 0, 0)
+  assert linear.fit(train._replace(instance=np.zeros(30)), validator) is None
