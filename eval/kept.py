@@ -5,6 +5,7 @@ A file counts only under the key it was written with: a digest of all that decid
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -20,7 +21,10 @@ from eval.results import MethodResult
 from qat_jax.checkpoint import Adapter
 from qat_jax.files import write_whole
 
-FORMAT = 1  # raise it when a method or a metric changes what it finds
+FORMAT = 1  # of the files
+ROOT = pathlib.Path(__file__).parents[1]
+CODE = ("eval/baselines", "eval/benchmarks", "qat_jax")  # with the files below: what decides results, of the code
+CODE_FILES = ("galleries", "methods", "metrics", "problem", "ranking", "validate")
 SHOWN = 100  # of each query's ranking: enough for a contact sheet
 
 
@@ -34,6 +38,17 @@ class Found(NamedTuple):
 def key_of(*parts: Any) -> str:
   """Returns a digest of values that JSON can hold."""
   return hashlib.blake2b(json.dumps([FORMAT, *parts], sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+@functools.cache
+def of_code() -> str:
+  """Returns a digest of the code that decides results; that of tables and plots is not in it."""
+  paths = [path for folder in CODE for path in sorted((ROOT / folder).rglob("*.py"))]
+  paths += [ROOT / "eval" / f"{name}.py" for name in CODE_FILES]
+  digest = hashlib.blake2b(digest_size=16)
+  for path in paths:
+    digest.update(path.read_bytes())
+  return digest.hexdigest()
 
 
 def of_adapter(adapter: Adapter) -> str:

@@ -31,11 +31,11 @@ def kept_or_measured(name: str, bench: methods.Bench, folder: pathlib.Path) -> k
 
 
 def key_of(name: str, bench: methods.Bench) -> str:
-  """Returns a digest of all that decides what the method finds: config, adapter, candidates, and data."""
+  """Returns a digest of all that decides what the method finds: code, config, adapter, candidates, and data."""
   candidates = {p.parent.name: p.read_text() for p in sorted(bench.candidates.glob("*/adapter.json"))}
   trained_on = files_below(bench.data.root) if bench.data is not None else ()
   files = kept.of_files((*bench.problem.files, *trained_on))
-  return kept.key_of(name, bench.decided_by, kept.of_adapter(bench.adapter), candidates, files)
+  return kept.key_of(name, kept.of_code(), bench.decided_by, kept.of_adapter(bench.adapter), candidates, files)
 
 
 def measured(name: str, problem: Problem, answer: methods.Answer) -> kept.Found:

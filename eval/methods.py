@@ -34,6 +34,8 @@ TIMED_QUERIES, TIMED_K = 64, 100
 LONG = 60.0  # seconds: a ranking that took longer is its own timing
 GIB = 1 << 30
 SCANN = 8 * GIB  # bytes of float32: a larger gallery is searched exactly, streamed
+GRAPHS = ("diffusion", "diffusion_shortlist")
+GRAPH_ITEMS = 200_000  # a graph of more takes hours: every pair of items is compared
 STATIC = ("static", "static_mapped", "closed_form_both")
 QUERY_ONLY = ("query_only", "closed_form")
 
@@ -85,7 +87,11 @@ def chosen(names: Iterable[str]) -> tuple[str, ...]:
 
 def answer(name: str, bench: Bench) -> Answer | str:
   """Returns what a method does with the problem, or in words why it cannot be run."""
-  size = galleries.size_of(bench.problem.gallery)
+  items, size = len(bench.problem.gallery), galleries.size_of(bench.problem.gallery)
+  if name in GRAPHS and items > GRAPH_ITEMS:
+    return (
+      f"its graph compares every pair of items, and the gallery has {items:,}; it is run on {GRAPH_ITEMS:,} at most"
+    )
   if name in FITS and size > galleries.held_limit():
     return (
       f"it holds the gallery, {size / GIB:.1f} GiB as float32, and may hold {galleries.held_limit() / GIB:.1f} here"

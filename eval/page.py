@@ -56,6 +56,10 @@ article .query img { width: 100%; border-radius: 6px; display: block; margin: 4p
 .pictures .relevant { border-color: var(--gain); box-shadow: 0 0 0 2px var(--gain); }
 .pictures .relevant::after { content: "✓"; position: absolute; right: 0; bottom: 0; background: var(--gain);
   color: #fff;  font-size: 11px; line-height: 1; padding: 3px 4px; border-top-left-radius: 6px; }
+ul.muted { margin: 8px 0; padding-left: 18px; }
+ul.muted b { font-weight: 600; }
+details { margin-top: 14px; }
+details .scroll { margin-top: 12px; }
 details summary { cursor: pointer; font-weight: 600; }
 pre { overflow-x: auto; font-size: 12px; line-height: 1.45; margin: 14px 0 0; color: #38424e; }
 @media (max-width: 640px) {

@@ -20,8 +20,16 @@ GAIN, LOSS = "#1d8a63", "#c2513a"
 COLOURS = {
   "plain": "#8b949e",
   "static": "#c08a2d",
-  "query_only": "#4aa3df",
+  "whitening": "#8fa33a",
+  "lda": "#4f7a28",
+  "lda_query": "#2f9e6e",
+  "ilias_linear": "#7a5230",
+  "query_expansion": "#d0785a",
+  "diffusion": "#b3446c",
+  "diffusion_shortlist": "#cf6f92",
   "neighbours": "#8e6bbf",
+  "query_only": "#4aa3df",
+  "fold_only": "#3d4f7c",
   "adapted": "#0f5fbf",
   "adapted_shortlist": "#149a94",
 }
@@ -66,7 +74,7 @@ def wins_and_losses(differences: Sequence[tuple[str, np.ndarray]]) -> str:
   """Returns a panel for each (name, per-query differences in average precision): sorted, gains and losses in colour."""
   figure = _figure()
   panels = figure.subplots(1, len(differences), sharey=True, squeeze=False)[0]
-  figure.subplots_adjust(wspace=0.12)
+  figure.subplots_adjust(wspace=0.2)
   for axes, (name, difference_Q) in zip(panels, differences, strict=True):
     _style(axes)
     difference_Q = 100 * np.sort(difference_Q[~np.isnan(difference_Q)])[::-1]

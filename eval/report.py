@@ -29,6 +29,8 @@ from eval.results import (
 from eval.sheets import Sheet, data_uri
 from qat_jax.files import write_whole
 
+SHORT_NOTE = 45  # characters: a longer note stands below the table
+
 
 def write_report(
   folder: Path | str,
@@ -119,7 +121,13 @@ def _section(group: Sequence[Row], sheets: Sequence[Sheet], main_method: str, sk
     ("Accuracy against latency", plots.accuracy_against_latency(group)),
     (f"Query by query: {method_name(main.result.method)}", plots.wins_and_losses(differences) if differences else ""),
   ]
-  parts = [f"<h2>{escape(group_name(group).capitalize())}</h2>", _table(group), _absent(skipped), _figures(figures)]
+  parts = [
+    f"<h2>{escape(group_name(group).capitalize())}</h2>",
+    _table(group),
+    _absent(skipped),
+    _own(group),
+    _figures(figures),
+  ]
   for heading, chosen in (
     ("Gained most", [s for s in sheets if s.gain >= 0]),
     ("Lost most", [s for s in sheets if s.gain < 0]),
@@ -135,7 +143,8 @@ def _table(group: Sequence[Row]) -> str:
   head = ["method", "mAP", "", "recall@1", "vs plain", "vs static", *(name for name, _ in costs)]
   lines = []
   for place, row in enumerate(group):
-    note = f"<small>{escape(row.result.note)}</small>" if row.result.note else ""
+    short = row.result.note if len(row.result.note) <= SHORT_NOTE else ""
+    note = f"<small>{escape(short)}</small>" if short else ""
     tint = plots.colour(row.result.method, place)
     cells = [
       f'<th scope="row"><div><i style="background:{tint}"></i>'
@@ -151,7 +160,31 @@ def _table(group: Sequence[Row]) -> str:
   return (
     f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
     f'<p class="muted">{group[0].queries:,} queries. Figures × 100 with their 95% bootstrap interval over queries; '
-    "differences are paired, query by query, in mAP.</p>"
+    "differences are paired, query by query, in mAP.</p>" + _notes(group)
+  )
+
+
+def _notes(group: Sequence[Row]) -> str:
+  long = [r.result for r in group if len(r.result.note) > SHORT_NOTE]
+  lines = "".join(f"<li><b>{escape(method_name(r.method))}</b>: {escape(r.note)}</li>" for r in long)
+  return f'<ul class="muted">{lines}</ul>' if lines else ""
+
+
+def _own(group: Sequence[Row]) -> str:
+  """Returns a table of the benchmark's own figures, in its own unit; breakdowns stay in metrics.json."""
+  names = list(dict.fromkeys(name for r in group for name in r.result.figures if name.count("/") == 1))
+  if not names:
+    return ""
+  heads = "".join(f'<th scope="col">{escape(name.split("/")[1])}</th>' for name in names)
+  lines = []
+  for row in group:
+    figures = [row.result.figures.get(name, {}).get("value") for name in names]
+    cells = "".join(f"<td>{'–' if value is None else f'{value:.4g}'}</td>" for value in figures)
+    lines.append(f'<tr><th scope="row">{escape(method_name(row.result.method))}</th>{cells}</tr>')
+  return (
+    f"<details><summary>The figures of {escape(names[0].split('/')[0])}, in its own unit</summary>"
+    f'<div class="scroll"><table><thead><tr><th scope="col">method</th>{heads}</tr></thead>'
+    f"<tbody>{''.join(lines)}</tbody></table></div></details>"
   )
 
 
@@ -211,10 +244,10 @@ def _training(lines: Sequence[dict]) -> str:
 def _reading() -> str:
   return (
     "<section><h2>How to read this</h2><p>A query's average precision is the mean, over the gallery items that are "
-    "relevant to it, of the precision at each one's rank; mAP is its mean over queries. recall@1 is the share of "
-    "queries whose first item is relevant. An interval says how far the mean would move had other queries of the "
-    "same kind been asked. A difference whose interval holds zero shows nothing. In the rows of pictures a green "
-    "frame with a tick marks a relevant item.</p></section>"
+    "relevant to it, of the precision at each one's rank (a benchmark has a rule of its own); mAP is its mean over "
+    "queries. recall@1 is the share of queries whose first item is relevant. An interval says how far the mean would "
+    "move had other queries of the same kind been asked. A difference whose interval holds zero shows nothing. In the "
+    "rows of pictures a green frame with a tick marks a relevant item.</p></section>"
   )
 
 

@@ -300,7 +300,7 @@ def test_a_killed_evaluation_goes_on_with_the_methods_that_are_missing(config, w
   assert (workdir / "eval" / "metrics.json").read_text() == before
 
 
-@pytest.mark.parametrize("changed", ["shortlist", "adapter", "data", "damage"])
+@pytest.mark.parametrize("changed", ["shortlist", "adapter", "data", "code", "damage"])
 def test_what_was_found_with_other_inputs_is_found_again(changed, config, workdir, tmp_path, monkeypatch):
   root = tmp_path / "set"
   shutil.copytree(config.data.root, root)
@@ -318,6 +318,8 @@ def test_what_was_found_with_other_inputs_is_found_again(changed, config, workdi
     shutil.rmtree(root / "test" / "image_queries")
     names = [f"i{n}" for n in range(20)]
     put(root / "test" / "image_queries", "img", [f"img{n}" for n in range(20)], 9, {"instance": names})
+  elif changed == "code":
+    monkeypatch.setattr("eval.kept.of_code", lambda: "other")
   else:
     for path in (workdir / "eval" / "methods").rglob("*.npz"):
       path.write_bytes(path.read_bytes()[:100])
@@ -354,10 +356,13 @@ def test_a_benchmark_of_another_width_is_refused(config, workdir, tmp_path):
 def test_a_gallery_too_large_for_a_method_is_said_and_the_others_run_streamed(config, workdir, monkeypatch):
   monkeypatch.setattr("eval.galleries.RESIDENT", 0)
   monkeypatch.setattr("eval.galleries.HELD", 1e-9)
-  config.eval.methods = ("static", "adapted", "neighbours")
+  monkeypatch.setattr(methods, "GRAPH_ITEMS", 39)
+  config.eval.methods = ("static", "adapted", "neighbours", "diffusion")
   streamed = run(config, workdir)
-  assert {s["method"] for s in streamed["skipped"]} == {"neighbours"}
-  assert "it holds the gallery, 0.0 GiB as float32" in streamed["skipped"][0]["reason"]
+  reasons = {s["method"]: s["reason"] for s in streamed["skipped"]}
+  assert reasons.keys() == {"neighbours", "diffusion"}
+  assert "it holds the gallery, 0.0 GiB as float32" in reasons["neighbours"]
+  assert "the gallery has 40; it is run on 39 at most" in reasons["diffusion"]
   assert not (workdir / "eval" / "scratch").exists()
   monkeypatch.undo()
   shutil.rmtree(workdir / "eval")

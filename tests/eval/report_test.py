@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from eval.plots import COLOURS
 from eval.report import read_curves, write_report
-from eval.results import MethodResult, summarise
+from eval.results import METHOD_NAMES, MethodResult, Skipped, summarise
 from eval.sheets import Sheet
 
 
@@ -106,3 +107,42 @@ def test_queries_that_gained_and_those_that_lost_are_apart(tmp_path, rows, sheet
   text = (tmp_path / "report.html").read_text()
   assert text.count("a lost cup") == 1
   assert text.index("Gained most") < text.index("a red cup") < text.index("Lost most") < text.index("a lost cup")
+
+
+def test_tasks_have_sections_of_their_own_with_the_benchmarks_figures_and_what_was_not_run(tmp_path):
+  figures = {
+    "oxford/mp@10": {"value": 0.7125, "interval": None},
+    "oxford/scale/tiny": {"value": 0.5, "interval": None},
+  }
+  rows = summarise(
+    MethodResult("image", "plain", np.linspace(0, top, 5), np.ones(5), task=task, figures=figures)
+    for task, top in (("easy", 0.9), ("hard", 0.3))
+  )
+  skipped = [Skipped("image", "hard", "diffusion", "the gallery is <large>")]
+  write_report(tmp_path, rows, {}, skipped=skipped)
+  text = (tmp_path / "report.html").read_text()
+  assert Page(text).open == []
+  easy, hard = text.split("<h2>")[1:3]
+  assert easy.startswith("Image queries, easy") and hard.startswith("Image queries, hard")
+  assert "diffusion: the gallery is &lt;large&gt;." in hard and "diffusion" not in easy
+  assert "<td>0.7125</td>" in easy and "tiny" not in easy
+  written = json.loads((tmp_path / "metrics.json").read_text())
+  assert written["skipped"] == [
+    {"query": "image", "task": "hard", "method": "diffusion", "reason": "the gallery is <large>"}
+  ]
+
+
+def test_a_long_note_stands_below_the_table(tmp_path):
+  notes = ("short", "a note that goes on and on, and says how each of many numbers was tuned on validation")
+  rows = summarise(
+    MethodResult("text", method, np.ones(3), np.ones(3), note=note) for method, note in zip("ab", notes, strict=True)
+  )
+  write_report(tmp_path, rows, {})
+  table, rest = (tmp_path / "report.html").read_text().split("</table>")[:2]
+  assert notes[0] in table and notes[1] not in table
+  assert notes[1] in rest and notes[0] not in rest
+
+
+def test_every_method_has_a_colour_of_its_own():
+  assert COLOURS.keys() == METHOD_NAMES.keys()
+  assert len(set(COLOURS.values())) == len(COLOURS)

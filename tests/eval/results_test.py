@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from eval.results import MethodResult, amount, metrics_json, summarise, table_markdown, table_text
+from eval.results import MethodResult, amount, metrics_json, own_figures, summarise, table_markdown, table_text
 
 
 def result(method, values, query_type="text", **costs):
@@ -94,3 +94,31 @@ def test_unequal_lengths_are_refused():
 )
 def test_costs_are_short(value, text):
   assert amount(value) == text
+
+
+def test_tasks_are_compared_each_with_its_own_and_written_with_their_figures():
+  own = own_figures("oxford", {"map": 0.5, "interval": [0.4, 0.6], "queries": 2, "ap": {"q": 1}, "scale": {"s": 30}})
+  rows = summarise(
+    result(method, values, "image", task=task, figures=own)
+    for task, shift in (("easy", 0.5), ("hard", 0.0))
+    for method, values in (("plain", [0.1 + shift, 0.3]), ("query_only", [0.2 + shift, 0.3]), ("adapted", [0.3, 0.3]))
+  )
+  written = metrics_json(rows, {})
+  differences = {(d["task"], d["method"], d["against"]): d["value"] for d in written["differences"]}
+  assert differences["easy", "adapted", "plain"] == pytest.approx(-0.15)
+  assert differences["hard", "adapted", "query_only"] == pytest.approx(0.05)
+  assert own == {
+    "oxford/map": {"value": 0.5, "interval": [0.4, 0.6]},
+    "oxford/scale/s": {"value": 30.0, "interval": None},
+  }
+  line = next(r for r in written["results"] if r["metric"] == "oxford/map")
+  assert line == {
+    "query": "image",
+    "task": "easy",
+    "method": "plain",
+    "metric": "oxford/map",
+    **own["oxford/map"],
+    "queries": 2,
+  }
+  assert "**image queries, hard** (2)" in table_markdown(rows)
+  assert "image queries, easy (2)" in table_text(rows)
