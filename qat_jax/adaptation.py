@@ -19,7 +19,8 @@ from qat_jax.types import Adaptation
 HIGHEST = jax.lax.Precision.HIGHEST  # GPUs and TPUs would otherwise round float32 products to tf32 or bf16
 TINY = 1e-30
 EPSILON = float(jnp.finfo(jnp.float32).eps)
-EXACT_SIZE = 32  # up to here the eigenproblem itself is cheap
+EXACT_SIZE = 16  # up to here the eigenproblem itself is cheap
+ROUNDS, STEPS = 3, 2  # of subspace iteration: steps before vectors are made orthogonal again
 
 
 def plain(query_QD: jax.Array, space: str = "frozen") -> Adaptation:
@@ -149,17 +150,17 @@ def _iterated(adaptation: Adaptation, kept: int) -> Leading:
   gram_QSS = _einsum("QDS,QDT->QST", wide_QDS, wide_QDS)
   step_QST = _einsum("QST,QTU->QSU", core_QSS, gram_QSS)
   gate_Q = jnp.square(adaptation.gate).max(axis=1)
-  guess_QSB = jnp.broadcast_to(jax.random.normal(jax.random.key(0), (size, tried)), (len(adaptation), size, tried))
+  start_SB = np.random.default_rng(0).standard_normal((size, tried)).astype(np.float32)
+  guess_QSB = jnp.broadcast_to(start_SB, (len(adaptation), size, tried))
   shift_Q11 = jnp.zeros((len(adaptation), 1, 1))
-  for _ in range(3):
-    for _ in range(2):
+  for _ in range(ROUNDS):
+    for _ in range(STEPS):
       guess_QSB = _einsum("QST,QTB->QSB", step_QST, guess_QSB) - shift_Q11 * guess_QSB
     basis_QDB = jnp.linalg.qr(_einsum("QDS,QSB->QDB", wide_QDS, guess_QSB)).Q
     inner_QSB = _einsum("QDS,QDB->QSB", wide_QDS, basis_QDB)
     guess_QSB = _einsum("QST,QTB->QSB", core_QSS, inner_QSB)
     value_QB, rotation_QBB = jnp.linalg.eigh(_symmetric(_einsum("QSB,QSC->QBC", inner_QSB, guess_QSB)))
-    # eigenvalues of (c + s)² − c² and (c − s)² − c² lie equally far from s²: both ends grow alike
-    shift_Q11 = jnp.square(jnp.sqrt(gate_Q + jnp.maximum(value_QB[:, -1], 0)) - jnp.sqrt(gate_Q))[:, None, None]
+    shift_Q11 = ((value_QB[:, 0] + value_QB[:, -1]) / 2)[:, None, None]  # so that both ends grow alike
   lowest, highest = _ends(tried, kept)
   chosen = np.r_[lowest, highest]
   rotation_QBM, value_QM = rotation_QBB[:, :, chosen], value_QB[:, chosen]
@@ -168,7 +169,7 @@ def _iterated(adaptation: Adaptation, kept: int) -> Leading:
   mixed_Q = jnp.linalg.norm(image_QDM - direction_QDM * value_QM[:, None], axis=(1, 2))
 
   inner_QSM = _einsum("QSB,QBM->QSM", inner_QSB, rotation_QBM)
-  rest_QSS = _einsum("QST,QTU->QSU", core_QSS, gram_QSS - _einsum("QSM,QTM->QST", inner_QSM, inner_QSM))
+  rest_QSS = step_QST - _einsum("QSM,QTM->QST", _einsum("QST,QTM->QSM", core_QSS, inner_QSM), inner_QSM)
   others_QB = value_QB[:, lowest.stop : highest.start]
   low_Q, high_Q = _enclose(rest_QSS, others_QB.min(axis=1, initial=0), others_QB.max(axis=1, initial=0))
   scale_Q = jnp.abs(value_QM).max(axis=1) + high_Q - low_Q

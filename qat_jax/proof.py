@@ -8,11 +8,13 @@ item is scored by the full formula.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qat_jax import sieves
 from qat_jax.adaptation import score_own
 from qat_jax.masks import Masks
 from qat_jax.streaming import Part, Resident, Streamed
@@ -30,7 +32,27 @@ Uppers = Iterable[tuple[int, jax.Array]]  # first position, bounds QN
 def search(
   adaptation: Adaptation, masks: Masks, parts: Resident | Streamed, k: int, kept: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Returns ids and scores (two QK) of the exact top k, k ≤ N, best first; −1 and −inf where masks leave fewer."""
+  """Returns ids and scores (two QK) of the exact top k, k ≤ N, best first; −1 and −inf where masks leave fewer.
+
+  By sieves where the gallery lies on one device; what they cannot prove, by two passes.
+  """
+  changes_lengths = kept or adaptation.gate.shape[1] > 1
+  if not changes_lengths or not isinstance(parts, Resident) or len(parts.shards) > 1:
+    return two_passes(adaptation, masks, parts, k, kept)
+  part = next(parts.parts())
+  wanted = _wanted(masks, part, len(adaptation))
+  ids_QK, score_QK, proven_Q = sieves.search(adaptation, part.features, part.square, wanted, k)
+  if not proven_Q.all():
+    rows = padded(np.flatnonzero(~proven_Q))
+    found = two_passes(take_queries(adaptation, rows), masks.queries(rows), parts, k, kept)
+    ids_QK[rows], score_QK[rows] = found
+  return ids_QK, score_QK
+
+
+def two_passes(
+  adaptation: Adaptation, masks: Masks, parts: Resident | Streamed, k: int, kept: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns what `search` does, by bounds of every item from `kept` directions."""
   queries = len(adaptation)
   every_Q = np.arange(queries)
   buffer = power(k + 32) if kept == 0 else max(BUFFER, power(2 * k))
@@ -67,6 +89,8 @@ def exact(adaptation: Adaptation, parts: Resident | Streamed, position_QB: np.nd
 
 def _scored(adaptation: Adaptation, parts: Resident | Streamed, position_QB: np.ndarray) -> np.ndarray:
   """Returns the exact scores (QB) of each query's own items, −inf for padding."""
+  if isinstance(parts, Resident) and len(parts.shards) == 1:
+    return np.asarray(sieves.scores_at(adaptation, parts.shards[0][1], position_QB))
   queries, buffer = position_QB.shape
   width = adaptation.query.shape[1]
   columns = min(buffer, max(1, NUMBERS // width))
@@ -150,11 +174,14 @@ def _merged(several: list[Candidates], buffer: int) -> Candidates:
   return Candidates(jnp.take_along_axis(ids, order_QB, axis=1), jnp.take_along_axis(upper, order_QB, axis=1))
 
 
-def _everywhere(tree: Adaptation | Candidates) -> Callable[[Part], Adaptation | Candidates]:
-  """Returns a function that gives the copy of `tree` on a part's device."""
-  copies: dict[jax.Device, Adaptation | Candidates] = {}
+Tree = TypeVar("Tree")
 
-  def copy(part: Part) -> Adaptation | Candidates:
+
+def _everywhere(tree: Tree) -> Callable[[Part], Tree]:
+  """Returns a function that gives the copy of `tree` on a part's device."""
+  copies: dict[jax.Device, Tree] = {}
+
+  def copy(part: Part) -> Tree:
     device = part.features.device
     if device not in copies:
       copies[device] = jax.device_put(tree, device)

@@ -13,7 +13,7 @@ import numpy as np
 
 from qat_jax.adaptation import score
 from qat_jax.masks import Masks
-from qat_jax.proof import exact, padded, power, search, take_queries
+from qat_jax.proof import exact, padded, power, search, take_queries, two_passes
 from qat_jax.streaming import open_gallery
 from qat_jax.two_pass import finite
 from qat_jax.types import Adaptation, Ranking
@@ -45,7 +45,9 @@ def rank(
     k: how many; where fewer items are to be had, ids are filled up with −1 and scores with −inf.
     exclude: positions (Q, or QE with −1 as padding) that a query shall not find: itself, for instance.
     allowed: positions (A, for all queries; or QA with −1 as padding) or a bool N: all that may be found.
-    kept: how many directions of the spectrum the first pass looks at. More of them bound better and cost more.
+    kept: go through the gallery in two passes, the first one looking at so many directions of the spectrum: more of
+      them bound better and cost more. By default the sieves of `qat_jax.sieves` go first, where the gallery lies on
+      one device.
     devices: where a streamed gallery goes, chunk by chunk in turn; the default device if None.
     chunk_rows: how many rows are streamed at once.
 
@@ -56,6 +58,7 @@ def rank(
   masks = Masks.of(exclude, allowed, len(adaptation), len(gallery))
   parts = open_gallery(gallery, devices, chunk_rows)
   block = min(QUERY_BLOCK, power(len(adaptation)), max(1, power(BOUNDS // parts.longest + 1) // 2))
+  find = search if kept is None else two_passes
   if kept is None:
     kept = max(1, min(7, COLUMNS // block - 1))
   kept = min(kept, 2 * adaptation.left.shape[2])
@@ -63,7 +66,7 @@ def rank(
   for start in range(0, len(adaptation), block):
     rows = np.arange(start, min(start + block, len(adaptation)))
     some = padded(rows)
-    top = search(take_queries(adaptation, some), masks.queries(some), parts, min(k, len(gallery)), kept)
+    top = find(take_queries(adaptation, some), masks.queries(some), parts, min(k, len(gallery)), kept)
     found.append([x[: len(rows)] for x in top])
   return _ranking(found, k)
 

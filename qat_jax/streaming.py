@@ -17,8 +17,9 @@ import numpy as np
 
 from qat_jax.two_pass import as_float
 
-CHUNK_BYTES = 1 << 24  # of float32
-GATHER_ROWS = 64  # a touched row of a memory map brings its neighbours into memory, up to a megabyte
+CHUNK_BYTES = {"cpu": 1 << 22}  # of float32: what a cache holds; elsewhere, what a transfer is worth
+CHUNK_BYTES_ELSEWHERE = 1 << 26
+GATHER_ROWS = 16  # a touched row of a memory map brings its neighbours into memory, up to two megabytes
 LENGTH_ERROR = 0.02  # of |z|²; bf16 rounding stays below it
 
 
@@ -83,7 +84,8 @@ class Streamed:
   def __init__(self, gallery: Any, devices: Sequence[jax.Device], chunk_rows: int | None = None) -> None:
     self.gallery, self.devices = gallery, devices
     width = gallery.width if hasattr(gallery, "width") else gallery.shape[1]
-    self.chunk_rows = chunk_rows or max(256, 1 << (CHUNK_BYTES // (4 * width)).bit_length() - 1)
+    chunk_bytes = CHUNK_BYTES.get(devices[0].platform, CHUNK_BYTES_ELSEWHERE)
+    self.chunk_rows = chunk_rows or max(256, 1 << (chunk_bytes // (4 * width)).bit_length() - 1)
 
   @property
   def longest(self) -> int:

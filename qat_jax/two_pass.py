@@ -20,6 +20,7 @@ from qat_jax.types import Adaptation
 COLUMNS = 8  # products are padded to a multiple of this: XLA's CPU product of 8 columns is as fast as that of one
 
 BLOCK_ROWS = 1024
+GROUP = 16  # items whose greatest number stands for them
 
 
 @struct.dataclass
@@ -52,10 +53,15 @@ def prepare(adaptation: Adaptation, kept: int) -> Bounding:
   return Bounding(columns_DC, adaptation.gate, lead, folded_QD.shape[1] * jnp.finfo(jnp.float32).eps * length_Q)
 
 
-def upper_bounds(bounding: Bounding, gallery_ND: jax.Array, square_N: jax.Array) -> jax.Array:
-  """Returns numbers (NQ) that no exact score exceeds; `square_N` is |z|²."""
+@jax.jit
+def product(gallery_ND: jax.Array, column_DC: jax.Array) -> jax.Array:
+  """Returns gallery @ columns (NC); a program of its own, since XLA's CPU product is slower where others follow it."""
+  return jnp.matmul(gallery_ND, column_DC, precision=HIGHEST)
+
+
+def upper_bounds(bounding: Bounding, gallery_ND: jax.Array, product_NC: jax.Array, square_N: jax.Array) -> jax.Array:
+  """Returns numbers (NQ) that no exact score exceeds; `product_NC` is gallery @ columns, `square_N` is |z|²."""
   queries = len(bounding.gate)
-  product_NC = jnp.matmul(gallery_ND, bounding.columns, precision=HIGHEST)
   numerator_NQ = product_NC[:, :queries] + bounding.slack
   if bounding.gate.shape[1] == 1:
     gated_NQ = square_N[:, None] * jnp.square(bounding.gate[:, 0])
@@ -75,25 +81,47 @@ def upper_bounds(bounding: Bounding, gallery_ND: jax.Array, square_N: jax.Array)
 
 def _squares_product(gallery_ND: jax.Array, gate_DQ: jax.Array) -> jax.Array:
   """Returns (z∘z)·gate (NQ), block by block, so that the squares of a block stay in the cache."""
-  product = lambda x: jnp.matmul(jnp.square(x), gate_DQ, precision=HIGHEST)
+  square_product = lambda x: jnp.matmul(jnp.square(x), gate_DQ, precision=HIGHEST)
   blocks, rest = divmod(len(gallery_ND), BLOCK_ROWS)
   if not blocks:
-    return product(gallery_ND)
+    return square_product(gallery_ND)
   slices = lambda i: jax.lax.dynamic_slice_in_dim(gallery_ND, i * BLOCK_ROWS, BLOCK_ROWS)
-  whole = jax.lax.map(lambda i: product(slices(i)), jnp.arange(blocks)).reshape(-1, gate_DQ.shape[1])
-  return jnp.concatenate([whole, product(gallery_ND[len(gallery_ND) - rest :])]) if rest else whole
+  whole = jax.lax.map(lambda i: square_product(slices(i)), jnp.arange(blocks)).reshape(-1, gate_DQ.shape[1])
+  return jnp.concatenate([whole, square_product(gallery_ND[len(gallery_ND) - rest :])]) if rest else whole
+
+
+def first_pass(bounding: Bounding, gallery_ND: jax.Array, square_N: jax.Array, wanted: jax.Array) -> jax.Array:
+  """Returns upper bounds (QN); −inf where not `wanted` (bool, 1N or QN)."""
+  return _wanted_bounds(bounding, gallery_ND, product(gallery_ND, bounding.columns), square_N, wanted)
 
 
 @jax.jit
-def first_pass(bounding: Bounding, gallery_ND: jax.Array, square_N: jax.Array, wanted: jax.Array) -> jax.Array:
-  """Returns upper bounds (QN); −inf where not `wanted` (bool, 1N or QN)."""
-  return jnp.where(wanted, upper_bounds(bounding, gallery_ND, square_N).T, -jnp.inf)
+def _wanted_bounds(
+  bounding: Bounding, gallery_ND: jax.Array, product_NC: jax.Array, square_N: jax.Array, wanted: jax.Array
+) -> jax.Array:
+  return jnp.where(wanted, upper_bounds(bounding, gallery_ND, product_NC, square_N).T, -jnp.inf)
 
 
 @jax.jit
 def full_pass(adaptation: Adaptation, gallery_ND: jax.Array, wanted: jax.Array) -> jax.Array:
   """Returns what `first_pass` does, with the scores themselves as bounds."""
   return jnp.where(wanted, score(adaptation, gallery_ND), -jnp.inf)
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def greatest(value_QN: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+  """Returns the greatest values and their places (two QC, C = count ≤ N), greatest first.
+
+  They lie in the C groups with the greatest maxima, so that only these are sorted.
+  """
+  queries, items = value_QN.shape
+  if items < 4 * GROUP * count:
+    return jax.lax.top_k(value_QN, count)
+  value_QXG = jnp.pad(value_QN, ((0, 0), (0, -items % GROUP)), constant_values=-jnp.inf).reshape(queries, -1, GROUP)
+  _, group_QC = jax.lax.top_k(value_QXG.max(axis=2), count)
+  inside_QCG = jnp.take_along_axis(value_QXG, group_QC[:, :, None], axis=1)
+  value_QC, place_QC = jax.lax.top_k(inside_QCG.reshape(queries, -1), count)
+  return value_QC, jnp.take_along_axis(group_QC, place_QC // GROUP, axis=1) * GROUP + place_QC % GROUP
 
 
 @functools.partial(jax.jit, static_argnames="buffer")
@@ -103,7 +131,7 @@ def keep(upper_QN: jax.Array, start: jax.Array, earlier: Candidates | None, buff
   if earlier is not None:
     upper_QN = jnp.concatenate([earlier.upper, upper_QN], axis=1)
   upper_QN = jnp.pad(upper_QN, ((0, 0), (0, max(0, buffer - upper_QN.shape[1]))), constant_values=-jnp.inf)
-  upper_QB, place_QB = jax.lax.top_k(upper_QN, buffer)
+  upper_QB, place_QB = greatest(upper_QN, buffer)
   id_QB = (place_QB - before + start).astype(jnp.int32)
   if earlier is not None:
     earlier_QB = jnp.take_along_axis(earlier.ids, jnp.minimum(place_QB, before - 1), axis=1)

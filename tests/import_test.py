@@ -32,6 +32,7 @@ ORDER = (
   "losses",
   "masks",
   "two_pass",
+  "sieves",
   "streaming",
   "proof",
   "scoring",

@@ -1,0 +1,212 @@
+"""The exact top k of a gallery on one device by three sieves: each finer than the one before, and for fewer items.
+
+First the folded query's inner product with every item, the price of a plain search: as no item gets shorter than the
+square root of TᵀT's least eigenvalue, it bounds the score. Then the bounds of a few directions, for the items that are
+left. Then the full formula. A query whose map can make items so short that the first sieve keeps too many is given
+back unproven; `qat_jax.proof` goes on with it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qat_jax.adaptation import HIGHEST, Leading, fold, leading, score_own
+from qat_jax.adaptation import bounds as length_bounds
+from qat_jax.two_pass import greatest, product
+from qat_jax.types import Adaptation
+
+KEPT = 7  # directions of the second sieve
+MOST = 4096  # items of a query that pass the first sieve
+NUMBERS = {"cpu": 1 << 20}  # of items that are worked on at once: on a CPU, those that its cache holds
+OTHERWISE = 1 << 25
+
+
+class Sieves(NamedTuple):
+  """What the sieves need of Q adaptations."""
+
+  folded: jax.Array  # QD
+  gate: jax.Array  # QD, or Q1
+  leading: Leading | None  # None where there are no factors
+  shortest: jax.Array  # Q: |T z|² of a unit item is no less; not above zero, it bounds nothing
+  slack: jax.Array  # Q: rounding of the numerator
+
+
+@jax.jit
+def prepare(adaptation: Adaptation) -> Sieves:
+  """Returns the sieves of adaptations of any rank."""
+  folded_QD = fold(adaptation)
+  slack_Q = folded_QD.shape[1] * jnp.finfo(jnp.float32).eps * jnp.linalg.norm(folded_QD, axis=1)
+  shortest_Q = jnp.square(adaptation.gate).min(axis=1)
+  rank = adaptation.left.shape[2]
+  if not rank:
+    return Sieves(folded_QD, adaptation.gate, None, shortest_Q, slack_Q)
+  lead = leading(adaptation, min(KEPT, 2 * rank))
+  least_Q = jnp.minimum(jnp.minimum(lead.values.min(axis=1), lead.low), 0)
+  return Sieves(folded_QD, adaptation.gate, lead, shortest_Q + least_Q - lead.mixed - lead.slack, slack_Q)
+
+
+def search(
+  adaptation: Adaptation, gallery_ND: jax.Array, square_N: jax.Array, wanted: jax.Array, k: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Returns ids and exact scores (two QK), best first, and which queries (Q) are proven; the others' rows mean nothing.
+
+  Args:
+    adaptation: Q queries.
+    gallery_ND, square_N: unit items on one device, float32, and |z|².
+    wanted: which items may be found (bool; 11, 1N or QN).
+    k: how many, at most N.
+  """
+  few = min(len(gallery_ND), max(16, 1 << (k + k // 4 - 1).bit_length()))
+  numbers = at_once(gallery_ND)
+  sieves = prepare(adaptation)
+  product_NQ = product(gallery_ND, _folded(adaptation))  # at the same time, where there are cores for both
+  shortest_Q = np.asarray(sieves.shortest) * float(np.asarray(square_N).min())
+  if not (shortest_Q > 0).any():
+    nothing_QK = np.zeros((len(adaptation), k))
+    return nothing_QK.astype(np.int32), nothing_QK, np.zeros(len(adaptation), bool)
+  numerator_QN, *first = _first(adaptation, gallery_ND, product_NQ, wanted, few, numbers)
+  first_QF, score_QF = map(np.asarray, first)
+  # the k-th best of any items is at most the k-th best of all
+  threshold_Q = np.maximum(-np.partition(-score_QF, k - 1, axis=1)[:, k - 1], 0)
+  proven_Q = (threshold_Q > 0) & (shortest_Q > 0)
+  least_Q = np.full(len(adaptation), np.inf)
+  least_Q[proven_Q] = (threshold_Q * np.sqrt(np.abs(shortest_Q)) - np.asarray(sieves.slack))[proven_Q]
+  position_QB, whole_Q = reaching(numerator_QN, least_Q)
+  upper_QB = np.asarray(upper_bounds(sieves, gallery_ND, widened(position_QB), numbers))[:, : position_QB.shape[1]]
+  left_QB = (position_QB >= 0) & (upper_QB >= threshold_Q[:, None])
+  for left_B, position_B, first_F in zip(left_QB, position_QB, first_QF, strict=True):
+    left_B &= ~np.isin(position_B, first_F)
+  rest_QB = widened(together(position_QB, left_QB))
+  rest_score_QB = np.asarray(_scores_at(adaptation, gallery_ND, rest_QB, numbers))
+  ids_QB = np.concatenate([first_QF, rest_QB], axis=1)
+  score_QB = np.concatenate([score_QF, rest_score_QB], axis=1)
+  best_QK = np.lexsort((ids_QB, -score_QB))[:, :k]
+  take = lambda x_QB: np.take_along_axis(x_QB, best_QK, axis=1)
+  return take(ids_QB), take(score_QB), proven_Q & whole_Q
+
+
+@jax.jit
+def _folded(adaptation: Adaptation) -> jax.Array:
+  return fold(adaptation).T
+
+
+@functools.partial(jax.jit, static_argnames=("few", "numbers"))
+def _first(
+  adaptation: Adaptation, gallery_ND: jax.Array, product_NQ: jax.Array, wanted: jax.Array, few: int, numbers: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Returns w·z (QN; −inf where not `wanted`), and the items with the greatest (QF, −1 for none): ids, exact scores."""
+  numerator_QN = jnp.where(wanted, product_NQ.T, -jnp.inf)
+  value_QF, place_QF = greatest(numerator_QN, few)
+  first_QF = jnp.where(value_QF > -jnp.inf, place_QF, -1)
+  return numerator_QN, first_QF, _scores_at(adaptation, gallery_ND, first_QF, numbers)
+
+
+def reaching(numerator_QN: jax.Array, least_Q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the items (QB, −1 as padding) whose numerator reaches `least_Q`, and whether these are all of them (Q).
+
+  None, where there are more than `MOST`.
+  """
+  if _platform(numerator_QN) == "cpu":  # where a sort for the greatest takes ten times as long as looking at all
+    rows = zip(np.asarray(numerator_QN), least_Q, strict=True)
+    found = [np.flatnonzero(numerator_N >= least) for numerator_N, least in rows]
+    whole_Q = np.array([len(row) <= MOST for row in found])
+    return _side_by_side([row if whole else row[:0] for row, whole in zip(found, whole_Q, strict=True)]), whole_Q
+  most = min(MOST, numerator_QN.shape[1])
+  value_QB, position_QB = (np.asarray(x) for x in greatest(numerator_QN, most))
+  reached_QB = value_QB >= least_Q[:, None]
+  whole_Q = ~reached_QB[:, -1] | (most == numerator_QN.shape[1])
+  return together(position_QB, reached_QB & whole_Q[:, None]), whole_Q
+
+
+def together(position_QB: np.ndarray, flag_QB: np.ndarray) -> np.ndarray:
+  """Returns each query's flagged positions side by side (QC, int32), −1 as padding; C is the most of any query."""
+  return _side_by_side([row[flags] for row, flags in zip(position_QB, flag_QB, strict=True)])
+
+
+def _side_by_side(rows: list[np.ndarray]) -> np.ndarray:
+  result_QC = np.full((len(rows), max(map(len, rows))), -1, np.int32)
+  for row_C, row in zip(result_QC, rows, strict=True):
+    row_C[: len(row)] = row
+  return result_QC
+
+
+def widened(position_QB: np.ndarray) -> np.ndarray:
+  """Returns positions with −1 up to one of few widths, so that few shapes are ever compiled."""
+  width = position_QB.shape[1]
+  step = max(32, (1 << width.bit_length()) // 8)
+  return np.pad(position_QB, ((0, 0), (0, -width % step)), constant_values=-1)
+
+
+@functools.partial(jax.jit, static_argnames="numbers")
+def upper_bounds(sieves: Sieves, gallery_ND: jax.Array, position_QB: jax.Array, numbers: int) -> jax.Array:
+  """Returns numbers (QB) that no exact score of the items at `position_QB` exceeds; anything for −1."""
+  return _by_query(_bound, sieves, gallery_ND, position_QB, numbers)
+
+
+def scores_at(adaptation: Adaptation, gallery_ND: jax.Array, position_QB: np.ndarray) -> jax.Array:
+  """Returns the exact scores (QB) of each query's own items, −inf for −1."""
+  return _scores_at(adaptation, gallery_ND, position_QB, at_once(gallery_ND))
+
+
+def at_once(gallery_ND: jax.Array) -> int:
+  """Returns how many numbers of items are worked on at once."""
+  return NUMBERS.get(_platform(gallery_ND), OTHERWISE)
+
+
+def _platform(array: jax.Array) -> str:
+  return next(iter(array.devices())).platform
+
+
+@functools.partial(jax.jit, static_argnames="numbers")
+def _scores_at(adaptation: Adaptation, gallery_ND: jax.Array, position_QB: jax.Array, numbers: int) -> jax.Array:
+  return jnp.where(position_QB < 0, -jnp.inf, _by_query(score_own, adaptation, gallery_ND, position_QB, numbers))
+
+
+def _by_query(
+  function: Callable[[Any, jax.Array], jax.Array],
+  tree: Any,
+  gallery_ND: jax.Array,
+  position_QB: jax.Array,
+  numbers: int,
+) -> jax.Array:
+  """Returns function(tree, items of each query (QBD)) (QB): all at once if they are few enough, else one by one."""
+  position_QB = jnp.maximum(position_QB, 0)
+  if position_QB.size * gallery_ND.shape[1] <= numbers:
+    return function(tree, gallery_ND[position_QB])
+
+  def one(query: tuple) -> jax.Array:
+    own, position_B = query
+    return function(jax.tree.map(lambda x: x[None], own), gallery_ND[position_B][None])[0]
+
+  return jax.lax.map(one, (tree, position_QB))
+
+
+def _bound(sieves: Sieves, item_QBD: jax.Array) -> jax.Array:
+  columns_QDC = sieves.folded[:, :, None]
+  if sieves.leading is not None:
+    columns_QDC = jnp.concatenate([columns_QDC, sieves.leading.directions], axis=2)
+  square_QBD = jnp.square(item_QBD)
+  product_CBQ = _products(item_QBD, columns_QDC)
+  square_BQ = square_QBD.sum(axis=2).T
+  if sieves.gate.shape[1] == 1:
+    gated_BQ = square_BQ * jnp.square(sieves.gate[:, 0])
+  else:
+    gated_BQ = _products(square_QBD, jnp.square(sieves.gate)[:, :, None])[0]
+  if sieves.leading is None:
+    rounding_Q = 4 * item_QBD.shape[2] * jnp.finfo(jnp.float32).eps * jnp.square(sieves.gate).max(axis=1)
+    low_BQ = gated_BQ - rounding_Q
+  else:
+    low_BQ, _ = length_bounds(sieves.leading, list(product_CBQ[1:]), gated_BQ, square_BQ)
+  numerator_BQ = product_CBQ[0] + sieves.slack
+  # only items with a positive score are of interest here
+  return jnp.where(low_BQ > 0, jnp.maximum(numerator_BQ, 0) * jax.lax.rsqrt(low_BQ), jnp.inf).T
+
+
+def _products(item_QBD: jax.Array, column_QDC: jax.Array) -> jax.Array:
+  return jnp.einsum("QBD,QDC->QBC", item_QBD, column_QDC, precision=HIGHEST).transpose(2, 1, 0)
