@@ -23,7 +23,7 @@ from qat_jax import closed_form, hypernetwork
 from qat_jax.adaptation import normalise
 from qat_jax.types import Ranking
 
-SHRINKAGE = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # of the mean variance
+SHRINKAGE = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # of the mean variance
 RESIDUAL = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 3.0)
 
 

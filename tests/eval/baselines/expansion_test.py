@@ -1,5 +1,6 @@
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from eval.baselines import expansion
 from eval.baselines.types import Train
@@ -7,12 +8,13 @@ from eval.benchmarks.relevance import Relevance
 from eval.validate import Validator
 
 
-def test_expansion_by_hand():
+@pytest.mark.parametrize("alpha", [0.0, 2.0])
+def test_expansion_by_hand(alpha):
   gallery_ND = jnp.array([[0.8, 0.6], [-1.0, 0.0], [0.0, 1.0]])
   got_QD = expansion.expanded(
-    jnp.array([[1.0, 0.0]]), gallery_ND, jnp.array([[0, 2, 1]]), jnp.array([[0.8, 0.0, -1.0]]), 2.0
+    jnp.array([[1.0, 0.0]]), gallery_ND, jnp.array([[0, 2, 1]]), jnp.array([[0.8, 0.0, -1.0]]), alpha
   )
-  expected_D = np.array([1 + 0.64 * 0.8, 0.64 * 0.6])  # the orthogonal and the opposite item weigh nothing
+  expected_D = np.array([1 + 0.8**alpha * 0.8, 0.8**alpha * 0.6])  # the orthogonal and the opposite item weigh nothing
   np.testing.assert_allclose(got_QD[0], expected_D / np.linalg.norm(expected_D), rtol=1e-6)
 
 
