@@ -27,6 +27,7 @@ ORDER = (
   "mining",
   "released_files",
   "released",
+  "tokens",
   "hypernetwork",
   "closed_form",
   "losses",

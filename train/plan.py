@@ -31,7 +31,8 @@ def candidates(config: ConfigDict, data: fit.Training, folder: pathlib.Path) -> 
       loss = LossSettings(config.noise.kind, config.noise.scale, config.semi_positives.share if data.semi else 0.0)
       loop = loop_settings(config, form)
       batch_size = config.train.batch_size
-      recipes[name] = {**settings, **loss._asdict(), **loop._asdict(), "batch_size": batch_size}
+      own = {f"form.{key}": value for key, value in settings.items()}
+      recipes[name] = {**own, **loss._asdict(), **loop._asdict(), "batch_size": batch_size}
       plan[name] = functools.partial(fit.by_gradient, data, form, settings, batch_size, loss, loop, folder / name)
   return {name: fit.kept(folder / name, name, data, recipes.get(name, {}), call) for name, call in plan.items()}
 

@@ -134,7 +134,7 @@ def test_a_working_folder_of_another_model_is_refused(config, tmp_path, capsys, 
   assert not (folder / "checkpoints").exists()
   config.forms.query_only.hidden = 16
   error = run(config, workdir, capsys)
-  assert "candidates/text/query_only was made with hidden 8, the config wants 16. Use another --workdir" in error
+  assert "candidates/text/query_only was made with form.hidden 8, the config wants 16. Use another --workdir" in error
 
   shutil.rmtree(folder)
   monkeypatch.setattr(Adapter, "save", killed)
