@@ -13,6 +13,8 @@ import scipy.io
 
 from configs import features as recipe
 from eval import methods
+from eval.baselines import FITS
+from eval.baselines.types import Baseline
 from eval.benchmarks import gldv2, revisited
 from eval.benchmarks.ilias import Ilias
 from eval.benchmarks.inquire import Inquire
@@ -64,13 +66,12 @@ def trained(tmp_path_factory):
     return Head(form, settings, variables | {"params": moved})
 
   heads = {name: head(name, settings) for name, settings in (("static", {}), ("query_only", {"hidden": 4}))}
-  adaptive = head("adaptive", {"hidden": 4, "rank": 2, "token_hidden": 8})
   for query_type in ("text", "image"):
     for name, one in heads.items():
       info = {"name": name, "val_map": 0.1, "offline_seconds": 1.5}
       Adapter(WIDTH, {query_type: one}, info).save(workdir / "candidates" / query_type / name)
-  info = {"chosen": {name: {"name": "adaptive"} for name in ("text", "image")}}
-  Adapter(WIDTH, {"text": adaptive, "image": adaptive}, info).save(workdir / "adapter")
+  info = {"chosen": {name: {"name": "query_only"} for name in ("text", "image")}}
+  Adapter(WIDTH, dict.fromkeys(("text", "image"), heads["query_only"]), info).save(workdir / "adapter")
   return root, workdir
 
 
@@ -254,7 +255,14 @@ def test_an_adapter_without_training_features_is_measured_on_a_benchmark(config,
   }
 
 
-def test_every_method_has_a_row_or_a_reason_and_its_costs(config, workdir):
+def unfitted(train, validator):
+  return Baseline(lambda gallery: lambda query_QD, k: plain_ranking(query_QD, gallery[:]), 7, 3.0, "")
+
+
+def test_every_method_has_a_row_or_a_reason_and_its_costs(config, workdir, monkeypatch):
+  for name in ("whitening", "ilias_linear", "query_expansion", "diffusion", "diffusion_shortlist"):  # slow to tune
+    monkeypatch.setitem(FITS, name, unfitted)
+  monkeypatch.setitem(FITS, "lda", lambda train, validator: None)
   config.eval.methods = ("all",)
   metrics = run(config, workdir)
   rows = {(r["query"], r["method"]) for r in metrics["results"]}
@@ -266,7 +274,9 @@ def test_every_method_has_a_row_or_a_reason_and_its_costs(config, workdir):
     assert cost["offline_seconds"] is not None
     assert cost["extra_bytes_per_item"] is not None
     assert cost["parameters"] is not None
+  assert left_out == {("text", "lda"), ("image", "lda")}
   costs = {c["method"]: c for c in metrics["costs"]}
+  assert (costs["whitening"]["parameters"], costs["whitening"]["extra_bytes_per_item"]) == (7, 3.0)
   assert costs["plain"]["parameters"] == 0
   assert costs["static"]["offline_seconds"] >= 1.5  # its training, and the gallery's map
   assert costs["adapted_shortlist"]["extra_bytes_per_item"] == 4 * WIDTH
