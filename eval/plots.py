@@ -61,7 +61,7 @@ def accuracy_against_latency(rows: Sequence[Row]) -> str:
   axes.set_xlabel("milliseconds a query (log scale)")
   axes.set_ylabel("mAP × 100")
   axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
-  axes.xaxis.set_minor_formatter(lambda x, _: "")
+  axes.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "25" else "")
   bottom, top = axes.get_ylim()
   heights = _spread([(100 * row.map.value - bottom) / (top - bottom) for _, row in timed], 0.075)
   for place, ((_, row), height) in enumerate(zip(timed, heights, strict=True)):

@@ -197,7 +197,11 @@ def oxford5k(folder):
 
 
 def paris6k(folder):
-  return oxford(folder, "paris6k")
+  """The published layout of features, a .mat, followed by a folder of distractors."""
+  settings, *expected = oxford(folder, "paris6k", distractors=True)
+  scipy.io.savemat(folder / "features.mat", {"Q": unit(5, 2).T, "X": unit(400, 1).T})
+  shutil.rmtree(folder / "features")
+  return {**settings, "features": str(folder / "features.mat")}, *expected
 
 
 def instre(folder):
