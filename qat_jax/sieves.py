@@ -23,6 +23,7 @@ from qat_jax.types import Adaptation
 
 KEPT = 7  # directions of the second sieve
 MOST = 4096  # items of a query that pass the first sieve
+WORTH = 0.25  # of the gate's mean square: below it most items of a gallery would pass the first sieve
 NUMBERS = {"cpu": 1 << 20}  # of items that are worked on at once: on a CPU, those that its cache holds
 OTHERWISE = 1 << 25
 
@@ -33,7 +34,8 @@ class Sieves(NamedTuple):
   folded: jax.Array  # QD
   gate: jax.Array  # QD, or Q1
   leading: Leading | None  # None where there are no factors
-  shortest: jax.Array  # Q: |T z|² of a unit item is no less; not above zero, it bounds nothing
+  shortest: jax.Array  # Q: |T z|² of a unit item is no less
+  worth: jax.Array  # Q, bool: whether that bounds scores well enough for the first sieve to be of use
   slack: jax.Array  # Q: rounding of the numerator
 
 
@@ -42,13 +44,14 @@ def prepare(adaptation: Adaptation) -> Sieves:
   """Returns the sieves of adaptations of any rank."""
   folded_QD = fold(adaptation)
   slack_Q = folded_QD.shape[1] * jnp.finfo(jnp.float32).eps * jnp.linalg.norm(folded_QD, axis=1)
-  shortest_Q = jnp.square(adaptation.gate).min(axis=1)
+  square = jnp.square(adaptation.gate)
+  shortest_Q, lead = square.min(axis=1), None
   rank = adaptation.left.shape[2]
-  if not rank:
-    return Sieves(folded_QD, adaptation.gate, None, shortest_Q, slack_Q)
-  lead = leading(adaptation, min(KEPT, 2 * rank))
-  least_Q = jnp.minimum(jnp.minimum(lead.values.min(axis=1), lead.low), 0)
-  return Sieves(folded_QD, adaptation.gate, lead, shortest_Q + least_Q - lead.mixed - lead.slack, slack_Q)
+  if rank:
+    lead = leading(adaptation, min(KEPT, 2 * rank))
+    least_Q = jnp.minimum(jnp.minimum(lead.values.min(axis=1), lead.low), 0)
+    shortest_Q += least_Q - lead.mixed - lead.slack
+  return Sieves(folded_QD, adaptation.gate, lead, shortest_Q, shortest_Q > WORTH * square.mean(axis=1), slack_Q)
 
 
 def search(
@@ -65,23 +68,22 @@ def search(
   few = min(len(gallery_ND), max(16, 1 << (k + k // 4 - 1).bit_length()))
   numbers = at_once(gallery_ND)
   sieves = prepare(adaptation)
-  product_NQ = product(gallery_ND, _folded(adaptation))  # at the same time, where there are cores for both
-  shortest_Q = np.asarray(sieves.shortest) * float(np.asarray(square_N).min())
-  if not (shortest_Q > 0).any():
+  worth_Q = np.asarray(sieves.worth)
+  if not worth_Q.any():
     nothing_QK = np.zeros((len(adaptation), k))
-    return nothing_QK.astype(np.int32), nothing_QK, np.zeros(len(adaptation), bool)
+    return nothing_QK.astype(np.int32), nothing_QK, worth_Q
+  product_NQ = product(gallery_ND, sieves.folded.T)
   numerator_QN, *first = _first(adaptation, gallery_ND, product_NQ, wanted, few, numbers)
   first_QF, score_QF = map(np.asarray, first)
   # the k-th best of any items is at most the k-th best of all
   threshold_Q = np.maximum(-np.partition(-score_QF, k - 1, axis=1)[:, k - 1], 0)
-  proven_Q = (threshold_Q > 0) & (shortest_Q > 0)
+  proven_Q = (threshold_Q > 0) & worth_Q
+  shortest_Q = np.asarray(sieves.shortest) * float(np.asarray(square_N).min())
   least_Q = np.full(len(adaptation), np.inf)
   least_Q[proven_Q] = (threshold_Q * np.sqrt(np.abs(shortest_Q)) - np.asarray(sieves.slack))[proven_Q]
   position_QB, whole_Q = reaching(numerator_QN, least_Q)
   upper_QB = np.asarray(upper_bounds(sieves, gallery_ND, widened(position_QB), numbers))[:, : position_QB.shape[1]]
   left_QB = (position_QB >= 0) & (upper_QB >= threshold_Q[:, None])
-  for left_B, position_B, first_F in zip(left_QB, position_QB, first_QF, strict=True):
-    left_B &= ~np.isin(position_B, first_F)
   rest_QB = widened(together(position_QB, left_QB))
   rest_score_QB = np.asarray(_scores_at(adaptation, gallery_ND, rest_QB, numbers))
   ids_QB = np.concatenate([first_QF, rest_QB], axis=1)
@@ -91,19 +93,18 @@ def search(
   return take(ids_QB), take(score_QB), proven_Q & whole_Q
 
 
-@jax.jit
-def _folded(adaptation: Adaptation) -> jax.Array:
-  return fold(adaptation).T
-
-
 @functools.partial(jax.jit, static_argnames=("few", "numbers"))
 def _first(
   adaptation: Adaptation, gallery_ND: jax.Array, product_NQ: jax.Array, wanted: jax.Array, few: int, numbers: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Returns w·z (QN; −inf where not `wanted`), and the items with the greatest (QF, −1 for none): ids, exact scores."""
+  """Returns w·z of the others (QN), the wanted items with the greatest (QF, −1 for none), and their exact scores (QF).
+
+  The others are what is wanted and not among these items; elsewhere −inf.
+  """
   numerator_QN = jnp.where(wanted, product_NQ.T, -jnp.inf)
   value_QF, place_QF = greatest(numerator_QN, few)
   first_QF = jnp.where(value_QF > -jnp.inf, place_QF, -1)
+  numerator_QN = numerator_QN.at[jnp.arange(len(place_QF))[:, None], place_QF].set(-jnp.inf)
   return numerator_QN, first_QF, _scores_at(adaptation, gallery_ND, first_QF, numbers)
 
 
