@@ -180,6 +180,51 @@ def _iterated(adaptation: Adaptation, kept: int) -> Leading:
   return Leading(direction_QDM, value_QM, low_Q, high_Q, mixed_Q, rounding_Q)
 
 
+def truncated(adaptation: Adaptation, rank: int) -> tuple[Adaptation, jax.Array]:
+  """Returns the adaptation with left @ rightᵀ cut down to `rank`, and by how much |T z| differs at most (Q), |z| = 1.
+
+  The part kept is right's projection on V, orthonormal and nearly its leading singular vectors, by a few steps of
+  subspace iteration on the R×R matrix LᵀL RᵀR. The spectral norm of what is cut off is bounded by a trace of a power,
+  whether V is good or not.
+  """
+  left, right = adaptation.left, adaptation.right
+  if left.shape[2] <= rank:
+    return adaptation, jnp.zeros(len(adaptation))
+  gram_left_QRR, gram_right_QRR = _einsum("QDR,QDS->QRS", left, left), _einsum("QDR,QDS->QRS", right, right)
+  step_QRR = _einsum("QRS,QST->QRT", gram_left_QRR, gram_right_QRR)
+  step_QRR /= jnp.maximum(jnp.trace(step_QRR, axis1=1, axis2=2), TINY)[:, None, None]
+  tried = min(rank + 4, left.shape[2])
+  start_RB = np.random.default_rng(0).standard_normal((left.shape[2], tried)).astype(np.float32)
+  guess_QRB = jnp.broadcast_to(start_RB, (len(adaptation), *start_RB.shape))
+  for _ in range(ROUNDS):
+    for _ in range(STEPS):
+      guess_QRB = _einsum("QRS,QSB->QRB", step_QRR, guess_QRB)
+    guess_QRB = jnp.linalg.qr(guess_QRB).Q
+  basis_QDB = jnp.linalg.qr(_einsum("QDR,QRB->QDB", right, guess_QRB)).Q
+  along_QRB = _einsum("QDR,QDB->QRB", right, basis_QDB)
+  _, rotation_QBB = jnp.linalg.eigh(_symmetric(_einsum("QRB,QRS,QSC->QBC", along_QRB, gram_left_QRR, along_QRB)))
+  rotation_QBM = rotation_QBB[:, :, tried - rank :]
+  along_QRM = _einsum("QRB,QBM->QRM", along_QRB, rotation_QBM)
+  kept_left_QDM = _einsum("QDR,QRM->QDM", left, along_QRM)
+  kept_right_QDM = _einsum("QDB,QBM->QDM", basis_QDB, rotation_QBM)
+  cut_QRR = gram_right_QRR - _einsum("QRM,QSM->QRS", along_QRM, along_QRM)
+  largest_Q = _largest(_einsum("QRS,QST->QRT", gram_left_QRR, cut_QRR))
+  sizes_Q = jnp.linalg.norm(gram_left_QRR, axis=(1, 2)) * jnp.linalg.norm(gram_right_QRR, axis=(1, 2))
+  error_Q = jnp.sqrt(largest_Q + 4 * left.shape[2] * EPSILON * sizes_Q)
+  return adaptation.replace(left=kept_left_QDM, right=kept_right_QDM), error_Q
+
+
+def _largest(matrix_QRR: jax.Array) -> jax.Array:
+  """Returns a bound (Q) of eigenvalues that are real and not negative: the 16th root of the trace of the 16th power."""
+  scale_Q = jnp.maximum(jnp.linalg.norm(matrix_QRR, axis=(1, 2)), TINY)
+  power_QRR = matrix_QRR / scale_Q[:, None, None]
+  for _ in range(3):
+    power_QRR = _einsum("QRS,QST->QRT", power_QRR, power_QRR)
+  trace_Q = jnp.abs(jnp.sum(power_QRR * power_QRR.transpose(0, 2, 1), axis=(1, 2)))
+  rounding_Q = 1e-4 * jnp.sum(jnp.square(power_QRR), axis=(1, 2))  # of a sum that cancels
+  return scale_Q * (trace_Q + rounding_Q) ** (1 / 16)
+
+
 def bounds(
   leading: Leading, along: Sequence[jax.Array], gated_NQ: jax.Array, square_N1: jax.Array
 ) -> tuple[jax.Array, jax.Array]:

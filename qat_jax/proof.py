@@ -40,7 +40,7 @@ def search(
   if not changes_lengths or not isinstance(parts, Resident) or len(parts.shards) > 1:
     return two_passes(adaptation, masks, parts, k, kept)
   part = next(parts.parts())
-  wanted = _wanted(masks, part, len(adaptation))
+  wanted = masks.part(part.start, part.items, len(part.features), len(adaptation))
   ids_QK, score_QK, proven_Q = sieves.search(adaptation, part.features, part.square, wanted, k)
   if not proven_Q.all():
     rows = padded(np.flatnonzero(~proven_Q))
@@ -123,7 +123,7 @@ def power(n: int) -> int:
 
 def padded(rows: np.ndarray) -> np.ndarray:
   """Returns rows with the last one repeated up to a power of two, so that few shapes are ever compiled."""
-  return np.pad(rows, (0, power(len(rows)) - len(rows)), mode="edge")
+  return np.concatenate([rows, np.repeat(rows[-1:], power(len(rows)) - len(rows))])
 
 
 def _first(

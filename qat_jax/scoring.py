@@ -133,5 +133,8 @@ def check(adaptation: Adaptation, gallery: Any, k: int) -> None:
 def _ranking(blocks: list[list[np.ndarray]], k: int) -> Ranking:
   """Returns the ids and scores of blocks of queries as one Ranking, filled up to k."""
   ids_QB, score_QB = (np.concatenate(x)[:, :k] for x in zip(*blocks, strict=True))
-  missing = ((0, 0), (0, k - ids_QB.shape[1]))
-  return Ranking(np.pad(ids_QB, missing, constant_values=-1), np.pad(score_QB, missing, constant_values=-np.inf))
+  missing = k - ids_QB.shape[1]
+  if missing:
+    ids_QB = np.pad(ids_QB, ((0, 0), (0, missing)), constant_values=-1)
+    score_QB = np.pad(score_QB, ((0, 0), (0, missing)), constant_values=-np.inf)
+  return Ranking(ids_QB, score_QB)

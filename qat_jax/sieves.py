@@ -16,12 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qat_jax.adaptation import HIGHEST, Leading, fold, leading, score_own
+from qat_jax.adaptation import HIGHEST, Leading, fold, leading, score_own, truncated
 from qat_jax.adaptation import bounds as length_bounds
 from qat_jax.two_pass import greatest, product
 from qat_jax.types import Adaptation
 
-KEPT = 7  # directions of the second sieve
+RANK = 7  # that maps are cut down to, for the bounds of the second sieve
+KEPT = 7  # directions of a map that cannot be cut down without
+ERROR = 0.1  # a greater change of lengths
 MOST = 4096  # items of a query that pass the first sieve
 WORTH = 0.25  # of the gate's mean square: below it most items of a gallery would pass the first sieve
 NUMBERS = {"cpu": 1 << 20}  # of items that are worked on at once: on a CPU, those that its cache holds
@@ -34,28 +36,40 @@ class Sieves(NamedTuple):
   folded: jax.Array  # QD
   gate: jax.Array  # QD, or Q1
   leading: Leading | None  # None where there are no factors
+  error: jax.Array  # Q: |T z| differs by so much at most from that of the map which `leading` is of
   shortest: jax.Array  # Q: |T z|² of a unit item is no less
   worth: jax.Array  # Q, bool: whether that bounds scores well enough for the first sieve to be of use
   slack: jax.Array  # Q: rounding of the numerator
 
 
-@jax.jit
 def prepare(adaptation: Adaptation) -> Sieves:
-  """Returns the sieves of adaptations of any rank."""
+  """Returns the sieves of adaptations of any rank: of their maps cut down, where these are nearly the same."""
+  cut, error_Q = _truncated(adaptation, RANK)
+  if np.asarray(error_Q).max() > ERROR:
+    return _sieves(adaptation, adaptation, jnp.zeros_like(error_Q), KEPT)
+  return _sieves(adaptation, cut, error_Q, min(2 * cut.left.shape[2], cut.left.shape[1]))
+
+
+_truncated = jax.jit(truncated, static_argnums=1)
+
+
+@functools.partial(jax.jit, static_argnames="kept")
+def _sieves(adaptation: Adaptation, similar: Adaptation, error_Q: jax.Array, kept: int) -> Sieves:
   folded_QD = fold(adaptation)
   slack_Q = folded_QD.shape[1] * jnp.finfo(jnp.float32).eps * jnp.linalg.norm(folded_QD, axis=1)
   square = jnp.square(adaptation.gate)
   shortest_Q, lead = square.min(axis=1), None
-  rank = adaptation.left.shape[2]
-  if rank:
-    lead = leading(adaptation, min(KEPT, 2 * rank))
+  if kept:
+    lead = leading(similar, kept)
     least_Q = jnp.minimum(jnp.minimum(lead.values.min(axis=1), lead.low), 0)
     shortest_Q += least_Q - lead.mixed - lead.slack
-  return Sieves(folded_QD, adaptation.gate, lead, shortest_Q, shortest_Q > WORTH * square.mean(axis=1), slack_Q)
+  shortest_Q = jnp.square(jnp.maximum(jnp.sqrt(jnp.maximum(shortest_Q, 0)) - error_Q, 0))
+  worth_Q = shortest_Q > WORTH * square.mean(axis=1)
+  return Sieves(folded_QD, adaptation.gate, lead, error_Q, shortest_Q, worth_Q, slack_Q)
 
 
 def search(
-  adaptation: Adaptation, gallery_ND: jax.Array, square_N: jax.Array, wanted: jax.Array, k: int
+  adaptation: Adaptation, gallery_ND: jax.Array, square_N: jax.Array, wanted: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Returns ids and exact scores (two QK), best first, and which queries (Q) are proven; the others' rows mean nothing.
 
@@ -82,9 +96,9 @@ def search(
   least_Q = np.full(len(adaptation), np.inf)
   least_Q[proven_Q] = (threshold_Q * np.sqrt(np.abs(shortest_Q)) - np.asarray(sieves.slack))[proven_Q]
   position_QB, whole_Q = reaching(numerator_QN, least_Q)
-  upper_QB = np.asarray(upper_bounds(sieves, gallery_ND, widened(position_QB), numbers))[:, : position_QB.shape[1]]
+  upper_QB = np.asarray(upper_bounds(sieves, gallery_ND, position_QB, numbers))
   left_QB = (position_QB >= 0) & (upper_QB >= threshold_Q[:, None])
-  rest_QB = widened(together(position_QB, left_QB))
+  rest_QB = together(position_QB, left_QB)
   rest_score_QB = np.asarray(_scores_at(adaptation, gallery_ND, rest_QB, numbers))
   ids_QB = np.concatenate([first_QF, rest_QB], axis=1)
   score_QB = np.concatenate([score_QF, rest_score_QB], axis=1)
@@ -95,7 +109,7 @@ def search(
 
 @functools.partial(jax.jit, static_argnames=("few", "numbers"))
 def _first(
-  adaptation: Adaptation, gallery_ND: jax.Array, product_NQ: jax.Array, wanted: jax.Array, few: int, numbers: int
+  adaptation: Adaptation, gallery_ND: jax.Array, product_NQ: jax.Array, wanted: np.ndarray, few: int, numbers: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Returns w·z of the others (QN), the wanted items with the greatest (QF, −1 for none), and their exact scores (QF).
 
@@ -126,22 +140,21 @@ def reaching(numerator_QN: jax.Array, least_Q: np.ndarray) -> tuple[np.ndarray, 
 
 
 def together(position_QB: np.ndarray, flag_QB: np.ndarray) -> np.ndarray:
-  """Returns each query's flagged positions side by side (QC, int32), −1 as padding; C is the most of any query."""
+  """Returns each query's flagged positions side by side (QC, int32), −1 as padding."""
   return _side_by_side([row[flags] for row, flags in zip(position_QB, flag_QB, strict=True)])
 
 
 def _side_by_side(rows: list[np.ndarray]) -> np.ndarray:
-  result_QC = np.full((len(rows), max(map(len, rows))), -1, np.int32)
+  result_QC = np.full((len(rows), width_for(max(map(len, rows)))), -1, np.int32)
   for row_C, row in zip(result_QC, rows, strict=True):
     row_C[: len(row)] = row
   return result_QC
 
 
-def widened(position_QB: np.ndarray) -> np.ndarray:
-  """Returns positions with −1 up to one of few widths, so that few shapes are ever compiled."""
-  width = position_QB.shape[1]
-  step = max(32, (1 << width.bit_length()) // 8)
-  return np.pad(position_QB, ((0, 0), (0, -width % step)), constant_values=-1)
+def width_for(most: int) -> int:
+  """Returns one of few widths that hold `most` items, so that few shapes are ever compiled."""
+  step = max(32, (1 << most.bit_length()) // 8)
+  return step * max(1, -(-most // step))
 
 
 @functools.partial(jax.jit, static_argnames="numbers")
@@ -205,8 +218,9 @@ def _bound(sieves: Sieves, item_QBD: jax.Array) -> jax.Array:
   else:
     low_BQ, _ = length_bounds(sieves.leading, list(product_CBQ[1:]), gated_BQ, square_BQ)
   numerator_BQ = product_CBQ[0] + sieves.slack
+  length_BQ = jnp.sqrt(jnp.maximum(low_BQ, 0)) - sieves.error * jnp.sqrt(square_BQ)
   # only items with a positive score are of interest here
-  return jnp.where(low_BQ > 0, jnp.maximum(numerator_BQ, 0) * jax.lax.rsqrt(low_BQ), jnp.inf).T
+  return jnp.where(length_BQ > 0, jnp.maximum(numerator_BQ, 0) / length_BQ, jnp.inf).T
 
 
 def _products(item_QBD: jax.Array, column_QDC: jax.Array) -> jax.Array:

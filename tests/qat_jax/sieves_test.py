@@ -100,6 +100,6 @@ def test_the_greatest_are_those_of_a_sort(items, count):
 
 
 def test_few_widths_are_ever_compiled():
-  widths = {sieves.widened(np.zeros((1, n), np.int32)).shape[1] for n in range(1, 4097)}
-  assert len(widths) <= 40
-  assert all(sieves.widened(np.zeros((1, n), np.int32)).shape[1] <= n + max(32, n // 4 + 1) for n in range(1, 4097))
+  widths = {most: sieves.width_for(most) for most in range(4097)}
+  assert len(set(widths.values())) <= 40
+  assert all(most <= width <= most + max(32, most // 4 + 1) for most, width in widths.items())

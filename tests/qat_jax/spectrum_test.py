@@ -73,3 +73,19 @@ def test_lengths_lie_between_their_bounds(rank, gate, degenerate, kept):
   assert (exact_NQ <= high_NQ).all()
   widest = np.abs(np.linalg.eigvalsh(part_QDD)).max()
   assert (high_NQ - low_NQ).mean() <= 2.2 * widest + 1e-3
+
+
+@pytest.mark.parametrize("degenerate", ["no", "zero", "repeated"])
+@pytest.mark.parametrize("decay", [1.0, 0.6])
+@pytest.mark.parametrize("rank", [4, 12, 30])
+def test_a_map_cut_down_differs_by_no_more_than_it_says(rank, decay, degenerate):
+  adaptation = make(rank, "each", degenerate)
+  adaptation = adaptation.replace(left=adaptation.left * decay ** np.arange(rank, dtype=np.float32))
+  cut, error_Q = algebra.truncated(adaptation, 5)
+  assert cut.left.shape[2] == min(rank, 5)
+  low_rank = lambda a: np.einsum("QDR,QER->QDE", np.asarray(a.left, np.float64), np.asarray(a.right, np.float64))
+  off_Q = np.linalg.norm(low_rank(adaptation) - low_rank(cut), ord=2, axis=(1, 2))
+  singular_QD = np.linalg.svd(low_rank(adaptation), compute_uv=False)
+  assert (off_Q <= error_Q + 1e-7).all()
+  assert (error_Q <= 1.4 * off_Q + 0.01 * singular_QD[:, 0] + 1e-6).all()
+  assert (off_Q <= 1.3 * singular_QD[:, 5] + 1e-4).all()
