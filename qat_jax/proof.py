@@ -24,7 +24,7 @@ from qat_jax.types import Adaptation
 BUFFER = 512
 LARGEST_BUFFER = 8192
 FULL_ROWS = 4096  # rows scored by the full formula at once
-NUMBERS = 1 << 21  # float32 numbers of items that the second pass holds
+NUMBERS = 1 << 20  # float32 numbers of items that the second pass holds
 
 Uppers = Iterable[tuple[int, jax.Array]]  # first position, bounds QN
 
