@@ -6,19 +6,17 @@ ILIAS of 1,232 image queries (its 1,000 objects, 4,715 positives) in a gallery o
 
 from __future__ import annotations
 
+import argparse
 import resource
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-from absl import app, flags
 
 from eval.benchmarks.ilias import Ilias
 from eval.benchmarks.relevance import Relevance
 from eval.metrics import average_precision, bootstrap_interval, paired_interval, recall_at
-
-ITEMS = flags.DEFINE_integer("items", 5_000_000, "gallery ids of the ILIAS look-alike")
 
 OBJECTS, IMAGE_QUERIES, POSITIVES = 1000, 1232, 4715
 
@@ -51,20 +49,22 @@ def write_ilias(root: Path, rng: np.random.Generator) -> list[str]:
   return positives
 
 
-def main(_: list[str]) -> None:
+def main() -> None:
+  """Prints both measurements."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--items", type=int, default=5_000_000, help="gallery ids of the ILIAS look-alike")
+  items = parser.parse_args().items
   print(f"metrics and intervals, 1,000 queries x 1,000: {metrics_seconds():.2f} s")
   with tempfile.TemporaryDirectory() as root:
     positives = write_ilias(Path(root), np.random.default_rng(0))
-    gallery_ids = positives + [f"distractors/{i:09d}.jpg" for i in range(ITEMS.value - len(positives))]
+    gallery_ids = positives + [f"distractors/{i:09d}.jpg" for i in range(items - len(positives))]
     began = time.perf_counter()
     benchmark = Ilias.open(root)
     relevance = benchmark.relevance(benchmark.image_query_ids, gallery_ids)
     seconds = time.perf_counter() - began
   most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-  print(
-    f"ILIAS of {ITEMS.value:,} ids, {len(relevance):,} queries: {seconds:.1f} s; the process took {most:.1f} GB at most"
-  )
+  print(f"ILIAS of {items:,} ids, {len(relevance):,} queries: {seconds:.1f} s; the process took {most:.1f} GB at most")
 
 
 if __name__ == "__main__":
-  app.run(main)
+  main()

@@ -6,27 +6,14 @@ map, or a trained adapter's map on stored features. Prints recall@k for each sho
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
 import numpy as np
-from absl import app, flags
 
 import qat_jax
 from eval.ways import make_adaptation
-
-ITEMS = flags.DEFINE_list("items", ["10000", "100000"], "gallery sizes")
-LENGTHS = flags.DEFINE_list("lengths", ["100", "200", "500", "1000"], "shortlist lengths")
-WIDTH = flags.DEFINE_integer("width", 128, "width D of random features")
-RANK = flags.DEFINE_integer("rank", 16, "rank R of the random map")
-STRENGTH = flags.DEFINE_float("strength", 0.5, "the random map's largest singular value beyond I")
-DECAY = flags.DEFINE_float("decay", 0.7, "each singular value over the one before")
-QUERIES = flags.DEFINE_integer("queries", 64, "queries")
-K = flags.DEFINE_integer("k", 100, "items of the exact ranking to be found")
-ADAPTER = flags.DEFINE_string("adapter", None, "a trained adapter, with --gallery and --query_features")
-GALLERY = flags.DEFINE_string("gallery", None, "a feature folder in the adapter's space")
-QUERY_FEATURES = flags.DEFINE_string("query_features", None, "a feature folder")
-JSON = flags.DEFINE_string("json", None, "file to write the rows to")
 
 
 def recalls(
@@ -67,25 +54,49 @@ def table(rows: list[dict]) -> str:
   return "\n".join(lines)
 
 
-def main(_: list[str]) -> None:
-  lengths = [int(length) for length in LENGTHS.value]
+def integers(text: str) -> list[int]:
+  """Returns the numbers of a list with commas."""
+  return [int(part) for part in text.split(",")]
+
+
+def command_line() -> argparse.Namespace:
+  """Returns what the command line asks for."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--items", type=integers, default="10000,100000", help="gallery sizes, commas between")
+  parser.add_argument("--lengths", type=integers, default="100,200,500,1000", help="shortlist lengths, commas between")
+  parser.add_argument("--width", type=int, default=128, help="width D of random features")
+  parser.add_argument("--rank", type=int, default=16, help="rank R of the random map")
+  parser.add_argument("--strength", type=float, default=0.5, help="the random map's largest singular value beyond I")
+  parser.add_argument("--decay", type=float, default=0.7, help="each singular value over the one before")
+  parser.add_argument("--queries", type=int, default=64, help="queries")
+  parser.add_argument("--k", type=int, default=100, help="items of the exact ranking to be found")
+  parser.add_argument("--adapter", help="a trained adapter, with --gallery and --query_features")
+  parser.add_argument("--gallery", help="a feature folder in the adapter's space")
+  parser.add_argument("--query_features", help="a feature folder")
+  parser.add_argument("--json", help="file to write the rows to")
+  return parser.parse_args()
+
+
+def main() -> None:
+  """Measures, prints the table, writes the rows."""
+  options = command_line()
   rows = []
-  if ADAPTER.value:
-    store = qat_jax.FeatureStore.open(QUERY_FEATURES.value)
-    raw_QD = np.asarray(store[: QUERIES.value], np.float32)
-    adaptation = qat_jax.load(ADAPTER.value)(raw_QD, "text" if store.kind == "text" else "image")
-    rows = recalls(adaptation, raw_QD, qat_jax.FeatureStore.open(GALLERY.value), K.value, lengths)
+  if options.adapter:
+    store = qat_jax.FeatureStore.open(options.query_features)
+    raw_QD = np.asarray(store[: options.queries], np.float32)
+    adaptation = qat_jax.load(options.adapter)(raw_QD, "text" if store.kind == "text" else "image")
+    rows = recalls(adaptation, raw_QD, qat_jax.FeatureStore.open(options.gallery), options.k, options.lengths)
   else:
-    strengths_R = STRENGTH.value * DECAY.value ** np.arange(RANK.value)
-    adaptation = make_adaptation(QUERIES.value, WIDTH.value, RANK.value, strengths_R)
-    for items in map(int, ITEMS.value):
-      gallery_ND, query_QD = clusters(items, WIDTH.value, QUERIES.value)
-      rows += recalls(adaptation.replace(query=query_QD), query_QD, gallery_ND, K.value, lengths)
-  print(f"recall@{K.value} of the exact adapted ranking, by shortlist length")
+    strengths_R = options.strength * options.decay ** np.arange(options.rank)
+    adaptation = make_adaptation(options.queries, options.width, options.rank, strengths_R)
+    for items in options.items:
+      gallery_ND, query_QD = clusters(items, options.width, options.queries)
+      rows += recalls(adaptation.replace(query=query_QD), query_QD, gallery_ND, options.k, options.lengths)
+  print(f"recall@{options.k} of the exact adapted ranking, by shortlist length")
   print(table(rows))
-  if JSON.value:
-    Path(JSON.value).write_text(json.dumps(rows, indent=2) + "\n")
+  if options.json:
+    Path(options.json).write_text(json.dumps(rows, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-  app.run(main)
+  main()

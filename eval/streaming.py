@@ -6,6 +6,7 @@ own, so that the memory seen is that way's. Several times in turn; the table giv
 
 from __future__ import annotations
 
+import argparse
 import json
 import multiprocessing
 import tempfile
@@ -14,15 +15,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-from absl import app, flags
-
-ITEMS = flags.DEFINE_integer("items", 1_000_000, "gallery items N")
-WIDTH = flags.DEFINE_integer("width", 512, "width D of features")
-RANK = flags.DEFINE_integer("rank", 64, "rank R of the map")
-QUERIES = flags.DEFINE_integer("queries", 8, "queries Q a batch")
-REPEATS = flags.DEFINE_integer("repeats", 3, "runs of each way")
-FOLDER = flags.DEFINE_string("folder", None, "where to put the file, N × D × 2 bytes; the system's by default")
-JSON = flags.DEFINE_string("json", None, "file to write the rows to")
 
 WRITE_ROWS = 65536
 
@@ -75,15 +67,30 @@ def run(path: str, form: str, queries: int, rank_R: int, repeats: int) -> dict:
   }
 
 
-def main(_: list[str]) -> None:
-  with tempfile.TemporaryDirectory(dir=FOLDER.value) as folder:
+def command_line() -> argparse.Namespace:
+  """Returns what the command line asks for."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--items", type=int, default=1_000_000, help="gallery items N")
+  parser.add_argument("--width", type=int, default=512, help="width D of features")
+  parser.add_argument("--rank", type=int, default=64, help="rank R of the map")
+  parser.add_argument("--queries", type=int, default=8, help="queries Q a batch")
+  parser.add_argument("--repeats", type=int, default=3, help="runs of each way")
+  parser.add_argument("--folder", help="where to put the file, N × D × 2 bytes; the system's by default")
+  parser.add_argument("--json", help="file to write the rows to")
+  return parser.parse_args()
+
+
+def main() -> None:
+  """Measures, prints the table, writes the rows."""
+  options = command_line()
+  with tempfile.TemporaryDirectory(dir=options.folder) as folder:
     path = str(Path(folder) / "gallery.npy")
-    write_gallery(Path(path), ITEMS.value, WIDTH.value)
+    write_gallery(Path(path), options.items, options.width)
     found: dict[str, list[dict]] = {"plain": [], "adapted": []}
-    for _ in range(REPEATS.value):
+    for _ in range(options.repeats):
       for form, results in found.items():
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-          results.append(pool.apply(run, (path, form, QUERIES.value, RANK.value, 3)))
+          results.append(pool.apply(run, (path, form, options.queries, options.rank, 3)))
   rows = []
   plain_seconds = min(min(result["seconds"]) for result in found["plain"])
   for results in found.values():
@@ -96,9 +103,9 @@ def main(_: list[str]) -> None:
       f"{rows[-1]['name']}: {best:.2f} s, {best / plain_seconds:.2f} times plain, "
       f"{grown:.0f} MB grown (and {compiling:.0f} MB by compiling)"
     )
-  if JSON.value:
-    Path(JSON.value).write_text(json.dumps(rows, indent=2) + "\n")
+  if options.json:
+    Path(options.json).write_text(json.dumps(rows, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-  app.run(main)
+  main()
