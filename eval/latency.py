@@ -100,7 +100,7 @@ def compare(queries: int, items: int, named: dict[str, Way], repeats: int) -> li
       "ms_per_query": 1e3 * best / queries,
       "median_ms_per_query": 1e3 * float(np.median(seconds[name])) / queries,
     }
-    for other in ("dense", "plain"):
+    for other in ("dense", "dense_blocks", "plain"):
       row[f"times_{other}"] = best / min(seconds[other]) if other in seconds else None
     row |= {"peak_mb": peak_memory(way.run), "roofline": least / best, "queries": queries, "items": items}
     row |= {"gflop": way.flops / 1e9, "copy_gb_s": bandwidth / 1e9, "product_gflop_s": flop_rate / 1e9}
@@ -135,7 +135,7 @@ def growth(path: str, largest: int, adapt: Callable[[int], qat_jax.Adaptation]) 
     gallery_ND = make_gallery(items, WIDTH.value, DTYPE.value)
     for queries in (1, 8, 64):
       named = ways(adapt(queries), gallery_ND, K.value, KEPT.value)
-      some = {name: named[name] for name in ("two_pass", "plain")}
+      some = {name: way for name, way in named.items() if name in ("two_pass", "plain") and isinstance(way, Way)}
       rows += compare(queries, items, some, 3)
   figure, axes = plt.subplots(figsize=(6, 4))
   for name, line in (("two_pass", "-"), ("plain", "--")):
@@ -173,12 +173,11 @@ def main(_: list[str]) -> None:
     gallery_ND, adaptation = make_gallery(ITEMS.value, WIDTH.value, DTYPE.value), adapt(QUERIES.value)
     named = ways(adaptation, gallery_ND, K.value, KEPT.value)
     wanted = set(ONLY.value or [])
-    libraries = {} if wanted and wanted <= set(named) else library_ways(adaptation, gallery_ND, K.value)
-    missing = {name: way for name, way in libraries.items() if isinstance(way, str)}
-    named |= {name: way for name, way in libraries.items() if isinstance(way, Way)}
-    rows = compare(
-      QUERIES.value, ITEMS.value, {n: w for n, w in named.items() if not wanted or n in wanted}, REPEATS.value
-    )
+    if not wanted or not wanted <= set(named):
+      named |= library_ways(adaptation, gallery_ND, K.value)
+    named = {name: way for name, way in named.items() if not wanted or name in wanted}
+    missing = {name: way for name, way in named.items() if isinstance(way, str)}
+    rows = compare(QUERIES.value, ITEMS.value, {n: w for n, w in named.items() if isinstance(w, Way)}, REPEATS.value)
   device = jax.devices()[0]
   about = {
     "device": f"{device.device_kind} ({psutil.cpu_count()} CPU cores)",

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import psutil
 
 import qat_jax
 from qat_jax.adaptation import plain
@@ -43,8 +44,8 @@ def make_gallery(items: int, width: int, dtype: str, seed: int = 1) -> jax.Array
   return (gallery_ND / jnp.linalg.norm(gallery_ND, axis=1, keepdims=True)).astype(dtype)
 
 
-def ways(adaptation: Adaptation, gallery_ND: jax.Array, k: int, kept: int | None = None) -> dict[str, Way]:
-  """Returns the ways that need nothing but JAX, by name."""
+def ways(adaptation: Adaptation, gallery_ND: jax.Array, k: int, kept: int | None = None) -> dict[str, Way | str]:
+  """Returns the ways that need nothing but JAX, by name; the reason in words where the memory is too small for one."""
   queries, width = adaptation.query.shape
   rank_R, items = adaptation.left.shape[2], len(gallery_ND)
   size = gallery_ND.size * gallery_ND.dtype.itemsize
@@ -54,8 +55,12 @@ def ways(adaptation: Adaptation, gallery_ND: jax.Array, k: int, kept: int | None
   gated = Adaptation(adaptation.query, gate, empty_QDR, empty_QDR)
   unchanged = plain(adaptation.query)
   columns = 1 + (kept or max(1, min(7, 16 // queries - 1)))
-  found = {
-    "dense": Way(lambda: dense(adaptation, gallery_ND, k), items, size, every * 2 * width * width),
+  dense_flops, needed = every * 2 * width * width, 2 * every * 4 * width
+  materialised = Way(lambda: jax.block_until_ready(dense(adaptation, gallery_ND, k)), items, size, dense_flops)
+  blocks = Way(lambda: jax.block_until_ready(dense_blocks(adaptation, gallery_ND, k)), items, size, dense_flops)
+  found: dict[str, Way | str] = {
+    "dense": materialised if needed < free_bytes() else f"not run: its mapped items take {needed / 1e9:.1f} GB",
+    "dense_blocks": blocks,
     "factored": Way(lambda: factored(adaptation, gallery_ND, k), items, size, every * 2 * width * (1 + 2 * rank_R)),
     "two_pass": Way(lambda: rank(adaptation, gallery_ND, k, kept=kept), items, size, every * 2 * width * columns),
     "gated": Way(lambda: rank(gated, gallery_ND, k), items, size, every * 4 * width),
@@ -106,23 +111,43 @@ def top(gallery_ND: jax.Array, query_QD: jax.Array, k: int) -> tuple[jax.Array, 
   return jax.lax.top_k(jnp.matmul(gallery_ND, query_QD.T.astype(gallery_ND.dtype)).T.astype(jnp.float32), k)
 
 
+@functools.partial(jax.jit, static_argnums=2)
 def dense(adaptation: Adaptation, gallery_ND: jax.Array, k: int) -> jax.Array:
-  """Returns the top k as the original programs find it: a D×D map a query, every item mapped and normalised."""
+  """Returns the top k as the original programs find it: a D×D map a query, Q×N×D mapped items, normalised."""
+  mapped_QND = jnp.einsum("QDE,NE->QND", _maps(adaptation), gallery_ND.astype(jnp.float32))
+  mapped_QND /= jnp.linalg.norm(mapped_QND, axis=2, keepdims=True)
+  return jax.lax.top_k(jnp.einsum("QND,QD->QN", mapped_QND, adaptation.query), k)[1]
+
+
+def dense_blocks(adaptation: Adaptation, gallery_ND: jax.Array, k: int) -> jax.Array:
+  """Returns what `dense` does, by blocks of items that a cache holds, one query at a time."""
   parts = [
-    _dense(adaptation, jax.lax.dynamic_slice_in_dim(gallery_ND, start, min(DENSE_ROWS, len(gallery_ND) - start)))
+    _dense_block(adaptation, jax.lax.dynamic_slice_in_dim(gallery_ND, start, min(DENSE_ROWS, len(gallery_ND) - start)))
     for start in range(0, len(gallery_ND), DENSE_ROWS)
   ]
-  return jax.block_until_ready(jax.lax.top_k(jnp.concatenate(parts, axis=1), k)[1])
+  return jax.lax.top_k(jnp.concatenate(parts, axis=1), k)[1]
 
 
 @jax.jit
-def _dense(adaptation: Adaptation, gallery_ND: jax.Array) -> jax.Array:
-  def one(query_D: jax.Array, gate: jax.Array, left_DR: jax.Array, right_DR: jax.Array) -> jax.Array:
-    map_DE = jnp.diag(jnp.broadcast_to(gate, query_D.shape)) + left_DR @ right_DR.T
+def _dense_block(adaptation: Adaptation, gallery_ND: jax.Array) -> jax.Array:
+  def one(query: tuple[jax.Array, jax.Array]) -> jax.Array:
+    query_D, map_DE = query
     mapped_ND = gallery_ND.astype(jnp.float32) @ map_DE.T
     return (mapped_ND / jnp.linalg.norm(mapped_ND, axis=1, keepdims=True)) @ query_D
 
-  return jax.lax.map(lambda x: one(*x), (adaptation.query, adaptation.gate, adaptation.left, adaptation.right))
+  return jax.lax.map(one, (adaptation.query, _maps(adaptation)))
+
+
+def _maps(adaptation: Adaptation) -> jax.Array:
+  """Returns T (QDD) of each query."""
+  gate_QD = jnp.broadcast_to(adaptation.gate, adaptation.query.shape)
+  return jax.vmap(jnp.diag)(gate_QD) + jnp.einsum("QDR,QER->QDE", adaptation.left, adaptation.right)
+
+
+def free_bytes() -> int:
+  """Returns how much memory the default device has left."""
+  stats = jax.devices()[0].memory_stats()
+  return stats["bytes_limit"] - stats["bytes_in_use"] if stats else psutil.virtual_memory().available
 
 
 def factored(adaptation: Adaptation, gallery_ND: jax.Array, k: int) -> jax.Array:

@@ -12,8 +12,16 @@ def test_the_ways_that_eval_latency_compares_find_the_same():
   named = ways.ways(adaptation, gallery_ND, 20)
   expected_QK = named["two_pass"].run().ids
   np.testing.assert_array_equal(named["dense"].run(), expected_QK)
+  np.testing.assert_array_equal(named["dense_blocks"].run(), expected_QK)
   np.testing.assert_array_equal(named["factored"].run(), expected_QK)
   assert not np.array_equal(named["plain_rank"].run().ids, expected_QK)
+
+
+def test_a_dense_form_that_the_memory_cannot_hold_is_not_run(monkeypatch):
+  monkeypatch.setattr(ways, "free_bytes", lambda: 2 * 4 * 100 * 32 * 4)
+  gallery_ND = ways.make_gallery(101, 32, "float32")
+  named = ways.ways(ways.make_adaptation(4, 32, 3, np.ones(3)), gallery_ND, 20)
+  assert named["dense"] == "not run: its mapped items take 0.0 GB"
 
 
 def test_the_table_prints_where_faiss_is_missing(monkeypatch):
