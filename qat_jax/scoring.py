@@ -40,8 +40,9 @@ def rank(
 
   Args:
     adaptation: Q queries.
-    gallery: unit rows in the adaptation's space. A float32 device array is used where it lies, its rows sharded or
-      not; a NumPy array, a memory map or a FeatureStore (fp16, bf16, fp32) is streamed, and may exceed memory.
+    gallery: unit rows in the adaptation's space, fp16, bf16 or fp32. A device array is used where it lies, its rows
+      sharded or not (on CPUs only fp32); a NumPy array, a memory map or a FeatureStore is streamed, and may exceed
+      memory.
     k: how many; where fewer items are to be had, ids are filled up with −1 and scores with −inf.
     exclude: positions (Q, or QE with −1 as padding) that a query shall not find: itself, for instance.
     allowed: positions (A, for all queries; or QA with −1 as padding) or a bool N: all that may be found.

@@ -24,10 +24,11 @@ from qat_jax.types import Adaptation
 RANK = 7  # that maps are cut down to, for the bounds of the second sieve
 KEPT = 7  # directions of a map that cannot be cut down without
 ERROR = 0.1  # a greater change of lengths
-MOST = 4096  # items of a query that pass the first sieve
+MOST = {"cpu": 4096}  # items of a query that pass the first sieve
+MOST_ELSEWHERE = 1 << 14
 WORTH = 0.25  # of the gate's mean square: below it most items of a gallery would pass the first sieve
 NUMBERS = {"cpu": 1 << 20}  # of items that are worked on at once: on a CPU, those that its cache holds
-OTHERWISE = 1 << 25
+NUMBERS_ELSEWHERE = 1 << 25
 
 
 class Sieves(NamedTuple):
@@ -75,7 +76,7 @@ def search(
 
   Args:
     adaptation: Q queries.
-    gallery_ND, square_N: unit items on one device, float32, and |z|².
+    gallery_ND, square_N: unit items on one device, and |z|² (float32).
     wanted: which items may be found (bool; 11, 1N or QN).
     k: how many, at most N.
   """
@@ -92,7 +93,7 @@ def search(
   # the k-th best of any items is at most the k-th best of all
   threshold_Q = np.maximum(-np.partition(-score_QF, k - 1, axis=1)[:, k - 1], 0)
   proven_Q = (threshold_Q > 0) & worth_Q
-  shortest_Q = np.asarray(sieves.shortest) * float(np.asarray(square_N).min())
+  shortest_Q = np.asarray(sieves.shortest) * float(square_N.min())
   least_Q = np.full(len(adaptation), np.inf)
   least_Q[proven_Q] = (threshold_Q * np.sqrt(np.abs(shortest_Q)) - np.asarray(sieves.slack))[proven_Q]
   position_QB, whole_Q = reaching(numerator_QN, least_Q)
@@ -127,12 +128,12 @@ def reaching(numerator_QN: jax.Array, least_Q: np.ndarray) -> tuple[np.ndarray, 
 
   None, where there are more than `MOST`.
   """
+  most = min(MOST.get(_platform(numerator_QN), MOST_ELSEWHERE), numerator_QN.shape[1])
   if _platform(numerator_QN) == "cpu":  # where a sort for the greatest takes ten times as long as looking at all
     rows = zip(np.asarray(numerator_QN), least_Q, strict=True)
     found = [np.flatnonzero(numerator_N >= least) for numerator_N, least in rows]
-    whole_Q = np.array([len(row) <= MOST for row in found])
+    whole_Q = np.array([len(row) <= most for row in found])
     return _side_by_side([row if whole else row[:0] for row, whole in zip(found, whole_Q, strict=True)]), whole_Q
-  most = min(MOST, numerator_QN.shape[1])
   value_QB, position_QB = (np.asarray(x) for x in greatest(numerator_QN, most))
   reached_QB = value_QB >= least_Q[:, None]
   whole_Q = ~reached_QB[:, -1] | (most == numerator_QN.shape[1])
@@ -170,7 +171,7 @@ def scores_at(adaptation: Adaptation, gallery_ND: jax.Array, position_QB: np.nda
 
 def at_once(gallery_ND: jax.Array) -> int:
   """Returns how many numbers of items are worked on at once."""
-  return NUMBERS.get(_platform(gallery_ND), OTHERWISE)
+  return NUMBERS.get(_platform(gallery_ND), NUMBERS_ELSEWHERE)
 
 
 def _platform(array: jax.Array) -> str:
@@ -191,12 +192,13 @@ def _by_query(
 ) -> jax.Array:
   """Returns function(tree, items of each query (QBD)) (QB): all at once if they are few enough, else one by one."""
   position_QB = jnp.maximum(position_QB, 0)
+  rows = lambda position: gallery_ND[position].astype(jnp.float32)
   if position_QB.size * gallery_ND.shape[1] <= numbers:
-    return function(tree, gallery_ND[position_QB])
+    return function(tree, rows(position_QB))
 
   def one(query: tuple) -> jax.Array:
     own, position_B = query
-    return function(jax.tree.map(lambda x: x[None], own), gallery_ND[position_B][None])[0]
+    return function(jax.tree.map(lambda x: x[None], own), rows(position_B)[None])[0]
 
   return jax.lax.map(one, (tree, position_QB))
 

@@ -15,11 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qat_jax.two_pass import as_float
+from qat_jax.two_pass import as_float, squares
 
 CHUNK_BYTES = {"cpu": 1 << 22}  # of float32: what a cache holds; elsewhere, what a transfer is worth
 CHUNK_BYTES_ELSEWHERE = 1 << 26
 GATHER_ROWS = 16  # a touched row of a memory map brings its neighbours into memory, up to two megabytes
+RESIDENT = {"cpu": ("float32",)}  # device arrays that are used where they lie: a CPU multiplies no half precision
+RESIDENT_ELSEWHERE = ("float32", "float16", "bfloat16")
 LENGTH_ERROR = 0.02  # of |z|²; bf16 rounding stays below it
 
 
@@ -32,12 +34,12 @@ class Part(NamedTuple):
 
   start: int
   items: int  # rows that are items; the others are padding
-  features: jax.Array  # ND, float32
+  features: jax.Array  # ND
   square: jax.Array  # N, |z|²
 
 
 class Resident:
-  """A float32 device array, whole on one device or its rows sharded over several."""
+  """A device array, whole on one device or its rows sharded over several."""
 
   def __init__(self, gallery_ND: jax.Array) -> None:
     shards = {shard.index[0].start or 0: shard.data for shard in gallery_ND.addressable_shards}
@@ -131,8 +133,10 @@ class Streamed:
 
 def open_gallery(gallery: Any, devices: Sequence[jax.Device] | None, chunk_rows: int | None) -> Resident | Streamed:
   """Returns the gallery as parts; `devices` are for galleries that do not lie on devices, one by default."""
-  if isinstance(gallery, jax.Array) and gallery.dtype == jnp.float32 and chunk_rows is None and devices is None:
-    return Resident(gallery)
+  if isinstance(gallery, jax.Array) and chunk_rows is None and devices is None:
+    platform = next(iter(gallery.devices())).platform
+    if gallery.dtype.name in RESIDENT.get(platform, RESIDENT_ELSEWHERE):
+      return Resident(gallery)
   return Streamed(gallery, devices or [jnp.zeros(()).device], chunk_rows)
 
 
@@ -170,14 +174,14 @@ _known: dict[int, tuple[weakref.ref, list[jax.Array]]] = {}
 def _squares(gallery_ND: jax.Array, shards: list[tuple[int, jax.Array]]) -> list[jax.Array]:
   """Returns |z|² of each shard, checked; computed once for each array, which cannot change."""
   if id(gallery_ND) not in _known:
-    squares = [as_float(data)[1] for _, data in shards]
-    for (start, _), square_N in zip(shards, squares, strict=True):
+    found = [squares(data) for _, data in shards]
+    for (start, _), square_N in zip(shards, found, strict=True):
       check_lengths(np.asarray(square_N), start)
     name = id(gallery_ND)
-    _known[name] = weakref.ref(gallery_ND, lambda _: _known.pop(name, None)), squares
+    _known[name] = weakref.ref(gallery_ND, lambda _: _known.pop(name, None)), found
   return _known[id(gallery_ND)][1]
 
 
 @jax.jit
 def _take(gallery_ND: jax.Array, position_QK: jax.Array) -> jax.Array:
-  return gallery_ND[jnp.maximum(position_QK, 0)]
+  return gallery_ND[jnp.maximum(position_QK, 0)].astype(jnp.float32)

@@ -13,13 +13,14 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from qat_jax.adaptation import HIGHEST, Leading, fold, leading, score
+from qat_jax.adaptation import HIGHEST, TINY, Leading, fold, leading, score
 from qat_jax.adaptation import bounds as length_bounds
 from qat_jax.types import Adaptation
 
 COLUMNS = 8  # products are padded to a multiple of this: XLA's CPU product of 8 columns is as fast as that of one
 
 BLOCK_ROWS = 1024
+BLOCK_ROWS_HALF = 1 << 16  # half-precision galleries lie whole on accelerators only, which want larger blocks
 GROUP = 16  # items whose greatest number stands for them
 
 
@@ -55,8 +56,29 @@ def prepare(adaptation: Adaptation, kept: int) -> Bounding:
 
 @jax.jit
 def product(gallery_ND: jax.Array, column_DC: jax.Array) -> jax.Array:
-  """Returns gallery @ columns (NC); a program of its own, since XLA's CPU product is slower where others follow it."""
-  return jnp.matmul(gallery_ND, column_DC, precision=HIGHEST)
+  """Returns gallery @ columns (NC); a program of its own, since XLA's CPU product is slower where others follow it.
+
+  A half-precision gallery is multiplied as it is, with as many exact bits of the columns as float32 has: no copy of it.
+  """
+  if gallery_ND.dtype == jnp.float32:
+    return jnp.matmul(gallery_ND, column_DC, precision=HIGHEST)
+  scale_C = jnp.maximum(jnp.abs(column_DC).max(axis=0), TINY)
+  parts, step = split(column_DC / scale_C, gallery_ND.dtype)
+  product_NC = jnp.matmul(gallery_ND, jnp.concatenate(parts, axis=1), preferred_element_type=jnp.float32)
+  first_NC, second_NC, third_NC = jnp.split(product_NC, len(parts), axis=1)
+  return scale_C * (first_NC + (second_NC + third_NC / step) / step)
+
+
+def split(value: jax.Array, dtype: jnp.dtype) -> tuple[list[jax.Array], float]:
+  """Returns three arrays of a half-precision type, and a step: value = first + second / step + third / step²."""
+  kind = jnp.finfo(dtype)
+  step, parts = float(2 ** (kind.nmant + 1)), []
+  for _ in range(3):
+    # a plain conversion there and back may be taken out by the compiler
+    rounded = jax.lax.reduce_precision(value, kind.nexp, kind.nmant)
+    parts.append(rounded.astype(dtype))
+    value = (value - rounded) * step
+  return parts, step
 
 
 def upper_bounds(bounding: Bounding, gallery_ND: jax.Array, product_NC: jax.Array, square_N: jax.Array) -> jax.Array:
@@ -81,11 +103,12 @@ def upper_bounds(bounding: Bounding, gallery_ND: jax.Array, product_NC: jax.Arra
 
 def _squares_product(gallery_ND: jax.Array, gate_DQ: jax.Array) -> jax.Array:
   """Returns (z∘z)·gate (NQ), block by block, so that the squares of a block stay in the cache."""
-  square_product = lambda x: jnp.matmul(jnp.square(x), gate_DQ, precision=HIGHEST)
-  blocks, rest = divmod(len(gallery_ND), BLOCK_ROWS)
+  square_product = lambda x: jnp.matmul(jnp.square(x.astype(jnp.float32)), gate_DQ, precision=HIGHEST)
+  rows = BLOCK_ROWS if gallery_ND.dtype == jnp.float32 else BLOCK_ROWS_HALF
+  blocks, rest = divmod(len(gallery_ND), rows)
   if not blocks:
     return square_product(gallery_ND)
-  slices = lambda i: jax.lax.dynamic_slice_in_dim(gallery_ND, i * BLOCK_ROWS, BLOCK_ROWS)
+  slices = lambda i: jax.lax.dynamic_slice_in_dim(gallery_ND, i * rows, rows)
   whole = jax.lax.map(lambda i: square_product(slices(i)), jnp.arange(blocks)).reshape(-1, gate_DQ.shape[1])
   return jnp.concatenate([whole, square_product(gallery_ND[len(gallery_ND) - rest :])]) if rest else whole
 
@@ -162,5 +185,10 @@ def finite(adaptation: Adaptation) -> jax.Array:
 @jax.jit
 def as_float(gallery_ND: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Returns the features in float32, and their squared lengths (N)."""
-  gallery_ND = gallery_ND.astype(jnp.float32)
-  return gallery_ND, jnp.sum(jnp.square(gallery_ND), axis=1)
+  return gallery_ND.astype(jnp.float32), squares(gallery_ND)
+
+
+@jax.jit
+def squares(gallery_ND: jax.Array) -> jax.Array:
+  """Returns the features' squared lengths (N, float32)."""
+  return jnp.sum(jnp.square(gallery_ND.astype(jnp.float32)), axis=1)

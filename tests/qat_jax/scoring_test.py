@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qat_jax import proof, scoring
+from qat_jax import proof, scoring, sieves, streaming
 from qat_jax.adaptation import score_own
 from qat_jax.two_pass import first_pass, prepare
 from qat_jax.types import Adaptation
@@ -92,7 +92,7 @@ CASES = {
   "form": st.sampled_from(["plain", "scaled", "adaptive", "iterated", "paper", "gated", "both", "signed"]),
   "degenerate": st.sampled_from(["no", "no", "zero left", "zero right", "repeated", "zero gate", "opposite"]),
   "dtype": st.sampled_from([np.float32, np.float16, jnp.bfloat16]),
-  "place": st.sampled_from(["host", "device"]),
+  "place": st.sampled_from(["host", "device", "accelerator"]),
   "items": st.integers(1, 256),
   "k": st.sampled_from([1, 3, 8, 50, 500]),
   "mask": st.sampled_from(["none", "none", "exclude", "allowed", "flags", "both"]),
@@ -111,12 +111,16 @@ def test_the_ranking_is_that_of_dense_float64_scores(form, degenerate, dtype, pl
     gallery_ND = gallery_ND[rng.integers(0, max(1, items // 2), items)]
   gallery_ND = gallery_ND.astype(dtype)
   masks, wanted_QN = masks_of(mask, rng, items)
-  if place == "device":
+  if place != "host":
     # a device array's shape is compiled for: few of them
     items = 64 if items < 200 else 256
     gallery_ND = np.resize(gallery_ND, (items, WIDTH))
     masks, wanted_QN = masks_of(mask, rng, items)
-    ranking = scoring.rank(adaptation, jnp.asarray(gallery_ND), k, **masks)
+    with pytest.MonkeyPatch.context() as patch:
+      if place == "accelerator":  # where half precision is used as it lies
+        patch.setattr(streaming, "RESIDENT", {})
+        patch.setattr(sieves, "_platform", lambda _: "gpu")
+      ranking = scoring.rank(adaptation, jnp.asarray(gallery_ND), k, **masks)
   else:
     ranking = scoring.rank(adaptation, gallery_ND, k, **masks)
 
@@ -184,9 +188,11 @@ def test_equal_items_come_in_the_order_of_their_ids():
     assert (ranking.scores[:, 0] == ranking.scores[:, 39]).all()
 
 
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
 @pytest.mark.parametrize("form", ["plain", "iterated", "gated"])
-def test_one_device_and_four_give_the_same(form):
-  adaptation, gallery_ND = make(form, QUERIES, WIDTH), unit(np.random.default_rng(2), 1024, WIDTH)
+def test_one_device_and_four_give_the_same(form, dtype, monkeypatch):
+  monkeypatch.setattr(streaming, "RESIDENT", {})  # as on accelerators
+  adaptation, gallery_ND = make(form, QUERIES, WIDTH), unit(np.random.default_rng(2), 1024, WIDTH).astype(dtype)
   mesh = jax.make_mesh((4,), ("gallery",), axis_types=(jax.sharding.AxisType.Auto,))
   rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("gallery", None))
   masks = {"exclude": np.arange(QUERIES), "allowed": np.arange(0, 1024, 2)}

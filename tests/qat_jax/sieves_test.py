@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from qat_jax import sieves
-from qat_jax.two_pass import greatest
+from qat_jax.two_pass import greatest, product
 from qat_jax.types import Adaptation
 
 ITEMS, WIDTH, QUERIES = 4096, 32, 3
@@ -84,8 +84,21 @@ def test_what_cannot_be_proven_is_not_called_proven(platform, monkeypatch):
   assert not found(flattening, gallery_ND, 20)[2].any()
   few_QN = np.arange(ITEMS)[None] < 15
   assert not found(make(0.4), gallery_ND, 20, few_QN)[2].any()
-  monkeypatch.setattr(sieves, "MOST", 40)
+  monkeypatch.setattr(sieves, "MOST", {platform: 40})
   assert not found(make(0.4), gallery_ND, 20)[2].any()
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_a_half_precision_gallery_is_multiplied_with_every_bit_of_the_columns(dtype):
+  rng = np.random.default_rng(0)
+  gallery_ND = jnp.asarray(unit(rng, 200, 300), dtype)
+  column_DC = (rng.standard_normal((300, 5)) * np.logspace(-6, 4, 5)).astype(np.float32)
+  column_DC[0] = 1e-7 * np.abs(column_DC).max(axis=0)
+  exact_NC = np.asarray(gallery_ND, np.float64) @ column_DC.astype(np.float64)
+  error_NC = np.abs(np.asarray(product(gallery_ND, jnp.asarray(column_DC)), np.float64) - exact_NC)
+  assert (error_NC <= 3e-7 * np.linalg.norm(column_DC.astype(np.float64), axis=0)).all()
+  rounded_NC = np.asarray(gallery_ND, np.float64) @ np.asarray(jnp.asarray(column_DC, jnp.bfloat16), np.float64)
+  assert (np.abs(rounded_NC - exact_NC) > 1e-4 * np.linalg.norm(column_DC.astype(np.float64), axis=0)).any()
 
 
 @pytest.mark.parametrize("items", [1000, 5000, 5003])
