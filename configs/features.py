@@ -39,6 +39,10 @@ def get_config() -> ConfigDict:
   # Whether a learned map of the gallery is tried too: "always", "never", or "auto", for image queries alone.
   config.gallery_map = "auto"
 
+  # How many training pairs the best head for an untouched gallery may remember; it is tried with them and without. A
+  # query moves as training queries like it would have to. 4 · pairs · width bytes of the adapter; 0: none.
+  config.memory = ConfigDict({"text": 32768, "image": 0})
+
   # Training.
   config.noise = ConfigDict({"kind": "relative", "scale": 0.5})
   config.train = ConfigDict(

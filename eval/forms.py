@@ -14,6 +14,7 @@ import numpy as np
 
 from eval.benchmarks.retrieval_set import RetrievalSet
 from eval.failure import explained
+from eval.methods import STATIC
 from eval.metrics import paired_interval
 from eval.validate import Validator
 from qat_jax.checkpoint import load
@@ -48,7 +49,7 @@ def table(runs: list[pathlib.Path], query_type: str, validator: Validator) -> st
       f"no candidates for {query_type} queries in {', '.join(map(str, runs))}; give folders of train.main"
     )
   mean = {form: np.mean(values, axis=0) for form, values in by_form.items()}
-  static = max((f for f in mean if f.startswith("static") or f == "closed_form_both"), key=lambda f: mean[f].mean())
+  static = max((form for form in STATIC if form in mean), key=lambda form: mean[form].mean())
   lines = [HEADER]
   for form, values in sorted(by_form.items(), key=lambda item: mean[item[0]].mean()):
     what = about(runs, query_type, form)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from qat_jax.adaptation import HIGHEST, normalise, plain
+from qat_jax.memory import Remembering
 from qat_jax.released import Released
 from qat_jax.tokens import ZERO, Factor, Tokens
 from qat_jax.types import Adaptation
@@ -217,7 +218,12 @@ def paper(
   return Paper(width, Tokens(rank, token_hidden, layers, steps, heads, dropout), maps_gallery)
 
 
-FORMS = {f.__name__: f for f in (static, query_only, adaptive, gated, paper)} | {
+def remembering(width: int, form: str, settings: dict, pairs: int) -> Remembering:
+  """Another form, with `pairs` training pairs whose neighbour residual moves its query further."""
+  return Remembering(width, FORMS[form](width, **settings), pairs)
+
+
+FORMS = {f.__name__: f for f in (static, query_only, adaptive, gated, paper, remembering)} | {
   "plain": Plain,
   "closed_form": ClosedForm,
   "released": Released,

@@ -28,6 +28,7 @@ ORDER = (
   "released_files",
   "released",
   "tokens",
+  "memory",
   "hypernetwork",
   "closed_form",
   "losses",

@@ -34,7 +34,20 @@ def candidates(config: ConfigDict, data: fit.Training, folder: pathlib.Path) -> 
       own = {f"form.{key}": value for key, value in settings.items()}
       recipes[name] = {**own, **loss._asdict(), **loop._asdict(), "batch_size": batch_size}
       plan[name] = functools.partial(fit.by_gradient, data, form, settings, batch_size, loss, loop, folder / name)
-  return {name: fit.kept(folder / name, name, data, recipes.get(name, {}), call) for name, call in plan.items()}
+  fitted = {name: fit.kept(folder / name, name, data, recipes.get(name, {}), call) for name, call in plan.items()}
+  pairs = config.memory[data.query_type]
+  if pairs and (data.query_type == "text" or second_views(data.instance) > 0):
+    base = best_untouched(fitted)
+    name, call = f"{base.info['name']}_remembering", functools.partial(fit.remembering, data, base, pairs)
+    recipe = {**base.info["recipe"], "memory": pairs}
+    fitted[name] = fit.kept(folder / name, name, data, recipe, call, base.info["offline_seconds"])
+  return fitted
+
+
+def best_untouched(fitted: dict[str, Adapter]) -> Adapter:
+  """Returns the best candidate on validation among those for a gallery that nothing was done to."""
+  untouched = [adapter for adapter in fitted.values() if adapter.head(None).space == "frozen"]
+  return max(untouched, key=lambda adapter: adapter.info["val_map"])
 
 
 def trained_forms(config: ConfigDict, data: fit.Training) -> dict[str, tuple[str, dict]]:

@@ -25,6 +25,8 @@ def test_the_recipes_are_right(config):
     ("form", "adaptve", "config.form is 'adaptve'; use one of static, query_only, adaptive"),
     ("noise.kind", "loud", "config.noise.kind is 'loud'"),
     ("data.root", "", "neither root nor source"),
+    ("memory.text", 1, "config.memory.text is 1; give 0 for none"),
+    ("memory.image", -5, "config.memory.image is -5; give 0 for none"),
     ("eval.shortlist", 0, "config.eval.shortlist is 0"),
     ("eval.methods", ("plain", "lad"), "config.eval.methods has 'lad'; use some of plain, static"),
     ("benchmark.name", "ILIAS", "config.benchmark.name is 'ILIAS'; use one of , ilias, inquire"),

@@ -47,6 +47,7 @@ def run(tmp_path_factory):
   config.form = "query_only"
   config.forms.query_only.hidden = 32
   config.trained.image = "never"
+  config.memory.update({"text": 100, "image": 50})
   config.train.update({"batch_size": 32, "steps": 100})
   config.static_train.update({"steps": 200, "learning_rate": 1e-2})
   config.validation.every = 50
@@ -66,6 +67,19 @@ def test_the_whole_path_beats_the_plain_score_where_a_linear_map_is_the_answer(r
   assert metrics["provenance"]["versions"]["jax"]
   curves = [json.loads(line) for line in (workdir / "eval" / "curves.jsonl").read_text().splitlines()]
   assert {row["name"] for row in curves} == {"text/static", "text/static_mapped", "text/query_only"}
+
+
+def test_the_best_head_for_an_untouched_gallery_is_tried_with_training_pairs_too(run):
+  _, workdir = run
+  for query_type, pairs in (("text", 100), ("image", 50)):
+    known = {
+      path.parent.name: qat_jax.load(path.parent) for path in workdir.glob(f"candidates/{query_type}/*/adapter.json")
+    }
+    (name,) = (name for name in known if name.endswith("_remembering"))
+    untouched = {n: a for n, a in known.items() if a.head(query_type).space == "frozen" and n != name}
+    assert name == max(untouched, key=lambda n: untouched[n].info["val_map"]) + "_remembering"
+    assert len(known[name].head(query_type).variables["constants"]["images"]) <= pairs
+    assert known[name].info["offline_seconds"] > untouched[name.removesuffix("_remembering")].info["offline_seconds"]
 
 
 def test_a_second_run_finds_every_stage_on_disk(run, monkeypatch):

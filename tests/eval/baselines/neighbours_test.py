@@ -18,8 +18,8 @@ def test_the_residual_by_hand():
 def test_an_image_stands_beside_the_mean_of_its_instances_others():
   image_ND = np.array([[1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0], [1.0, 0, 0]])
   bank = neighbours.image_bank(image_ND, np.array(["a", "a", "a", "b"]))
-  np.testing.assert_allclose(bank.query_ND, np.eye(3))
-  np.testing.assert_allclose(bank.image_ND, [[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
+  np.testing.assert_allclose(bank.query_MD, np.eye(3))
+  np.testing.assert_allclose(bank.image_MD, [[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
 
 
 def test_what_cannot_be_fitted_is_none():
