@@ -18,7 +18,7 @@ import numpy as np
 
 from qat_jax.adaptation import HIGHEST, Leading, fold, leading, score_own, truncated
 from qat_jax.adaptation import bounds as length_bounds
-from qat_jax.two_pass import greatest, product
+from qat_jax.two_pass import decomposing, greatest, product
 from qat_jax.types import Adaptation
 
 RANK = 7  # that maps are cut down to, for the bounds of the second sieve
@@ -45,10 +45,11 @@ class Sieves(NamedTuple):
 
 def prepare(adaptation: Adaptation) -> Sieves:
   """Returns the sieves of adaptations of any rank: of their maps cut down, where these are nearly the same."""
-  cut, error_Q = _truncated(adaptation, RANK)
-  if np.asarray(error_Q).max() > ERROR:
-    return _sieves(adaptation, adaptation, jnp.zeros_like(error_Q), KEPT)
-  return _sieves(adaptation, cut, error_Q, min(2 * cut.left.shape[2], cut.left.shape[1]))
+  with decomposing:
+    cut, error_Q = _truncated(adaptation, RANK)
+    if np.asarray(error_Q).max() > ERROR:
+      return jax.block_until_ready(_sieves(adaptation, adaptation, jnp.zeros_like(error_Q), KEPT))
+    return jax.block_until_ready(_sieves(adaptation, cut, error_Q, min(2 * cut.left.shape[2], cut.left.shape[1])))
 
 
 _truncated = jax.jit(truncated, static_argnums=1)

@@ -8,6 +8,7 @@ among the best k: the result is proven. Else B grows, and at last every item is 
 from __future__ import annotations
 
 import functools
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -42,9 +43,18 @@ class Candidates:
   upper: jax.Array  # QB
 
 
-@functools.partial(jax.jit, static_argnames="kept")
+# XLA's CPU eigenproblems and QRs wait for its thread pool from within it: as many at once as it has threads never end
+decomposing = threading.Lock()
+
+
 def prepare(adaptation: Adaptation, kept: int) -> Bounding:
   """Returns the first pass of an adaptation with `kept` directions; 0 where it has no factors."""
+  with decomposing:
+    return jax.block_until_ready(_prepare(adaptation, kept))
+
+
+@functools.partial(jax.jit, static_argnames="kept")
+def _prepare(adaptation: Adaptation, kept: int) -> Bounding:
   folded_QD = fold(adaptation)
   lead = leading(adaptation, kept) if kept else None
   groups = [folded_QD.T] + ([] if lead is None else [lead.directions[:, :, i].T for i in range(kept)])

@@ -1,5 +1,8 @@
 """Scores and rankings against float64 dense scoring, over every form of the map, dtype, mask and degenerate factor."""
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import jax
@@ -279,3 +282,27 @@ def test_what_cannot_be_ranked_is_refused_before_any_work():
   ]:
     with pytest.raises(ValueError, match=words):
       scoring.rerank(adaptation, gallery_ND, shortlist)
+
+
+MANY_THREADS = """
+import concurrent.futures
+import numpy as np
+import qat_jax
+from eval.ways import make_adaptation, make_gallery
+
+adaptation, gallery_ND = make_adaptation(4, 512, 64, 0.5 * 0.7 ** np.arange(64)), make_gallery(2000, 512, "float32")
+galleries = [gallery_ND, np.asarray(gallery_ND)]
+expected_QK = qat_jax.rank(adaptation, gallery_ND, 20).ids
+with concurrent.futures.ThreadPoolExecutor(4) as pool:
+  for ids_QK in pool.map(lambda i: qat_jax.rank(adaptation, galleries[i % 2], 20).ids, range(100)):
+    assert (ids_QK == expected_QK).all()
+"""
+
+
+def test_many_threads_may_rank_at_once():
+  """Where eigenproblems run side by side, two cores hang: in a process of its own, that can be given up."""
+  environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+  done = subprocess.run(
+    [sys.executable, "-c", MANY_THREADS], capture_output=True, text=True, timeout=240, env=environment
+  )
+  assert done.returncode == 0, done.stderr
