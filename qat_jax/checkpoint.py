@@ -116,6 +116,7 @@ class Adapter:
       raise ValueError(f"an adapter has heads for {sorted(heads)}; wanted one or both of {QUERY_TYPES}")
     self.width, self.heads, self.info = width, dict(heads), dict(info or {})
     self._calls = {name: _jitted(head, width) for name, head in self.heads.items()}
+    self._on_device: dict[str, dict] = {}  # variables, once they are used: a memory's pairs are no small transfer
 
   @property
   def params(self) -> dict:
@@ -140,12 +141,14 @@ class Adapter:
     name = next(name for name, one in self.heads.items() if one is head)
     query_QD = np.asarray(query_QD)
     check_queries(query_QD, self.width)
+    if name not in self._on_device:
+      self._on_device[name] = jax.device_put(head.variables)
     blocks = []
     for start in range(0, len(query_QD), QUERY_BLOCK):
       block_QD = query_QD[start : start + QUERY_BLOCK].astype(np.float32)
       size = 1 << (len(block_QD) - 1).bit_length()
       padded_QD = np.concatenate([block_QD, np.broadcast_to(block_QD[-1:], (size - len(block_QD), self.width))])
-      adaptation = self._calls[name](head.variables, jnp.asarray(padded_QD))
+      adaptation = self._calls[name](self._on_device[name], jnp.asarray(padded_QD))
       blocks.append(adaptation if size == len(block_QD) else adaptation[: len(block_QD)])
     whole = blocks[0] if len(blocks) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *blocks)
     return whole.replace(space=head.space)
