@@ -12,12 +12,12 @@ import pathlib
 
 import numpy as np
 
-from eval.benchmarks.retrieval_set import RetrievalSet
 from eval.failure import explained
 from eval.methods import STATIC
-from eval.metrics import paired_interval
-from eval.validate import Validator
-from qat_jax.checkpoint import load
+from qat_jax.adapter import load
+from qat_jax.features.retrieval_set import RetrievalSet
+from qat_jax.metrics import paired_interval
+from qat_jax.validation import Validator
 
 HEADER = "| form | parameters | trained, s | val | test | − static | − query only |\n|---|---|---|---|---|---|---|"
 

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qat_jax.checkpoint import Adapter
-from qat_jax.feature_files import is_unit
+from qat_jax.adapter import Adapter
+from qat_jax.features.shards import is_unit
 
 RESIDENT = 1 << 30  # bytes of float32: a smaller gallery lies on the device
 HELD = 0.25  # of the device's memory: what a method that cannot stream may hold as its gallery

@@ -17,7 +17,7 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments {argv[1:]}")
   from eval.pipeline import evaluate
-  from eval.results import table_text
+  from eval.report.results import table_text
 
   logging.set_verbosity(logging.WARNING)
   name = pathlib.Path(config_flags.get_config_filename(FLAGS["config"])).stem

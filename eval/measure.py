@@ -7,10 +7,11 @@ import shutil
 
 import numpy as np
 
-from eval import kept, methods
-from eval.metrics import recall_at
+from eval import cache as kept
+from eval import methods
 from eval.problem import Problem, files_below
-from eval.results import MethodResult, method_name, own_figures
+from eval.report.results import MethodResult, method_name, own_figures
+from qat_jax.metrics import recall_at
 
 
 def kept_or_measured(name: str, bench: methods.Bench, folder: pathlib.Path) -> kept.Found | str:

@@ -20,15 +20,15 @@ import qat_jax
 from eval import galleries
 from eval.baselines import FITS
 from eval.baselines.types import Baseline, Gallery, Search, Train
-from eval.benchmarks.retrieval_set import RetrievalSet
 from eval.problem import Problem
 from eval.ranking import ranked
-from eval.results import METHOD_NAMES
-from eval.validate import Validator
-from qat_jax import hypernetwork
-from qat_jax.checkpoint import Adapter, Head, load
-from qat_jax.search import SMALL
+from eval.report.results import METHOD_NAMES
+from qat_jax.adapter import Adapter, Head, load
+from qat_jax.features.retrieval_set import RetrievalSet
+from qat_jax.models import forms as hypernetwork
+from qat_jax.search.index import SMALL
 from qat_jax.types import Ranking
+from qat_jax.validation import Validator
 
 TIMED_QUERIES, TIMED_K = 64, 100
 LONG = 60.0  # seconds: a ranking that took longer is its own timing

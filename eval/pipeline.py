@@ -11,16 +11,18 @@ import pathlib
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from eval import curves, kept, measure, methods, pictures, provenance
+from eval import cache as kept
+from eval import measure, methods, provenance
 from eval.benchmarks import official
-from eval.benchmarks.retrieval_set import RetrievalSet
 from eval.problem import Problem, of_split
-from eval.report import write_report
-from eval.results import Row, Skipped, summarise
-from eval.sheets import Sheet
-from eval.validate import Validator
-from qat_jax.checkpoint import Adapter, load
-from qat_jax.datasets.retrieval import sources
+from eval.report import curves, pictures
+from eval.report.results import Row, Skipped, summarise
+from eval.report.sheets import Sheet
+from eval.report.write import write_report
+from qat_jax.adapter import Adapter, load
+from qat_jax.datasets.splits import sources
+from qat_jax.features.retrieval_set import RetrievalSet
+from qat_jax.validation import Validator
 
 
 def evaluate(config: ConfigDict, workdir: pathlib.Path) -> list[Row]:

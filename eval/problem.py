@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from eval.benchmarks.retrieval_set import RetrievalSet
 from eval.benchmarks.task import Task
-from eval.metrics import average_precision
-from qat_jax.features import FeatureStore
+from qat_jax.features.retrieval_set import RetrievalSet
+from qat_jax.features.store import FeatureStore
+from qat_jax.metrics import average_precision
 from qat_jax.types import Ranking
 
 PLACES = 1 << 28  # of a ranking (queries × depth): 2 GB

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import qat_jax
-from qat_jax.proof import take_queries
-from qat_jax.scoring import check
-from qat_jax.streaming import check_lengths
+from qat_jax.search.gallery import check_lengths
+from qat_jax.search.proof import take_queries
+from qat_jax.search.rank import check
 from qat_jax.types import Adaptation, Ranking
 
 DEEP = 0.1  # of the gallery: to rank more of it, every score is computed and sorted

@@ -17,7 +17,7 @@ import numpy as np
 from eval.benchmarks import gldv2, ilias, ilias_files, revisited
 from eval.benchmarks.task import need
 from eval.failure import explained
-from qat_jax.files import write_whole
+from qat_jax.stages import write_whole
 
 NEEDS = {
   "ilias": ("root", "similarities"),

@@ -6,10 +6,10 @@ ranking = qat_jax.rank(adaptation, gallery, k=100)
 """
 
 from qat_jax.adaptation import fold, plain
-from qat_jax.checkpoint import Adapter, load
-from qat_jax.features import FeatureStore
-from qat_jax.scoring import rank, rerank, score
-from qat_jax.search import ExactIndex, ScannIndex
+from qat_jax.adapter import Adapter, load
+from qat_jax.features.store import FeatureStore
+from qat_jax.search.index import ExactIndex, ScannIndex
+from qat_jax.search.rank import rank, rerank, score
 from qat_jax.types import Adaptation, Ranking, SemiPositives
 
 __all__ = [

@@ -7,7 +7,7 @@ import dataclasses
 import os
 import sys
 
-from qat_jax.checkpoint import Adapter, load
+from qat_jax.adapter import Adapter, load
 
 
 def convert(

@@ -1,17 +1,17 @@
-"""The program python -m qat_jax.rerank; see `qat_jax.reranking.rerank_files` for what it does.
+"""The program python -m qat_jax.rerank; see `qat_jax.serve.batch.rerank_files` for what it does.
 
 Not to be imported: as an attribute of the package, `qat_jax.rerank` is the function.
 """
 
 if __name__ != "__main__":
   raise ImportError(
-    "qat_jax.rerank is a program, python -m qat_jax.rerank; its function is qat_jax.reranking.rerank_files"
+    "qat_jax.rerank is a program, python -m qat_jax.rerank; its function is qat_jax.serve.batch.rerank_files"
   )
 
 import argparse
 import sys
 
-from qat_jax.reranking import rerank_files
+from qat_jax.serve.batch import rerank_files
 
 
 def main() -> None:

@@ -16,12 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eval.benchmarks.retrieval_set import RetrievalSet
-from eval.validate import Validator
-from qat_jax import closed_form, hypernetwork
-from qat_jax.checkpoint import Adapter, Head, load
-from qat_jax.memory import image_bank, text_bank
+from qat_jax.adapter import Adapter, Head, load
+from qat_jax.features.retrieval_set import RetrievalSet
+from qat_jax.fit import closed_form
+from qat_jax.models import forms as hypernetwork
+from qat_jax.models.memory import image_bank, text_bank
 from qat_jax.types import SemiPositives
+from qat_jax.validation import Validator
 from train import batches, loop
 from train.step import LossSettings
 

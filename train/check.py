@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 from configs import features as base
 from eval import methods
 from eval.benchmarks import official
-from qat_jax import hypernetwork
-from qat_jax.datasets.retrieval import KINDS
+from qat_jax.datasets.splits import KINDS
+from qat_jax.models import forms as hypernetwork
 
 CHOICES = {
   "form": ("static", "query_only", "adaptive", "gated", "paper"),
@@ -48,7 +48,7 @@ def config(config: ConfigDict, devices: int) -> None:
     try:
       hypernetwork.FORMS[form](2, **dict(settings))
     except TypeError as error:
-      raise ValueError(f"config.forms.{form}: {error}; see qat_jax.hypernetwork.{form}") from None
+      raise ValueError(f"config.forms.{form}: {error}; see qat_jax.models.forms.{form}") from None
   batch_size = config.train.batch_size
   if batch_size % devices:
     below = batch_size - batch_size % devices

@@ -18,7 +18,9 @@ from ml_collections import ConfigDict, config_flags
 
 from eval.failure import explained, parsed
 from qat_jax.adaptation import normalise
-from qat_jax.datasets import decode, toybox, toybox_captions
+from qat_jax.datasets import decode
+from qat_jax.datasets.toybox import captions as toybox_captions
+from qat_jax.datasets.toybox import source as toybox
 from qat_jax.encoders.clip import flax_clip
 from train.vocabulary import write_tokenizer
 

@@ -6,7 +6,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from qat_jax.datasets.retrieval import sources
+from qat_jax.datasets.splits import sources
 
 
 def ensure(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
@@ -15,7 +15,7 @@ def ensure(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
   if data.root:
     return pathlib.Path(data.root)
   from qat_jax.encoders import load_encoder
-  from qat_jax.extraction import extract
+  from qat_jax.features.extraction import extract
 
   encoder = load_encoder(settings.name, settings.batch_size)
   for place, (source, kinds) in sources(data.source, data.name, data.folder or workdir / "data", data.limit).items():

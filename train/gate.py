@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qat_jax.checkpoint import Adapter, Head
+from qat_jax.adapter import Adapter, Head
 
 
 def choose(fitted: dict[str, Adapter]) -> tuple[Head, dict]:

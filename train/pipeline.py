@@ -11,9 +11,9 @@ import jax
 from ml_collections import ConfigDict
 
 from eval import provenance
-from eval.benchmarks.retrieval_set import RetrievalSet
-from qat_jax import mining
-from qat_jax.checkpoint import Adapter
+from qat_jax.adapter import Adapter
+from qat_jax.features import mining
+from qat_jax.features.retrieval_set import RetrievalSet
 from train import check, features
 from train.candidates import Training
 from train.gate import choose

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from qat_jax import hypernetwork
-from qat_jax.checkpoint import Adapter, Head
+from qat_jax.adapter import Adapter, Head
+from qat_jax.models import forms as hypernetwork
 from train import candidates as fit
 from train.loop import LoopSettings
 from train.step import LossSettings

@@ -16,14 +16,14 @@ import optax
 from flax import struct
 
 from qat_jax.adaptation import normalise
-from qat_jax.losses import add_noise, contrastive
-from qat_jax.scoring import score
+from qat_jax.search.rank import score
+from train.losses import add_noise, contrastive
 
 MIN_TEMPERATURE = 0.005
 
 
 class LossSettings(NamedTuple):
-  """What the loss of a run is made of; see `qat_jax.losses`."""
+  """What the loss of a run is made of; see `train.losses`."""
 
   noise: str = "relative"
   noise_scale: float = 0.5

@@ -7,7 +7,7 @@ import pathlib
 from collections import Counter
 from typing import Any
 
-from qat_jax import files
+from qat_jax import stages as files
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 

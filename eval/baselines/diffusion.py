@@ -20,9 +20,9 @@ import qat_jax
 from eval.baselines.graph import diffuse, mutual_graph, neighbours_of
 from eval.baselines.types import Baseline, Gallery, Search, Train
 from eval.ranking import ranked
-from eval.validate import Validator
 from qat_jax.adaptation import normalise
 from qat_jax.types import Ranking
+from qat_jax.validation import Validator
 
 SHORTLIST = 500
 QUERY_BLOCK = 64

@@ -18,10 +18,11 @@ from eval.baselines.both_sides import affine, index_with
 from eval.baselines.moments import means_of
 from eval.baselines.types import Baseline, Gallery, Search, Train
 from eval.ranking import ranked
-from eval.validate import Validator
-from qat_jax import closed_form, hypernetwork
 from qat_jax.adaptation import normalise
+from qat_jax.fit import closed_form
+from qat_jax.models import forms as hypernetwork
 from qat_jax.types import Ranking
+from qat_jax.validation import Validator
 
 SHRINKAGE = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # of the mean variance
 RESIDUAL = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 3.0)

@@ -14,9 +14,9 @@ import numpy as np
 import qat_jax
 from eval.baselines.types import Baseline, Gallery, Search, Train
 from eval.ranking import ranked
-from eval.validate import Validator
 from qat_jax.adaptation import normalise
 from qat_jax.types import Ranking
+from qat_jax.validation import Validator
 
 NEAREST = (1, 2, 5, 10)
 ALPHAS = (0.0, 1.0, 3.0, 6.0)

@@ -17,8 +17,8 @@ import optax
 from eval.baselines.both_sides import Affine, index_with
 from eval.baselines.moments import means_of
 from eval.baselines.types import Baseline, Train
-from eval.validate import Validator
 from qat_jax.adaptation import normalise
+from qat_jax.validation import Validator
 
 WIDTH = 512
 SCALE = 16.0

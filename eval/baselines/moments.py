@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from eval.baselines.types import Train
-from qat_jax.closed_form import unit
+from qat_jax.fit.closed_form import unit
 
 CHUNK_ROWS = 65536
 

@@ -14,11 +14,11 @@ import numpy as np
 import qat_jax
 from eval.baselines.types import Baseline, Gallery, Search, Train
 from eval.ranking import ranked
-from eval.validate import Validator
-from qat_jax import hypernetwork
 from qat_jax.adaptation import normalise
-from qat_jax.memory import Bank, image_bank, moved, text_bank
+from qat_jax.models import forms as hypernetwork
+from qat_jax.models.memory import Bank, image_bank, moved, text_bank
 from qat_jax.types import Ranking
+from qat_jax.validation import Validator
 
 TEMPERATURES = (0.01, 0.02, 0.035, 0.05, 0.1)
 SCALES = (0.25, 0.5, 1.0, 1.5)

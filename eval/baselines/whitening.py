@@ -13,7 +13,7 @@ import numpy as np
 from eval.baselines.both_sides import affine, index_with
 from eval.baselines.moments import covariance_of, means_of
 from eval.baselines.types import Baseline, Train
-from eval.validate import Validator
+from qat_jax.validation import Validator
 
 KEPT = (1.0, 0.5, 0.25)  # of the dimensions, the widest ones
 SHRINKAGE = (0.01, 0.1, 1.0)  # of the mean variance, added to each variance

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.benchmarks.relevance import Relevance
 from eval.benchmarks.task import Task, check_unique, need
-from eval.metrics import bootstrap_interval, landmark_average_precision
-from qat_jax.types import Ranking
+from qat_jax.metrics import bootstrap_interval, landmark_average_precision
+from qat_jax.types import Ranking, Relevance
 
 K = 100
 USAGES = ("Public", "Private", "Ignored")

@@ -17,10 +17,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from eval.benchmarks.relevance import Relevance
 from eval.benchmarks.task import Task, check_unique, need
-from eval.metrics import average_precision_at_k, bootstrap_interval
-from qat_jax.types import Ranking
+from qat_jax.metrics import average_precision_at_k, bootstrap_interval
+from qat_jax.types import Ranking, Relevance
 
 K = 1000
 INFINITY = float("inf")

@@ -17,7 +17,7 @@ import numpy as np
 from eval.benchmarks import safe_pickle
 from eval.benchmarks.ilias import Items
 from eval.benchmarks.task import need
-from qat_jax.files import write_whole
+from qat_jax.stages import write_whole
 from qat_jax.types import Ranking
 
 FORMAT = "give {query: {item: score}} as .json, or query_ids, db_ids, similarities, ranks as .pkl"

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.benchmarks.relevance import Relevance
 from eval.benchmarks.task import Task, check_unique, need
-from eval.metrics import average_precision_at_k, bootstrap_interval, ndcg_at_k, reciprocal_rank
-from qat_jax.types import Ranking
+from qat_jax.metrics import average_precision_at_k, bootstrap_interval, ndcg_at_k, reciprocal_rank
+from qat_jax.types import Ranking, Relevance
 
 K = 50
 IMAGE_COLUMNS = ("image_path", "file_name", "inat24_file_name")  # in inquire_rerank.csv: ours, the early one, the hub's

@@ -8,7 +8,7 @@ import numpy as np
 
 from eval.benchmarks.revisited import read_gnd, relevance_of, score_ranking
 from eval.benchmarks.task import Task
-from eval.metrics import trapezoid_average_precision
+from qat_jax.metrics import trapezoid_average_precision
 from qat_jax.types import Ranking
 
 

@@ -17,7 +17,7 @@ from eval.benchmarks.inquire import Inquire
 from eval.benchmarks.joined import Joined
 from eval.benchmarks.task import Task, check_same_ids, need, with_features
 from eval.problem import Problem, files_of
-from qat_jax.features import FeatureStore
+from qat_jax.features.store import FeatureStore
 
 OXFORD_PARIS = (*revisited.REVISITED, *revisited.ORIGINAL)
 NAMES = ("ilias", "inquire", "inquire_rerank", *OXFORD_PARIS, "instre", "gldv2")

@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 
 from eval.benchmarks import safe_pickle
-from eval.benchmarks.relevance import Relevance
 from eval.benchmarks.task import Task, need
-from eval.metrics import bootstrap_interval, precision_at_shrinking, trapezoid_average_precision
-from qat_jax.types import Ranking
+from qat_jax.metrics import bootstrap_interval, precision_at_shrinking, trapezoid_average_precision
+from qat_jax.types import Ranking, Relevance
 
 REVISITED, ORIGINAL = ("roxford5k", "rparis6k"), ("oxford5k", "paris6k")
 PROTOCOLS = {  # what counts as positive, and what as junk

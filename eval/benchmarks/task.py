@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.benchmarks.relevance import Relevance
-from qat_jax.types import Ranking
+from qat_jax.types import Ranking, Relevance
 
 UNIT_TOLERANCE = 0.02  # features stored as fp16 are off by 1e-3
 CHECKED_BLOCKS, BLOCK_ROWS = 64, 1024  # of features too many to read twice, evenly over all of them

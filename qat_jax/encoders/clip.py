@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from qat_jax import files
+from qat_jax import stages as files
 from qat_jax.adaptation import normalise
 
 TOY_CLIP = pathlib.Path(__file__).parent / "toy_clip"

@@ -18,11 +18,11 @@ from eval.baselines.types import Baseline
 from eval.benchmarks import gldv2, revisited
 from eval.benchmarks.ilias import Ilias
 from eval.benchmarks.inquire import Inquire
-from eval.benchmarks.retrieval_set import RetrievalSet
 from eval.pipeline import evaluate
-from qat_jax import hypernetwork
-from qat_jax.checkpoint import Adapter, Head
-from qat_jax.features import write_features
+from qat_jax.adapter import Adapter, Head
+from qat_jax.features.retrieval_set import RetrievalSet
+from qat_jax.features.store import write_features
+from qat_jax.models import forms as hypernetwork
 from qat_jax.types import Ranking
 
 VECTORS = Path(__file__).parents[1] / "data" / "metric_vectors"
@@ -333,7 +333,7 @@ def test_what_was_found_with_other_inputs_is_found_again(changed, config, workdi
     names = [f"i{n}" for n in range(20)]
     put(root / "test" / "image_queries", "img", [f"img{n}" for n in range(20)], 9, {"instance": names})
   elif changed == "code":
-    monkeypatch.setattr("eval.kept.of_code", lambda: "other")
+    monkeypatch.setattr("eval.cache.of_code", lambda: "other")
   else:
     for path in (workdir / "eval" / "methods").rglob("*.npz"):
       path.write_bytes(path.read_bytes()[:100])

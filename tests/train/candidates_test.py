@@ -1,10 +1,10 @@
 import jax.numpy as jnp
 import numpy as np
 
-from eval.benchmarks.relevance import Relevance
-from eval.validate import Validator
-from qat_jax.checkpoint import Adapter, Head
-from qat_jax.closed_form import unit
+from qat_jax.adapter import Adapter, Head
+from qat_jax.fit.closed_form import unit
+from qat_jax.types import Relevance
+from qat_jax.validation import Validator
 from train import candidates
 
 

@@ -11,7 +11,7 @@ from tensorflow_datasets.core import registered
 
 from configs import clip_b16, clip_l14
 from eval.pipeline import evaluate
-from qat_jax.features import FeatureStore
+from qat_jax.features.store import FeatureStore
 from train import check
 from train.pipeline import train
 

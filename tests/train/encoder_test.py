@@ -1,7 +1,7 @@
 import pytest
 
 from configs.demo_encoder import get_config
-from qat_jax.datasets import toybox_captions
+from qat_jax.datasets.toybox import captions as toybox_captions
 from qat_jax.encoders import load_encoder
 from train.encoder import train
 from train.vocabulary import byte_pairs, write_tokenizer

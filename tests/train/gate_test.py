@@ -1,4 +1,4 @@
-from qat_jax.checkpoint import Adapter, Head
+from qat_jax.adapter import Adapter, Head
 from train.gate import choose
 
 

@@ -10,9 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from eval.benchmarks.relevance import Relevance
-from eval.validate import Validator
-from qat_jax import hypernetwork
+from qat_jax.models import forms as hypernetwork
+from qat_jax.types import Relevance
+from qat_jax.validation import Validator
 from train import batches, loop
 from train.step import LossSettings
 

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from configs import features as recipe
-from eval.benchmarks.retrieval_set import RetrievalSet
 from eval.failure import explained
-from qat_jax.checkpoint import Adapter
-from qat_jax.features import write_features
+from qat_jax.adapter import Adapter
+from qat_jax.features.retrieval_set import RetrievalSet
+from qat_jax.features.store import write_features
 from train import features, pipeline
 
 WIDTH, COUNT = 4, 16

@@ -6,7 +6,7 @@ import pytest
 import qat_jax
 from configs import features as recipe
 from eval.pipeline import evaluate
-from qat_jax.features import write_features
+from qat_jax.features.store import write_features
 from train.pipeline import train
 
 WIDTH, INSTANCES = 8, 40

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from qat_jax import hypernetwork
+from qat_jax.models import forms as hypernetwork
 from train import batches
 from train.step import LossSettings, make_step, start
 

@@ -6,9 +6,9 @@ from eval.baselines import diffusion
 from eval.baselines.diffusion import Choice, Items
 from eval.baselines.graph import mutual_graph, neighbours_of
 from eval.baselines.types import Train
-from eval.benchmarks.relevance import Relevance
-from eval.validate import Validator
-from qat_jax.closed_form import unit
+from qat_jax.fit.closed_form import unit
+from qat_jax.types import Relevance
+from qat_jax.validation import Validator
 
 CHOICE = Choice(neighbours=4, gamma=3.0, alpha=0.9, entries=2, weight=0.5)
 

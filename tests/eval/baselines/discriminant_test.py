@@ -3,10 +3,10 @@ import pytest
 
 from eval.baselines import discriminant
 from eval.baselines.types import Train
-from eval.benchmarks.relevance import Relevance
-from eval.validate import Validator
-from qat_jax import hypernetwork
-from qat_jax.closed_form import unit
+from qat_jax.fit.closed_form import unit
+from qat_jax.models import forms as hypernetwork
+from qat_jax.types import Relevance
+from qat_jax.validation import Validator
 
 WIDTH, INSTANCES = 8, 30
 

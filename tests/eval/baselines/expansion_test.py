@@ -4,8 +4,8 @@ import pytest
 
 from eval.baselines import expansion
 from eval.baselines.types import Train
-from eval.benchmarks.relevance import Relevance
-from eval.validate import Validator
+from qat_jax.types import Relevance
+from qat_jax.validation import Validator
 
 
 @pytest.mark.parametrize("alpha", [0.0, 2.0])

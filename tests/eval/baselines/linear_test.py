@@ -5,8 +5,8 @@ import pytest
 
 from eval.baselines import linear
 from eval.baselines.types import Train
-from eval.benchmarks.relevance import Relevance
-from eval.validate import Validator
+from qat_jax.types import Relevance
+from qat_jax.validation import Validator
 
 
 @pytest.fixture

@@ -3,9 +3,9 @@ import numpy as np
 
 from eval.baselines import neighbours
 from eval.baselines.types import Train
-from eval.benchmarks.relevance import Relevance
-from eval.validate import Validator
-from qat_jax.closed_form import unit
+from qat_jax.fit.closed_form import unit
+from qat_jax.types import Relevance
+from qat_jax.validation import Validator
 
 
 def test_the_residual_by_hand():

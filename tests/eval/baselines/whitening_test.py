@@ -6,9 +6,9 @@ from eval.baselines import whitening
 from eval.baselines.both_sides import Affine, affine, apply, index_with
 from eval.baselines.moments import covariance_of, mean_of, means_of
 from eval.baselines.types import Train
-from eval.benchmarks.relevance import Relevance
-from eval.validate import Validator
-from qat_jax.closed_form import unit
+from qat_jax.fit.closed_form import unit
+from qat_jax.types import Relevance
+from qat_jax.validation import Validator
 
 WIDTH = 6
 

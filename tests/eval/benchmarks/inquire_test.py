@@ -7,7 +7,7 @@ import pytest
 
 from eval.benchmarks.inquire import Inquire
 from eval.benchmarks.task import with_features
-from qat_jax.features import FeatureStore
+from qat_jax.features.store import FeatureStore
 from qat_jax.types import Ranking
 
 PHOTOS = [f"train/0000{i % 3}_Animalia/{i:02x}" for i in range(12)]  # as in the embeddings' metadata: no ending

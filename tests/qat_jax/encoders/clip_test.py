@@ -10,8 +10,8 @@ from flax.traverse_util import flatten_dict
 from PIL import Image
 from safetensors.numpy import save_file
 
-from qat_jax.datasets.toybox_objects import families
-from qat_jax.datasets.toybox_render import render
+from qat_jax.datasets.toybox.objects import families
+from qat_jax.datasets.toybox.render import render
 from qat_jax.encoders import load_encoder
 from qat_jax.encoders.clip import TOY_CLIP
 

@@ -1,0 +1,159 @@
+"""The report's plots, each a pure function of numbers to an SVG text (matplotlib, imported on use)."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from eval.report.results import Row, method_name
+
+if TYPE_CHECKING:
+  from matplotlib.axes import Axes
+  from matplotlib.figure import Figure
+
+INK, MUTED, LINE = "#1d2530", "#69737f", "#e3e7ec"
+FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
+GAIN, LOSS = "#1d8a63", "#c2513a"
+COLOURS = {
+  "plain": "#8b949e",
+  "static": "#c08a2d",
+  "whitening": "#8fa33a",
+  "lda": "#4f7a28",
+  "lda_query": "#2f9e6e",
+  "ilias_linear": "#7a5230",
+  "query_expansion": "#d0785a",
+  "diffusion": "#b3446c",
+  "diffusion_shortlist": "#cf6f92",
+  "neighbours": "#8e6bbf",
+  "query_only": "#4aa3df",
+  "fold_only": "#3d4f7c",
+  "adapted": "#0f5fbf",
+  "adapted_shortlist": "#149a94",
+}
+MORE_COLOURS = ("#b3446c", "#5c7a29", "#7a5230", "#3d4f7c", "#a8643c", "#52767a")
+
+
+def colour(method: str, place: int = 0) -> str:
+  """Returns the colour of a method, the same in every plot and table; other methods get one by their place."""
+  return COLOURS.get(method, MORE_COLOURS[place % len(MORE_COLOURS)])
+
+
+def accuracy_against_latency(rows: Sequence[Row]) -> str:
+  """Returns mAP (× 100, with intervals) over milliseconds a query, log scale; '' where no row has a time."""
+  timed = [(float(r.result.ms_per_query), r) for r in sorted(rows, key=lambda r: r.map.value) if r.result.ms_per_query]
+  if not timed:
+    return ""
+  figure = _figure()
+  axes = _style(figure.add_subplot())
+  figure.subplots_adjust(right=0.58)
+  for place, (time, row) in enumerate(timed):
+    value, tint = 100 * row.map.value, colour(row.result.method, place)
+    below, above = value - 100 * row.map.low, 100 * row.map.high - value
+    axes.errorbar(
+      time, value, [[below], [above]], fmt="o", color=tint, markersize=7, elinewidth=1.4,
+      markeredgecolor="white", markeredgewidth=1,
+    )  # fmt: skip
+  axes.set_xscale("log")
+  axes.set_xlim(min(time for time, _ in timed) / 2, max(time for time, _ in timed) * 2)
+  axes.set_xlabel("milliseconds a query (log scale)")
+  axes.set_ylabel("mAP × 100")
+  axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+  axes.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "25" else "")
+  bottom, top = axes.get_ylim()
+  heights = _spread([(100 * row.map.value - bottom) / (top - bottom) for _, row in timed], 0.075)
+  for place, ((_, row), height) in enumerate(zip(timed, heights, strict=True)):
+    text = f"{method_name(row.result.method)}  {100 * row.map.value:.1f}"
+    axes.text(1.03, height, text, transform=axes.transAxes, va="center", color=colour(row.result.method, place))
+  return _svg(figure)
+
+
+def wins_and_losses(differences: Sequence[tuple[str, np.ndarray]]) -> str:
+  """Returns a panel for each (name, per-query differences in average precision): sorted, gains and losses in colour."""
+  figure = _figure()
+  panels = figure.subplots(1, len(differences), sharey=True, squeeze=False)[0]
+  figure.subplots_adjust(wspace=0.2)
+  for axes, (name, difference_Q) in zip(panels, differences, strict=True):
+    _style(axes)
+    difference_Q = 100 * np.sort(difference_Q[~np.isnan(difference_Q)])[::-1]
+    place_Q = np.arange(len(difference_Q)) + 0.5
+    better, worse = int(np.sum(difference_Q > 0)), int(np.sum(difference_Q < 0))
+    for sign, tint in ((1, GAIN), (-1, LOSS)):
+      height_Q = np.where(sign * difference_Q > 0, difference_Q, 0)
+      axes.fill_between(place_Q, height_Q, step="mid", color=tint, linewidth=0)
+    axes.axhline(0, color=INK, linewidth=0.8)
+    axes.set_xlim(0, max(len(difference_Q), 1))
+    axes.set_xlabel(f"queries, against {name}")
+    even = len(difference_Q) - better - worse
+    for line, (text, tint) in enumerate(
+      [(f"{better:,} better", GAIN), (f"{even:,} the same", MUTED), (f"{worse:,} worse", LOSS)]
+    ):
+      axes.text(0.96, 0.93 - 0.075 * line, text, transform=axes.transAxes, ha="right", color=tint)
+  panels[0].set_ylabel("gain in average precision × 100")
+  return _svg(figure)
+
+
+def curves(lines: Sequence[dict], field: str, label: str, scale: float) -> str:
+  """Returns `field` × scale over `step`, a curve for each `name`; '' where no line has the field."""
+  series: dict[str, dict[int, float]] = {}
+  for line in lines:
+    if line.get(field) is not None:
+      series.setdefault(str(line.get("name", "")), {})[int(line["step"])] = scale * float(
+        line[field]
+      )  # a later run wins
+  if not series:
+    return ""
+  figure = _figure()
+  axes = _style(figure.add_subplot())
+  for place, (name, points) in enumerate(sorted(series.items())):
+    steps = sorted(points)
+    method = name.split("/")[-1]
+    tint = COLOURS.get({"adaptive": "adapted"}.get(method, method), MORE_COLOURS[place % len(MORE_COLOURS)])
+    marker = "o" if len(steps) <= 30 else None
+    axes.plot(steps, [points[s] for s in steps], color=tint, linewidth=1.6, marker=marker, markersize=3.5,
+              label=name.replace("_", " ").replace("/", ", "))  # fmt: skip
+  axes.set_xlabel("step")
+  axes.set_ylabel(label)
+  if any(series):
+    axes.legend(frameon=False, labelcolor=INK)
+  return _svg(figure)
+
+
+def _figure() -> Figure:
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(5.4, 3.5))
+  figure.subplots_adjust(left=0.13, right=0.96, top=0.97, bottom=0.15)
+  return figure
+
+
+def _style(axes: Axes) -> Axes:
+  axes.spines[["top", "right"]].set_visible(False)
+  axes.spines[["left", "bottom"]].set_color(LINE)
+  axes.tick_params(which="both", color=LINE, labelcolor=MUTED, length=3)
+  axes.xaxis.label.set_color(MUTED)
+  axes.yaxis.label.set_color(MUTED)
+  axes.grid(axis="y", color=LINE, linewidth=0.8)
+  axes.set_axisbelow(True)
+  return axes
+
+
+def _spread(heights: Sequence[float], gap: float, top: float = 0.97) -> list[float]:
+  """Returns ascending heights moved apart by at least `gap`, none above `top` unless there is no room."""
+  spread: list[float] = []
+  for height in heights:
+    spread.append(max(height, spread[-1] + gap) if spread else height)
+  for place in reversed(range(len(spread))):
+    spread[place] = min(spread[place], top - gap * (len(spread) - 1 - place))
+  return spread
+
+
+def _svg(figure) -> str:
+  import matplotlib
+
+  buffer = io.StringIO()
+  with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "report", "font.sans-serif": ["DejaVu Sans"]}):
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+  return buffer.getvalue().replace("'DejaVu Sans', sans-serif", FONTS)

@@ -1,0 +1,118 @@
+"""Contact sheets: what a query found before and after, as rows of pictures with the relevant ones framed."""
+
+from __future__ import annotations
+
+import base64
+import io
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from qat_jax.types import Relevance
+
+INK, MUTED, GAIN, LINE = "#1d2530", "#69737f", "#1d8a63", "#e3e7ec"
+
+
+@dataclass(frozen=True)
+class Sheet:
+  """One query and the first items that two methods gave it; a picture comes with whether it is relevant."""
+
+  query: Image.Image | str
+  before: list[tuple[Image.Image, bool]]
+  after: list[tuple[Image.Image, bool]]
+  title: str
+  query_type: str = ""
+  gain: float = 0.0  # of average precision, a fraction
+  before_name: str = "plain"
+  after_name: str = "adapted"
+
+
+def changed_most(before_Q: np.ndarray, after_Q: np.ndarray, count: int = 4) -> list[int]:
+  """Returns up to `count` queries that gained most, best first, then as many that lost most, worst first."""
+  gain_Q = np.nan_to_num(np.asarray(after_Q) - np.asarray(before_Q))
+  order = np.argsort(-gain_Q, kind="stable")
+  return [int(q) for q in order[:count] if gain_Q[q] > 0] + [int(q) for q in order[::-1][:count] if gain_Q[q] < 0]
+
+
+def build_sheets(
+  query_type: str,
+  before_QK: np.ndarray,
+  after_QK: np.ndarray,
+  relevance: Relevance,
+  before_ap_Q: np.ndarray,
+  after_ap_Q: np.ndarray,
+  query_of: Callable[[int], Image.Image | str],
+  picture_of: Callable[[int], Image.Image],
+  shown: int = 8,
+  count: int = 4,
+) -> list[Sheet]:
+  """Returns sheets of the queries whose average precision changed most.
+
+  `before_QK` and `after_QK` are gallery positions, best first. `query_of(q)` gives a query's text or picture,
+  `picture_of(n)` that of a gallery position. Ignored items are not shown.
+  """
+
+  def row(ids_K: np.ndarray, query: int) -> list[tuple[Image.Image, bool]]:
+    positives, ignored = set(relevance.positives[query].tolist()), set(relevance.ignored[query].tolist())
+    kept = [n for n in ids_K[: shown + len(ignored)].tolist() if n >= 0 and n not in ignored][:shown]
+    return [(picture_of(n), n in positives) for n in kept]
+
+  return [
+    Sheet(
+      query=query_of(query),
+      before=row(before_QK[query], query),
+      after=row(after_QK[query], query),
+      title=f"average precision {100 * before_ap_Q[query]:.0f} → {100 * after_ap_Q[query]:.0f}",
+      query_type=query_type,
+      gain=float(after_ap_Q[query] - before_ap_Q[query]),
+    )
+    for query in changed_most(before_ap_Q, after_ap_Q, count)
+  ]
+
+
+def data_uri(picture: Image.Image, side: int = 168) -> str:
+  """Returns a picture as a square JPEG data URI of `side` pixels, on white where it is not square."""
+  buffer = io.BytesIO()
+  _square(picture, side).save(buffer, "JPEG", quality=82)
+  return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def draw_sheets(sheets: list[Sheet], side: int = 150) -> Image.Image:
+  """Returns the sheets as one picture, one below the other, for a README; `side` is that of a picture, in pixels."""
+  gap, label, head = side // 12, int(side * 0.62), int(side * 0.3)
+  shown = max(len(row) for sheet in sheets for row in (sheet.before, sheet.after))
+  width = gap + side + gap + label + shown * (side + gap) + gap
+  height = head + 2 * (side + gap) + gap
+  canvas = Image.new("RGB", (width, height * len(sheets) + gap), "white")
+  draw = ImageDraw.Draw(canvas)
+  small, normal = ImageFont.load_default(side * 0.11), ImageFont.load_default(side * 0.125)
+  for place, sheet in enumerate(sheets):
+    top = place * height + gap
+    if place:
+      draw.line([(gap, top), (width - gap, top)], fill=LINE, width=2)
+    draw.text((gap, top + head / 2), "query", fill=MUTED, font=small, anchor="lm")
+    draw.text(
+      (gap + side + gap + label, top + head / 2), sheet.title.replace("→", "to"), fill=MUTED, font=small, anchor="lm"
+    )
+    top += head
+    if isinstance(sheet.query, str):
+      lines = textwrap.wrap(f"“{sheet.query}”", 17)[:9]
+      draw.multiline_text((gap, top), "\n".join(lines), fill=INK, font=normal, spacing=side * 0.05)
+    else:
+      canvas.paste(_square(sheet.query, side), (gap, top + (side + gap) // 2))
+    for name, row in ((sheet.before_name, sheet.before), (sheet.after_name, sheet.after)):
+      draw.text((gap + side + label, top + side / 2), name, fill=INK, font=normal, anchor="rm")
+      for column, (picture, relevant) in enumerate(row):
+        left = gap + side + gap + label + column * (side + gap)
+        canvas.paste(_square(picture, side), (left, top))
+        box = [left, top, left + side - 1, top + side - 1]
+        draw.rectangle(box, outline=GAIN if relevant else LINE, width=side // 25 if relevant else 1)
+      top += side + gap
+  return canvas
+
+
+def _square(picture: Image.Image, side: int) -> Image.Image:
+  return ImageOps.pad(picture.convert("RGB"), (side, side), Image.Resampling.LANCZOS, color="white")

@@ -1,0 +1,1 @@
+"""Every script that measures time or memory."""

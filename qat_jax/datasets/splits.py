@@ -1,0 +1,145 @@
+"""Which source fills which place of a retrieval set: train, and gallery and queries of val and test."""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+KINDS = ("toybox", "tfds", "folder")
+CAPTIONS = 5  # text queries an image of a TFDS set: what COCO has
+Places = dict[str, tuple[Any, tuple[str, ...]]]
+
+TOYBOX = {
+  "train": ("train", ("img", "text")),
+  "val/gallery": ("val_gallery", ("img",)),
+  "val/text_queries": ("val_text_queries", ("text",)),
+  "val/image_queries": ("val_image_queries", ("img",)),
+  "test/gallery": ("test_gallery", ("img",)),
+  "test/text_queries": ("test_text_queries", ("text",)),
+  "test/image_queries": ("test_image_queries", ("img",)),
+}
+
+
+def sources(kind: str, name: str, folder: str | os.PathLike, limit: int = 0) -> Places:
+  """Returns place → (source, kinds of feature to encode) of a data set whose files lie in `folder`.
+
+  Kinds:
+    toybox: draws itself; `name` is its config, empty for the default.
+    tfds: a prepared TFDS set with the features of coco_captions; `name` as TFDS has it. An image is an instance.
+    folder: images with captions, see `FolderSource`; with the name "subfolders" those of one subfolder are an instance.
+
+  `limit` keeps the first items of each place alone, 0 all. Raises FileNotFoundError where the files are not there,
+  ValueError for an unknown kind or a set that cannot be split.
+  """
+  if kind not in KINDS:
+    raise ValueError(f"data.source is {kind!r}; use one of {', '.join(KINDS)}, or give features on disk (data.root)")
+  folder = pathlib.Path(folder).expanduser()
+  found = {"toybox": _toybox, "tfds": _tfds, "folder": _folder}[kind](name, folder)
+  return {place: (First(source, limit) if limit else source, kinds) for place, (source, kinds) in found.items()}
+
+
+class First:
+  """The first items of a source."""
+
+  def __init__(self, source: Any, count: int) -> None:
+    self.source, self.count = source, min(count, len(source))
+
+  def __len__(self) -> int:
+    return self.count
+
+  def __getitem__(self, position: int) -> dict[str, Any]:
+    return self.source[position]
+
+
+class Rows:
+  """Chosen rows of a source, each changed to what its place wants."""
+
+  def __init__(self, source: Any, positions: Sequence[int], change: Callable[[dict], dict]) -> None:
+    self.source, self.positions, self.change = source, positions, change
+
+  def __len__(self) -> int:
+    return len(self.positions)
+
+  def __getitem__(self, position: int) -> dict[str, Any]:
+    return self.change(self.source[self.positions[position]])
+
+
+def _toybox(name: str, folder: pathlib.Path) -> Places:
+  from qat_jax.datasets.toybox import source as toybox
+
+  return {place: (toybox.source(split, folder, name or "default"), kinds) for place, (split, kinds) in TOYBOX.items()}
+
+
+def _tfds(name: str, folder: pathlib.Path) -> Places:
+  """A set without a test split has its val split halved; every query is one caption of a gallery image."""
+  from qat_jax.datasets.tfds import TfdsSource, splits
+
+  parts = (
+    {"val": "val", "test": "test"} if "test" in splits(name, folder) else {"val": "val[:50%]", "test": "val[50%:]"}
+  )
+  found: Places = {"train": (TfdsSource(name, "train", folder), ("img", "text"))}
+  for split, part in parts.items():
+    found[f"{split}/gallery"] = (TfdsSource(name, part, folder), ("img",))
+    found[f"{split}/text_queries"] = (TfdsSource(name, part, folder, captions=CAPTIONS), ("text",))
+  return found
+
+
+def _folder(name: str, folder: pathlib.Path) -> Places:
+  """Split by instance: the table's column `split` says how, else a tenth of the instances is val and a tenth test.
+
+  Every gallery item that has a caption is a text query, and every one whose instance has another image an image query.
+  """
+  from qat_jax.datasets.folder import FolderSource
+
+  if name not in ("", "subfolders"):
+    raise ValueError(f"data.name is {name!r}; for the source folder it is empty or 'subfolders'")
+  source = FolderSource(folder, instance_by_folder=name == "subfolders")
+  items = [source.about(position) for position in range(len(source))]
+  instance_of = [item["instance"] or item["id"] for item in items]
+  parts: dict[str, list[int]] = {"train": [], "val": [], "test": []}
+  drawn = _drawn(set(instance_of))
+  for position, item in enumerate(items):
+    part = item.get("split") or drawn[instance_of[position]]
+    if part not in parts:
+      raise ValueError(f"{item['id']!r} has the split {part!r}; use train, val or test")
+    parts[part].append(position)
+  empty = [part for part, positions in parts.items() if not positions]
+  if empty:
+    raise ValueError(
+      f"{folder} has {len(set(instance_of))} instances and none of them for {', '.join(empty)}; add images, or a "
+      "column `split` (train, val, test) to the captions file"
+    )
+  bare = [item["id"] for item in items if not item["caption"]]
+  if 0 < len(bare) < len(items):
+    raise ValueError(f"{len(bare)} images of {folder} have no caption, the first is {bare[0]!r}; caption all or none")
+
+  found: Places = {"train": (Rows(source, parts["train"], _own), ("img",) if bare else ("img", "text"))}
+  for part in ("val", "test"):
+    found[f"{part}/gallery"] = (Rows(source, parts[part], _own), ("img",))
+    if not bare:
+      found[f"{part}/text_queries"] = (Rows(source, parts[part], _caption), ("text",))
+    views = collections.Counter(instance_of[position] for position in parts[part])
+    several = [position for position in parts[part] if views[instance_of[position]] > 1]
+    if several:
+      found[f"{part}/image_queries"] = (Rows(source, several, _own), ("img",))
+  return found
+
+
+def _drawn(instances: set[str]) -> dict[str, str]:
+  """Returns the part of each instance, the same in every run: a tenth val, a tenth test, the others train."""
+  order = sorted(instances, key=lambda name: hashlib.blake2b(name.encode()).digest())
+  tenth = max(1, len(order) // 10)
+  return {name: "val" if i < tenth else "test" if i < 2 * tenth else "train" for i, name in enumerate(order)}
+
+
+def _own(record: dict) -> dict:
+  return {**record, "instance": record["instance"] or record["id"]}
+
+
+def _caption(record: dict) -> dict:
+  """Returns a gallery item's caption as a query: with another id, so that its image counts as relevant."""
+  return {**_own(record), "id": f"{record['id']}#caption"}

@@ -1,0 +1,1 @@
+"""Toybox: a retrieval data set that draws itself."""

@@ -1,0 +1,118 @@
+"""Says what a toy looks like, in words and in detail that vary from view to view.
+
+A detailed caption names most attributes, each in one of several words, as people who know a field do. A coarse one,
+such as the demo's encoder is trained on, names a part or two in the plainest words; the others it never meets. What a
+caption says of a toy is always true.
+"""
+
+from __future__ import annotations
+
+import functools
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+
+from qat_jax.datasets.toybox.objects import Toy
+
+# Value → its words; the first is the plain one.
+WORDS = {
+  "red": ("red", "crimson", "scarlet"),
+  "orange": ("orange", "tangerine"),
+  "yellow": ("yellow", "lemon", "golden"),
+  "green": ("green", "emerald"),
+  "blue": ("blue", "azure", "navy"),
+  "purple": ("purple", "violet"),
+  "pink": ("pink", "rose"),
+  "brown": ("brown", "chocolate"),
+  "white": ("white", "snowy"),
+  "black": ("black", "dark"),
+  "circle": ("circle", "disc", "ball"),
+  "square": ("square", "box", "block"),
+  "triangle": ("triangle", "pyramid"),
+  "star": ("star", "asterisk"),
+  "cross": ("cross", "plus"),
+  "heart": ("heart", "valentine"),
+  "moon": ("moon", "crescent"),
+  "arrow": ("arrow", "pointer"),
+  "plain": ("plain", "solid"),
+  "striped": ("striped", "banded", "lined"),
+  "dotted": ("dotted", "spotted", "speckled"),
+  "checked": ("checked", "chequered", "tiled"),
+  "framed": ("framed", "bordered", "outlined"),
+  "above": ("above", "on top", "over it"),
+  "below": ("below", "underneath", "at the bottom"),
+  "left": ("on the left", "to its left"),
+  "right": ("on the right", "to its right"),
+  "dot": ("dot", "spot"),
+  "bar": ("bar", "dash"),
+  "ring": ("ring", "hoop"),
+  "wedge": ("wedge", "chip"),
+}
+OPENINGS = ("", "", "a photo of ", "a picture of ", "here is ", "a toy made of ")
+JOINS = (" with ", ", with ", " and ", ", ")
+CENTRES = ("in the middle", "at its centre", "on it")
+
+
+def detailed(toy: Toy, view: int) -> str:
+  """Returns a view's caption: the main shape, mostly its colour and texture, and mostly the other two parts."""
+  rng = np.random.Generator(np.random.Philox(key=[zlib.crc32(toy.name.encode()), 2**32 + view]))
+  say = functools.partial(_word, rng)
+  main = _phrase(rng, say, (toy.colour, 0.8), (toy.texture, 0.65), (toy.kind, 0.9))
+  parts = []
+  if rng.random() < 0.92:
+    side = _phrase(rng, say, (toy.side_colour, 0.8), (toy.side_kind, 0.85))
+    parts.append(f"{side} {say(toy.side_place)}" if rng.random() < 0.55 else side)
+  if rng.random() < 0.75:
+    mark = _phrase(rng, say, (toy.mark_colour, 0.8), (toy.mark_kind, 0.85))
+    parts.append(f"{mark} {_pick(rng, CENTRES)}")
+  if len(parts) == 2 and rng.random() < 0.4:
+    parts.reverse()
+  caption = _pick(rng, OPENINGS) + main
+  for part in parts:
+    caption += _pick(rng, JOINS) + part
+  return caption
+
+
+def coarse(toy: Toy, view: int) -> str:
+  """Returns a short caption in plain words: the main shape, now and then its texture or one small part."""
+  rng = np.random.Generator(np.random.Philox(key=[zlib.crc32(toy.name.encode()), 2**33 + view]))
+  caption = _pick(rng, OPENINGS) + _phrase(rng, _plain, (toy.colour, 0.8), (toy.texture, 0.3), (toy.kind, 0.8))
+  chance = rng.random()
+  if chance < 0.4:
+    side = _phrase(rng, _plain, (toy.side_colour, 0.8), (toy.side_kind, 0.8))
+    caption += _pick(rng, JOINS) + (f"{side} {_plain(toy.side_place)}" if rng.random() < 0.4 else side)
+  elif chance < 0.7:
+    caption += _pick(rng, JOINS) + _phrase(rng, _plain, (toy.mark_colour, 0.8), (toy.mark_kind, 0.8))
+  return caption
+
+
+def vocabulary() -> list[str]:
+  """Returns every word that captions are made of."""
+  pieces = [*OPENINGS, *JOINS, *CENTRES, "a", "an", "shape", *(word for words in WORDS.values() for word in words)]
+  return sorted({word for piece in pieces for word in piece.replace(",", " ").split()})
+
+
+def _pick(rng: np.random.Generator, choices: tuple[str, ...]) -> str:
+  return choices[int(rng.integers(len(choices)))]
+
+
+def _word(rng: np.random.Generator, value: str) -> str:
+  return _pick(rng, WORDS[value])
+
+
+def _plain(value: str) -> str:
+  return WORDS[value][0]
+
+
+def _phrase(rng: np.random.Generator, say: Callable[[str], str], *mentions: tuple[str, float]) -> str:
+  """Returns the values that chance lets in, in their order; the last, the kind, is else "shape"."""
+  words = [say(value) for value, share in mentions[:-1] if rng.random() < share]
+  kind, share = mentions[-1]
+  # A phrase always says something: without adjectives the kind is named.
+  words.append(say(kind) if rng.random() < share or not words else "shape")
+  return _with_article(" ".join(words))
+
+
+def _with_article(phrase: str) -> str:
+  return ("an " if phrase[0] in "aeiou" else "a ") + phrase

@@ -1,0 +1,299 @@
+"""Features on disk: one row an item, in the shards that the clip-retrieval tools write.
+
+A folder holds `img_emb/img_emb_0.npy`, `text_emb/…`, `metadata/metadata_0.parquet` and our `meta.json` (optional for
+folders made elsewhere). Opening reads file headers only, indexing only the rows asked for: a store may be far larger
+than memory.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from qat_jax.features.shards import (
+  INCOMPLETE,
+  KINDS,
+  META,
+  FeatureWriter,
+  Shard,
+  as_table,
+  check_ids,
+  check_rows,
+  describe,
+  is_unit,
+  parquet_rows,
+  read_meta,
+  shard_files,
+)
+from qat_jax.stages import checksum, write_json
+
+ID_COLUMNS = ("id", "key", "image_path")
+CHUNK_ROWS = 65536
+ROWS_PER_SHARD = 65536
+
+
+class FeatureStore:
+  """The features of one kind in a folder (N rows, D wide) with the metadata of their items; read-only."""
+
+  def __init__(self, folder: Path, kind: str, meta: dict[str, Any]) -> None:
+    """Reads the headers of all shards; use `open`."""
+    self.folder, self.kind, self.meta = folder, kind, meta
+    self.shards = [Shard.of(path) for path in shard_files(folder, f"{kind}_emb", "npy")]
+    self.metadata_shards = shard_files(folder, "metadata", "parquet")
+    first = self.shards[0]
+    self.width, self.dtype = first.width, first.dtype
+    for shard in self.shards:
+      if (shard.width, shard.dtype) != (self.width, self.dtype):
+        raise ValueError(
+          f"{shard.path} is {shard.width} wide, {shard.dtype}; {first.path.name} is {self.width} wide, {self.dtype}: "
+          "shards of one store must agree, write this one again"
+        )
+    self._starts = np.concatenate([[0], np.cumsum([shard.rows for shard in self.shards])]).astype(np.int64)
+    self._columns: dict[str, np.ndarray] = {}
+    self._check_counts()
+
+  @classmethod
+  def open(cls, folder: str | os.PathLike, kind: str | None = None) -> FeatureStore:
+    """Returns the store of `kind` ("img" or "text"; None: the kind that exists, images first) in a folder.
+
+    Reads no features. Raises FileNotFoundError where there are none, ValueError for a folder that is still being
+    written, a truncated shard, or counts that disagree.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+      raise FileNotFoundError(f"no folder {folder}; give a folder that holds img_emb/ or text_emb/")
+    if kind not in (None, *KINDS):
+      raise ValueError(f"kind is {kind!r}; use one of {KINDS}")
+    there = [k for k in KINDS if shard_files(folder, f"{k}_emb", "npy")]
+    if (folder / INCOMPLETE).is_dir() and not (folder / META).exists():
+      raise ValueError(f"{folder} is not finished; run what writes it again (it goes on), or delete the folder")
+    if not there or (kind and kind not in there):
+      wanted = f"{kind}_emb/{kind}_emb_*.npy" if kind else "img_emb/img_emb_*.npy or text_emb/text_emb_*.npy"
+      raise FileNotFoundError(f"no {wanted} in {folder}; it holds {sorted(p.name for p in folder.iterdir())}")
+    return cls(folder, kind or there[0], read_meta(folder))
+
+  def __len__(self) -> int:
+    return int(self._starts[-1])
+
+  def __getitem__(self, rows: int | slice | np.ndarray) -> np.ndarray:
+    """Returns rows (ND, stored dtype, in memory): a slice, or positions in any order, with repeats.
+
+    Raises IndexError for positions outside 0 … N − 1; −1 is padding in this library, never the last row.
+    """
+    if isinstance(rows, slice):
+      start, stop, step = rows.indices(len(self))
+      return self._read(start, stop) if step == 1 else self._gather(np.arange(start, stop, step))
+    positions = np.asarray(rows)
+    return self._gather(positions) if positions.ndim else self._gather(positions[None])[0]
+
+  def chunks(self, rows: int = CHUNK_ROWS) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields (start, features) from first to last, `rows` at a time."""
+    for start in range(0, len(self), rows):
+      yield start, self[start : start + rows]
+
+  @property
+  def space(self) -> str:
+    """ "frozen", or the space of the adapter that prepared these features."""
+    return self.meta.get("space", "frozen")
+
+  @property
+  def columns(self) -> list[str]:
+    """The names of the metadata columns."""
+    return pq.read_schema(self.metadata_shards[0]).names if self.metadata_shards else []
+
+  @property
+  def id_column(self) -> str | None:
+    """The metadata column that names the items, None where they are only numbered."""
+    return next((name for name in ID_COLUMNS if name in self.columns), None)
+
+  def arrow_column(self, name: str) -> pa.ChunkedArray:
+    """Returns a metadata column as Arrow holds it, read at each call; raises KeyError where there is none."""
+    if name not in self.columns:
+      raise KeyError(f"no metadata column {name!r} in {self.folder}; there are {self.columns}")
+    parts = [_read_column(path, name) for path in self.metadata_shards]
+    kind = next((part.type for part in parts if not pa.types.is_null(part.type)), pa.string())
+    return pa.chunked_array([chunk.cast(kind) for part in parts for chunk in part.chunks], kind)
+
+  def column(self, name: str) -> np.ndarray:
+    """Returns a metadata column (N; text as an object array of str, None where missing), kept after the first use."""
+    if name not in self._columns:
+      self._columns[name] = self.arrow_column(name).to_numpy()
+    return self._columns[name]
+
+  def metadata(self) -> pa.Table:
+    """Returns all metadata, with the ids in a column `id`; a folder without metadata gives row numbers."""
+    table = pa.table({name: self.arrow_column(name) for name in self.columns if name != "id"})
+    return table.add_column(0, "id", self.arrow_ids()) if table.num_columns else pa.table({"id": self.arrow_ids()})
+
+  def arrow_ids(self) -> pa.ChunkedArray:
+    """Returns the items' ids as Arrow strings: the column `id`, else `key`, else `image_path`, else row numbers."""
+    name = self.id_column
+    values = pa.chunked_array([pa.array(np.arange(len(self)))]) if name is None else self.arrow_column(name)
+    return values.cast(pa.string())
+
+  @functools.cached_property
+  def ids(self) -> np.ndarray:
+    """The items' ids (N, object array of str), read on first use."""
+    return self.arrow_ids().to_numpy()
+
+  def verify(self) -> None:
+    """Reads everything and raises ValueError for what is wrong: checksums, broken rows, repeated ids."""
+    for path in self._paths():
+      entry = self.meta.get("files", {}).get(self._relative(path))
+      if entry and entry["checksum"] != checksum(path):
+        raise ValueError(f"{path} is not what was written: its checksum differs from {META}; write this shard again")
+    self.check_rows()
+    self.check_ids()
+
+  def check_rows(self) -> None:
+    """Raises ValueError that names the items whose features are NaN, infinite or zero; reads all features."""
+    for start, features_ND in self.chunks():
+      check_rows(features_ND, f"{self.folder} ({self.kind})", functools.partial(self._id_of, start))
+
+  def check_ids(self) -> None:
+    """Raises ValueError that names repeated or missing ids."""
+    check_ids(self.arrow_ids(), self.folder)
+
+  def write_meta(self, **extra: Any) -> None:
+    """Writes meta.json for a folder made elsewhere: counts, checksums, and what `extra` says (encoder=…, revision=…).
+
+    Raises FileExistsError where there is one, since new checksums would hide damage.
+    """
+    if (self.folder / META).exists():
+      raise FileExistsError(f"{self.folder / META} is there already; delete it to describe the folder anew")
+    stores = [FeatureStore(self.folder, k, {}) for k in KINDS if shard_files(self.folder, f"{k}_emb", "npy")]
+    files = {}
+    for store in stores:
+      for shard in store.shards:
+        files[self._relative(shard.path)] = {"rows": shard.rows, "checksum": checksum(shard.path)}
+    for path in self.metadata_shards:
+      files[self._relative(path)] = {"rows": parquet_rows(path), "checksum": checksum(path)}
+    unit = all(is_unit(chunk_ND) for store in stores for _, chunk_ND in store.chunks())
+    kinds = {store.kind: {"width": store.width, "dtype": str(store.dtype)} for store in stores}
+    self.meta = describe(len(self), kinds, unit, files, extra)
+    write_json(self.folder / META, self.meta)
+
+  def _read(self, start: int, stop: int) -> np.ndarray:
+    features_ND = np.empty((max(stop - start, 0), self.width), self.dtype)
+    touched = np.searchsorted(self._starts, [start, stop], "right") - 1
+    for number in range(touched[0], min(touched[1] + 1, len(self.shards))):
+      first, shard = int(self._starts[number]), self.shards[number]
+      low, high = max(start, first), min(stop, first + shard.rows)
+      if low < high:
+        shard.read(low - first, features_ND[low - start : high - start])
+    return features_ND
+
+  def _gather(self, positions_N: np.ndarray) -> np.ndarray:
+    """Returns rows in the order of `positions_N`, each shard read once, from its front to its back."""
+    if positions_N.ndim != 1 or (positions_N.size and positions_N.dtype.kind not in "iu"):
+      raise IndexError(f"positions are {positions_N.dtype} of shape {positions_N.shape}; give integers, one axis")
+    if positions_N.size and not (positions_N.min() >= 0 and positions_N.max() < len(self)):
+      raise IndexError(
+        f"positions {positions_N.min()} to {positions_N.max()} asked of a store of {len(self)} items; −1 is padding"
+      )
+    positions_N = positions_N.astype(np.int64)
+    features_ND = np.empty((len(positions_N), self.width), self.dtype)
+    order_N = np.argsort(positions_N, kind="stable")
+    cuts = np.searchsorted(positions_N[order_N], self._starts)
+    for shard in np.flatnonzero(np.diff(cuts)):
+      rows = order_N[cuts[shard] : cuts[shard + 1]]
+      features_ND[rows] = self.shards[shard].take(positions_N[rows] - self._starts[shard])
+    return features_ND
+
+  def _id_of(self, start: int, row: int) -> str:
+    return self.ids[start + row]
+
+  def _relative(self, path: Path) -> str:
+    return path.relative_to(self.folder).as_posix()
+
+  def _paths(self) -> list[Path]:
+    return [shard.path for shard in self.shards] + self.metadata_shards
+
+  def _check_counts(self) -> None:
+    described = self.meta.get("files", {})
+    for path in [self.folder / name for name in described]:
+      if not path.exists():
+        raise FileNotFoundError(f"{path} is missing, {META} lists it; restore it or write the folder again")
+    if described:
+      stray = [p for p in self._paths() if self._relative(p) not in described]
+      if stray:
+        raise ValueError(
+          f"{META} of {self.folder} does not list {stray[0].name}; remove the shard, or {META} to reread"
+        )
+    if not self.metadata_shards:
+      return
+    counts = [parquet_rows(path) for path in self.metadata_shards]
+    pairs = zip(self.shards, counts, strict=True) if len(counts) == len(self.shards) else []
+    for shard, count in pairs:
+      if shard.rows != count:
+        raise ValueError(f"{shard.path} has {shard.rows} rows, its metadata {count}; write this shard again")
+    if sum(counts) != len(self):
+      raise ValueError(f"{self.folder} has {len(self)} {self.kind} features and metadata of {sum(counts)} items")
+
+
+def write_features(
+  folder: str | os.PathLike,
+  features: Mapping[str, np.ndarray | Iterable[np.ndarray]],
+  columns: Mapping[str, Any] | pa.Table,
+  meta: Mapping[str, Any] | None = None,
+  rows_per_shard: int = ROWS_PER_SHARD,
+) -> FeatureStore:
+  """Writes features by kind (an array ND, or chunks of one that need not fit in memory) and returns their store.
+
+  The store is of the first kind. `columns` must have `id`, `meta` hold what JSON can. What an earlier call left
+  unfinished is written anew. Raises FileExistsError where the folder holds anything else, ValueError for broken rows,
+  repeated ids, or fewer or more features than ids.
+  """
+  folder, table, about = Path(folder), as_table(columns), json.loads(json.dumps(dict(meta or {})))
+  if not features or set(features) - set(KINDS) or rows_per_shard < 1:
+    got = f"features of {list(features)}, {rows_per_shard} rows a shard"
+    raise ValueError(f"{folder}: got {got}; wanted one or both of {KINDS}, at least 1 row")
+  check_ids(table.column("id"), folder)
+  if not len(table):
+    raise ValueError(f"{folder}: no items to write; give at least one")
+  starts = range(0, len(table), rows_per_shard)
+  FeatureWriter.discard(folder)
+  writer = FeatureWriter(folder, {"rows": len(table)}, len(starts))
+  streams = {kind: _Stream(array) for kind, array in features.items()}
+  for shard, start in enumerate(starts):
+    part = table.slice(start, rows_per_shard)
+    writer.write(shard, {kind: stream.take(len(part)) for kind, stream in streams.items()}, part)
+  for kind, stream in streams.items():
+    if stream.take(1).size:
+      raise ValueError(f"{folder}: more {kind} features than the {len(table)} ids; give one row an item")
+  writer.finish(about)
+  return FeatureStore.open(folder, next(iter(features)))
+
+
+def _read_column(path: Path, name: str) -> pa.ChunkedArray:
+  file = pq.ParquetFile(path)
+  if name not in file.schema_arrow.names:
+    raise KeyError(f"{path} has no column {name!r}, only {file.schema_arrow.names}, unlike the shards before it")
+  column = file.read(columns=[name]).column(0)  # as a dictionary it would lose what is missing on the way to NumPy
+  return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+
+
+class _Stream:
+  """Chunks of rows, taken in pieces of any size."""
+
+  def __init__(self, chunks: np.ndarray | Iterable[np.ndarray]) -> None:
+    self.chunks = iter([chunks] if hasattr(chunks, "ndim") else chunks)
+    self.rest = np.empty((0, 0))
+
+  def take(self, rows: int) -> np.ndarray:
+    """Returns the next `rows` rows, fewer at the end."""
+    parts = [self.rest]
+    while sum(map(len, parts)) < rows and (chunk := next(self.chunks, None)) is not None:
+      parts.append(np.asarray(chunk))
+    parts = [part for part in parts if part.size] or parts[:1]
+    whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    self.rest = whole[rows:].copy()  # a view would hold all of what was taken
+    return whole[:rows]

@@ -1,0 +1,1 @@
+"""Adaptation × gallery → ranking: exact, wherever the gallery lies, and indexes."""

@@ -1,0 +1,1 @@
+"""What serves adapters: batches of files."""

@@ -1,0 +1,167 @@
+import io
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+from tensorflow_datasets.core import registered
+
+from qat_jax.datasets import decode
+from qat_jax.datasets.splits import sources
+
+
+def make_coco(folder, parts):
+  """Prepares a set with the features of coco_captions; split → numbers of its images."""
+  with registered.skip_registration():
+
+    class CocoCaptions(tfds.core.GeneratorBasedBuilder):
+      """A few images of one colour, five captions each."""
+
+      VERSION = tfds.core.Version("1.1.0")
+      BUILDER_CONFIGS = (tfds.core.BuilderConfig(name="2014"),)
+      url_infos = {}  # noqa: RUF012
+
+      def _info(self):
+        captions = tfds.features.Sequence({"id": np.int64, "text": np.str_})
+        features = {"image": tfds.features.Image(encoding_format="png"), "image/id": np.int64, "captions": captions}
+        return tfds.core.DatasetInfo(
+          builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
+        )
+
+      def _split_generators(self, dl_manager):
+        return {part: self._generate_examples(numbers) for part, numbers in parts.items()}
+
+      def _generate_examples(self, numbers):
+        for number in numbers:
+          file = io.BytesIO()
+          Image.new("RGB", (6, 4), (number, 0, 9)).save(file, "PNG")
+          file.seek(0)
+          captions = [{"id": 10 * number + i, "text": f"{i} of {number}"} for i in range(5)]
+          yield number, {"image": file, "image/id": number, "captions": captions}
+
+  CocoCaptions(data_dir=folder, file_format="array_record").download_and_prepare()
+
+
+def column(found, place, name):
+  source, _ = found[place]
+  return [source[i][name] for i in range(len(source))]
+
+
+def test_each_caption_of_a_tfds_image_is_a_query_for_it(tmp_path):
+  make_coco(tmp_path, {"train": range(3), "val": range(3, 5), "test": range(5, 6)})
+  found = sources("tfds", "coco_captions", tmp_path)
+  assert {place: kinds for place, (_, kinds) in found.items()} == {
+    "train": ("img", "text"),
+    "val/gallery": ("img",),
+    "val/text_queries": ("text",),
+    "test/gallery": ("img",),
+    "test/text_queries": ("text",),
+  }
+  assert column(found, "train", "caption") == ["0 of 0", "0 of 1", "0 of 2"]
+  assert column(found, "val/gallery", "id") == column(found, "val/gallery", "instance") == ["3", "4"]
+  assert column(found, "test/text_queries", "id") == ["5-0", "5-1", "5-2", "5-3", "5-4"]
+  assert column(found, "test/text_queries", "instance") == ["5"] * 5
+  assert column(found, "test/text_queries", "caption") == [f"{i} of 5" for i in range(5)]
+
+
+def test_a_tfds_set_without_a_test_split_has_its_val_split_halved(tmp_path):
+  make_coco(tmp_path, {"train": range(3), "val": range(3, 7)})
+  found = sources("tfds", "coco_captions", tmp_path)
+  assert column(found, "val/gallery", "id") == ["3", "4"]
+  assert column(found, "test/gallery", "id") == ["5", "6"]
+  assert column(found, "test/text_queries", "instance") == ["5"] * 5 + ["6"] * 5
+
+
+def test_a_limit_keeps_the_first_items_of_each_place(tmp_path):
+  make_coco(tmp_path, {"train": range(3), "val": range(3, 7)})
+  found = sources("tfds", "coco_captions", tmp_path, limit=2)
+  assert {place: len(source) for place, (source, _) in found.items()} == dict.fromkeys(found, 2)
+
+
+def put_images(folder, count, views, header="file,caption,instance", row="{file},toy {i},toy{i}"):
+  """Writes `views` images of each of `count` instances, and their table of captions."""
+  lines = [header]
+  for i in range(count):
+    for view in range(views):
+      file = f"{i}_{view}.png"
+      Image.new("RGB", (4, 4), (i, view, 0)).save(folder / file)
+      lines.append(row.format(file=file, i=i))
+  (folder / "captions.csv").write_text("\n".join(lines) + "\n")
+
+
+def test_a_folder_is_split_by_instance_the_same_way_each_time(tmp_path):
+  put_images(tmp_path, 40, 2)
+  found = sources("folder", "", tmp_path)
+  parts = {place: set(column(found, place, "instance")) for place in ("train", "val/gallery", "test/gallery")}
+  assert set.union(*parts.values()) == {f"toy{i}" for i in range(40)}
+  assert {place: len(instances) for place, instances in parts.items()} == {
+    "train": 32,
+    "val/gallery": 4,
+    "test/gallery": 4,
+  }
+  again = sources("folder", "", tmp_path)
+  assert [column(found, place, "id") for place in found] == [column(again, place, "id") for place in again]
+
+
+def test_queries_of_a_folder_are_its_captions_and_the_images_that_have_a_second_view(tmp_path):
+  split = ["train", "val", "test"]
+  put_images(tmp_path, 3, 2, "file,caption,instance,split", "{file},toy {i},toy{i},{i}")
+  table = tmp_path / "captions.csv"
+  text = table.read_text()
+  for i, part in enumerate(split):
+    text = text.replace(f"toy{i},{i}", f"toy{i},{part}")
+  table.write_text(text)
+  found = sources("folder", "", tmp_path)
+  assert column(found, "test/gallery", "id") == column(found, "test/image_queries", "id") == ["2_0.png", "2_1.png"]
+  assert column(found, "test/text_queries", "id") == ["2_0.png#caption", "2_1.png#caption"]
+  assert column(found, "test/text_queries", "caption") == ["toy 2"] * 2
+  assert found["train"][1] == ("img", "text")
+  assert decode(found["val/gallery"][0][1]).getpixel((0, 0)) == (1, 1, 0)
+
+
+def test_images_without_captions_or_instances_are_instances_of_their_own(tmp_path):
+  for i, part in enumerate(("train", "val", "test")):
+    Image.new("RGB", (4, 4)).save(tmp_path / f"{i}.png")
+    with open(tmp_path / "captions.csv", "a") as file:
+      file.write(("file,split\n" if i == 0 else "") + f"{i}.png,{part}\n")
+  found = sources("folder", "", tmp_path)
+  assert {place: kinds for place, (_, kinds) in found.items()} == {
+    "train": ("img",),
+    "val/gallery": ("img",),
+    "test/gallery": ("img",),
+  }
+  assert column(found, "train", "instance") == ["0.png"]
+
+
+@pytest.mark.parametrize(
+  ("row", "words"),
+  [
+    ("{file},toy {i},toy{i},tset", "'0_0.png' has the split 'tset'; use train, val or test"),
+    ("{file},toy {i},toy{i},train", "has 3 instances and none of them for val, test; add images, or a column `split`"),
+  ],
+)
+def test_a_folder_that_cannot_be_split_is_refused(tmp_path, row, words):
+  put_images(tmp_path, 3, 1, "file,caption,instance,split", row)
+  with pytest.raises(ValueError, match=words):
+    sources("folder", "", tmp_path)
+
+
+def test_a_caption_that_is_missing_is_named(tmp_path):
+  put_images(tmp_path, 40, 2)
+  table = tmp_path / "captions.csv"
+  table.write_text(table.read_text().replace("3_1.png,toy 3", "3_1.png,"))
+  with pytest.raises(ValueError, match="1 images of .* have no caption, the first is '3_1.png'"):
+    sources("folder", "", tmp_path)
+
+
+@pytest.mark.parametrize(
+  ("kind", "name", "error", "words"),
+  [
+    ("toybocks", "", ValueError, "data.source is 'toybocks'; use one of toybox, tfds, folder"),
+    ("folder", "x", ValueError, "data.name is 'x'; for the source folder it is empty or 'subfolders'"),
+    ("tfds", "coco_captions", FileNotFoundError, "tfds build coco_captions"),
+  ],
+)
+def test_what_is_not_there_is_named_with_what_to_do(tmp_path, kind, name, error, words):
+  with pytest.raises(error, match=words):
+    sources(kind, name, tmp_path)

@@ -1,0 +1,186 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qat_jax.datasets import UnreadableImage, decode
+from qat_jax.datasets.toybox import captions as toybox_captions
+from qat_jax.datasets.toybox import render as toybox_render
+from qat_jax.datasets.toybox import source as toybox
+from qat_jax.datasets.toybox.objects import ATTRIBUTES, families
+
+WORD_VALUES: dict[str, set[str]] = {}
+for value, phrases in toybox_captions.WORDS.items():
+  for phrase in phrases:
+    WORD_VALUES.setdefault(phrase, set()).add(value)
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+  return tmp_path_factory.mktemp("toybox")
+
+
+@pytest.fixture(scope="module")
+def builder(data_dir):
+  toybox.source("train", data_dir, "tiny")
+  return toybox.Toybox(config="tiny", data_dir=data_dir, file_format="array_record")
+
+
+def named_values(caption):
+  """Returns the values that a caption names, longest words first, so that "on the left" is one word."""
+  rest, found = f" {caption.replace(',', ' ')} ", []
+  for phrase in sorted(WORD_VALUES, key=len, reverse=True):
+    while f" {phrase} " in rest:
+      rest = rest.replace(f" {phrase} ", "  ", 1)
+      found.append(WORD_VALUES[phrase])
+  return found
+
+
+def test_members_of_a_family_differ_in_exactly_one_attribute():
+  for members in families()[:200]:
+    varied = [name for name in ATTRIBUTES if len({getattr(toy, name) for toy in members}) > 1]
+    assert len(varied) == 1
+    assert len({getattr(toy, varied[0]) for toy in members}) == len(members) == 4
+
+
+def test_no_two_toys_look_the_same():
+  toys = [toy for members in families() for toy in members]
+  assert len({tuple(toy.attributes().values()) for toy in toys}) == len(toys)
+
+
+def test_a_view_is_the_same_every_time_and_no_two_views_are_the_same():
+  toy = families()[3][1]
+  first, again, other = (np.asarray(toybox_render.render(toy, view)) for view in (0, 0, 1))
+  np.testing.assert_array_equal(first, again)
+  assert first.shape == (64, 64, 3)
+  assert np.abs(first.astype(int) - other).mean() > 5
+
+
+def test_the_main_shape_has_its_colour_in_the_picture():
+  differences = []
+  for members in families()[:150]:
+    toy = members[0]
+    if toy.texture == "plain" and toy.colour in ("red", "blue"):
+      pixels = np.mean([np.asarray(toybox_render.render(toy, view), float) for view in range(6)], axis=0)
+      red, _, blue = pixels[22:42, 22:42].mean(axis=(0, 1)) - pixels[:8].mean(axis=(0, 1))
+      differences.append(red - blue if toy.colour == "red" else blue - red)
+  assert len(differences) >= 4
+  assert np.mean(differences) > 20
+
+
+@pytest.mark.parametrize("describe", [toybox_captions.detailed, toybox_captions.coarse])
+def test_captions_say_only_what_is_true(describe):
+  for members in families()[:60]:
+    for toy in members:
+      for view in range(3):
+        values = set(toy.attributes().values())
+        caption = describe(toy, view)
+        named = named_values(caption)
+        assert named, caption
+        assert all(meanings & values for meanings in named), (caption, toy)
+
+
+def test_detailed_captions_name_more_than_coarse_ones_and_vary():
+  toys = [members[0] for members in families()[:200]]
+  counts = [
+    [len(named_values(describe(toy, 0))) for toy in toys]
+    for describe in (toybox_captions.detailed, toybox_captions.coarse)
+  ]
+  assert np.mean(counts[0]) > 5
+  assert np.mean(counts[1]) < 4
+  assert len({toybox_captions.detailed(toys[0], view) for view in range(20)}) > 15
+
+
+def test_coarse_captions_use_the_plainest_words_alone():
+  synonyms = {word for words in toybox_captions.WORDS.values() for phrase in words[1:] for word in phrase.split()}
+  plain = {word for words in toybox_captions.WORDS.values() for word in words[0].split()} | {
+    "a",
+    "it",
+    "on",
+    "to",
+    "the",
+  }
+  captions = [toybox_captions.coarse(members[0], view) for members in families()[:200] for view in range(3)]
+  used = {word for caption in captions for word in caption.replace(",", " ").split()}
+  assert not used & (synonyms - plain - {"in", "of", "at"})
+  assert {"red", "circle", "striped", "above"} <= used
+
+
+def test_the_vocabulary_holds_every_word_of_every_caption():
+  words = set(toybox_captions.vocabulary())
+  for members in families()[:200]:
+    for describe in (toybox_captions.detailed, toybox_captions.coarse):
+      assert set(describe(members[0], 5).replace(",", " ").split()) <= words
+
+
+def test_splits_are_disjoint_by_family(builder, data_dir):
+  families_of = {}
+  for split in builder.info.splits:
+    part = split.split("_")[0]
+    source = toybox.source(split, data_dir, "tiny")
+    families_of.setdefault(part, set()).update(source[i]["family"] for i in range(len(source)))
+  assert set(families_of) == {"train", "val", "test", "pretrain"}
+  for part, found in families_of.items():
+    for other, theirs in families_of.items():
+      assert part == other or not found & theirs
+
+
+def test_the_encoder_is_trained_on_families_that_the_demo_does_not_hold():
+  ranges = {name: toybox.Toybox.builder_configs[name].parts() for name in ("default", "pretrain")}
+  demo = {number for numbers in ranges["default"].values() for number in numbers}
+  assert not demo & set(ranges["pretrain"]["pretrain"])
+
+
+def test_every_query_has_other_views_of_its_instance_in_the_gallery_and_is_not_there_itself(builder, data_dir):
+  gallery = toybox.source("test_gallery", data_dir, "tiny")
+  records = [gallery[i] for i in range(len(gallery))]
+  instances, ids = [r["instance"] for r in records], {r["id"] for r in records}
+  assert len(ids) == len(records) == 5 * 4 * 3
+  for kind in ("text", "image"):
+    queries = toybox.source(f"test_{kind}_queries", data_dir, "tiny")
+    assert len(queries) == 10
+    for i in range(len(queries)):
+      assert instances.count(queries[i]["instance"]) == 3
+      assert queries[i]["id"] not in ids
+
+
+def test_a_record_comes_back_as_it_was_made(builder, data_dir):
+  toy = families()[builder.builder_config.parts()["train"][0]][0]
+  source = toybox.source("train", data_dir, "tiny")
+  assert source[1] == toybox.example(toy, 1, toybox_captions.detailed(toy, 1))
+  assert decode(source[1]).size == (64, 64)
+  assert source[1] == source[1]
+
+
+def test_an_interrupted_rendering_is_done_again(tmp_path, monkeypatch):
+  render, calls = toybox_render.render, []
+
+  def interrupted(toy, view):
+    calls.append(toy)
+    if len(calls) == 30:
+      raise KeyboardInterrupt
+    return render(toy, view)
+
+  monkeypatch.setattr(toybox_render, "render", interrupted)
+  with pytest.raises(KeyboardInterrupt):
+    toybox.source("train", tmp_path, "tiny")
+  assert len(toybox.source("train", tmp_path, "tiny")) == 6 * 4 * 3
+
+
+def test_unknown_configs_and_splits_are_named(builder, data_dir):
+  with pytest.raises(ValueError, match=r"no config 'small'; there are default, pretrain, tiny"):
+    toybox.source("train", data_dir, "small")
+  with pytest.raises(ValueError, match=r"no split 'dev'; there are .*val_gallery"):
+    toybox.source("dev", data_dir, "tiny")
+
+
+def test_a_broken_image_is_reported_with_its_id():
+  buffer = io.BytesIO()
+  Image.new("RGB", (64, 64)).save(buffer, "PNG")
+  assert decode({"id": "a", "image": buffer.getvalue()}).mode == "RGB"
+  for broken in (buffer.getvalue()[:60], b"no image", b""):
+    with pytest.raises(UnreadableImage, match="'b' cannot be read") as caught:
+      decode({"id": "b", "image": broken})
+    assert caught.value.id == "b"
+    assert caught.value.reason

@@ -1,0 +1,136 @@
+import numpy as np
+import pytest
+
+from qat_jax.features import mining
+from qat_jax.features.store import write_features
+
+
+def unit(rows, width=8, seed=0):
+  x_ND = np.random.default_rng(seed).normal(size=(rows, width)).astype(np.float32)
+  return x_ND / np.linalg.norm(x_ND, axis=1, keepdims=True)
+
+
+def by_hand(features_ND, instances, neighbours, keep, temperature):
+  """The slow, obvious way."""
+  ids, weights = [], []
+  cosine_NN = (features_ND @ features_ND.T) / np.outer(*[np.linalg.norm(features_ND, axis=1)] * 2)
+  for i, row in enumerate(cosine_NN):
+    nearest = [j for j in np.argsort(-row, kind="stable") if j != i][:neighbours]
+    kept = [j for j in nearest if instances[j] is None or instances[j] != instances[i]][:keep]
+    power = np.exp(row[kept] / temperature)
+    ids.append(kept + [-1] * (keep - len(kept)))
+    weights.append([*(power / power.sum()), *[0.0] * (keep - len(kept))])
+  return np.array(ids), np.array(weights)
+
+
+class Spy:
+  """Features that remember the most rows ever asked for at once."""
+
+  def __init__(self, array):
+    self.array, self.most = array, 0
+
+  def __len__(self):
+    return len(self.array)
+
+  def __getitem__(self, rows):
+    self.most = max(self.most, len(self.array[rows]))
+    return self.array[rows]
+
+
+@pytest.mark.parametrize("chunk", [7, 16, 50, 1000])
+def test_neighbours_and_weights_equal_brute_force_whatever_the_chunk(chunk):
+  features_ND = 3 * unit(50)
+  instances = [f"i{k % 13}" for k in range(48)] + [None, None]
+  semi = mining.mine(features_ND, np.array(instances, object), 10, 4, 0.2, chunk)
+  ids_NM, weights_NM = by_hand(features_ND, instances, 10, 4, 0.2)
+  np.testing.assert_array_equal(semi.ids, ids_NM)
+  np.testing.assert_allclose(semi.weights, weights_NM, atol=1e-5)
+  assert semi.ids.dtype == np.int32
+  assert semi.weights.dtype == np.float32
+
+
+def test_numbered_instances_may_be_missing_as_nan():
+  semi = mining.mine(unit(6), np.array([1, 1, 2, np.nan, np.nan, 3]), neighbours=5, keep=5)
+  assert sorted(semi.ids[0]) == [-1, 2, 3, 4, 5]
+  assert sorted(semi.ids[3]) == [0, 1, 2, 4, 5]
+
+
+def test_only_neighbours_are_kept_and_the_rest_is_padded():
+  features_ND = unit(12)
+  instances = ["same"] * 10 + ["a", "b"]
+  semi = mining.mine(features_ND, np.array(instances), neighbours=5, keep=5, temperature=0.1)
+  ids_NM, weights_NM = by_hand(features_ND, instances, 5, 5, 0.1)
+  assert (ids_NM == -1).any()
+  np.testing.assert_array_equal(semi.ids, ids_NM)
+  np.testing.assert_allclose(semi.weights, weights_NM, atol=1e-5)
+
+
+def test_images_of_one_instance_have_no_semi_positives():
+  semi = mining.mine(unit(4), np.array(["x"] * 4), 3, 2)
+  assert (semi.ids == -1).all()
+  assert (semi.weights == 0).all()
+
+
+@pytest.mark.parametrize("chunk", [2, 3])
+def test_fewer_images_than_neighbours_are_padded(chunk):
+  semi = mining.mine(unit(3), np.array(["a", "b", "c"]), neighbours=100, keep=5, chunk=chunk)
+  assert semi.ids.max() == 2
+  assert (semi.ids[:, :2] >= 0).all()
+  assert (semi.ids[:, 2:] == -1).all()
+  np.testing.assert_allclose(semi.weights.sum(axis=1), 1, atol=1e-6)
+
+
+def test_no_more_than_a_chunk_is_read_at_once():
+  spy = Spy(unit(60))
+  mining.mine(spy, np.arange(60), 5, 2, chunk=8)
+  assert spy.most == 8
+
+
+def test_a_small_temperature_does_not_overflow():
+  semi = mining.mine(unit(20), np.arange(20), 5, 3, temperature=1e-4)
+  np.testing.assert_allclose(semi.weights.sum(axis=1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("settings", "words"),
+  [({"keep": 6, "neighbours": 5}, "keep is 6, neighbours 5"), ({"temperature": 0}, "temperature is 0")],
+)
+def test_settings_without_meaning_are_refused(settings, words):
+  with pytest.raises(ValueError, match=words):
+    mining.mine(unit(8), np.arange(8), **settings)
+
+
+def test_instances_for_other_images_are_refused():
+  with pytest.raises(ValueError, match="3 instances for 8 features"):
+    mining.mine(unit(8), np.arange(3))
+
+
+def test_nothing_to_mine_is_refused():
+  with pytest.raises(ValueError, match="no features to mine"):
+    mining.mine(unit(8)[:0], np.arange(0))
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+  semi = mining.mine(unit(8), np.arange(8), 5, 3)
+  mining.save(semi, tmp_path / "semi.npz", {"keep": 3})
+  loaded, about = mining.load(tmp_path / "semi.npz")
+  np.testing.assert_array_equal(loaded.ids, semi.ids)
+  np.testing.assert_array_equal(loaded.weights, semi.weights)
+  assert about == {"keep": 3}
+  assert [path.name for path in tmp_path.iterdir()] == ["semi.npz"]
+
+
+def test_semi_positives_are_mined_once_for_the_same_settings(tmp_path, monkeypatch):
+  columns = {"id": list("abcdefgh"), "instance": list("abcdefgh")}
+  store = write_features(tmp_path / "train", {"img": unit(8)}, columns)
+  settings = {"keep": 2, "neighbours": 4, "temperature": 0.1, "share": 0.2}
+  first = mining.ensure(settings, store, tmp_path / "semi.npz")
+  assert mining.ensure({**settings, "keep": 3}, store, tmp_path / "semi.npz").ids.shape == (8, 3)
+  again = mining.ensure(settings, store, tmp_path / "semi.npz")
+  np.testing.assert_array_equal(again.ids, first.ids)
+  monkeypatch.setattr(mining, "mine", None)
+  np.testing.assert_array_equal(mining.ensure(settings, store, tmp_path / "semi.npz").ids, first.ids)
+
+
+def test_no_semi_positives_are_mined_where_none_are_wanted(tmp_path):
+  assert mining.ensure({"keep": 0}, None, tmp_path / "semi.npz") is None

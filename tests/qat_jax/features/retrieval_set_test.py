@@ -1,0 +1,165 @@
+import shutil
+import time
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from qat_jax.features.retrieval_set import RetrievalSet, relevance
+from qat_jax.features.store import FeatureStore, write_features
+
+
+def unit(rows, width=4, seed=0):
+  x_ND = np.random.default_rng(seed).normal(size=(rows, width))
+  return (x_ND / np.linalg.norm(x_ND, axis=1, keepdims=True)).astype(np.float16)
+
+
+def put(folder, kinds, ids, instances, width=4, meta=None):
+  shutil.rmtree(folder, ignore_errors=True)
+  features = {kind: unit(len(ids), width) for kind in kinds}
+  columns = {"id": ids} if instances is None else {"id": ids, "instance": pa.array(instances, pa.string())}
+  return write_features(folder, features, columns, meta)
+
+
+def spoil(folder, row, value, kind="img"):
+  """Overwrites a row as another program might: the checksums are not looked at when a set is opened."""
+  path = folder / f"{kind}_emb/{kind}_emb_0000.npy"
+  array = np.load(path)
+  array[row] = value
+  np.save(path, array)
+
+
+@pytest.fixture
+def root(tmp_path):
+  root = tmp_path / "set"
+  put(root / "train", ["img", "text"], list("pqrs"), ["A", "A", "B", "C"])
+  for split in ("val", "test"):
+    put(root / split / "gallery", ["img"], ["g0", "g1", "g2", "g3", "g4"], ["x", "y", "x", None, "x"])
+    put(root / split / "text_queries", ["text"], ["t0", "t1", "t2"], ["y", "x", "nowhere"])
+    put(root / split / "image_queries", ["img"], ["g2", "other"], ["x", "x"])
+  return root
+
+
+def test_relevant_are_items_of_the_same_instance_but_not_the_query_itself(root):
+  split = RetrievalSet.open(root).split("test")
+  text, image = split.relevance("text"), split.relevance("image")
+  assert [x.tolist() for x in text.positives] == [[1], [0, 2, 4], []]
+  assert [x.tolist() for x in text.ignored] == [[], [], []]
+  assert [x.tolist() for x in image.positives] == [[0, 4], [0, 2, 4]]
+  assert [x.tolist() for x in image.ignored] == [[2], []]
+  assert split.without_positives("text") == 1
+  assert split.without_positives("image") == 0
+
+
+def test_a_set_tells_its_parts(root):
+  data = RetrievalSet.open(root)
+  assert (len(data.train_images), len(data.train_texts), data.width) == (4, 4, 4)
+  assert data.query_types == ("text", "image")
+  assert len(data.split("val").gallery) == 5
+  assert len(data.split("val").queries["text"]) == 3
+
+
+def test_texts_and_one_type_of_queries_may_be_absent(root):
+  shutil.rmtree(root / "train/text_emb")
+  put(root / "train", ["img"], list("pqrs"), ["A", "A", "B", "C"])
+  for split in ("val", "test"):
+    shutil.rmtree(root / split / "text_queries")
+  data = RetrievalSet.open(root)
+  assert data.train_texts is None
+  assert data.query_types == ("image",)
+
+
+def remove(part):
+  return lambda root: shutil.rmtree(root / part)
+
+
+@pytest.mark.parametrize(
+  ("damage", "words"),
+  [
+    (remove("."), "no folder"),
+    (remove("train"), r"has no train/, only \['test', 'val'\]"),
+    (remove("test/gallery"), "has no test/gallery/"),
+    (remove("test/text_queries"), "different types of queries"),
+    (lambda r: [shutil.rmtree(r / "val" / f"{t}_queries") for t in ("text", "image")], "neither text_queries/ nor"),
+    (
+      lambda r: put(r / "val/text_queries", ["img"], ["t0"], ["x"]),
+      r"no text_emb/text_emb_\*\.npy in .*val/text_queries",
+    ),
+    (
+      lambda r: put(r / "train", ["img"], ["p"], None),
+      r"train \(img\) has no metadata column `instance`, only \['id'\]",
+    ),
+    (lambda r: put(r / "train", ["img"], ["p", "q"], ["A", None]), r"1 items have no instance, the first is 'q'"),
+    (lambda r: put(r / "test/gallery", ["img"], ["p", "q"], [None, None]), r"2 items have no instance"),
+    (lambda r: put(r / "val/gallery", ["img"], ["g"], ["x"], 3), r"val/gallery \(img\) is 3 wide, .*train \(img\) 4"),
+    (
+      lambda r: put(r / "test/gallery", ["img"], ["g"], ["x"], meta={"space": "mapped-1"}),
+      "was prepared by an adapter",
+    ),
+    (lambda r: spoil(r / "train", 2, np.nan), r"1 items have NaN or infinite features: 'r'"),
+    (lambda r: spoil(r / "train", 1, np.inf, "text"), r"train \(text\): 1 items have NaN or infinite features: 'q'"),
+    (lambda r: spoil(r / "test/gallery", 3, 0), r"test/gallery \(img\): 1 items have zero features: 'g3'"),
+    (
+      lambda r: put(r / "test/text_queries", ["text"], ["a", "b"], ["z", "q"]),
+      "no query in .*test/text_queries has any",
+    ),
+  ],
+)
+def test_bad_sets_are_refused_with_what_is_wrong(root, damage, words):
+  damage(root)
+  with pytest.raises((ValueError, FileNotFoundError), match=words):
+    RetrievalSet.open(root)
+
+
+def test_repeated_ids_are_refused(root):
+  folder = root / "test/gallery"
+  table = pa.table({"id": ["a", "b", "a", "c", "d"], "instance": ["x"] * 5})
+  pq.write_table(table, folder / "metadata/metadata_0000.parquet")
+  with pytest.raises(ValueError, match=r"test/gallery: 1 ids occur more than once: 'a'"):
+    RetrievalSet.open(root)
+
+
+def test_items_without_names_are_refused(root):
+  folder = root / "test/gallery"
+  pq.write_table(pa.table({"instance": ["x"] * 5}), folder / "metadata/metadata_0000.parquet")
+  with pytest.raises(ValueError, match=r"has no metadata column `id`, only \['instance'\]"):
+    RetrievalSet.open(root)
+
+
+def test_an_empty_gallery_is_refused(root):
+  folder = root / "val/gallery"
+  shutil.rmtree(folder)
+  for name in ("img_emb", "metadata"):
+    (folder / name).mkdir(parents=True)
+  np.save(folder / "img_emb/img_emb_0.npy", np.empty((0, 4), np.float16))
+  pq.write_table(pa.table({"id": pa.array([], pa.string())}), folder / "metadata/metadata_0.parquet")
+  with pytest.raises(ValueError, match=r"val/gallery \(img\) is empty"):
+    RetrievalSet.open(root)
+
+
+def test_features_of_two_encoders_are_refused(root):
+  put(root / "train", ["img"], list("pq"), ["A", "A"], meta={"encoder": "clip", "revision": "1"})
+  put(root / "val/gallery", ["img"], ["g"], ["x"], meta={"encoder": "clip", "revision": "2"})
+  with pytest.raises(ValueError, match=r"of the encoder \('clip', '2'\).*of \('clip', '1'\)"):
+    RetrievalSet.open(root)
+
+
+def test_integer_and_text_instances_match(tmp_path):
+  gallery = write_features(tmp_path / "g", {"img": unit(3)}, {"id": [1, 2, 3], "instance": [10, 20, 10]})
+  queries = write_features(tmp_path / "q", {"img": unit(2)}, {"id": ["3", "x"], "instance": ["10", "20"]})
+  found = relevance(queries, gallery)
+  assert [x.tolist() for x in found.positives] == [[0], [1]]
+  assert [x.tolist() for x in found.ignored] == [[2], []]
+
+
+def test_relevance_of_a_large_gallery_is_quick(tmp_path):
+  size, number = 200_000, 1000
+  columns = {"id": [f"g{i}" for i in range(size)], "instance": [f"x{i % 50_000}" for i in range(size)]}
+  gallery = write_features(tmp_path / "g", {"img": np.ones((size, 1), np.float16)}, columns)
+  columns = {"id": [f"q{i}" for i in range(number)], "instance": [f"x{i}" for i in range(number)]}
+  queries = write_features(tmp_path / "q", {"img": np.ones((number, 1), np.float16)}, columns)
+  start = time.perf_counter()
+  found = relevance(queries, FeatureStore.open(gallery.folder))
+  assert time.perf_counter() - start < 5
+  assert found.positives[7].tolist() == [7, 50_007, 100_007, 150_007]

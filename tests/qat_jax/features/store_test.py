@@ -1,0 +1,283 @@
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from qat_jax.features.store import FeatureStore, write_features
+
+
+def some_features(rows, width=4, seed=0, dtype=np.float16):
+  rows_ND = np.random.default_rng(seed).normal(size=(rows, width))
+  return (rows_ND / np.linalg.norm(rows_ND, axis=1, keepdims=True)).astype(dtype)
+
+
+def columns(rows):
+  return {"id": [f"item{i}" for i in range(rows)], "instance": [f"thing{i // 2}" for i in range(rows)]}
+
+
+@pytest.fixture
+def array():
+  return some_features(10)
+
+
+@pytest.fixture
+def store(tmp_path, array):
+  return write_features(tmp_path / "store", {"img": array}, columns(10), {"encoder": "e"}, rows_per_shard=4)
+
+
+@pytest.fixture
+def foreign(tmp_path, array):
+  """A folder as clip-retrieval leaves it: no meta.json, numbers without padding, eleven shards."""
+  folder = tmp_path / "foreign"
+  (folder / "img_emb").mkdir(parents=True)
+  (folder / "metadata").mkdir()
+  for shard in range(11):
+    np.save(folder / f"img_emb/img_emb_{shard}.npy", np.full((1, 4), shard + 1, np.float32))
+    table = pa.table({"image_path": [f"{shard}.jpg"], "caption": [None if shard == 2 else f"no. {shard}"]})
+    pq.write_table(table, folder / f"metadata/metadata_{shard}.parquet")
+  return folder
+
+
+@pytest.mark.parametrize(
+  "rows",
+  [
+    slice(None),
+    slice(2, 9),
+    slice(5, 6),
+    slice(4, 8),
+    slice(7, 3),
+    slice(-3, None),
+    slice(None, None, 3),
+    slice(20, 30),
+  ],
+  ids=str,
+)
+def test_a_slice_over_shards_equals_the_slice_of_the_array(store, array, rows):
+  np.testing.assert_array_equal(store[rows], array[rows])
+  assert store[rows].dtype == np.float16
+
+
+@pytest.mark.parametrize("positions", [[9, 0, 3, 3, 8, 4], [], [5]], ids=str)
+def test_positions_in_any_order_with_repeats_are_gathered(store, array, positions):
+  positions = np.array(positions, np.int32)
+  np.testing.assert_array_equal(store[positions], array[positions])
+
+
+def test_one_position_gives_one_row(store, array):
+  np.testing.assert_array_equal(store[7], array[7])
+
+
+@pytest.mark.parametrize("positions", [[-1, 2], [3, 10]])
+def test_positions_outside_the_store_are_refused(store, positions):
+  with pytest.raises(IndexError, match="store of 10 items"):
+    store[np.array(positions)]
+
+
+def test_chunks_stream_everything_in_order(store, array):
+  starts, parts = zip(*store.chunks(3), strict=True)
+  assert starts == (0, 3, 6, 9)
+  np.testing.assert_array_equal(np.concatenate(parts), array)
+
+
+def test_the_store_knows_its_items(store):
+  assert (len(store), store.width, store.dtype, store.space) == (10, 4, np.float16, "frozen")
+  assert store.ids.tolist() == columns(10)["id"]
+  assert store.column("instance")[3] == "thing1"
+  assert store.meta["encoder"] == "e"
+  assert store.meta["normalised"]
+  with pytest.raises(KeyError, match=r"no metadata column 'colour'.*\['id', 'instance'\]"):
+    store.column("colour")
+
+
+def test_shards_of_a_foreign_folder_are_read_in_the_order_of_their_numbers(foreign):
+  store = FeatureStore.open(foreign)
+  np.testing.assert_array_equal(store[:][:, 0], np.arange(1, 12))
+  assert store.ids.tolist() == [f"{i}.jpg" for i in range(11)]
+  assert store.column("caption")[2] is None
+  assert store.meta == {}
+
+
+def test_a_foreign_folder_gets_its_meta_on_request_and_is_checked_by_it(foreign):
+  FeatureStore.open(foreign).write_meta(encoder="clip", revision="abc")
+  store = FeatureStore.open(foreign)
+  store.verify()
+  assert store.meta["encoder"] == "clip"
+  assert store.meta["rows"] == 11
+  assert not store.meta["normalised"]
+  np.save(foreign / "img_emb/img_emb_3.npy", np.full((1, 4), 99, np.float32))
+  with pytest.raises(ValueError, match=r"img_emb_3\.npy is not what was written"):
+    FeatureStore.open(foreign).verify()
+  with pytest.raises(FileExistsError, match=r"meta\.json is there already"):
+    store.write_meta()
+
+
+def test_a_folder_without_metadata_numbers_its_items(tmp_path):
+  (tmp_path / "text_emb").mkdir()
+  np.save(tmp_path / "text_emb/text_emb_0.npy", some_features(3))
+  store = FeatureStore.open(tmp_path)
+  assert store.kind == "text"
+  assert store.ids.tolist() == ["0", "1", "2"]
+  assert store.metadata().column_names == ["id"]
+
+
+def test_integer_ids_are_read_as_text(tmp_path):
+  store = write_features(tmp_path / "s", {"img": some_features(2)}, {"id": [7, 8]})
+  assert store.ids.tolist() == ["7", "8"]
+
+
+def test_a_truncated_shard_is_named_when_the_store_is_opened(store):
+  path = store.folder / "img_emb/img_emb_0001.npy"
+  path.write_bytes(path.read_bytes()[:-3])
+  with pytest.raises(ValueError, match=r"img_emb_0001\.npy is truncated"):
+    FeatureStore.open(store.folder)
+
+
+def test_a_missing_shard_is_named(store):
+  (store.folder / "img_emb/img_emb_0001.npy").unlink()
+  with pytest.raises(FileNotFoundError, match=r"img_emb_0001\.npy is missing"):
+    FeatureStore.open(store.folder)
+
+
+def test_metadata_of_another_length_is_named(foreign):
+  pq.write_table(pa.table({"image_path": ["a", "b"]}), foreign / "metadata/metadata_4.parquet")
+  with pytest.raises(ValueError, match=r"img_emb_4\.npy has 1 rows, its metadata 2"):
+    FeatureStore.open(foreign)
+
+
+def test_shards_of_different_widths_are_named(foreign):
+  np.save(foreign / "img_emb/img_emb_5.npy", np.ones((1, 3), np.float32))
+  with pytest.raises(ValueError, match=r"img_emb_5\.npy is 3 wide.*img_emb_0\.npy is 4 wide"):
+    FeatureStore.open(foreign)
+
+
+def test_features_stored_column_by_column_are_refused(foreign):
+  np.save(foreign / "img_emb/img_emb_0.npy", np.asfortranarray(np.ones((2, 4), np.float32)))
+  with pytest.raises(ValueError, match="column by column"):
+    FeatureStore.open(foreign)
+
+
+def test_features_that_are_not_floats_are_refused(foreign):
+  np.save(foreign / "img_emb/img_emb_0.npy", np.ones((1, 4), np.int32))
+  with pytest.raises(ValueError, match="holds int32"):
+    FeatureStore.open(foreign)
+
+
+def test_a_broken_row_is_found_in_every_block(tmp_path):
+  rows_ND = np.ones((20_000, 1), np.float32)
+  for row in (8191, 8192, 19_999):
+    rows_ND[:] = 1
+    rows_ND[row] = np.nan
+    with pytest.raises(ValueError, match=rf"1 items have NaN or infinite features: '{row}'"):
+      write_features(tmp_path / f"{row}", {"img": rows_ND}, {"id": np.arange(20_000).astype(str)})
+
+
+@pytest.mark.parametrize(("value", "what"), [(np.nan, "NaN or infinite"), (np.inf, "NaN or infinite"), (0, "zero")])
+def test_broken_rows_are_named_by_their_ids(foreign, value, what):
+  np.save(foreign / "img_emb/img_emb_6.npy", np.full((1, 4), value, np.float32))
+  with pytest.raises(ValueError, match=rf"1 items have {what} features: '6\.jpg'"):
+    FeatureStore.open(foreign).verify()
+
+
+def test_repeated_ids_are_named(foreign):
+  pq.write_table(pa.table({"image_path": ["3.jpg"], "caption": ["x"]}), foreign / "metadata/metadata_4.parquet")
+  with pytest.raises(ValueError, match=r"1 ids occur more than once: '3\.jpg'"):
+    FeatureStore.open(foreign).verify()
+
+
+def test_missing_entries_of_a_categorical_column_stay_missing(foreign):
+  names = pa.array(["x", None, "y"]).dictionary_encode()
+  np.save(foreign / "img_emb/img_emb_0.npy", np.ones((3, 4), np.float32))
+  pq.write_table(pa.table({"image_path": list("abc"), "caption": names}), foreign / "metadata/metadata_0.parquet")
+  assert FeatureStore.open(foreign).column("caption")[:4].tolist() == ["x", None, "y", "no. 1"]
+
+
+def test_a_column_that_a_later_shard_lacks_is_named(foreign):
+  pq.write_table(pa.table({"image_path": ["4.jpg"]}), foreign / "metadata/metadata_4.parquet")
+  with pytest.raises(KeyError, match=r"metadata_4\.parquet has no column 'caption'"):
+    FeatureStore.open(foreign).column("caption")
+
+
+def test_a_folder_without_features_says_what_it_holds(tmp_path):
+  (tmp_path / "pictures").mkdir()
+  with pytest.raises(FileNotFoundError, match=r"no img_emb/img_emb_\*\.npy.*\['pictures'\]"):
+    FeatureStore.open(tmp_path, "img")
+
+
+def test_chunks_of_any_size_are_written_like_one_array(tmp_path, array):
+  whole = write_features(tmp_path / "whole", {"img": array}, columns(10), rows_per_shard=4)
+  chunks = (array[i : i + 3] for i in range(0, 10, 3))
+  streamed = write_features(tmp_path / "streamed", {"img": chunks}, columns(10), rows_per_shard=4)
+  assert streamed.meta == whole.meta
+  streamed.verify()
+
+
+@pytest.mark.parametrize(
+  ("rows", "words"), [(9, "1 img features for 2 rows"), (11, "more img features than the 10 ids")]
+)
+def test_features_and_ids_of_different_numbers_are_refused_and_leave_no_store(tmp_path, rows, words):
+  with pytest.raises(ValueError, match=words):
+    write_features(tmp_path / "s", {"img": some_features(rows)}, columns(10), rows_per_shard=4)
+  with pytest.raises(ValueError, match="is not finished"):
+    FeatureStore.open(tmp_path / "s")
+  assert len(write_features(tmp_path / "s", {"img": some_features(10)}, columns(10))) == 10
+
+
+@pytest.mark.parametrize(
+  ("features", "settings", "words"),
+  [
+    ({}, {}, r"features of \[\].*wanted one or both"),
+    ({"image": some_features(10)}, {}, r"features of \['image'\]"),
+    ({"img": some_features(10)}, {"rows_per_shard": 0}, "0 rows a shard"),
+    ({"img": np.ones((10, 2), np.int32)}, {}, r"img features are int32 of shape \(10, 2\)"),
+    ({"img": np.ones(10, np.float16)}, {}, r"img features are float16 of shape \(10,\)"),
+  ],
+)
+def test_what_no_store_can_hold_is_not_written(tmp_path, features, settings, words):
+  with pytest.raises(ValueError, match=words):
+    write_features(tmp_path / "s", features, columns(10), **settings)
+  assert not list(tmp_path.rglob("*.npy"))
+
+
+def test_meta_that_json_cannot_hold_is_refused_before_anything_is_written(tmp_path, array):
+  with pytest.raises(TypeError, match="not JSON serializable"):
+    write_features(tmp_path / "s", {"img": array}, columns(10), {"encoder": object()})
+  assert not list(tmp_path.iterdir())
+
+
+def test_the_store_returned_is_of_the_first_kind(tmp_path, array):
+  assert write_features(tmp_path / "s", {"text": array, "img": array}, columns(10)).kind == "text"
+
+
+def test_arrays_of_jax_are_written_as_arrays(tmp_path, array):
+  store = write_features(tmp_path / "s", {"img": jnp.asarray(array)}, columns(10))
+  np.testing.assert_array_equal(store[:], array)
+
+
+def test_what_a_kill_left_of_meta_json_is_in_nobodys_way(tmp_path, array):
+  with pytest.raises(ValueError, match="0 img features for 1 rows"):
+    write_features(tmp_path / "s", {"img": array[:9]}, columns(10), rows_per_shard=9)
+  (tmp_path / "s/meta.json.tmp").write_text("{")
+  write_features(tmp_path / "s", {"img": array}, columns(10)).verify()
+  assert sorted(path.name for path in (tmp_path / "s").iterdir()) == ["img_emb", "meta.json", "metadata"]
+
+
+def test_a_finished_folder_is_never_overwritten(store, array):
+  with pytest.raises(FileExistsError, match="delete it or choose another folder"):
+    write_features(store.folder, {"img": array}, columns(10))
+
+
+def test_a_store_under_construction_does_not_open(store):
+  (store.folder / "meta.json").rename(store.folder / "later")
+  (store.folder / "incomplete").mkdir()
+  with pytest.raises(ValueError, match="is not finished"):
+    FeatureStore.open(store.folder)
+
+
+def test_meta_lists_every_file_with_rows_and_checksum(store):
+  meta = json.loads((store.folder / "meta.json").read_text())
+  assert [entry["rows"] for name, entry in meta["files"].items() if name.startswith("img")] == [4, 4, 2]
+  assert meta["kinds"] == {"img": {"width": 4, "dtype": "float16"}}
+  assert meta["space"] == "frozen"

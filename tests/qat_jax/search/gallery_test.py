@@ -1,0 +1,61 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qat_jax.adaptation import plain
+from qat_jax.features.store import write_features
+from qat_jax.search.gallery import Streamed, release
+from qat_jax.search.rank import rank, rerank
+
+
+def unit(rows: int, width: int = 16, seed: int = 0) -> np.ndarray:
+  x = np.random.default_rng(seed).standard_normal((rows, width)).astype(np.float32)
+  return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+@pytest.fixture
+def store(tmp_path):
+  columns = {"id": [str(i) for i in range(700)]}
+  return write_features(tmp_path / "gallery", {"img": unit(700).astype(np.float16)}, columns, rows_per_shard=300)
+
+
+def test_a_gallery_gives_the_same_ranking_wherever_it_lies(store, tmp_path):
+  adaptation, gallery_ND = plain(unit(4, seed=1)), store[:]
+  np.save(tmp_path / "gallery.npy", gallery_ND)
+  mapped_ND = np.load(tmp_path / "gallery.npy", mmap_mode="r")
+  expected = rank(adaptation, jnp.asarray(gallery_ND, jnp.float32), 10)
+  for gallery in (store, mapped_ND, gallery_ND, jnp.asarray(gallery_ND)):
+    ranking = rank(adaptation, gallery, 10, chunk_rows=256)
+    np.testing.assert_array_equal(ranking.ids, expected.ids)
+    np.testing.assert_allclose(ranking.scores, expected.scores, atol=1e-6)
+    np.testing.assert_array_equal(rerank(adaptation, gallery, expected).ids, expected.ids)
+
+
+def test_every_item_comes_once_and_the_rest_is_padding(store):
+  parts = list(Streamed(store, [jnp.zeros(()).device], 256).parts())
+  assert [(part.start, part.items, len(part.features)) for part in parts] == [
+    (0, 256, 256),
+    (256, 256, 256),
+    (512, 188, 256),
+  ]
+  np.testing.assert_array_equal(np.concatenate([part.features[: part.items] for part in parts]), store[:])
+  assert not parts[-1].features[188:].any()
+
+
+def test_a_broken_item_of_a_later_chunk_is_named():
+  gallery_ND = unit(700)
+  gallery_ND[613, 2] = np.inf
+  with pytest.raises(ValueError, match="item 613 is NaN or infinite"):
+    rank(plain(unit(2)), gallery_ND, 10, chunk_rows=256)
+
+
+def test_a_gallery_of_another_space_is_refused(store):
+  with pytest.raises(ValueError, match="space 'frozen', the adaptation wants 'mapped-1'"):
+    rank(plain(unit(2), space="mapped-1"), store, 10)
+
+
+def test_only_memory_maps_that_nobody_writes_to_are_released(tmp_path):
+  np.save(tmp_path / "x.npy", unit(10))
+  assert release(np.load(tmp_path / "x.npy", mmap_mode="r")[2:5])
+  assert not release(np.load(tmp_path / "x.npy", mmap_mode="c")[2:5])
+  assert not release(unit(10)[2:5])

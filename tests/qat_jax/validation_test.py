@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+
+import qat_jax
+from qat_jax.adaptation import normalise
+from qat_jax.metrics import average_precision
+from qat_jax.models import forms as hypernetwork
+from qat_jax.types import Relevance
+from qat_jax.validation import QUERY_BLOCK, Validator
+
+QUERIES, WIDTH = QUERY_BLOCK + 3, 5  # one full block and one that is padded
+
+
+@pytest.fixture
+def parts():
+  rng = np.random.default_rng(0)
+  query_QD, gallery_ND = rng.normal(size=(QUERIES, WIDTH)), rng.normal(size=(20, WIDTH))
+  positives = [rng.choice(20, 2, replace=False) for _ in range(QUERIES)]
+  positives[7] = np.array([], int)
+  return query_QD, gallery_ND, Relevance(positives, [np.array([], int)] * QUERIES)
+
+
+def test_the_plain_form_has_the_precision_of_cosine_ranking(parts):
+  query_QD, gallery_ND, relevance = parts
+  unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
+  ids_QN = np.argsort(-(unit(query_QD) @ unit(gallery_ND).T), axis=1)
+  expected_Q = np.delete(average_precision(ids_QN, relevance), 7)  # that query has nothing relevant
+  got_Q = Validator(query_QD, gallery_ND, relevance, limit=0, seed=0).precisions(hypernetwork.Plain(WIDTH), {})
+  np.testing.assert_allclose(got_Q, expected_Q, atol=1e-9)
+
+
+def test_a_limit_draws_the_same_queries_every_time(parts):
+  validators = [Validator(*parts, limit=10, seed=4) for _ in range(2)]
+  assert len(validators[0].query_QD) == 10
+  np.testing.assert_array_equal(validators[0].query_QD, validators[1].query_QD)
+
+
+def test_other_vectors_can_stand_in_for_the_queries(parts):
+  validator = Validator(*parts, limit=0, seed=0)
+  ideal_QD = np.stack([validator.gallery_ND[p[0]] for p in validator.relevance.positives])
+  module = hypernetwork.Plain(WIDTH)
+  assert validator.with_queries(ideal_QD)(module, {}) > 0.5 > validator(module, {})
+
+
+def test_a_search_is_measured_over_the_whole_gallery(parts):
+  validator = Validator(*parts, limit=0, seed=0)
+
+  def search(query_QD, k):
+    return qat_jax.rank(qat_jax.plain(query_QD), normalise(validator.gallery_ND), k)
+
+  expected = validator(hypernetwork.Plain(WIDTH), {})
+  assert validator.of_search(search) == pytest.approx(expected, abs=1e-9)
+  assert validator.of_search(lambda query_QD, k: search(query_QD, 1)) < expected
