@@ -1,17 +1,22 @@
-# setup, demo, test, lint, clean. Every target makes .venv first if it is missing.
+# setup, demo, test, docs, lint, clean. Every target makes the environment that it needs first, if it is missing.
 PYTHON ?= python3
 BIN := .venv/bin
 WORKDIR ?= runs/demo
 SHORT := --config.data.name=tiny --config.train.steps=60 --config.static_train.steps=60 --config.validation.every=30
+PIP := -m pip install --quiet
 
-.PHONY: setup demo demo-short test lint format clean
+# what hosted notebooks have, and the oldest that is supported: the lower bounds of pyproject.toml
+FLOOR := jax==0.7.2 jaxlib==0.7.2 flax==0.11.2 numpy==2.1.3
+TESTS ?= tests
+
+.PHONY: setup demo demo-short test rules wheel-test test-floor smoke-floor test-newest docs lint format clean
 
 setup: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
+	$(BIN)/python $(PIP) --upgrade pip
+	$(BIN)/python $(PIP) --constraint constraints.txt --editable '.[all,dev]'
 	touch $@
 
 demo: setup
@@ -26,6 +31,45 @@ demo-short: setup
 test: setup lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
+# who may import whom, and what is declared: seconds
+rules: setup
+	$(BIN)/python -m pytest tests/import_test.py tests/packaging_test.py
+
+# the wheel, alone in a fresh environment
+wheel-test:
+	$(PYTHON) .ci/wheel.py
+
+.venv-floor/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-floor
+	grep -vE '^(jax|jaxlib|flax|numpy)==' constraints.txt > .venv-floor/constraints.txt
+	.venv-floor/bin/python $(PIP) --constraint .venv-floor/constraints.txt --editable '.[all,dev]' $(FLOOR)
+	touch $@
+
+test-floor: .venv-floor/installed
+	.venv-floor/bin/python -m pytest -n 2 --dist worksteal $(TESTS)
+
+# the import and the demo's short form at the floor
+smoke-floor: .venv-floor/installed
+	.venv-floor/bin/python -c 'import qat_jax; print(qat_jax.__version__)'
+	.venv-floor/bin/python -m train.main --config configs/demo.py --workdir runs/demo-floor $(SHORT)
+	.venv-floor/bin/python -m eval.main --config configs/demo.py --workdir runs/demo-floor $(SHORT)
+
+.venv-newest/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python $(PIP) --editable '.[all,dev]'
+	touch $@
+
+test-newest: .venv-newest/installed
+	.venv-newest/bin/python -m pytest -n 2 --dist worksteal $(TESTS)
+
+.venv/docs: .venv/installed
+	$(BIN)/python $(PIP) --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+# the site, in site/; warnings are errors
+docs: .venv/docs
+	$(BIN)/mkdocs build --strict
+
 lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -36,4 +80,4 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-* runs site build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -12,6 +12,8 @@ from qat_jax.search.index import ExactIndex, ScannIndex
 from qat_jax.search.rank import rank, rerank, score
 from qat_jax.types import Adaptation, Ranking, SemiPositives
 
+__version__ = "0.1.0"
+
 __all__ = [
   "Adaptation",
   "Adapter",
@@ -20,6 +22,7 @@ __all__ = [
   "Ranking",
   "ScannIndex",
   "SemiPositives",
+  "__version__",
   "fold",
   "load",
   "plain",

@@ -1,0 +1,134 @@
+"""What is declared is what is imported, by use; one version; the project files say what they should."""
+
+import ast
+import importlib.metadata
+import pathlib
+import re
+import sys
+import tomllib
+
+import pytest
+import yaml
+
+import qat_jax
+
+ROOT = pathlib.Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+OURS = {"qat_jax", "train", "eval", "configs", "tests"}
+# import name → distribution, where they differ
+DISTRIBUTIONS = {
+  "PIL": "pillow",
+  "absl": "absl-py",
+  "faiss": "faiss-cpu",
+  "orbax": "orbax-checkpoint",
+  "yaml": "pyyaml",
+}
+# Which dependencies a folder may count on; the first prefix that fits.
+MAY_USE = {
+  "qat_jax/encoders/": ("core", "encoders"),
+  "qat_jax/datasets/": ("core", "encoders"),
+  "qat_jax/search/index": ("core", "scann"),
+  "qat_jax/models/quari_files": ("core", "encoders"),  # the hub, on use
+  "qat_jax/": ("core",),
+  "eval/speed/": ("core", "eval", "bench"),
+  "eval/": ("core", "eval"),
+  "train/": ("core", "train", "eval", "encoders"),
+  "configs/": ("train",),
+}
+# Used without an import of ours.
+NOT_IMPORTED = {
+  "array-record": "TFDS reads and writes its files with it",
+  "mypy": "make lint",
+  "ruff": "make lint",
+  "pytest-xdist": "make test",
+  "ipykernel": "runs the notebook's cells",
+}
+
+
+def name_of(requirement):
+  return normal(re.match(r"[A-Za-z0-9._-]+", requirement)[0])
+
+
+def normal(name):
+  return re.sub(r"[-_.]+", "-", name).lower()
+
+
+DECLARED = {extra: {name_of(line) for line in lines} for extra, lines in EXTRAS.items()}
+DECLARED["core"] = {name_of(line) for line in PROJECT["dependencies"]}
+
+
+def third_parties(path):
+  """Returns the distributions that a file imports, anywhere in it."""
+  modules = set()
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      modules |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      modules.add(node.module)
+  names = {module.split(".")[0] for module in modules} - OURS - set(sys.stdlib_module_names)
+  return {normal(DISTRIBUTIONS.get(name, name)) for name in names}
+
+
+USED = {
+  path.relative_to(ROOT).as_posix(): third_parties(path)
+  for package in sorted(OURS)
+  for path in sorted((ROOT / package).rglob("*.py"))
+}
+
+
+@pytest.mark.parametrize("name", [name for name in USED if not name.startswith("tests/")])
+def test_a_file_imports_only_what_its_folder_declares(name):
+  extras = next(extras for prefix, extras in MAY_USE.items() if name.startswith(prefix))
+  undeclared = USED[name] - set().union(*(DECLARED[extra] for extra in extras))
+  assert not undeclared, f"{name} imports {undeclared}; pyproject.toml declares it in none of {extras}"
+
+
+def test_a_test_imports_only_what_is_declared_somewhere():
+  declared = set().union(*DECLARED.values())
+  assert {name: used - declared for name, used in USED.items() if used - declared} == {}
+
+
+@pytest.mark.parametrize("extra", sorted(set(DECLARED) - {"all", "docs", "gpu", "tpu"}))
+def test_nothing_is_declared_and_unused(extra):
+  prefixes = [prefix for prefix, extras in MAY_USE.items() if extra in extras] or ["tests/"]
+  used = set().union(*(found for name, found in USED.items() if name.startswith(tuple(prefixes))))
+  assert DECLARED[extra] - used - set(NOT_IMPORTED) == set()
+
+
+def test_all_holds_every_extra_that_is_no_accelerator_and_no_tool():
+  inside = re.search(r"\[(.*)\]", EXTRAS["all"][0])[1].split(",")
+  assert set(inside) == set(EXTRAS) - {"all", "dev", "docs", "gpu", "tpu"}
+
+
+def test_the_version_is_the_packages():
+  assert "version" in PROJECT["dynamic"]
+  assert re.fullmatch(r"\d+\.\d+\.\d+", qat_jax.__version__)
+  assert importlib.metadata.version("qat-jax") == qat_jax.__version__
+
+
+def test_every_pin_is_a_bare_name_and_version():
+  lines = (ROOT / "constraints.txt").read_text().splitlines()
+  assert not [line for line in lines if not re.fullmatch(r"#.*|[A-Za-z0-9._-]+==[\w.]+|", line)]
+
+
+def test_the_citation_parses_and_names_the_paper_and_this_version():
+  citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+  assert citation["cff-version"] == "1.2.0" and citation["message"] and citation["title"] and citation["authors"]
+  assert citation["version"] == qat_jax.__version__
+  assert citation["preferred-citation"]["title"].startswith("QuARI")
+  assert [author["family-names"] for author in citation["preferred-citation"]["authors"]] == [
+    "Xing",
+    "Stylianou",
+    "Pless",
+    "Jacobs",
+  ]
+
+
+@pytest.mark.parametrize("name", [".github/workflows/ci.yml", ".pre-commit-config.yaml"])
+def test_the_hosts_files_parse_and_run_our_own_targets(name):
+  text = (ROOT / name).read_text()
+  assert yaml.safe_load(text)
+  targets = set(re.findall(r"make ([a-z-]+)", text))
+  makefile = (ROOT / "Makefile").read_text()
+  assert targets and not [target for target in targets if not re.search(rf"^{target}:", makefile, re.MULTILINE)]
