@@ -1,24 +1,95 @@
-"""Files that are whole or not there: written to a temporary name, flushed to disk, renamed."""
+"""What every stage that can be resumed rests on: files that are whole or not there, fingerprints, locks.
+
+A stage writes down the *fingerprint* of all that it read, beside or inside its result. Later the result is used again
+only where nothing in the fingerprint has changed; what has changed is named, with its old and its new value.
+"""
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 import errno
+import functools
+import glob
 import hashlib
+import itertools
 import json
+import logging
 import os
+import re
+import socket
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+  from typing_extensions import Buffer
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+SETTLED_NS = 10**9  # a file that was changed so recently may change again without a new time stamp
+SHOWN = 80  # characters of a value in a message
+
+_log = logging.getLogger(__name__)
+_number = itertools.count()
+_ABSENT = object()
 
 
-def write_whole(path: Path | str, *pieces: Any) -> str:
+def fingerprint(**reads: Any) -> dict[str, Any]:
+  """Returns all that a stage reads, as JSON gives it back: settings, and the fingerprints of what it is made from.
+
+  Raises TypeError for a value that is not made of mappings, sequences, numbers, text, None and paths.
+  """
+  return json.loads(json.dumps(reads, default=_plain, sort_keys=True))
+
+
+def differences(made_with: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+  """Returns what differs between two fingerprints, a text each: `noise.scale was 0.5, is 0.3`."""
+  old, new = _leaves(fingerprint(**made_with)), _leaves(fingerprint(**wanted))
+  names = [name for name in sorted(old.keys() | new.keys()) if old.get(name, _ABSENT) != new.get(name, _ABSENT)]
+  return [f"{name} was {_shown(old, name)}, is {_shown(new, name)}" for name in names]
+
+
+def made(what: Path | str, made_with: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> bool:
+  """Says whether a result made with one fingerprint (None: there is no result) is what another one asks for.
+
+  Where they differ, a line of the log names `what` and all differences: it has to be made anew.
+  """
+  if made_with is None:
+    return False
+  differing = differences(made_with, wanted)
+  if differing:
+    _log.warning("%s is made anew: %s", what, "; ".join(differing))
+  return not differing
+
+
+def check_same(what: Path | str, made_with: Mapping[str, Any], wanted: Mapping[str, Any], advice: str) -> None:
+  """Raises ValueError that names all differences and ends with the advice, where two fingerprints differ."""
+  if differing := differences(made_with, wanted):
+    raise ValueError(f"{what} was made with something else: {'; '.join(differing)}. {advice}")
+
+
+def digest_of_files(paths: Iterable[Path | str]) -> str:
+  """Returns a digest of what files hold, in the order given; their names, places and dates are not in it.
+
+  Everything is read (about a second a gigabyte, less with several files), but only once in a process while size and
+  dates stay the same.
+  """
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    checksums = list(pool.map(_checksum_once, map(Path, paths)))
+  return hashlib.blake2b("".join(checksums).encode(), digest_size=16).hexdigest()
+
+
+def write_whole(path: Path | str, *pieces: Buffer) -> str:
   """Writes bytes-like pieces as one file and returns its checksum; a killed or failed write leaves the name untouched.
 
-  Raises OSError that says what could not be written where the disk is full.
+  Several processes may write the same file: each has a temporary file of its own, and the last one's stays. What
+  killed ones left is removed. Raises OSError that says what could not be written where the disk is full.
   """
   path = Path(path)
-  temporary = path.with_name(path.name + ".tmp")
+  temporary = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}-{next(_number)}.tmp")
   digest = hashlib.blake2b(digest_size=16)
   try:
     with open(temporary, "wb") as file:
@@ -29,6 +100,7 @@ def write_whole(path: Path | str, *pieces: Any) -> str:
       file.flush()
       os.fsync(file.fileno())
     os.replace(temporary, path)
+    _remove_left(path)
     sync_folder(path.parent)
   except OSError as error:
     temporary.unlink(missing_ok=True)
@@ -49,11 +121,40 @@ def write_json(path: Path | str, content: Any) -> None:
 
 def checksum(path: Path | str) -> str:
   """Returns the checksum of a file (blake2b, 128 bits, hexadecimal), read in pieces."""
-  digest = hashlib.blake2b(digest_size=16)
   with open(path, "rb") as file:
-    while piece := file.read(1 << 22):
-      digest.update(piece)
-  return digest.hexdigest()
+    return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+@contextlib.contextmanager
+def lock(folder: Path | str) -> Iterator[None]:
+  """Keeps other processes that ask for it out of a folder, which is made where it is missing, while the block runs.
+
+  A process that ends, however it ends, gives its lock back. Raises BlockingIOError that names process and host of
+  the one inside. Where the system has no file locks, nobody is kept out.
+  """
+  try:
+    import fcntl
+  except ImportError:
+    yield
+    return
+  path = Path(folder) / ".lock"
+  while True:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+") as file:
+      try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError:
+        file.seek(0)
+        owner = file.read() or "another process"
+        raise BlockingIOError(f"{folder} is in use by {owner}; wait for it, end it, or choose another folder") from None
+      if not path.exists() or path.stat().st_ino != os.fstat(file.fileno()).st_ino:
+        continue  # the folder was removed while we were waiting at its door
+      file.truncate(0)
+      file.write(f"process {os.getpid()} on {socket.gethostname()}")
+      file.flush()
+      yield
+      file.truncate(0)
+      return
 
 
 def sync_folder(folder: Path) -> None:
@@ -64,3 +165,57 @@ def sync_folder(folder: Path) -> None:
       os.fsync(handle)
     finally:
       os.close(handle)
+
+
+def _plain(value: Any) -> Any:
+  if isinstance(value, os.PathLike):
+    return os.fspath(value)
+  if isinstance(value, np.generic):
+    return value.item()
+  if isinstance(value, Mapping):
+    return dict(value)
+  raise TypeError(f"a fingerprint cannot hold a {type(value).__name__}: {value!r}; give its digest, or what made it")
+
+
+def _leaves(tree: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+  """Returns the values of nested dicts by their dotted names; an empty dict is a value."""
+  leaves: dict[str, Any] = {}
+  for name, value in tree.items():
+    leaves |= _leaves(value, f"{before}{name}.") if isinstance(value, dict) and value else {f"{before}{name}": value}
+  return leaves
+
+
+def _shown(leaves: dict[str, Any], name: str) -> str:
+  text = repr(leaves[name]) if name in leaves else "not there"
+  return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+
+
+def _checksum_once(path: Path) -> str:
+  about = path.stat()
+  if time.time_ns() - max(about.st_mtime_ns, about.st_ctime_ns) < SETTLED_NS:
+    return checksum(path)
+  return _known_checksum(path.resolve(), about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _known_checksum(path: Path, *_: int) -> str:
+  return checksum(path)
+
+
+def _remove_left(path: Path) -> None:
+  """Removes temporary files of `path` whose process, on this host, is gone."""
+  host = socket.gethostname()
+  for left in path.parent.glob(f"{glob.escape(path.name)}.{glob.escape(host)}-*.tmp"):
+    found = re.fullmatch(r"(\d+)-\d+\.tmp", left.name.removeprefix(f"{path.name}.{host}-"))
+    if found and not _alive(int(found[1])):
+      left.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+  try:
+    os.kill(process, 0)
+  except ProcessLookupError:
+    return False
+  except OSError:
+    pass  # of another user
+  return True

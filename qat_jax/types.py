@@ -9,12 +9,79 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
 QUERY_TYPES = ("text", "image")
+
+
+@runtime_checkable
+class Gallery(Protocol):
+  """What can be ranked: N rows of D floats. A FeatureStore is one; `as_gallery` makes one of an array."""
+
+  @property
+  def width(self) -> int:
+    """D."""
+
+  @property
+  def dtype(self) -> np.dtype:
+    """The type of the rows as they are stored."""
+
+  @property
+  def space(self) -> str | None:
+    """ "frozen", or the space of the adapter that prepared the rows; None where nobody wrote it down (an array)."""
+
+  def __len__(self) -> int:
+    """N."""
+
+  def __getitem__(self, rows: slice | np.ndarray, /) -> np.ndarray | jax.Array:
+    """Returns rows (ND): a slice, or positions in any order, with repeats."""
+
+
+@dataclass(frozen=True)
+class ArrayGallery:
+  """A NumPy array, memory map or JAX array as a Gallery; nothing is copied."""
+
+  array: np.ndarray | jax.Array  # ND
+  space: str | None = None
+
+  @property
+  def width(self) -> int:
+    """D."""
+    return self.array.shape[1]
+
+  @property
+  def dtype(self) -> np.dtype:
+    """The type of the array."""
+    return np.dtype(self.array.dtype)
+
+  def __len__(self) -> int:
+    return self.array.shape[0]
+
+  def __getitem__(self, rows: slice | np.ndarray, /) -> np.ndarray | jax.Array:
+    return self.array[rows]
+
+
+def as_gallery(gallery: Gallery | np.ndarray | jax.Array) -> Gallery:
+  """Returns what was given as a Gallery: a store as it is, an array (ND) wrapped.
+
+  Raises TypeError for what is neither, ValueError for arrays that are not N×D floats in the machine's byte order.
+  """
+  if isinstance(gallery, Gallery):
+    return gallery
+  if not isinstance(gallery, np.ndarray | jax.Array):
+    raise TypeError(f"the gallery is a {type(gallery).__name__}; give an array (N×D) or a FeatureStore")
+  if gallery.ndim != 2:
+    raise ValueError(f"the gallery is an array of shape {gallery.shape}; wanted items × width, N×D")
+  if not jnp.issubdtype(gallery.dtype, jnp.floating):
+    raise ValueError(f"the gallery holds {gallery.dtype}; wanted floats: float16, bfloat16 or float32")
+  if not np.dtype(gallery.dtype).isnative:
+    raise ValueError(f"the gallery holds {gallery.dtype} in another byte order; convert it: gallery.astype('float32')")
+  return ArrayGallery(gallery)
 
 
 class Adaptation(struct.PyTreeNode):

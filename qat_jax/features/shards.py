@@ -27,6 +27,7 @@ from qat_jax.stages import write_json, write_whole
 KINDS = ("img", "text")
 META = "meta.json"
 INCOMPLETE = "incomplete"
+OURS = re.compile(rf"\.lock|{INCOMPLETE}|{re.escape(META)}\..*tmp")  # what a kill may leave of an earlier call
 BLOCK_ROWS = 8192  # what is looked at in float32 at once
 
 
@@ -94,8 +95,8 @@ class FeatureWriter:
     if path.exists() and not (self.folder / META).exists():
       check_same_plan(self.folder, json.loads(path.read_text()), plan)
       return
-    ours = {INCOMPLETE, META + ".tmp"}  # what a kill may leave of an earlier call
-    strangers = [p.name for p in self.folder.iterdir() if p.name not in ours] if self.folder.is_dir() else []
+    there = [p.name for p in self.folder.iterdir()] if self.folder.is_dir() else []
+    strangers = [name for name in there if not OURS.fullmatch(name)]
     if strangers:
       raise FileExistsError(f"{self.folder} holds {sorted(strangers)[:5]} already; delete it or choose another folder")
     self.notes.mkdir(parents=True, exist_ok=True)

@@ -33,7 +33,7 @@ from qat_jax.features.shards import (
   read_meta,
   shard_files,
 )
-from qat_jax.stages import checksum, write_json
+from qat_jax.stages import checksum, digest_of_files, write_json
 
 ID_COLUMNS = ("id", "key", "image_path")
 CHUNK_ROWS = 65536
@@ -103,6 +103,15 @@ class FeatureStore:
   def space(self) -> str:
     """ "frozen", or the space of the adapter that prepared these features."""
     return self.meta.get("space", "frozen")
+
+  @property
+  def fingerprint(self) -> dict[str, Any]:
+    """What the store holds, as `stages.fingerprint` takes it: digests of features and of metadata, all read anew.
+
+    Where the folder lies is not in it: a copy has the fingerprint of the original.
+    """
+    features, metadata = digest_of_files(shard.path for shard in self.shards), digest_of_files(self.metadata_shards)
+    return {"kind": self.kind, "rows": len(self), "space": self.space, "features": features, "metadata": metadata}
 
   @property
   def columns(self) -> list[str]:

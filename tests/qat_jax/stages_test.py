@@ -1,12 +1,19 @@
 import errno
 import json
+import logging
+import os
+import pathlib
 import resource
 import signal
+import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
-from qat_jax.stages import checksum, write_json, write_whole
+from qat_jax import stages
+from qat_jax.stages import checksum, fingerprint, lock, write_json, write_whole
 
 
 def test_pieces_are_joined_and_the_checksum_is_the_files(tmp_path):
@@ -62,3 +69,110 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     write_whole(tmp_path / "f", b"new")
   assert [path.name for path in tmp_path.iterdir()] == ["f"]
   assert (tmp_path / "f").read_bytes() == b"old"
+
+
+def test_a_killed_writer_leaves_the_old_file_and_the_next_one_clears_up(tmp_path):
+  write_whole(tmp_path / "f", b"old")
+  code = "import os, sys; from qat_jax import stages; os.fsync = lambda _: os.kill(os.getpid(), 9); "
+  killed = subprocess.run([sys.executable, "-c", f"{code}stages.write_whole(sys.argv[1], b'new')", tmp_path / "f"])
+  assert killed.returncode == -signal.SIGKILL
+  assert len(list(tmp_path.iterdir())) == 2
+  assert (tmp_path / "f").read_bytes() == b"old"
+  write_whole(tmp_path / "f", b"newer")
+  assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+def test_writers_of_the_same_file_do_not_meet(tmp_path, monkeypatch):
+  written = []
+  real = os.replace
+
+  def second_writer_comes_between(temporary, path):
+    monkeypatch.setattr("os.replace", real)
+    write_whole(tmp_path / "f", b"second")
+    assert temporary.read_bytes() == b"first"
+    written.append(temporary)
+    real(temporary, path)
+
+  monkeypatch.setattr("os.replace", second_writer_comes_between)
+  write_whole(tmp_path / "f", b"first")
+  assert written
+  assert (tmp_path / "f").read_bytes() == b"first"
+
+
+def test_differences_are_named_with_both_values():
+  made_with = fingerprint(steps=2, noise={"kind": "unit", "scale": 0.5}, forms=("a", "b"), gone=None)
+  wanted = fingerprint(
+    steps=2, noise={"kind": "unit", "scale": np.float64(0.3)}, forms=["a", "b"], root=pathlib.Path("x")
+  )
+  assert stages.differences(made_with, wanted) == [
+    "gone was None, is not there",
+    "noise.scale was 0.5, is 0.3",
+    "root was not there, is 'x'",
+  ]
+  assert stages.differences(made_with, made_with) == []
+  with pytest.raises(TypeError, match="cannot hold a ndarray"):
+    fingerprint(array=np.ones(2))
+
+
+def test_a_result_counts_only_where_nothing_it_read_has_changed(caplog):
+  wanted = fingerprint(k=1)
+  assert stages.made("the thing", wanted, {"k": 1})
+  with caplog.at_level(logging.WARNING):
+    assert not stages.made("the thing", None, wanted)
+    assert not caplog.messages
+    assert not stages.made("the thing", {"k": 2}, wanted)
+  assert caplog.messages == ["the thing is made anew: k was 2, is 1"]
+  stages.check_same("the thing", wanted, wanted, "Delete it")
+  with pytest.raises(ValueError, match=r"the thing was made with something else: k was 2, is 1\. Delete it"):
+    stages.check_same("the thing", {"k": 2}, wanted, "Delete it")
+
+
+def test_the_digest_of_files_is_that_of_their_bytes(tmp_path, monkeypatch):
+  for name in "abc":
+    write_whole(tmp_path / name, name.encode())
+  paths = [tmp_path / name for name in "abc"]
+  before = stages.digest_of_files(paths)
+  assert stages.digest_of_files(reversed(paths)) != before
+  about = paths[1].stat()
+  paths[1].write_bytes(b"B")
+  os.utime(paths[1], ns=(about.st_atime_ns, about.st_mtime_ns))
+  assert stages.digest_of_files(paths) != before
+  paths[1].write_bytes(b"b")
+  assert stages.digest_of_files(paths) == before
+
+
+def test_a_settled_file_is_read_once_and_a_changed_one_again(tmp_path, monkeypatch):
+  reads = []
+  monkeypatch.setattr(stages, "SETTLED_NS", 0)
+  monkeypatch.setattr(stages, "checksum", lambda path: reads.append(path.name) or checksum(path))
+  write_whole(tmp_path / "f", b"one")
+  digests = [stages.digest_of_files([tmp_path / "f"]) for _ in range(2)]
+  assert digests[0] == digests[1] and reads == ["f"]
+  write_whole(tmp_path / "f", b"two")
+  assert stages.digest_of_files([tmp_path / "f"]) != digests[0]
+  assert reads == ["f", "f"]
+
+
+HOLDER = """
+import sys, time
+from qat_jax.stages import lock
+with lock(sys.argv[1]):
+  print("inside", flush=True)
+  time.sleep(60)
+"""
+
+
+def test_a_lock_names_who_holds_it_and_ends_with_its_process(tmp_path):
+  holder = subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path / "run"], stdout=subprocess.PIPE, text=True)
+  try:
+    assert holder.stdout.readline() == "inside\n"
+    by = rf"run is in use by process {holder.pid} on {socket.gethostname()};"
+    with pytest.raises(BlockingIOError, match=by), lock(tmp_path / "run"):
+      pass
+  finally:
+    holder.kill()
+    holder.communicate()
+  with lock(tmp_path / "run"), pytest.raises(BlockingIOError, match=f"process {os.getpid()}"), lock(tmp_path / "run"):
+    pass
+  with lock(tmp_path / "run"):
+    pass

@@ -1,4 +1,5 @@
 import json
+import socket
 
 import jax.numpy as jnp
 import numpy as np
@@ -6,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from qat_jax import stages
 from qat_jax.features.store import FeatureStore, write_features
 
 
@@ -259,7 +261,7 @@ def test_arrays_of_jax_are_written_as_arrays(tmp_path, array):
 def test_what_a_kill_left_of_meta_json_is_in_nobodys_way(tmp_path, array):
   with pytest.raises(ValueError, match="0 img features for 1 rows"):
     write_features(tmp_path / "s", {"img": array[:9]}, columns(10), rows_per_shard=9)
-  (tmp_path / "s/meta.json.tmp").write_text("{")
+  (tmp_path / f"s/meta.json.{socket.gethostname()}-99999999-0.tmp").write_text("{")
   write_features(tmp_path / "s", {"img": array}, columns(10)).verify()
   assert sorted(path.name for path in (tmp_path / "s").iterdir()) == ["img_emb", "meta.json", "metadata"]
 
@@ -281,3 +283,18 @@ def test_meta_lists_every_file_with_rows_and_checksum(store):
   assert [entry["rows"] for name, entry in meta["files"].items() if name.startswith("img")] == [4, 4, 2]
   assert meta["kinds"] == {"img": {"width": 4, "dtype": "float16"}}
   assert meta["space"] == "frozen"
+
+
+def test_the_fingerprint_follows_features_and_metadata_and_not_the_place(tmp_path):
+  rows_ND = np.eye(4, dtype=np.float32)
+  columns = {"id": list("abcd"), "caption": ["one", "two", "three", "four"]}
+  store = write_features(tmp_path / "s", {"img": rows_ND}, columns)
+  before = store.fingerprint
+  assert write_features(tmp_path / "t", {"img": rows_ND}, columns).fingerprint == before
+  columns["caption"][1] = "TWO"
+  edited = write_features(tmp_path / "u", {"img": rows_ND}, columns).fingerprint
+  assert stages.differences(before, edited)[0].startswith("metadata was")
+  with open(store.shards[0].path, "r+b") as file:  # in place, meta.json untouched
+    file.seek(-4, 2)
+    file.write(np.float32(-1).tobytes())
+  assert [text.split()[0] for text in stages.differences(before, store.fingerprint)] == ["features"]
