@@ -21,8 +21,7 @@ from configs import features
 def get_config() -> ConfigDict:
   """Returns the recipe: what differs from configs/features.py."""
   config = features.get_config()
-  config.data.source = "tfds"
-  config.data.name = "coco_captions"
+  config.data.source = "tfds"  # of which the empty data.name is coco_captions
   config.data.folder = "~/tensorflow_datasets"
   config.encoder.name = "openai/clip-vit-base-patch16"
   config.train.batch_size = 1024

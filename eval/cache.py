@@ -24,7 +24,7 @@ from qat_jax.stages import write_whole
 FORMAT = 1  # of the files
 ROOT = pathlib.Path(__file__).parents[1]
 CODE = ("eval/baselines", "eval/benchmarks", "qat_jax")  # with the files below: what decides results, of the code
-CODE_FILES = ("galleries", "methods", "metrics", "problem", "ranking", "validate")
+CODE_FILES = ("galleries", "methods", "problem", "ranking")
 SHOWN = 100  # of each query's ranking: enough for a contact sheet
 
 

@@ -17,7 +17,10 @@ def ensure(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
   from qat_jax.encoders import load_encoder
   from qat_jax.features.extraction import extract
 
+  places = sources(
+    data.source, data.name, data.folder or workdir / "data", data.limit
+  )  # first: it is what may be wrong
   encoder = load_encoder(settings.name, settings.batch_size)
-  for place, (source, kinds) in sources(data.source, data.name, data.folder or workdir / "data", data.limit).items():
+  for place, (source, kinds) in places.items():
     extract(source, encoder, workdir / "features" / place, kinds, settings.batch_size, settings.rows_per_shard)
   return workdir / "features"

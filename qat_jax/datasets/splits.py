@@ -29,7 +29,8 @@ def sources(kind: str, name: str, folder: str | os.PathLike, limit: int = 0) -> 
 
   Kinds:
     toybox: draws itself; `name` is its config, empty for the default.
-    tfds: a prepared TFDS set with the features of coco_captions; `name` as TFDS has it. An image is an instance.
+    tfds: a prepared TFDS set with the features of coco_captions; `name` as TFDS has it, empty for that one itself. An
+      image is an instance.
     folder: images with captions, see `FolderSource`; with the name "subfolders" those of one subfolder are an instance.
 
   `limit` keeps the first items of each place alone, 0 all. Raises FileNotFoundError where the files are not there,
@@ -78,6 +79,7 @@ def _tfds(name: str, folder: pathlib.Path) -> Places:
   """A set without a test split has its val split halved; every query is one caption of a gallery image."""
   from qat_jax.datasets.tfds import TfdsSource, splits
 
+  name = name or "coco_captions"
   parts = (
     {"val": "val", "test": "test"} if "test" in splits(name, folder) else {"val": "val[:50%]", "test": "val[50%:]"}
   )

@@ -17,7 +17,7 @@ from qat_jax.convert import convert
 from qat_jax.models import quari as released
 from qat_jax.models import quari_files as released_files
 
-ANCHORED = pathlib.Path(__file__).parents[1] / "data" / "reference_vectors" / "anchored"
+ANCHORED = pathlib.Path(__file__).parents[2] / "data" / "reference_vectors" / "anchored"
 
 
 @pytest.fixture
@@ -160,7 +160,8 @@ def test_a_converted_checkpoint_loads_identically_and_says_where_it_is_from(fold
   convert(folder, tmp_path / "ours")
   got, want = qat_jax.load(tmp_path / "ours"), qat_jax.load(folder)
   chex.assert_trees_all_equal(jax.device_get(got.params), want.params)
-  query_QD = np.load(folder / "vectors.npz")["query"]
+  with np.load(folder / "vectors.npz") as file:
+    query_QD = file["query"]
   chex.assert_trees_all_equal(got(query_QD), want(query_QD))
   assert got.info == want.info
   assert got.info["source"] == "quari" and got.info["encoder"] == "openai/clip-vit-base-patch16"

@@ -11,12 +11,13 @@ import qat_jax
 from qat_jax.models import quari as released
 from qat_jax.models import quari_files as released_files
 
-VECTORS = pathlib.Path(__file__).parents[1] / "data" / "reference_vectors"
+VECTORS = pathlib.Path(__file__).parents[2] / "data" / "reference_vectors"
 NAMES = ("anchored", "unnormalised")
 
 
 def reference(name):
-  return qat_jax.load(VECTORS / name), np.load(VECTORS / name / "vectors.npz")
+  with np.load(VECTORS / name / "vectors.npz") as file:
+    return qat_jax.load(VECTORS / name), dict(file)
 
 
 def network(name, **changes):
