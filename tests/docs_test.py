@@ -19,7 +19,6 @@ from PIL import Image
 
 import qat_jax
 from eval.pipeline import evaluate
-from qat_jax.features.store import write_features
 from train.pipeline import train
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -38,11 +37,16 @@ COMMANDS = SHOWN.commands()
 SNIPPETS = SHOWN.snippets()
 WIDTH, COUNT = 8, 24
 # Tiny and quick: that a command runs, not what it shows.
-SHORT = (
-  "--config.form=static --config.trained.image=never --config.gallery_map=never "
-  "--config.train.batch_size=16 --config.train.steps=4 --config.static_train.steps=4 --config.validation.every=4 "
-  "--config.memory.text=0"
-).split()
+SHORT = [
+  "--config.form=static",
+  "--config.trained.image=never",
+  "--config.gallery_map=never",
+  "--config.train.batch_size=16",
+  "--config.train.steps=4",
+  "--config.static_train.steps=4",
+  "--config.validation.every=4",
+  "--config.memory.text=0",
+]
 
 
 def module_of(command):
@@ -152,6 +156,7 @@ def run_snippets(page, given):
   """Runs the snippets of a page in order, in one namespace; a local folder stands in for the hub."""
   for text in [text for name, text in SNIPPETS if name.rsplit(":", 1)[0] == page]:
     local = re.sub(r"hf://[\w./-]+", str(ROOT / "tests/data/reference_vectors/anchored"), text)
+    shutil.rmtree("gallery-mapped", ignore_errors=True)  # prepare() does not open what it made before, yet
     exec(compile(local.replace(', revision="main"', ""), page, "exec"), given)
   return given
 
