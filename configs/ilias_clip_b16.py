@@ -1,7 +1,7 @@
-"""ILIAS with CLIP ViT-B/16 features; all but the encoder is that of configs/ilias_clip_l14.py, files included.
+r"""ILIAS with CLIP ViT-B/16 features; all but the encoder is that of configs/ilias_clip_l14.py, files included.
 
 Command:   python -m train.main --config configs/ilias_clip_b16.py
-           python -m eval.main  --config configs/ilias_clip_b16.py --config.benchmark.root=ROOT \\
+           python -m eval.main  --config configs/ilias_clip_b16.py --config.benchmark.root=ROOT \
              --config.benchmark.features=FEATURES
 Result:    not yet run here. To expect: mAP@1000 of QuARI in arXiv 2505.21647: to be filled from the paper.
 """

@@ -29,6 +29,7 @@ def convert(
 
 
 def main() -> None:
+  """Parses flags; `convert` does the work."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("source", help="a folder with config.yml and weights.pt, or hf://owner/name")
   parser.add_argument("folder", help="where to write the adapter")

@@ -15,6 +15,7 @@ from qat_jax.serve.batch import rerank_files
 
 
 def main() -> None:
+  """Parses flags; `rerank_files` does the work."""
   parser = argparse.ArgumentParser(prog="python -m qat_jax.rerank", description="Rerank files of features.")
   parser.add_argument("--adapter", required=True, help="a run's folder, or an exported adapter's")
   parser.add_argument("--queries", required=True, help="frozen query features: a .npy file or a feature folder")

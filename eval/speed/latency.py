@@ -152,6 +152,7 @@ def growth(path: str, largest: int, adapt: Callable[[int], qat_jax.Adaptation]) 
 
 
 def main(_: list[str]) -> None:
+  """Measures what the flags ask for, prints the table, and writes the JSON."""
   if DEVICE.value:
     jax.config.update("jax_platforms", {"gpu": "cuda"}.get(DEVICE.value, DEVICE.value))
   if HYPERNETWORK.value:

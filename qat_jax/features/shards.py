@@ -258,6 +258,7 @@ def _squares(features_ND: np.ndarray) -> np.ndarray:
 
 
 def parquet_rows(path: Path) -> int:
+  """Returns how many rows a Parquet file says it has; raises ValueError for one that cannot be read."""
   try:
     return pq.read_metadata(path).num_rows
   except (pa.ArrowException, OSError) as error:

@@ -101,7 +101,7 @@ class FeatureStore:
 
   @property
   def space(self) -> str:
-    """ "frozen", or the space of the adapter that prepared these features."""
+    """Either "frozen", or the space of the adapter that prepared these features."""
     return self.meta.get("space", "frozen")
 
   @property

@@ -78,8 +78,10 @@ class ScannIndex:
 
   @classmethod
   def build(cls, gallery: Any, leaves_searched: float = 0.1, reordered: int = 1000) -> ScannIndex:
-    """Returns the index. `leaves_searched`: the share of partitions that a search looks into; `reordered`: how many
-    of the best quantised scores are computed exactly. A gallery of under 20,000 items is searched exhaustively.
+    """Returns the index; a gallery of under 20,000 items is searched exhaustively.
+
+    `leaves_searched`: the share of partitions that a search looks into; `reordered`: how many of the best quantised
+    scores are computed exactly.
     """
     check_gallery(gallery)
     gallery_ND = np.ascontiguousarray(gallery[:], np.float32)
