@@ -33,7 +33,7 @@ class Gallery(Protocol):
 
   @property
   def space(self) -> str | None:
-    """Either "frozen" or the space of the adapter that prepared the rows; None where nobody wrote it down (an array)."""
+    """Either "frozen" or the space of the adapter that prepared the rows; None where nobody wrote it (an array)."""
 
   def __len__(self) -> int:
     """N."""
