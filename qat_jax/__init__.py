@@ -1,8 +1,23 @@
 """Query-adaptive transforms for retrieval with vision-language embeddings.
 
-adapter = qat_jax.load("runs/demo")
-adaptation = adapter(query_QD)
-ranking = qat_jax.rank(adaptation, gallery, k=100)
+    adapter = qat_jax.load("runs/demo")
+    adaptation = adapter(query_QD, "text")
+    ranking = qat_jax.rank(adaptation, gallery, k=100)
+
+The verbs on a gallery of four items, with the adaptation that changes nothing:
+
+>>> import numpy as np
+>>> import qat_jax
+>>> gallery_ND = np.eye(4, dtype=np.float32)
+>>> adaptation = qat_jax.plain(np.array([[3, 4, 0, 0]], np.float32))
+>>> print(qat_jax.score(adaptation, gallery_ND))
+[[0.6 0.8 0.  0. ]]
+>>> qat_jax.rank(adaptation, gallery_ND, k=2).ids.tolist()  # positions in the gallery, best first
+[[1, 0]]
+>>> qat_jax.rerank(adaptation, gallery_ND, np.array([[2, 0]])).ids.tolist()  # of a shortlist
+[[0, 2]]
+>>> print(qat_jax.fold(adaptation))  # what an inner-product index is asked with
+[[0.6 0.8 0.  0. ]]
 """
 
 from qat_jax.adaptation import fold, plain

@@ -41,7 +41,13 @@ ROWS_PER_SHARD = 65536
 
 
 class FeatureStore:
-  """The features of one kind in a folder (N rows, D wide) with the metadata of their items; read-only."""
+  """The features of one kind in a folder (N rows, D wide) with the metadata of their items; read-only.
+
+  >>> written = write_features("shop", {"img": np.eye(2, 4)}, {"id": ["a", "b"], "instance": ["mug", "pot"]})
+  >>> store = FeatureStore.open("shop")
+  >>> store[1:].shape, store.column("instance").tolist()
+  ((1, 4), ['mug', 'pot'])
+  """
 
   def __init__(self, folder: Path, kind: str, meta: dict[str, Any]) -> None:
     """Reads the headers of all shards; use `open`."""
@@ -260,6 +266,10 @@ def write_features(
   The store is of the first kind. `columns` must have `id`, `meta` hold what JSON can. What an earlier call left
   unfinished is written anew. Raises FileExistsError where the folder holds anything else, ValueError for broken rows,
   repeated ids, or fewer or more features than ids.
+
+  >>> store = write_features("toys", {"img": np.eye(3, 8, dtype=np.float32)}, {"id": ["a", "b", "c"]})
+  >>> len(store), store.width, store.ids.tolist()
+  (3, 8, ['a', 'b', 'c'])
   """
   folder, table, about = Path(folder), as_table(columns), json.loads(json.dumps(dict(meta or {})))
   if not features or set(features) - set(KINDS) or rows_per_shard < 1:
