@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ from eval.speed.ways import Way
 from qat_jax.models.forms import adaptive, initialise
 from qat_jax.models.quari import Released
 
-RELEASED = {"hidden": 512, "rank": 64, "layers": 6, "steps": 4, "heads": 8} | {
+RELEASED: dict[str, Any] = {"hidden": 512, "rank": 64, "layers": 6, "steps": 4, "heads": 8} | {
   "anchor_scale": 0.8,
   "query_residual": 0.5,
   "frobenius_norm": True,
@@ -36,7 +38,8 @@ def network_way(module: nn.Module, queries: int) -> Way:
   lowered = jax.jit(module.apply).lower(variables, query_QD)
   call = lowered.compile()
   size = sum(x.nbytes for x in jax.tree.leaves(variables))
-  return Way(lambda: jax.block_until_ready(call(variables, query_QD)), 1, size, lowered.cost_analysis()["flops"])
+  cost = lowered.cost_analysis() or {"flops": float("nan")}  # None where the backend does not count
+  return Way(lambda: jax.block_until_ready(call(variables, query_QD)), 1, size, cost["flops"])
 
 
 def table(rows: list[dict]) -> str:

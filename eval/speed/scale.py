@@ -31,7 +31,7 @@ def metrics_seconds(queries: int = 1000, k: int = 1000) -> float:
   for ids_QK, precision_Q in zip(rankings, precisions, strict=True):
     bootstrap_interval(precision_Q)
     bootstrap_interval(recall_at(ids_QK, relevance, 1))
-  paired_interval(*precisions)
+  paired_interval(precisions[0], precisions[1])
   return time.perf_counter() - began
 
 

@@ -19,7 +19,7 @@ class UnreadableImage(ValueError):
     super().__init__(f"the image of {id!r} cannot be read: {reason}")
     self.id, self.reason = id, reason
 
-  def __reduce__(self):
+  def __reduce__(self) -> tuple[type[UnreadableImage], tuple[str, str]]:
     return type(self), (self.id, self.reason)
 
 
