@@ -9,6 +9,8 @@ docstrings name.
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -254,7 +256,7 @@ def parameters(variables: dict) -> int:
   return sum(x.size for x in jax.tree.leaves(variables))
 
 
-def query_only_of_size(target: int, width: int, **settings) -> Hypernetwork:
+def query_only_of_size(target: int, width: int, **settings: Any) -> Hypernetwork:
   """Returns the `query_only` form whose number of parameters comes closest to `target`."""
 
   def size(hidden: int) -> int:
