@@ -1,4 +1,4 @@
-"""A gallery as an adapter wants it: on the device where it is small, else streamed; a map is written to a file once."""
+"""A gallery as an adapter wants it: on the device where it is small, else streamed; a map is written to disk once."""
 
 from __future__ import annotations
 
@@ -8,15 +8,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from qat_jax.adapter import Adapter
-from qat_jax.features.shards import is_unit
 
 RESIDENT = 1 << 30  # bytes of float32: a smaller gallery lies on the device
 HELD = 0.25  # of the device's memory: what a method that cannot stream may hold as its gallery
-CHUNK_ROWS = 65536
-SAMPLE_ROWS = 1024
 
 
 def held_limit() -> float:
@@ -38,20 +34,9 @@ def width_of(gallery: Any) -> int:
 def prepared(adapter: Adapter, query_type: str, gallery: Any, folder: pathlib.Path) -> Any:
   """Returns the gallery (unit rows, the adapter's map applied) as `qat_jax.rank` takes it.
 
-  One that is too large for the device is itself where nothing is to be done; else its map is written to `folder`, chunk
-  by chunk in the stored type, and read from there as a memory map.
+  One that is too large for the device is itself where nothing is to be done; else its map is written to a feature
+  folder in `folder`, chunk by chunk in the stored type.
   """
   if size_of(gallery) <= RESIDENT:
     return adapter.prepare(jnp.asarray(gallery[:]), query_type)
-  if adapter.head(query_type).space == "frozen" and is_unit(np.asarray(gallery[:SAMPLE_ROWS])):
-    return gallery
-  folder.mkdir(parents=True, exist_ok=True)
-  path, dtype = folder / "gallery.npy", np.dtype(gallery.dtype)
-  with open(path, "wb") as file:
-    shape = (len(gallery), width_of(gallery))
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, header)
-    for start in range(0, len(gallery), CHUNK_ROWS):
-      chunk_ND = jnp.asarray(gallery[start : start + CHUNK_ROWS])
-      file.write(np.asarray(adapter.prepare(chunk_ND, query_type), dtype).tobytes())
-  return np.load(path, mmap_mode="r")
+  return adapter.prepare(gallery, query_type, folder / "gallery")

@@ -20,12 +20,18 @@ The verbs on a gallery of four items, with the adaptation that changes nothing:
 [[0.6 0.8 0.  0. ]]
 """
 
+from typing import TYPE_CHECKING, Any
+
 from qat_jax.adaptation import fold, plain
-from qat_jax.adapter import Adapter, load
-from qat_jax.features.store import FeatureStore
+from qat_jax.adapter import Adapter, export, load
+from qat_jax.features.store import FeatureStore, write_features
+from qat_jax.models.head import Head
 from qat_jax.search.index import ExactIndex, ScannIndex
 from qat_jax.search.rank import rank, rerank, score
-from qat_jax.types import Adaptation, Ranking, SemiPositives
+from qat_jax.types import Adaptation, Gallery, Ranking, SemiPositives, as_gallery
+
+if TYPE_CHECKING:
+  from qat_jax.encoders import load_encoder
 
 __version__ = "0.1.0"
 
@@ -34,14 +40,29 @@ __all__ = [
   "Adapter",
   "ExactIndex",
   "FeatureStore",
+  "Gallery",
+  "Head",
   "Ranking",
   "ScannIndex",
   "SemiPositives",
   "__version__",
+  "as_gallery",
+  "export",
   "fold",
   "load",
+  "load_encoder",
   "plain",
   "rank",
   "rerank",
   "score",
+  "write_features",
 ]
+
+
+def __getattr__(name: str) -> Any:
+  """Imports on use what needs an extra: `load_encoder` opens pictures."""
+  if name == "load_encoder":
+    from qat_jax.encoders import load_encoder
+
+    return load_encoder
+  raise AttributeError(f"module 'qat_jax' has no attribute {name!r}")

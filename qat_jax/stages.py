@@ -21,12 +21,9 @@ import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-  from typing_extensions import Buffer
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SETTLED_NS = 10**9  # a file that was changed so recently may change again without a new time stamp
@@ -52,7 +49,7 @@ def differences(made_with: Mapping[str, Any], wanted: Mapping[str, Any]) -> list
   return [f"{name} was {_shown(old, name)}, is {_shown(new, name)}" for name in names]
 
 
-def made(what: Path | str, made_with: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> bool:
+def made(what: str | os.PathLike, made_with: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> bool:
   """Says whether a result made with one fingerprint (None: there is no result) is what another one asks for.
 
   Where they differ, a line of the log names `what` and all differences: it has to be made anew.
@@ -65,13 +62,13 @@ def made(what: Path | str, made_with: Mapping[str, Any] | None, wanted: Mapping[
   return not differing
 
 
-def check_same(what: Path | str, made_with: Mapping[str, Any], wanted: Mapping[str, Any], advice: str) -> None:
+def check_same(what: str | os.PathLike, made_with: Mapping[str, Any], wanted: Mapping[str, Any], advice: str) -> None:
   """Raises ValueError that names all differences and ends with the advice, where two fingerprints differ."""
   if differing := differences(made_with, wanted):
-    raise ValueError(f"{what} was made with something else: {'; '.join(differing)}. {advice}")
+    raise ValueError(f"{what} was made with other inputs or settings: {'; '.join(differing)}. {advice}")
 
 
-def digest_of_files(paths: Iterable[Path | str]) -> str:
+def digest_of_files(paths: Iterable[str | os.PathLike]) -> str:
   """Returns a digest of what files hold, in the order given; their names, places and dates are not in it.
 
   Everything is read (about a second a gigabyte, less with several files), but only once in a process while size and
@@ -82,7 +79,7 @@ def digest_of_files(paths: Iterable[Path | str]) -> str:
   return hashlib.blake2b("".join(checksums).encode(), digest_size=16).hexdigest()
 
 
-def write_whole(path: Path | str, *pieces: Buffer) -> str:
+def write_whole(path: str | os.PathLike, *pieces: bytes | memoryview | np.ndarray) -> str:
   """Writes bytes-like pieces as one file and returns its checksum; a killed or failed write leaves the name untouched.
 
   Several processes may write the same file: each has a temporary file of its own, and the last one's stays. What
@@ -94,9 +91,8 @@ def write_whole(path: Path | str, *pieces: Buffer) -> str:
   try:
     with open(temporary, "wb") as file:
       for piece in pieces:
-        view = memoryview(piece).cast("B") if memoryview(piece).nbytes else b""
-        file.write(view)
-        digest.update(view)
+        file.write(_bytes(piece))
+        digest.update(_bytes(piece))
       file.flush()
       os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -105,7 +101,7 @@ def write_whole(path: Path | str, *pieces: Buffer) -> str:
   except OSError as error:
     temporary.unlink(missing_ok=True)
     if error.errno in FULL:
-      size = sum(memoryview(piece).nbytes for piece in pieces) / 1e6
+      size = sum(len(_bytes(piece)) for piece in pieces) / 1e6
       raise OSError(error.errno, f"no room for {path} ({size:.1f} MB); free some space and run again") from error
     raise
   except BaseException:
@@ -114,19 +110,19 @@ def write_whole(path: Path | str, *pieces: Buffer) -> str:
   return digest.hexdigest()
 
 
-def write_json(path: Path | str, content: Any) -> None:
+def write_json(path: str | os.PathLike, content: Any) -> None:
   """Writes `content` as a JSON file, whole or not at all."""
   write_whole(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def checksum(path: Path | str) -> str:
+def checksum(path: str | os.PathLike) -> str:
   """Returns the checksum of a file (blake2b, 128 bits, hexadecimal), read in pieces."""
   with open(path, "rb") as file:
     return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 @contextlib.contextmanager
-def lock(folder: Path | str) -> Iterator[None]:
+def lock(folder: str | os.PathLike) -> Iterator[None]:
   """Keeps other processes that ask for it out of a folder, which is made where it is missing, while the block runs.
 
   A process that ends, however it ends, gives its lock back. Raises BlockingIOError that names process and host of
@@ -152,8 +148,10 @@ def lock(folder: Path | str) -> Iterator[None]:
       file.truncate(0)
       file.write(f"process {os.getpid()} on {socket.gethostname()}")
       file.flush()
-      yield
-      file.truncate(0)
+      try:
+        yield
+      finally:
+        path.unlink(missing_ok=True)  # while it is ours: who opened it meanwhile finds that its name is gone
       return
 
 
@@ -165,6 +163,11 @@ def sync_folder(folder: Path) -> None:
       os.fsync(handle)
     finally:
       os.close(handle)
+
+
+def _bytes(piece: Any) -> memoryview | bytes:
+  view = memoryview(piece)
+  return view.cast("B") if view.nbytes else b""
 
 
 def _plain(value: Any) -> Any:

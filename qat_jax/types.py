@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-QUERY_TYPES = ("text", "image")
+KIND_OF_QUERY = {"text": "text", "image": "img"}  # the kind of features, on disk, that a type of query has
+QUERY_TYPES = tuple(KIND_OF_QUERY)
 
 
 @runtime_checkable

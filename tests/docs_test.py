@@ -192,8 +192,9 @@ def test_readmes_commands_measure_and_rank(place):
   config, workdir = config_of(shown_in("README.md", "python -m eval.main --config configs/features.py"), *SHORT)
   config.eval.methods = ("plain", "adapted")
   assert evaluate(config, workdir)
-  command = shown_in("README.md", "python -m qat_jax.rerank")
-  done = subprocess.run([sys.executable, *command.words[1:]], capture_output=True, text=True)
+  command = shown_in("README.md", "qat-jax rank")
+  program = "from qat_jax.cli import main; main()"
+  done = subprocess.run([sys.executable, "-c", program, *command.words[1:]], capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   assert set(pq.read_table("ranking.parquet").column("query_id").to_pylist()) == {
     f"test caption{i}" for i in range(COUNT)

@@ -30,6 +30,7 @@ ORDER = (
   "datasets",
   "encoders",
   "features.shards",
+  "features.writer",
   "features.store",
   "features.retrieval_set",
   "features.extraction",
@@ -39,22 +40,25 @@ ORDER = (
   "models.quari_files",
   "models.quari",
   "models.forms",
+  "models.head",
+  "checkpoints",
   "adapter",
   "validation",
   "fit.closed_form",
   "serve.batch",
+  "cli",
   "convert",
   "rerank",
 )
 
 FENCES = {
-  "orbax": ("qat_jax/adapter.py",),
+  "orbax": ("qat_jax/checkpoints.py",),
   "scann": ("qat_jax/search/index.py",),
   "tensorflow_datasets": ("qat_jax/datasets/", "train/batches.py"),
   "grain": ("qat_jax/datasets/", "train/batches.py"),
   "transformers": ("qat_jax/encoders/", "train/encoder.py", "train/vocabulary.py"),  # these two make an encoder
 }
-ON_USE = ("scann", "transformers")  # missing on some systems, or slow to import
+ON_USE = ("orbax", "scann", "transformers")  # missing on some systems, or slow to import
 
 
 def imports(path, nodes=ast.walk):

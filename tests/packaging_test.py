@@ -30,6 +30,7 @@ MAY_USE = {
   "qat_jax/datasets/": ("core", "encoders"),
   "qat_jax/search/index": ("core", "scann"),
   "qat_jax/models/quari_files": ("core", "encoders"),  # the hub, on use
+  "qat_jax/checkpoints": ("core", "train"),  # of training, on use
   "qat_jax/": ("core",),
   "eval/speed/": ("core", "eval", "bench"),
   "eval/": ("core", "eval"),

@@ -21,7 +21,7 @@ import optax
 import tqdm
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from qat_jax.adapter import Checkpoints
+from qat_jax.checkpoints import Checkpoints
 from train.step import Batch, LossSettings, TrainState, make_step, start
 
 AXIS = "device"

@@ -58,6 +58,15 @@ class FolderSource:
     instance = _text(row.get("instance")) or (str(Path(row["file"]).parent) if self.instance_by_folder else None)
     return {**row, "id": _text(row.get("id")) or row["file"], "caption": caption, "instance": instance}
 
+  def stamp(self, position: int) -> dict[str, Any]:
+    """Returns what changes when a row does: its record, and size and date of its image."""
+    record = self.about(position)
+    try:
+      file = (self.folder / record["file"]).stat()
+    except OSError:
+      return record
+    return {**record, "size": file.st_size, "changed": file.st_mtime_ns}
+
   def __getitem__(self, position: int) -> dict[str, Any]:
     """Returns the record of a row: id, image (the file's bytes), caption, instance, further columns.
 

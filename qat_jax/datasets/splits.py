@@ -40,20 +40,9 @@ def sources(kind: str, name: str, folder: str | os.PathLike, limit: int = 0) -> 
     raise ValueError(f"data.source is {kind!r}; use one of {', '.join(KINDS)}, or give features on disk (data.root)")
   folder = pathlib.Path(folder).expanduser()
   found = {"toybox": _toybox, "tfds": _tfds, "folder": _folder}[kind](name, folder)
-  return {place: (First(source, limit) if limit else source, kinds) for place, (source, kinds) in found.items()}
-
-
-class First:
-  """The first items of a source."""
-
-  def __init__(self, source: Any, count: int) -> None:
-    self.source, self.count = source, min(count, len(source))
-
-  def __len__(self) -> int:
-    return self.count
-
-  def __getitem__(self, position: int) -> dict[str, Any]:
-    return self.source[position]
+  if limit:
+    found = {place: (Rows(s, range(min(limit, len(s))), dict), kinds) for place, (s, kinds) in found.items()}
+  return found
 
 
 class Rows:
@@ -61,6 +50,8 @@ class Rows:
 
   def __init__(self, source: Any, positions: Sequence[int], change: Callable[[dict], dict]) -> None:
     self.source, self.positions, self.change = source, positions, change
+    if hasattr(source, "stamp"):
+      self.stamp = lambda position: change(source.stamp(positions[position]))
 
   def __len__(self) -> int:
     return len(self.positions)

@@ -10,6 +10,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import errno
+import hashlib
 import itertools
 import os
 import re
@@ -24,9 +25,10 @@ import pyarrow.parquet as pq
 import tqdm
 
 from qat_jax.datasets import UnreadableImage, decode
-from qat_jax.features.shards import INCOMPLETE, KINDS, META, FeatureWriter, check_rows, check_same_plan, read_meta
+from qat_jax.features.shards import INCOMPLETE, KINDS, META, check_rows, read_meta
 from qat_jax.features.store import FeatureStore
-from qat_jax.stages import write_json
+from qat_jax.features.writer import FeatureWriter
+from qat_jax.stages import check_same, write_json
 
 UNREADABLE = "unreadable.json"
 MOST_UNREADABLE = 0.01  # a larger share is a broken source, not a few broken files
@@ -61,7 +63,7 @@ def extract(
     writer = FeatureWriter(folder, plan, -(-len(source) // rows_per_shard))
     _Extraction(source, encoder, writer, plan, threads, progress).run()
   else:
-    check_same_plan(folder, read_meta(folder).get("extraction", {}), plan)
+    check_same(folder, read_meta(folder).get("extraction", {}), plan, "Delete it or choose another folder")
     shutil.rmtree(folder / INCOMPLETE, ignore_errors=True)  # a kill after meta.json may have left the notes
   return {kind: FeatureStore.open(folder, kind) for kind in kinds}
 
@@ -226,11 +228,20 @@ def _table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
 def _plan(
   source: Any, encoder: Any, kinds: Sequence[str], batch_size: int, rows_per_shard: int, dtype: str
 ) -> dict[str, Any]:
-  """Returns all that the bytes on disk depend on; the source is known by its length and three of its ids."""
+  """Returns all that the bytes on disk depend on.
+
+  The source is known by its length and three of its ids; one that has stamps (a folder), by everything in it.
+  """
   sample = [_record(source, position) for position in (0, len(source) // 2, len(source) - 1)]
   ids = [record.id if isinstance(record, UnreadableImage) else record["id"] for record in sample]
+  about = {"type": type(source).__name__, "items": len(source), "ids": ids}
+  if hasattr(source, "stamp"):
+    digest = hashlib.blake2b(digest_size=16)
+    for position in range(len(source)):
+      digest.update(repr(source.stamp(position)).encode())
+    about["content"] = digest.hexdigest()
   return {
-    "source": {"type": type(source).__name__, "items": len(source), "ids": ids},
+    "source": about,
     "encoder": encoder.name,
     "revision": encoder.revision,
     "kinds": list(kinds),

@@ -10,6 +10,7 @@ import functools
 import io
 import json
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import pyarrow as pa
 import tqdm
 
 from qat_jax.features.store import FeatureStore
-from qat_jax.stages import write_whole
+from qat_jax.stages import fingerprint, made, write_whole
 from qat_jax.types import SemiPositives
 
 CHUNK_ROWS = 16384
@@ -77,23 +78,27 @@ def save(semi: SemiPositives, path: str | os.PathLike, about: Mapping[str, Any] 
 
 
 def load(path: str | os.PathLike) -> tuple[SemiPositives, dict[str, Any]]:
-  """Returns the semi-positives in a file and what they were made with."""
-  with np.load(path, allow_pickle=False) as file:
-    return SemiPositives(file["ids"], file["weights"]), json.loads(str(file["about"]))
+  """Returns the semi-positives in a file and what they were made with; raises ValueError for a damaged file."""
+  try:
+    with np.load(io.BytesIO(Path(path).read_bytes()), allow_pickle=False) as file:
+      return SemiPositives(file["ids"], file["weights"]), json.loads(str(file["about"]))
+  except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    raise ValueError(f"{path} holds no semi-positives, or is damaged ({error}); delete it, it is mined anew") from error
 
 
 def ensure(settings: Mapping[str, Any], images: FeatureStore, path: str | os.PathLike) -> SemiPositives | None:
-  """Returns the semi-positives in the file `path`, mined and saved first unless it holds those of these settings.
+  """Returns the semi-positives in the file `path`, mined and saved first unless it holds those of the same features.
 
-  `settings` has `keep` (0: none are wanted, None comes back), `neighbours` and `temperature`.
+  `settings` has `keep` (0: none are wanted, None comes back), `neighbours` and `temperature`. A file that was made with
+  other settings, or from other features or instances, is made anew; a line of the log says what differs.
   """
   if not settings["keep"]:
     return None
   wanted = {name: settings[name] for name in ("neighbours", "keep", "temperature")}
-  about = {**wanted, "rows": len(images), "files": {k: v["checksum"] for k, v in images.meta.get("files", {}).items()}}
+  about = fingerprint(**wanted, images=images.fingerprint)
   if Path(path).exists():
     semi, made_with = load(path)
-    if made_with == about:
+    if made(path, made_with, about):
       return semi
   semi = mine(images, images.column("instance"), **wanted, progress=True)
   save(semi, path, about)

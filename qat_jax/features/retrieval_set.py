@@ -17,9 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from qat_jax.features.store import FeatureStore
-from qat_jax.types import QUERY_TYPES, Relevance
+from qat_jax.types import KIND_OF_QUERY, QUERY_TYPES, Relevance
 
-KIND_OF_QUERY = {"text": "text", "image": "img"}
 LAYOUT = "a retrieval set has train/, val/ and test/ (docs/data.md)"
 
 

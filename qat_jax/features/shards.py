@@ -1,33 +1,26 @@
-"""How features lie on disk: shards, their names and headers, meta.json; and the writer of such folders.
-
-A folder under construction holds `incomplete/`: the plan, and a note for every shard that is whole. meta.json comes
-last, so a folder with it is finished. Every file is renamed into place, so a kill at any moment costs one shard.
-"""
+"""How features lie on disk: shards, their names and headers, meta.json, and what is wrong with rows and ids."""
 
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import mmap
 import os
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from qat_jax.stages import write_json, write_whole
-
 KINDS = ("img", "text")
 META = "meta.json"
 INCOMPLETE = "incomplete"
 OURS = re.compile(rf"\.lock|{INCOMPLETE}|{re.escape(META)}\..*tmp")  # what a kill may leave of an earlier call
+DTYPES = (np.dtype(np.float16), np.dtype(np.float32))
 BLOCK_ROWS = 8192  # what is looked at in float32 at once
 
 
@@ -40,6 +33,7 @@ class Shard:
   width: int
   dtype: np.dtype
   offset: int  # of the first row, in bytes
+  stamp: tuple[int, ...]  # of the file that was opened: another one may have taken its name since
 
   @classmethod
   def of(cls, path: Path) -> Shard:
@@ -51,15 +45,19 @@ class Shard:
       raise ValueError(f"{path} is truncated or no .npy file ({error}); write this shard again") from error
     if not whole:
       raise ValueError(f"{path} is not as long as its header says; write this shard again")
-    if array.ndim != 2 or array.dtype.kind != "f":
-      raise ValueError(f"{path} holds {array.dtype} of shape {array.shape}; features are float16 or float32, N×D")
+    if array.ndim != 2 or array.dtype not in DTYPES:
+      raise ValueError(
+        f"{path} holds {array.dtype} of shape {array.shape}; features are float16 or float32 in this machine's byte "
+        f"order, N×D: save it again with .astype('float32')"
+      )
     if not array.flags.c_contiguous:
       raise ValueError(f"{path} is stored column by column; save it again with np.ascontiguousarray")
-    return cls(path, array.shape[0], array.shape[1], array.dtype, array.offset)
+    return cls(path, array.shape[0], array.shape[1], array.dtype, array.offset, _stamp(path.stat()))
 
   def read(self, start: int, out_ND: np.ndarray) -> None:
     """Reads as many rows as `out_ND` has, from `start` on, into it."""
     with open(self.path, "rb", buffering=0) as file:
+      self._check(file)
       file.seek(self.offset + start * self.width * self.dtype.itemsize)
       view = out_ND.data.cast("B") if out_ND.size else memoryview(b"")
       while len(view):
@@ -71,114 +69,20 @@ class Shard:
   def take(self, rows_N: np.ndarray) -> np.ndarray:
     """Returns rows in any order through a mapping that reads no more than the pages they lie on."""
     with open(self.path, "rb") as file:
+      self._check(file)
       mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if hasattr(mmap, "MADV_RANDOM"):
       mapping.madvise(mmap.MADV_RANDOM)  # without it every row reads its surroundings ahead
     flat = np.frombuffer(mapping, self.dtype, self.rows * self.width, self.offset)
     return flat.reshape(self.rows, self.width)[rows_N]
 
-
-class FeatureWriter:
-  """Writes a folder of features shard by shard, in any order; what was finished before a kill is not written again.
-
-  `plan` (JSON values) says what is being written: features of another plan are never mixed in.
-  """
-
-  def __init__(self, folder: str | os.PathLike, plan: dict[str, Any], shards: int) -> None:
-    """Begins, or goes on where the same plan was begun.
-
-    Raises FileExistsError for a folder that holds anything else, ValueError for one begun with another plan.
-    """
-    self.folder, self.notes, self.shards = Path(folder), Path(folder) / INCOMPLETE, shards
-    plan = json.loads(json.dumps({**plan, "shards": shards}))
-    path = self.notes / "plan.json"
-    if path.exists() and not (self.folder / META).exists():
-      check_same_plan(self.folder, json.loads(path.read_text()), plan)
-      return
-    there = [p.name for p in self.folder.iterdir()] if self.folder.is_dir() else []
-    strangers = [name for name in there if not OURS.fullmatch(name)]
-    if strangers:
-      raise FileExistsError(f"{self.folder} holds {sorted(strangers)[:5]} already; delete it or choose another folder")
-    self.notes.mkdir(parents=True, exist_ok=True)
-    for note in self.notes.glob("shard_*.json"):
-      note.unlink()
-    write_json(path, plan)
-
-  @staticmethod
-  def discard(folder: Path) -> None:
-    """Removes what was begun in a folder and never finished; leaves everything else alone."""
-    if not (folder / INCOMPLETE / "plan.json").exists() or (folder / META).exists():
-      return
-    for part in (*(f"{kind}_emb" for kind in KINDS), "metadata", INCOMPLETE):  # the mark goes last
-      shutil.rmtree(folder / part, ignore_errors=True)
-
-  def missing(self) -> list[int]:
-    """Returns the numbers of the shards that are still to be written."""
-    return [shard for shard in range(self.shards) if not self._note(shard).exists()]
-
-  def write(
-    self, shard: int, features: Mapping[str, np.ndarray], columns: Mapping[str, Any] | pa.Table, report: Any = None
-  ) -> None:
-    """Writes one shard: features by kind (ND each) and as many rows of metadata; `report` is kept until `finish`.
-
-    Raises ValueError for rows that are NaN, infinite or zero (named by id), lengths that differ, and features that are
-    not float N×D.
-    """
-    table = as_table(columns)
-    files: dict[str, Any] = {}
-    kinds, unit = {}, True
-    for kind, features_ND in features.items():
-      features_ND = np.ascontiguousarray(features_ND)
-      if features_ND.ndim != 2 or features_ND.dtype.kind != "f":
-        raise ValueError(
-          f"the {kind} features are {features_ND.dtype} of shape {features_ND.shape}; wanted float16 or float32, N×D"
-        )
-      if len(features_ND) != len(table):
-        raise ValueError(f"shard {shard} has {len(features_ND)} {kind} features for {len(table)} rows of metadata")
-      check_rows(features_ND, f"shard {shard} ({kind})", lambda row: table.column("id")[row].as_py())
-      header = io.BytesIO()
-      np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(features_ND))
-      self._put(files, f"{kind}_emb/{kind}_emb_{shard:04d}.npy", header.getvalue(), features_ND, rows=len(table))
-      kinds[kind] = {"width": features_ND.shape[1], "dtype": str(features_ND.dtype)}
-      unit = unit and is_unit(features_ND)
-    parquet = pa.BufferOutputStream()
-    pq.write_table(table, parquet)
-    self._put(files, f"metadata/metadata_{shard:04d}.parquet", parquet.getvalue(), rows=len(table))
-    note = {"rows": len(table), "kinds": kinds, "normalised": unit, "files": files, "report": report}
-    write_json(self._note(shard), note)
-
-  def reports(self) -> list[Any]:
-    """Returns the reports of the shards that are whole, in their order."""
-    return [json.loads(self._note(s).read_text())["report"] for s in range(self.shards) if self._note(s).exists()]
-
-  def finish(self, meta: dict[str, Any]) -> None:
-    """Declares the folder whole: writes meta.json, removes the notes; raises ValueError where shards are missing."""
-    if missing := self.missing():
-      raise ValueError(f"{self.folder}: {len(missing)} shards are not written, the first is {missing[0]}")
-    notes = [json.loads(self._note(shard).read_text()) for shard in range(self.shards)]
-    kinds = notes[0]["kinds"]
-    if other := [i for i, note in enumerate(notes) if note["kinds"] != kinds]:
-      raise ValueError(f"{self.folder}: shard {other[0]} holds {notes[other[0]]['kinds']}, shard 0 {kinds}")
-    files = {name: entry for note in notes for name, entry in note["files"].items()}
-    rows, unit = sum(note["rows"] for note in notes), all(note["normalised"] for note in notes)
-    write_json(self.folder / META, describe(rows, kinds, unit, files, meta))
-    shutil.rmtree(self.notes)
-
-  def _note(self, shard: int) -> Path:
-    return self.notes / f"shard_{shard:04d}.json"
-
-  def _put(self, files: dict, name: str, *pieces: Any, rows: int) -> None:
-    path = self.folder / name
-    path.parent.mkdir(exist_ok=True)
-    files[name] = {"rows": rows, "checksum": write_whole(path, *pieces)}
+  def _check(self, file: IO[bytes]) -> None:
+    if _stamp(os.fstat(file.fileno())) != self.stamp:
+      raise OSError(f"{self.path} was changed while it was open; open its store again")
 
 
-def check_same_plan(folder: Path, begun: dict[str, Any], plan: dict[str, Any]) -> None:
-  """Raises ValueError that says in what two plans for a folder differ."""
-  differing = sorted(name for name in begun.keys() | plan.keys() if begun.get(name) != plan.get(name))
-  if differing:
-    texts = "; ".join(f"{name} was {begun.get(name)!r}, is {plan.get(name)!r}" for name in differing)
-    raise ValueError(f"{folder} was begun with other settings ({texts}); delete it or choose another folder")
+def _stamp(about: os.stat_result) -> tuple[int, ...]:
+  return about.st_ino, about.st_size, about.st_mtime_ns
 
 
 def as_table(columns: Mapping[str, Any] | pa.Table) -> pa.Table:
@@ -263,3 +167,31 @@ def parquet_rows(path: Path) -> int:
     return pq.read_metadata(path).num_rows
   except (pa.ArrowException, OSError) as error:
     raise ValueError(f"{path} is truncated or no Parquet file ({error}); write this shard again") from error
+
+
+def check_counts(
+  folder: Path, kind: str, described: Mapping[str, Any], shards: list[Shard], tables: list[Path]
+) -> None:
+  """Raises an error where meta.json, the shards of one kind and the metadata's do not tell the same story.
+
+  FileNotFoundError for a file that meta.json describes and is missing, ValueError for one that it does not describe,
+  or numbers of rows that differ.
+  """
+  for path in [folder / name for name in described]:
+    if not path.exists():
+      raise FileNotFoundError(f"{path} is missing, {META} lists it; restore it or write the folder again")
+  if described:
+    paths = [*(shard.path for shard in shards), *tables]
+    stray = [path for path in paths if path.relative_to(folder).as_posix() not in described]
+    if stray:
+      raise ValueError(f"{META} of {folder} does not list {stray[0].name}; remove the shard, or {META} to reread")
+  if not tables:
+    return
+  counts = [parquet_rows(path) for path in tables]
+  pairs = zip(shards, counts, strict=True) if len(counts) == len(shards) else []
+  for shard, count in pairs:
+    if shard.rows != count:
+      raise ValueError(f"{shard.path} has {shard.rows} rows, its metadata {count}; write this shard again")
+  rows = sum(shard.rows for shard in shards)
+  if sum(counts) != rows:
+    raise ValueError(f"{folder} has {rows} {kind} features and metadata of {sum(counts)} items")

@@ -22,9 +22,9 @@ from qat_jax.features.shards import (
   INCOMPLETE,
   KINDS,
   META,
-  FeatureWriter,
   Shard,
   as_table,
+  check_counts,
   check_ids,
   check_rows,
   describe,
@@ -33,7 +33,9 @@ from qat_jax.features.shards import (
   read_meta,
   shard_files,
 )
-from qat_jax.stages import checksum, digest_of_files, write_json
+from qat_jax.features.writer import FeatureWriter, RowStream
+from qat_jax.stages import checksum, digest_of_files, fingerprint, lock, made, write_json
+from qat_jax.types import Gallery
 
 ID_COLUMNS = ("id", "key", "image_path")
 CHUNK_ROWS = 65536
@@ -64,13 +66,14 @@ class FeatureStore:
         )
     self._starts = np.concatenate([[0], np.cumsum([shard.rows for shard in self.shards])]).astype(np.int64)
     self._columns: dict[str, np.ndarray] = {}
-    self._check_counts()
+    check_counts(folder, kind, meta.get("files", {}), self.shards, self.metadata_shards)
 
   @classmethod
   def open(cls, folder: str | os.PathLike, kind: str | None = None) -> FeatureStore:
-    """Returns the store of `kind` ("img" or "text"; None: the kind that exists, images first) in a folder.
+    """Returns the store of `kind` ("img" or "text"; None: the one that exists) in a folder.
 
-    Reads no features. Raises FileNotFoundError where there are none, ValueError for a folder that is still being
+    A folder with both gives its images where no kind is named: they are what a gallery is made of. Reads no features.
+    Raises FileNotFoundError where there are none, ValueError for a folder that is still being
     written, a truncated shard, or counts that disagree.
     """
     folder = Path(folder)
@@ -232,27 +235,6 @@ class FeatureStore:
   def _paths(self) -> list[Path]:
     return [shard.path for shard in self.shards] + self.metadata_shards
 
-  def _check_counts(self) -> None:
-    described = self.meta.get("files", {})
-    for path in [self.folder / name for name in described]:
-      if not path.exists():
-        raise FileNotFoundError(f"{path} is missing, {META} lists it; restore it or write the folder again")
-    if described:
-      stray = [p for p in self._paths() if self._relative(p) not in described]
-      if stray:
-        raise ValueError(
-          f"{META} of {self.folder} does not list {stray[0].name}; remove the shard, or {META} to reread"
-        )
-    if not self.metadata_shards:
-      return
-    counts = [parquet_rows(path) for path in self.metadata_shards]
-    pairs = zip(self.shards, counts, strict=True) if len(counts) == len(self.shards) else []
-    for shard, count in pairs:
-      if shard.rows != count:
-        raise ValueError(f"{shard.path} has {shard.rows} rows, its metadata {count}; write this shard again")
-    if sum(counts) != len(self):
-      raise ValueError(f"{self.folder} has {len(self)} {self.kind} features and metadata of {sum(counts)} items")
-
 
 def write_features(
   folder: str | os.PathLike,
@@ -281,7 +263,7 @@ def write_features(
   starts = range(0, len(table), rows_per_shard)
   FeatureWriter.discard(folder)
   writer = FeatureWriter(folder, {"rows": len(table)}, len(starts))
-  streams = {kind: _Stream(array) for kind, array in features.items()}
+  streams = {kind: RowStream(array) for kind, array in features.items()}
   for shard, start in enumerate(starts):
     part = table.slice(start, rows_per_shard)
     writer.write(shard, {kind: stream.take(len(part)) for kind, stream in streams.items()}, part)
@@ -292,27 +274,34 @@ def write_features(
   return FeatureStore.open(folder, next(iter(features)))
 
 
+def prepared_features(
+  folder: str | os.PathLike, gallery: Gallery, prepared: Iterable[np.ndarray], space: str
+) -> FeatureStore:
+  """Writes chunks of a gallery that was prepared for `space` as a feature folder, or opens it where it is there.
+
+  A folder that was made from another gallery, or for another space, is written anew; a line of the log says so. Raises
+  FileExistsError where the folder holds anything that was not made here, BlockingIOError where another process writes
+  it.
+  """
+  folder, kind = Path(folder), getattr(gallery, "kind", "img")
+  made_with = fingerprint(space=space, gallery=getattr(gallery, "fingerprint", None))
+  with lock(folder):
+    before = read_meta(folder).get("prepared")
+    if before and made_with["gallery"] and made(folder, before, made_with):
+      return FeatureStore.open(folder, kind)
+    if before:
+      FeatureWriter.undo(folder)
+    if isinstance(gallery, FeatureStore):
+      columns, meta = gallery.metadata(), gallery.meta
+    else:
+      columns, meta = {"id": [str(name) for name in getattr(gallery, "ids", range(len(gallery)))]}, {}
+    meta = {**meta, "space": space, "normalised": True, "prepared": made_with}
+    return write_features(folder, {kind: prepared}, columns, meta)
+
+
 def _read_column(path: Path, name: str) -> pa.ChunkedArray:
   file = pq.ParquetFile(path)
   if name not in file.schema_arrow.names:
     raise KeyError(f"{path} has no column {name!r}, only {file.schema_arrow.names}, unlike the shards before it")
   column = file.read(columns=[name]).column(0)  # as a dictionary it would lose what is missing on the way to NumPy
   return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
-
-
-class _Stream:
-  """Chunks of rows, taken in pieces of any size."""
-
-  def __init__(self, chunks: np.ndarray | Iterable[np.ndarray]) -> None:
-    self.chunks = iter([chunks] if hasattr(chunks, "ndim") else chunks)
-    self.rest = np.empty((0, 0))
-
-  def take(self, rows: int) -> np.ndarray:
-    """Returns the next `rows` rows, fewer at the end."""
-    parts = [self.rest]
-    while sum(map(len, parts)) < rows and (chunk := next(self.chunks, None)) is not None:
-      parts.append(np.asarray(chunk))
-    parts = [part for part in parts if part.size] or parts[:1]
-    whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    self.rest = whole[rows:].copy()  # a view would hold all of what was taken
-    return whole[:rows]

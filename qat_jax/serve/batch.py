@@ -17,11 +17,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from qat_jax import adapter as checkpoint
+from qat_jax.adapter import Adapter, load
 from qat_jax.features.store import FeatureStore
 from qat_jax.search.rank import rank, rerank
-from qat_jax.stages import write_json, write_whole
-from qat_jax.types import Ranking
+from qat_jax.stages import check_same, digest_of_files, fingerprint, lock, write_json, write_whole
+from qat_jax.types import KIND_OF_QUERY, Gallery, Ranking, as_gallery
 
 
 def rerank_files(
@@ -46,55 +46,64 @@ def rerank_files(
     shortlist: what to rerank; the whole gallery if None. A Parquet file with query_id and item_id, or a .npy file of
       gallery positions (QS, −1 as padding).
     k: how many of each query to keep.
-    query_type: "text" or "image"; see `Adapter`.
+    query_type: "text" or "image"; None where the adapter's heads are the same, or the queries' folder says it.
     block: queries a step.
 
-  Raises ValueError or FileNotFoundError, before any work, for inputs that do not fit together, and for a run that was
-  begun with other inputs.
+  Raises ValueError or FileNotFoundError, before anything is written, for inputs that do not fit together, and for a run
+  that was begun with other inputs; BlockingIOError where another process writes the same output.
   """
   out = Path(out)
-  model = checkpoint.load(adapter)
-  store = FeatureStore.open(gallery)
-  query_QD, query_ids = _read_queries(Path(queries), query_type)
-  if query_QD.shape[1] != model.width:
+  for name, value in (("k", k), ("block", block)):
+    if not isinstance(value, int) or value < 1:
+      raise ValueError(f"{name} is {value!r}; it must be a whole number, at least 1")
+  if out.suffix not in ("", ".parquet", ".pq"):
+    raise ValueError(f"the output is {out.name}; rankings are written as Parquet: call it {out.stem}.parquet")
+  model, store = load(adapter), FeatureStore.open(gallery)
+  query, query_type = _open_queries(Path(queries), model, query_type)
+  space = model.head(query_type).space
+  if query.width != model.width or store.width != model.width:
     raise ValueError(
-      f"the queries in {queries} are {query_QD.shape[1]} wide; the adapter {adapter} wants {model.width}"
+      f"the queries {queries} are {query.width} wide, the gallery {gallery} {store.width}; the adapter {adapter} wants "
+      f"{model.width}"
     )
-  item_ids = store.arrow_ids()
+  _check_encoders(query, store)
+  if store.space not in ("frozen", space):
+    raise ValueError(f"the gallery {gallery} was prepared by another adapter ({store.space}); give the frozen one")
+  query_ids, item_ids = _ids(query), store.arrow_ids()
   shortlist_QS = None if shortlist is None else read_shortlist(Path(shortlist), query_ids, item_ids)
-  if shortlist_QS is not None and len(shortlist_QS) != len(query_QD):
-    raise ValueError(f"the shortlist {shortlist} has {len(shortlist_QS)} rows for {len(query_QD)} queries")
+  reads = fingerprint(
+    adapter=model.fingerprint,
+    queries=query.fingerprint if isinstance(query, FeatureStore) else digest_of_files([queries]),
+    gallery=store.fingerprint,
+    shortlist=None if shortlist is None else digest_of_files([shortlist]),
+    **{"k": k, "query_type": query_type, "block": block},
+  )
 
   parts = out.with_name(out.name + ".parts")
-  _begin(
-    parts,
-    {
-      **{"adapter": _stamp(adapter), "queries": _stamp(queries), "gallery": _stamp(gallery)},
-      **{"shortlist": shortlist and _stamp(shortlist), "k": k, "query_type": query_type, "block": block},
-    },
-  )
-  store = _prepared(model, store, query_type, out.with_name(out.name + ".gallery"))
-  names = []
-  for start in tqdm(range(0, len(query_QD), block), desc="rerank", unit="block"):
-    names.append(parts / f"block_{start:09d}.parquet")
-    if names[-1].exists():
-      continue
-    rows = slice(start, min(start + block, len(query_QD)))
-    adaptation = model(query_QD[rows], query_type)
-    ranking = rank(adaptation, store, k) if shortlist_QS is None else rerank(adaptation, store, shortlist_QS[rows], k)
-    write_whole(names[-1], _as_parquet([_table(ranking, query_ids[rows.start : rows.stop], item_ids)]))
-  write_whole(out, _as_parquet([pq.read_table(name) for name in names]))
-  shutil.rmtree(parts)
+  with lock(parts):
+    _begin(parts, reads)
+    store = model.prepare(store, query_type, folder=out.with_name(out.name + ".gallery"))
+    names = []
+    for start in tqdm(range(0, len(query), block), desc="rerank", unit="block"):
+      names.append(parts / f"block_{start:09d}.parquet")
+      if names[-1].exists():
+        continue
+      rows = slice(start, min(start + block, len(query)))
+      adaptation = model(np.asarray(query[rows]), query_type)
+      ranking = rank(adaptation, store, k) if shortlist_QS is None else rerank(adaptation, store, shortlist_QS[rows], k)
+      write_whole(names[-1], _as_parquet([_table(ranking, query_ids[rows.start : rows.stop], item_ids)]))
+    write_whole(out, _as_parquet([pq.read_table(name) for name in names]))
+    shutil.rmtree(parts)
   return out
 
 
 def read_shortlist(path: Path, query_ids: pa.Array, item_ids: pa.ChunkedArray) -> np.ndarray:
   """Returns gallery positions (QS, −1 as padding) from a .npy file, or a Parquet file with query_id and item_id.
 
-  Raises ValueError for ids that the queries or the gallery do not have, by name.
+  Raises ValueError for ids that the queries or the gallery do not have, by name, and for positions outside the gallery.
   """
   if path.suffix == ".npy":
-    return np.load(path)
+    return _read_positions(path, len(query_ids), len(item_ids))
   table = pq.read_table(path)
   if missing := {"query_id", "item_id"} - set(table.column_names):
     raise ValueError(f"{path} has the columns {table.column_names}; {sorted(missing)} is missing")
@@ -118,48 +127,70 @@ def read_shortlist(path: Path, query_ids: pa.Array, item_ids: pa.ChunkedArray) -
   return position_QS
 
 
-def _read_queries(path: Path, query_type: str | None) -> tuple[np.ndarray, pa.Array]:
-  if path.is_dir():
-    kind = {"text": "text", "image": "img", None: None}.get(query_type, query_type)
-    store = FeatureStore.open(path, kind)
-    return store[:], store.arrow_ids().combine_chunks()
-  if path.suffix != ".npy" or not path.exists():
-    raise FileNotFoundError(f"no queries at {path}; give a .npy file (Q×D) or a feature folder")
-  query_QD = np.load(path, mmap_mode="r")
-  if query_QD.ndim != 2 or len(query_QD) == 0:
-    raise ValueError(f"{path} holds an array of shape {query_QD.shape}; wanted queries × width")
-  return query_QD, pa.array(np.arange(len(query_QD))).cast(pa.string())
+def _read_positions(path: Path, queries: int, items: int) -> np.ndarray:
+  position_QS = _read_array(path, "the shortlist")
+  if position_QS.ndim != 2 or position_QS.dtype.kind not in "iu" or len(position_QS) != queries:
+    raise ValueError(
+      f"the shortlist {path} holds {position_QS.dtype} of shape {position_QS.shape}; wanted positions in the gallery, "
+      f"one row for each of {queries} queries"
+    )
+  if position_QS.size and not -1 <= position_QS.min() <= position_QS.max() < items:
+    raise ValueError(
+      f"the shortlist {path} holds positions {position_QS.min()} to {position_QS.max()}; the gallery has {items} "
+      "items, −1 is padding"
+    )
+  return position_QS.astype(np.int32)
 
 
-def _prepared(model: checkpoint.Adapter, store: FeatureStore, query_type: str | None, folder: Path) -> FeatureStore:
-  if store.space != model.head(query_type).space and (folder / "meta.json").exists():
-    store = FeatureStore.open(folder)  # from an earlier run
-  return model.prepare(store, query_type, folder=folder)
+def _open_queries(path: Path, model: Adapter, query_type: str | None) -> tuple[Gallery, str | None]:
+  """Returns the queries and their type: the one asked for, the only one that the adapter has, or the store's own."""
+  if not path.is_dir():
+    if path.suffix != ".npy" or not path.exists():
+      raise FileNotFoundError(f"no queries at {path}; give a .npy file (Q×D) or a feature folder")
+    query_QD = _read_array(path, "the queries")
+    model.head(query_type)  # raises where the type is missing
+    if query_QD.ndim != 2 or not len(query_QD):
+      raise ValueError(f"{path} holds an array of shape {query_QD.shape}; wanted queries × width")
+    return as_gallery(query_QD), query_type
+  there = [name for name, kind in KIND_OF_QUERY.items() if (path / f"{kind}_emb").is_dir()]
+  if query_type is None:
+    fitting = [name for name in there if name in model.heads]
+    if len(there) > 1 and len(fitting) > 1:
+      raise ValueError(f"{path} has features of {' and '.join(there)} queries; say which: query_type")
+    query_type = next(iter(fitting or there), None)
+  model.head(query_type)
+  return FeatureStore.open(path, KIND_OF_QUERY.get(query_type or "")), query_type
 
 
-def _begin(parts: Path, plan: dict[str, Any]) -> None:
-  """Makes the folder of finished blocks; raises ValueError if it holds those of another job."""
-  path = parts / "plan.json"
-  if not path.exists():
-    parts.mkdir(parents=True, exist_ok=True)
-    write_json(path, plan)
+def _read_array(path: Path, what: str) -> np.ndarray:
+  try:
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+  except (ValueError, EOFError) as error:
+    raise ValueError(f"{what} {path} is no .npy file of numbers, or is cut short ({error})") from error
+
+
+def _ids(queries: Gallery) -> pa.Array:
+  if isinstance(queries, FeatureStore):
+    return queries.arrow_ids().combine_chunks()
+  return pa.array(np.arange(len(queries))).cast(pa.string())
+
+
+def _check_encoders(queries: Gallery, gallery: FeatureStore) -> None:
+  """Raises ValueError where both say which encoder they are of, and it is not the same."""
+  if not isinstance(queries, FeatureStore):
     return
-  begun = json.loads(path.read_text())
-  if begun != plan:
-    differing = [name for name in plan if begun.get(name) != plan[name]]
-    raise ValueError(f"{parts} holds blocks of another run ({', '.join(differing)} differ); delete it, or change --out")
+  own, other = ([store.meta.get(name) for name in ("encoder", "revision")] for store in (queries, gallery))
+  if own[0] and other[0] and own != other:
+    raise ValueError(f"{queries.folder} is of the encoder {own}, {gallery.folder} of {other}; use one for both")
 
 
-def _stamp(path: str | os.PathLike) -> list:
-  """Returns what changes when a file or a folder's content is written anew."""
-  path = Path(path).resolve()
-  files = [path, *sorted(path.rglob("*"))] if path.is_dir() else [path]
-  return [
-    str(path),
-    len(files),
-    sum(file.stat().st_size for file in files),
-    max(file.stat().st_mtime for file in files),
-  ]
+def _begin(parts: Path, reads: dict[str, Any]) -> None:
+  """Begins the folder of finished blocks; raises ValueError if it holds those of another job."""
+  path = parts / "plan.json"
+  if path.exists():
+    check_same(parts, json.loads(path.read_text()), reads, "Delete it, or change --out")
+  else:
+    write_json(path, reads)
 
 
 def _table(ranking: Ranking, query_ids: pa.Array, item_ids: pa.ChunkedArray) -> pa.Table:

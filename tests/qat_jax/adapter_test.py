@@ -1,16 +1,19 @@
 import json
-import shutil
+import os
+import pathlib
+import subprocess
+import sys
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import qat_jax
-from qat_jax.adapter import Adapter, Checkpoints, Head
-from qat_jax.features.store import write_features
+from qat_jax.adapter import Adapter, Head
+from qat_jax.features.store import FeatureStore, write_features
 from qat_jax.models import forms as hypernetwork
+from qat_jax.types import as_gallery
 
 WIDTH = 8
 
@@ -24,7 +27,7 @@ def head(form: str, **settings) -> Head:
   return Head(form, settings, variables)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def adapter():
   text = head("adaptive", hidden=8, rank=2, token_hidden=8)
   return Adapter(WIDTH, {"text": text, "image": head("static", maps_gallery=True)}, {"trained": "here"})
@@ -53,17 +56,33 @@ def test_saving_again_replaces_the_adapter(adapter, features, tmp_path):
 
 def test_any_number_of_queries_gives_the_same_rows_without_compiling_for_each(adapter):
   query_QD = np.random.default_rng(1).normal(size=(9, WIDTH)).astype(np.float32)
-  whole = adapter(query_QD)
+  whole = adapter(query_QD, "text")
   compiled = adapter._calls["text"]._cache_size()
   for count in (5, 6, 7, 8):
-    chex.assert_trees_all_close(adapter(query_QD[:count]), whole[:count], atol=1e-6)
+    chex.assert_trees_all_close(adapter(query_QD[:count], "text"), whole[:count], atol=1e-6)
   assert adapter._calls["text"]._cache_size() <= compiled + 1
 
 
-def test_the_text_head_answers_where_no_type_is_named(adapter, features):
-  chex.assert_trees_all_equal(adapter(features), adapter(features, "text"))
-  with pytest.raises(ValueError, match="'audio'.*image"):
-    adapter(features, "audio")
+def test_a_query_type_must_be_named_where_heads_differ(adapter, features):
+  for call in (adapter, adapter.prepare):
+    with pytest.raises(ValueError, match=r"a head for each of \['image', 'text'\] queries; say which"):
+      call(features)
+    with pytest.raises(ValueError, match="'audio'.*image"):
+      call(features, "audio")
+  alone = Adapter(WIDTH, {"image": adapter.heads["image"]})
+  chex.assert_trees_all_equal(alone(features), adapter(features, "image"))
+  equal = Adapter(WIDTH, {name: head("static", maps_gallery=True) for name in ("text", "image")})
+  chex.assert_trees_all_equal(equal(features), alone(features))
+
+
+def test_a_store_of_queries_says_which_head_answers(adapter, features, tmp_path):
+  columns = {"id": list("abcde")}
+  folder = write_features(tmp_path / "both", {"img": features, "text": features[::-1]}, columns).folder
+  for query_type, kind, rows in (("image", "img", features), ("text", "text", features[::-1])):
+    store = FeatureStore.open(folder, kind)
+    chex.assert_trees_all_equal(adapter(store), adapter(rows, query_type))
+  with pytest.raises(ValueError, match="query_type is 'image', but .*both was opened as 'text' features"):
+    adapter(FeatureStore.open(folder, "text"), "image")
 
 
 @pytest.mark.parametrize(
@@ -78,7 +97,7 @@ def test_the_text_head_answers_where_no_type_is_named(adapter, features):
 )
 def test_bad_queries_are_refused_with_what_was_got_and_wanted(adapter, query_QD, message):
   with pytest.raises(ValueError, match=message):
-    adapter(query_QD)
+    adapter(query_QD, "text")
 
 
 def test_a_prepared_store_remembers_who_prepared_it(adapter, features, tmp_path):
@@ -105,6 +124,83 @@ def test_a_store_that_is_not_normalised_is_written_anew(adapter, features, tmp_p
   np.testing.assert_allclose(np.linalg.norm(unit[:], axis=1), 1, atol=1e-5)
 
 
+def test_preparing_again_opens_what_was_made_and_other_inputs_make_it_anew(adapter, features, tmp_path, caplog):
+  def stored(name, rows_ND):
+    return write_features(tmp_path / name, {"img": rows_ND}, {"id": [str(i) for i in range(len(rows_ND))]})
+
+  frozen = stored("frozen", features)
+  first = adapter.prepare(frozen, "image", tmp_path / "mapped")
+  written, first_ND = first.shards[0].path.stat().st_mtime_ns, first[:]
+  again = adapter.prepare(frozen, "image", tmp_path / "mapped")
+  assert again.shards[0].path.stat().st_mtime_ns == written and not caplog.messages
+  assert again.fingerprint == first.fingerprint
+  moved = adapter.prepare(stored("copy", features), "image", tmp_path / "mapped")
+  assert moved.shards[0].path.stat().st_mtime_ns == written
+
+  other = adapter.prepare(stored("other", features[::-1]), "image", tmp_path / "mapped")
+  np.testing.assert_array_equal(other[:], first_ND[::-1])
+  with pytest.raises(OSError, match="was changed while it was open"):
+    first[:]
+  assert len(caplog.messages) == 1 and "mapped is made anew: gallery.features was" in caplog.messages[0]
+  unit = adapter.prepare(stored("long", 3 * features), "text", tmp_path / "mapped")
+  assert unit.space == "frozen" and "space was 'mapped-" in caplog.messages[1]
+  assert sorted(path.name for path in (tmp_path / "mapped").iterdir()) == ["img_emb", "meta.json", "metadata"]
+
+  with pytest.raises(FileExistsError, match=r"copy holds .*already"):
+    adapter.prepare(frozen, "image", tmp_path / "copy")
+  np.testing.assert_array_equal(FeatureStore.open(tmp_path / "copy")[:], features)
+
+
+@pytest.mark.parametrize("moment", ["img_emb_0000.npy", "meta.json"])
+def test_a_kill_while_preparing_anew_leaves_a_folder_that_is_made_again(
+  adapter, features, tmp_path, monkeypatch, moment
+):
+  frozen = write_features(tmp_path / "a", {"img": features}, {"id": list("abcde")})
+  other = write_features(tmp_path / "b", {"img": features[::-1]}, {"id": list("abcde")})
+  adapter.prepare(frozen, "image", tmp_path / "mapped")
+
+  def die(temporary, path, real=os.replace):
+    if path.name == moment:
+      raise KeyboardInterrupt
+    real(temporary, path)
+
+  with monkeypatch.context() as patch:
+    patch.setattr("os.replace", die)
+    with pytest.raises(KeyboardInterrupt):
+      adapter.prepare(other, "image", tmp_path / "mapped")
+  with pytest.raises(ValueError, match="not finished"):
+    FeatureStore.open(tmp_path / "mapped")
+  again = adapter.prepare(other, "image", tmp_path / "mapped")
+  np.testing.assert_array_equal(again[:], adapter.prepare(frozen, "image", tmp_path / "c")[::-1])
+
+
+def test_anything_with_rows_can_be_prepared(adapter, features, tmp_path):
+  unit_ND = features / np.linalg.norm(features, axis=1, keepdims=True)
+
+  class Rows:
+    width, dtype, space, ids = WIDTH, np.dtype(np.float32), "frozen", np.array(list("abcde"), object)
+
+    def __len__(self):
+      return len(unit_ND)
+
+    def __getitem__(self, rows):
+      return unit_ND[rows]
+
+  rows = Rows()
+  assert adapter.prepare(rows, "text") is rows
+  for _ in range(2):  # it has no fingerprint, so it is written again
+    mapped = adapter.prepare(rows, "image", tmp_path / "mapped")
+    np.testing.assert_array_equal(mapped[:], adapter.prepare(unit_ND, "image"))
+  assert mapped.ids.tolist() == list("abcde")
+  wrapped = adapter.prepare(as_gallery(unit_ND), "image")
+  assert wrapped.space == adapter.heads["image"].space
+  assert adapter.prepare(wrapped, "image") is wrapped
+  with pytest.raises(TypeError, match="the gallery is a list"):
+    adapter.prepare(unit_ND.tolist(), "text")
+  with pytest.raises(ValueError, match="5 items is 7 wide; this adapter wants 8"):
+    adapter.prepare(unit_ND[:, 1:], "text")
+
+
 def test_a_folder_without_an_adapter_is_named(tmp_path):
   with pytest.raises(FileNotFoundError, match=r"no adapter in .*train\.main"):
     qat_jax.load(tmp_path)
@@ -119,29 +215,6 @@ def test_parameters_of_another_shape_are_refused(adapter, tmp_path):
     qat_jax.load(tmp_path / "a")
 
 
-def test_a_checkpoint_comes_back_whole_and_another_shape_is_refused(tmp_path):
-  checkpoints = Checkpoints(tmp_path / "checkpoints")
-  state = {"a": jnp.arange(3.0), "b": {"c": jnp.ones((2, 2))}}
-  start = jax.tree.map(jnp.zeros_like, state)
-  chex.assert_trees_all_equal(checkpoints.restore(start), start)
-  checkpoints.save(5, state)
-  assert checkpoints.latest().name == "5"
-  chex.assert_trees_all_equal(checkpoints.restore(start), state)
-  with pytest.raises(ValueError, match=r"\(2, 2\) for b/c, the model wants \(2, 3\)"):
-    checkpoints.restore({"a": jnp.zeros(3), "b": {"c": jnp.zeros((2, 3))}})
-  checkpoints.close()
-
-
-def test_a_checkpoint_that_a_kill_left_unfinished_is_not_taken(tmp_path):
-  checkpoints = Checkpoints(tmp_path / "checkpoints")
-  checkpoints.save(1, {"a": jnp.ones(2)})
-  checkpoints.close()
-  shutil.copytree(tmp_path / "checkpoints" / "1", tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp")
-  again = Checkpoints(tmp_path / "checkpoints")
-  assert again.latest().name == "1"
-  again.close()
-
-
 def test_saving_leaves_the_other_files_of_the_folder(tmp_path):
   (tmp_path / "run").mkdir()
   (tmp_path / "run/metrics.jsonl").write_text("{}\n")
@@ -149,3 +222,90 @@ def test_saving_leaves_the_other_files_of_the_folder(tmp_path):
     adapter = Adapter(4, {"text": Head("plain", {}, {"params": {}, "constants": {}})})
     adapter.save(tmp_path / "run")
   assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["adapter.json", "metrics.jsonl"]
+
+
+def test_equal_heads_are_written_once(tmp_path):
+  one = head("static", maps_gallery=True)
+  Adapter(WIDTH, {"text": one}).save(tmp_path / "one")
+  Adapter(WIDTH, {"text": one, "image": head("static", maps_gallery=True)}).save(tmp_path / "two")
+  sizes = [path.stat().st_size for name in ("one", "two") for path in (tmp_path / name).glob("*.safetensors")]
+  assert len(sizes) == 2 and sizes[0] == sizes[1]
+  again = qat_jax.load(tmp_path / "two")
+  assert again.heads["image"].fingerprint == one.fingerprint == again.heads["text"].fingerprint
+
+
+def truncate(path):
+  path.write_bytes(path.read_bytes()[:-5])
+
+
+def garble(path):
+  data = bytearray(path.read_bytes())
+  data[-1] ^= 1
+  path.write_bytes(data)
+
+
+def edit(name, value):
+  return lambda path: path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+
+
+@pytest.mark.parametrize(
+  ("name", "damage", "message"),
+  [
+    ("params-*.safetensors", truncate, "params-.*safetensors are missing or damaged .*checksum.*save or fetch"),
+    ("params-*.safetensors", garble, "are missing or damaged"),
+    ("params-*.safetensors", pathlib.Path.unlink, "are missing or damaged"),
+    ("adapter.json", truncate, "adapter.json describes no adapter"),
+    ("adapter.json", lambda path: path.write_text("[]"), "adapter.json describes no adapter"),
+    ("adapter.json", lambda path: path.write_text("{}"), "describes no adapter: it has no entry 'format'"),
+    ("adapter.json", edit("format", 3), "it is of format 3, and this version reads up to 2: upgrade qat-jax"),
+    ("adapter.json", edit("heads", {"text": {"form": "later", "settings": {}}}), "a form that is not known here"),
+    ("adapter.json", edit("parameters", None), "has nothing for image/constants/"),
+  ],
+)
+def test_a_damaged_adapter_is_refused_by_one_clear_error(adapter, tmp_path, name, damage, message):
+  adapter.save(tmp_path)
+  (path,) = tmp_path.glob(name)
+  damage(path)
+  with pytest.raises(ValueError, match=message):
+    qat_jax.load(tmp_path)
+
+
+def test_a_kill_while_saving_leaves_the_old_adapter_or_the_new_one(adapter, features, tmp_path):
+  old = Adapter(WIDTH, {"text": head("static", maps_gallery=False)}, {"name": "old"})
+  adapter.save(tmp_path / "new")
+  code = """
+import os, sys, pathlib
+import qat_jax
+countdown = int(sys.argv[3])
+def dying(real):
+  def call(*arguments, **options):
+    global countdown
+    countdown -= 1
+    if countdown < 0:
+      os._exit(9)
+    return real(*arguments, **options)
+  return call
+adapter = qat_jax.load(sys.argv[1])
+os.replace, os.fsync, pathlib.Path.unlink = dying(os.replace), dying(os.fsync), dying(pathlib.Path.unlink)
+adapter.save(sys.argv[2])
+"""
+  seen = []
+  for moment in (1, 4, 6, 99):  # before: the parameters' rename, adapter.json's, the old parameters' removal
+    old.save(tmp_path / "a")
+    command = [sys.executable, "-c", code, tmp_path / "new", tmp_path / "a", str(moment)]
+    assert subprocess.run(command).returncode == (9 if moment < 99 else 0)
+    found = qat_jax.load(tmp_path / "a")
+    expected = old if found.info == old.info else adapter
+    chex.assert_trees_all_equal(found(features, "text"), expected(features, "text"))
+    seen.append(expected is adapter)
+  assert seen == sorted(seen) and not seen[0] and seen[-1] and seen[-2]
+  assert sorted(path.suffix for path in (tmp_path / "a").iterdir()) == [".json", ".safetensors"]
+
+
+def test_an_adapter_is_exported_with_all_it_has(adapter, features, tmp_path):
+  adapter.save(tmp_path / "run/adapter")
+  qat_jax.export(tmp_path / "run", tmp_path / "mine")
+  again = qat_jax.load(tmp_path / "mine")
+  assert again.fingerprint == adapter.fingerprint and again.info == adapter.info
+  with pytest.raises(ValueError, match="'adaptive' for text queries: it is no released checkpoint"):
+    qat_jax.export(tmp_path / "run", tmp_path / "mine", dtype="bfloat16")

@@ -123,7 +123,7 @@ def test_a_result_counts_only_where_nothing_it_read_has_changed(caplog):
     assert not stages.made("the thing", {"k": 2}, wanted)
   assert caplog.messages == ["the thing is made anew: k was 2, is 1"]
   stages.check_same("the thing", wanted, wanted, "Delete it")
-  with pytest.raises(ValueError, match=r"the thing was made with something else: k was 2, is 1\. Delete it"):
+  with pytest.raises(ValueError, match=r"the thing was made with other inputs or settings: k was 2, is 1\. Delete it"):
     stages.check_same("the thing", {"k": 2}, wanted, "Delete it")
 
 
@@ -176,3 +176,4 @@ def test_a_lock_names_who_holds_it_and_ends_with_its_process(tmp_path):
     pass
   with lock(tmp_path / "run"):
     pass
+  assert not list((tmp_path / "run").iterdir())

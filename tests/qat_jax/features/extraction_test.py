@@ -82,7 +82,9 @@ extract(Source(300, broken=[23]), Encoder(pause=0.02), sys.argv[2], batch_size=8
 
 
 def contents(folder):
-  return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(Path(folder).rglob("*")) if p.is_file()}
+  """Returns the files of a folder; one that is being written has a temporary name, and may go at any time."""
+  files = [p for p in sorted(Path(folder).rglob("*")) if p.is_file() and p.suffix != ".tmp"]
+  return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
 
 def test_features_and_metadata_stand_in_the_order_of_the_source(tmp_path):
@@ -149,7 +151,7 @@ def test_notes_without_their_plan_are_not_believed(tmp_path):
   [
     ({"dtype": "float32"}, "dtype was 'float16', is 'float32'"),
     ({"batch_size": 5}, "batch_size was 4, is 5"),
-    ({"source": lambda: Source(25, at24={"id": "new"})}, "source was"),
+    ({"source": lambda: Source(25, at24={"id": "new"})}, "source.ids was"),
     ({"encoder": lambda: type("Other", (Encoder,), {"revision": "2"})()}, "revision was '1', is '2'"),
   ],
 )
@@ -162,7 +164,9 @@ def test_other_settings_never_mix_with_what_is_there(tmp_path, finished, change,
       extract(Source(25), Encoder(broken="no. 17"), tmp_path, **settings)
   before = contents(tmp_path)
   source, encoder = change.get("source", lambda: Source(25))(), change.get("encoder", Encoder)()
-  with pytest.raises(ValueError, match=f"begun with other settings.*{words}.*delete it or choose another folder"):
+  with pytest.raises(
+    ValueError, match=f"made with other inputs or settings.*{words}.*Delete it or choose another folder"
+  ):
     extract(
       source, encoder, tmp_path, **{**settings, **{k: v for k, v in change.items() if k in ("dtype", "batch_size")}}
     )
@@ -281,10 +285,12 @@ def test_killed_at_five_moments_the_bytes_are_those_of_an_uninterrupted_run(tmp_
     process = start(tmp_path / "killed")
     before = len(contents(tmp_path / "killed"))
     deadline = time.monotonic() + 20
-    while len(contents(tmp_path / "killed")) == before and process.poll() is None and time.monotonic() < deadline:
-      time.sleep(0.002)
-    time.sleep(rng.uniform(0, 0.08))
-    process.kill()
+    try:
+      while len(contents(tmp_path / "killed")) == before and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+      time.sleep(rng.uniform(0, 0.08))
+    finally:
+      process.kill()
     assert process.wait() != 0, "the run ended before it could be killed; make the source longer"
   assert start(tmp_path / "killed").wait() == 0
   assert contents(tmp_path / "killed") == contents(tmp_path / "whole")

@@ -134,3 +134,27 @@ def test_semi_positives_are_mined_once_for_the_same_settings(tmp_path, monkeypat
 
 def test_no_semi_positives_are_mined_where_none_are_wanted(tmp_path):
   assert mining.ensure({"keep": 0}, None, tmp_path / "semi.npz") is None
+
+
+def test_semi_positives_of_other_features_or_instances_are_mined_anew(tmp_path, caplog):
+  settings = {"keep": 2, "neighbours": 4, "temperature": 0.1}
+  first, second = unit(8), unit(8)[::-1]
+  columns = {"id": list("abcdefgh"), "instance": list("abcdefgh")}
+
+  def mined(name, features_ND, columns):
+    store = write_features(tmp_path / name, {"img": features_ND}, columns)
+    return mining.ensure(settings, store, tmp_path / "semi.npz").ids
+
+  before = mined("a", first, columns)
+  np.testing.assert_array_equal(mined("copy", first, columns), before)
+  assert not caplog.messages
+  assert (mined("b", second, columns) != before).any()
+  mined("c", second, {**columns, "instance": list("aacdefgh")})
+  assert [message.split(": ")[1].split()[0] for message in caplog.messages] == ["images.features", "images.metadata"]
+
+
+def test_a_damaged_file_of_semi_positives_is_refused(tmp_path):
+  mining.save(mining.mine(unit(8), np.arange(8), 5, 3), tmp_path / "semi.npz", {})
+  (tmp_path / "semi.npz").write_bytes((tmp_path / "semi.npz").read_bytes()[:-30])
+  with pytest.raises(ValueError, match="semi.npz holds no semi-positives, or is damaged .*; delete it"):
+    mining.load(tmp_path / "semi.npz")

@@ -298,3 +298,22 @@ def test_the_fingerprint_follows_features_and_metadata_and_not_the_place(tmp_pat
     file.seek(-4, 2)
     file.write(np.float32(-1).tobytes())
   assert [text.split()[0] for text in stages.differences(before, store.fingerprint)] == ["features"]
+
+
+@pytest.mark.parametrize("dtype", [">f2", ">f4", "f8", "i4"])
+def test_features_in_another_form_are_refused_when_they_are_opened(tmp_path, array, dtype):
+  store = write_features(tmp_path / "s", {"img": array}, columns(10))
+  np.save(store.shards[0].path, array.astype(dtype))
+  with pytest.raises(ValueError, match=rf"img_emb_0000.npy holds {np.dtype(dtype)} .*this machine's byte order"):
+    FeatureStore.open(tmp_path / "s")
+  with pytest.raises(ValueError, match="wanted float16 or float32"):
+    write_features(tmp_path / "t", {"img": array.astype(dtype)}, columns(10))
+
+
+def test_a_shard_that_changes_while_it_is_open_is_noticed(tmp_path, array):
+  store = write_features(tmp_path / "s", {"img": array}, columns(10))
+  np.save(store.shards[0].path, -array)
+  for rows in (slice(0, 3), np.array([2, 1])):
+    with pytest.raises(OSError, match="img_emb_0000.npy was changed while it was open; open its store again"):
+      store[rows]
+  np.testing.assert_array_equal(FeatureStore.open(store.folder)[:], -array)

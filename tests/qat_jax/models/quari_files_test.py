@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 import qat_jax
-from qat_jax.adapter import Head
-from qat_jax.convert import convert
+from qat_jax.adapter import Head, export
 from qat_jax.models import quari as released
 from qat_jax.models import quari_files as released_files
 
@@ -157,7 +156,7 @@ def test_a_missing_file_is_named(folder, name):
 
 
 def test_a_converted_checkpoint_loads_identically_and_says_where_it_is_from(folder, tmp_path):
-  convert(folder, tmp_path / "ours")
+  export(folder, tmp_path / "ours")
   got, want = qat_jax.load(tmp_path / "ours"), qat_jax.load(folder)
   chex.assert_trees_all_equal(jax.device_get(got.params), want.params)
   with np.load(folder / "vectors.npz") as file:
@@ -170,15 +169,7 @@ def test_a_converted_checkpoint_loads_identically_and_says_where_it_is_from(fold
 def test_only_the_released_form_is_converted(tmp_path):
   qat_jax.Adapter(4, {"text": Head("plain", {}, {})}).save(tmp_path / "plain")
   with pytest.raises(ValueError, match="has the form 'plain'"):
-    convert(tmp_path / "plain", tmp_path / "ours")
-
-
-def test_the_command_line_says_what_is_wrong_without_a_traceback(monkeypatch, tmp_path):
-  from qat_jax import convert as module
-
-  monkeypatch.setattr(sys, "argv", ["convert", str(tmp_path), str(tmp_path / "ours")])
-  with pytest.raises(SystemExit, match="convert: no adapter in"):
-    module.main()
+    export(tmp_path / "plain", tmp_path / "ours", dtype="float32")
 
 
 def test_an_address_on_the_hub_is_fetched_in_the_revision_wanted(folder, monkeypatch):

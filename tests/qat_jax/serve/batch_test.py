@@ -8,9 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 
 import qat_jax
-from qat_jax import adapter as checkpoint
-from qat_jax.features.store import write_features
+from qat_jax.adapter import Adapter, Head
+from qat_jax.features.store import FeatureStore, write_features
 from qat_jax.serve import batch as reranking
+from qat_jax.stages import lock, write_whole
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def files(tmp_path):
   write_features(tmp_path / "gallery", {"img": gallery_ND}, {"id": [f"item{i}" for i in range(40)]})
   query_QD = gallery_ND[:10] + 0.01 * rng.standard_normal((10, 8)).astype(np.float32)
   np.save(tmp_path / "queries.npy", query_QD)
-  checkpoint.Adapter(8, {"text": checkpoint.Head("plain", {}, {})}).save(tmp_path / "adapter")
+  Adapter(8, {"text": Head("plain", {}, {})}).save(tmp_path / "adapter")
   inputs = {name: tmp_path / name for name in ("adapter", "gallery")}
   return {**inputs, "queries": tmp_path / "queries.npy", "out": tmp_path / "out.parquet"}
 
@@ -61,8 +62,16 @@ def test_a_killed_run_goes_on_where_it_was(files, monkeypatch):
   with pytest.raises(KeyboardInterrupt):
     reranking.rerank_files(**files, k=3, block=3)
   assert not files["out"].exists()
-  with pytest.raises(ValueError, match="blocks of another run .k differ"):
+  with pytest.raises(ValueError, match=r"parts was made with other inputs or settings: k was 3, is 4\. Delete it"):
     reranking.rerank_files(**files, k=4, block=3)
+  gallery = FeatureStore.open(files["gallery"])
+  gallery_ND = gallery[:]
+  gallery_ND[7] = -gallery_ND[7]
+  np.save(gallery.shards[0].path, gallery_ND)  # in place: same size, meta.json untouched
+  with pytest.raises(ValueError, match="gallery.features was"):
+    reranking.rerank_files(**files, k=3, block=3)
+  gallery_ND[7] = -gallery_ND[7]
+  np.save(gallery.shards[0].path, gallery_ND)
   reranking.rerank_files(**files, k=3, block=3)
   assert calls == [3, 3, 3, 3, 1]
   resumed = pq.read_table(files["out"])
@@ -71,7 +80,7 @@ def test_a_killed_run_goes_on_where_it_was(files, monkeypatch):
 
 def test_inputs_that_do_not_fit_are_refused(files, tmp_path):
   np.save(tmp_path / "narrow.npy", np.ones((2, 4), np.float32))
-  with pytest.raises(ValueError, match="4 wide; the adapter"):
+  with pytest.raises(ValueError, match=r"narrow.npy are 4 wide, .*gallery 8; the adapter .*adapter wants 8"):
     reranking.rerank_files(**{**files, "queries": tmp_path / "narrow.npy"})
   with pytest.raises(FileNotFoundError, match="no queries at"):
     reranking.rerank_files(**{**files, "queries": tmp_path / "nothing.npy"})
@@ -81,6 +90,104 @@ def test_inputs_that_do_not_fit_are_refused(files, tmp_path):
   pq.write_table(pa.table({"query": ["0"]}), tmp_path / "shortlist.parquet")
   with pytest.raises(ValueError, match="'item_id', 'query_id'. is missing"):
     reranking.rerank_files(**files, shortlist=tmp_path / "shortlist.parquet")
+
+
+@pytest.mark.parametrize(
+  ("flags", "message"),
+  [
+    ({"k": 0}, "k is 0; it must be"),
+    ({"k": 2.5}, "k is 2.5; it must be a whole number"),
+    ({"block": 0}, "block is 0; it must be"),
+    ({"out": "x.csv"}, "the output is x.csv; rankings are written as Parquet: call it x.parquet"),
+    ({"query_type": "image"}, "query_type is 'image', but this adapter has heads for"),
+    ({"queries": "text.npy"}, "queries .*text.npy is no .npy file of numbers"),
+    ({"shortlist": "text.npy"}, "shortlist .*text.npy is no .npy file of numbers"),
+    ({"shortlist": "floats.npy"}, "shortlist .*floats.npy holds float32 of shape .*wanted positions"),
+    ({"shortlist": "far.npy"}, "positions 0 to 40; the gallery has 40 items"),
+  ],
+)
+def test_nothing_is_written_before_everything_is_checked(files, tmp_path, flags, message):
+  (tmp_path / "text.npy").write_text("0.1 0.2")
+  np.save(tmp_path / "floats.npy", np.ones((10, 8), np.float32))
+  np.save(tmp_path / "far.npy", np.array([[40, 0]] * 10, np.uint64))
+  before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+  paths = {
+    name: tmp_path / value if name in ("queries", "shortlist", "out") else value for name, value in flags.items()
+  }
+  with pytest.raises(ValueError, match=message):
+    reranking.rerank_files(**files | flags | paths)
+  assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint64, np.int8, np.int64])
+def test_a_shortlist_of_any_whole_numbers_gives_the_same(files, tmp_path, dtype):
+  position_QS = np.random.default_rng(1).integers(0, 40, (10, 30))
+  position_QS[:, 1] = position_QS[:, 0]  # twice, so once
+  np.save(tmp_path / "shortlist.npy", position_QS.astype(dtype))
+  table = pq.read_table(reranking.rerank_files(**files, shortlist=tmp_path / "shortlist.npy", k=30)).to_pydict()
+  for query in range(10):
+    found = [name for q, name in zip(table["query_id"], table["item_id"], strict=True) if q == str(query)]
+    assert sorted(found) == sorted({f"item{i}" for i in position_QS[query]})
+
+
+@pytest.fixture
+def two_heads(files):
+  """The files, and an adapter whose image head turns every query around."""
+  backwards = {
+    "mean": np.zeros(8, np.float32),
+    "map": -np.eye(8, dtype=np.float32),
+    "residual": np.zeros((), np.float32),
+  }
+  image = Head("closed_form", {}, {"params": {}, "constants": backwards})
+  Adapter(8, {"text": Head("plain", {}, {}), "image": image}).save(files["adapter"])
+  return files
+
+
+def first(path):
+  table = pq.read_table(path).to_pydict()
+  return [name for name, place in zip(table["item_id"], table["rank"], strict=True) if place == 1]
+
+
+def test_the_head_is_that_of_the_queries_own_kind(two_heads, tmp_path):
+  own = [f"item{i}" for i in range(10)]
+  query_QD, ids = np.load(two_heads["queries"]), {"id": [str(i) for i in range(10)]}
+  write_features(tmp_path / "texts", {"text": query_QD}, ids)
+  write_features(tmp_path / "images", {"img": query_QD}, ids)
+  write_features(tmp_path / "both", {"img": query_QD, "text": query_QD}, ids)
+  assert first(reranking.rerank_files(**two_heads | {"queries": tmp_path / "texts"}, k=1)) == own
+  assert first(reranking.rerank_files(**two_heads | {"queries": tmp_path / "images"}, k=1)) != own
+  assert first(reranking.rerank_files(**two_heads | {"queries": tmp_path / "both"}, k=1, query_type="text")) == own
+  for name, message in (("both", "features of text and image queries; say which"), ("queries.npy", "say which")):
+    with pytest.raises(ValueError, match=message):
+      reranking.rerank_files(**two_heads | {"queries": tmp_path / name}, k=1)
+  Adapter(8, {"text": Head("plain", {}, {})}).save(two_heads["adapter"])
+  with pytest.raises(ValueError, match="query_type is 'image', but this adapter has heads for"):
+    reranking.rerank_files(**two_heads | {"queries": tmp_path / "images"}, k=1)
+  assert first(reranking.rerank_files(**two_heads | {"queries": tmp_path / "both"}, k=1)) == own
+
+
+def test_queries_and_gallery_of_different_encoders_are_refused(files, tmp_path):
+  rows_ND, ids = np.eye(8, dtype=np.float32), {"id": list("abcdefgh")}
+  for name, kind in (("q", "text"), ("g", "img")):
+    write_features(tmp_path / name, {kind: rows_ND}, ids, meta={"encoder": f"clip-{name}", "revision": "1"})
+  with pytest.raises(ValueError, match=r"q is of the encoder \['clip-q', '1'\], .*g of \['clip-g', '1'\]; use one"):
+    reranking.rerank_files(**files | {"queries": tmp_path / "q", "gallery": tmp_path / "g"})
+
+
+def test_an_output_inside_the_adapter_s_folder_can_be_resumed(files, monkeypatch):
+  files = files | {"out": files["adapter"] / "out.parquet"}
+  with monkeypatch.context() as patch:
+    patch.setattr(
+      reranking, "write_whole", lambda path, data: (path.stem == "out" and 1 / 0) or write_whole(path, data)
+    )
+    with pytest.raises(ZeroDivisionError):
+      reranking.rerank_files(**files, k=1)
+  assert first(reranking.rerank_files(**files, k=1)) == [f"item{i}" for i in range(10)]
+
+
+def test_two_processes_do_not_write_the_same_output(files):
+  with lock(files["out"].with_name("out.parquet.parts")), pytest.raises(BlockingIOError, match="in use by process"):
+    reranking.rerank_files(**files, k=1)
 
 
 def test_the_program_runs_and_the_function_keeps_its_name(files):

@@ -1,0 +1,92 @@
+"""The command `qat-jax`: rank, convert, export, extract. An error is one line and status 1."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import qat_jax
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+  """Runs the command with the arguments (those of the process if None); ends the process where something is wrong."""
+  parser = argparse.ArgumentParser(prog="qat-jax", description="Query-adaptive retrieval with frozen features.")
+  parser.add_argument("--version", action="version", version=f"qat-jax {qat_jax.__version__}")
+  commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+  for add in (_add_rank, _add_convert, _add_export, _add_extract):
+    add(commands)
+  flags = vars(parser.parse_args(arguments))
+  run = flags.pop("run")
+  try:
+    print(run(**flags))
+  except (ValueError, TypeError, OSError, KeyError, ImportError) as error:
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    sys.exit(f"error: {' '.join(str(text).split())}")
+
+
+def _add_rank(commands: argparse._SubParsersAction) -> None:
+  parser = commands.add_parser(
+    "rank", help="rank files of features", description="Writes the adapted ranking of every query."
+  )
+  parser.add_argument("--adapter", required=True, help="a run's folder, or an exported adapter's")
+  parser.add_argument("--queries", required=True, help="frozen query features: a .npy file or a feature folder")
+  parser.add_argument("--gallery", required=True, help="a feature folder")
+  parser.add_argument("--shortlist", help="Parquet with query_id and item_id, or .npy positions; default: everything")
+  parser.add_argument("--k", type=int, default=100, help="how many items a query to keep")
+  parser.add_argument("--query_type", "--query-type", choices=["text", "image"], help="which head of the adapter")
+  parser.add_argument("--block", type=int, default=64, help="queries a step, and what a killed run loses at most")
+  parser.add_argument("--out", required=True, help="the Parquet file to write")
+  parser.set_defaults(run=_rank)
+
+
+def _add_convert(commands: argparse._SubParsersAction) -> None:
+  parser = commands.add_parser("convert", help="write a released QuARI checkpoint as an adapter of ours")
+  parser.add_argument("source", help="a folder with config.yml and weights.pt, or hf://owner/name")
+  parser.add_argument("folder", help="where to write the adapter")
+  parser.add_argument("--revision", help="of the hub's repository; the newest by default")
+  parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of matrix products")
+  parser.set_defaults(run=_export)
+
+
+def _add_export(commands: argparse._SubParsersAction) -> None:
+  parser = commands.add_parser("export", help="write a run's adapter to a folder of its own")
+  parser.add_argument("source", help="a run's folder, or an adapter's")
+  parser.add_argument("folder", help="where to write the adapter")
+  parser.set_defaults(run=_export)
+
+
+def _add_extract(commands: argparse._SubParsersAction) -> None:
+  parser = commands.add_parser("extract", help="encode a folder of pictures, and their captions where all have one")
+  parser.add_argument("source", help="pictures, with captions beside them or in captions.csv (docs/data.md)")
+  parser.add_argument("folder", help="where to write the features")
+  parser.add_argument("--encoder", required=True, help="a model of the hub, or its folder")
+  parser.add_argument("--batch_size", "--batch-size", type=int, default=64, help="pictures encoded at once")
+  parser.set_defaults(run=_extract)
+
+
+def _rank(**flags: object) -> str:
+  from qat_jax.serve.batch import rerank_files
+
+  return f"rankings are in {rerank_files(**flags)}"  # type: ignore[arg-type]
+
+
+def _export(source: str, folder: str, revision: str | None = None, dtype: str | None = None) -> str:
+  from qat_jax.adapter import export
+
+  adapter = export(source, folder, revision, dtype)
+  encoder = f", for features of {adapter.info['encoder']}" if "encoder" in adapter.info else ""
+  return f"{folder}: {adapter.info.get('source', source)}, {adapter.width} wide{encoder}"
+
+
+def _extract(source: str, folder: str, encoder: str, batch_size: int) -> str:
+  from qat_jax.datasets.folder import FolderSource
+  from qat_jax.encoders import load_encoder
+  from qat_jax.features.extraction import extract
+
+  pictures = FolderSource(source)
+  captioned = all(pictures.about(position)["caption"] for position in range(len(pictures)))
+  stores = extract(
+    pictures, load_encoder(encoder, batch_size), folder, ("img", "text") if captioned else ("img",), batch_size
+  )
+  return f"{len(stores['img'])} pictures{' and their captions' if captioned else ''} are in {folder}"

@@ -1,0 +1,119 @@
+"""A head: what serves one query type, a form of `qat_jax.models.forms` with its settings and its variables.
+
+Variables lie in one safetensors file, each array by its path, such as `text/params/query_map/kernel`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+import safetensors.numpy
+from safetensors import SafetensorError
+
+from qat_jax.models.forms import FORMS, initialise
+from qat_jax.stages import fingerprint, write_whole
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+  """What serves one query type: a form and its variables."""
+
+  form: str  # a key of FORMS
+  settings: dict  # the form's keyword arguments
+  variables: dict  # {"params": …, "constants": …}
+
+  def module(self, width: int) -> nn.Module:
+    """Returns the form's Linen module."""
+    return FORMS[self.form](width, **self.settings)
+
+  def initialise(self, width: int) -> dict:
+    """Returns the variables that the form starts with."""
+    return initialise(self.module(width), jax.random.key(0))
+
+  @functools.cached_property
+  def space(self) -> str:
+    """The gallery that the head is for: `frozen`, or the name of its own map of the gallery."""
+    gallery_map = self.variables.get("params", {}).get("gallery_map")
+    if gallery_map is None:
+      return "frozen"
+    digest = hashlib.blake2b(digest_size=8)
+    for leaf in jax.tree.leaves(gallery_map):
+      digest.update(np.asarray(leaf, np.float32).tobytes())
+    return f"mapped-{digest.hexdigest()}"
+
+  @functools.cached_property
+  def fingerprint(self) -> dict[str, Any]:
+    """All that the head computes with, as `stages.fingerprint` takes it."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(self.variables):
+      digest.update(f"{name_of(path)} {leaf.dtype} {leaf.shape}".encode())
+      digest.update(np.asarray(leaf).tobytes())
+    return fingerprint(form=self.form, settings=self.settings, variables=digest.hexdigest())
+
+
+def write_variables(folder: pathlib.Path, trees: Mapping[str, Any]) -> dict[str, str] | None:
+  """Writes trees of arrays to a file named after its content; returns its name and checksum, None for no arrays."""
+  leaves = jax.tree_util.tree_leaves_with_path(dict(trees))
+  if not leaves:
+    return None
+  data = safetensors.numpy.save({name_of(path): np.asarray(leaf, order="C") for path, leaf in leaves})
+  checksum = _digest(data)
+  name = f"params-{checksum[:8]}.safetensors"
+  write_whole(folder / name, data)
+  return {"file": name, "checksum": checksum}
+
+
+def read_variables(
+  folder: pathlib.Path, written: Mapping[str, str] | None, wanted: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Returns trees of arrays (NumPy) in the shape of `wanted`; `written` is what `write_variables` returned.
+
+  Raises ValueError where the file is missing or not as it was written, or arrays are others than those wanted.
+  """
+  arrays: dict[str, np.ndarray] = {}
+  source = folder
+  if written is not None:
+    source = folder / written["file"]
+    try:
+      data = source.read_bytes()
+      if _digest(data) != written["checksum"]:
+        raise ValueError(f"its checksum is not the one in {folder / 'adapter.json'}")
+      arrays = safetensors.numpy.load(data)
+    except (OSError, ValueError, SafetensorError) as error:
+      raise ValueError(f"the parameters {source} are missing or damaged ({error}); save or fetch them again") from error
+  check_shapes(arrays, wanted, source)
+  return jax.tree_util.tree_map_with_path(
+    lambda path, leaf: arrays[name_of(path)].astype(leaf.dtype, copy=False), dict(wanted)
+  )
+
+
+def check_shapes(saved: Any, wanted: Any, source: pathlib.Path) -> None:
+  """Raises ValueError that names the first array in which two pytrees differ: there or not, and its shape."""
+  got, want = _shapes(saved), _shapes(wanted)
+  for name in sorted(got.keys() | want.keys()):
+    if got.get(name) != want.get(name):
+      raise ValueError(
+        f"the checkpoint {source} has {got.get(name, 'nothing')} for {name}, the model wants "
+        f"{want.get(name, 'nothing')}: it is another model's. Use another --workdir, or the config it was made with"
+      )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+  return {name_of(path): tuple(x.shape) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _digest(data: bytes) -> str:
+  return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def name_of(path: Any) -> str:
+  """Returns the name of an array by its path in a pytree, the parts joined by "/"."""
+  return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -1,0 +1,92 @@
+import json
+import shutil
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+import qat_jax
+from qat_jax.adapter import Adapter, Head
+from qat_jax.checkpoints import Checkpoints
+from qat_jax.models import forms
+
+
+def test_a_checkpoint_comes_back_whole_and_another_shape_is_refused(tmp_path):
+  checkpoints = Checkpoints(tmp_path / "checkpoints")
+  state = {"a": jnp.arange(3.0), "b": {"c": jnp.ones((2, 2))}}
+  start = jax.tree.map(jnp.zeros_like, state)
+  chex.assert_trees_all_equal(checkpoints.restore(start), start)
+  checkpoints.save(5, state)
+  assert checkpoints.latest().name == "5"
+  chex.assert_trees_all_equal(checkpoints.restore(start), state)
+  with pytest.raises(ValueError, match=r"\(2, 2\) for b/c, the model wants \(2, 3\)"):
+    checkpoints.restore({"a": jnp.zeros(3), "b": {"c": jnp.zeros((2, 3))}})
+  checkpoints.close()
+
+
+def test_a_checkpoint_that_a_kill_left_unfinished_is_not_taken(tmp_path):
+  checkpoints = Checkpoints(tmp_path / "checkpoints")
+  checkpoints.save(1, {"a": jnp.ones(2)})
+  checkpoints.close()
+  shutil.copytree(tmp_path / "checkpoints" / "1", tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp")
+  again = Checkpoints(tmp_path / "checkpoints")
+  assert again.latest().name == "1"
+  again.close()
+
+
+def test_a_run_goes_on_only_where_it_reads_the_same(tmp_path):
+  def opened(made_with):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", made_with)
+    latest = checkpoints.latest()
+    return checkpoints, latest
+
+  for made_with in ({"steps": 1}, {"steps": 2}):  # nothing is saved yet, so nothing can be mixed
+    checkpoints, latest = opened(made_with)
+    assert latest is None
+    checkpoints.close()
+  checkpoints, _ = opened({"steps": 2})
+  checkpoints.save(1, {"a": jnp.ones(2)})
+  checkpoints.close()
+  checkpoints, latest = opened({"steps": 2})
+  assert latest.name == "1"
+  checkpoints.close()
+  with pytest.raises(ValueError, match=r"checkpoints was made with other inputs or settings: steps was 2, is 3\."):
+    opened({"steps": 3})
+  (tmp_path / "checkpoints/made_with.json").unlink()  # an older version's
+  with pytest.raises(ValueError, match="steps was not there, is 2"):
+    opened({"steps": 2})
+
+
+@pytest.fixture
+def first_format(tmp_path):
+  """An adapter as version 0.1 wrote it, and what it holds: parameters in a folder of orbax."""
+  settings = {"hidden": 8, "rank": 2, "token_hidden": 8}
+  head = Head("adaptive", settings, forms.initialise(forms.FORMS["adaptive"](8, **settings), jax.random.key(1)))
+  heads = {"text": {"form": "adaptive", "settings": settings}, "image": {"form": "plain", "settings": {}}}
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save((tmp_path / "params").resolve(), {"text": head.variables})
+  about = {"format": 1, "width": 8, "heads": heads, "info": {"name": "first"}}
+  (tmp_path / "adapter.json").write_text(json.dumps(about))
+  return tmp_path, Adapter(8, {"text": head, "image": Head("plain", {}, {"params": {}, "constants": {}})})
+
+
+def test_an_adapter_of_the_first_format_is_read_and_saved_as_of_the_second(first_format):
+  folder, adapter = first_format
+  query_QD = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
+  for _ in range(2):
+    found = qat_jax.load(folder)
+    assert found.info == {"name": "first"}
+    for query_type in ("text", "image"):
+      chex.assert_trees_all_equal(found(query_QD, query_type), adapter(query_QD, query_type))
+    found.save(folder)
+  assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".safetensors"]
+
+
+def test_an_adapter_of_the_first_format_without_its_parameters_is_refused(first_format):
+  folder, _ = first_format
+  shutil.rmtree(folder / "params")
+  with pytest.raises(ValueError, match="params is (missing|incomplete)"):
+    qat_jax.load(folder)

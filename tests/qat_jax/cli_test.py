@@ -1,0 +1,75 @@
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+import qat_jax
+from qat_jax import cli
+from qat_jax.models import forms
+
+
+@pytest.fixture
+def files(tmp_path):
+  """An adapter with two heads, and 12 items that are their own queries."""
+  variables = forms.initialise(forms.FORMS["static"](8, maps_gallery=True), jax.random.key(0))
+  heads = {"text": qat_jax.Head("plain", {}, {}), "image": qat_jax.Head("static", {"maps_gallery": True}, variables)}
+  qat_jax.Adapter(8, heads).save(tmp_path / "run/adapter")
+  rows_ND = np.random.default_rng(0).standard_normal((12, 8)).astype(np.float32)
+  rows_ND /= np.linalg.norm(rows_ND, axis=1, keepdims=True)
+  qat_jax.write_features(tmp_path / "gallery", {"img": rows_ND}, {"id": [f"item{i}" for i in range(12)]})
+  qat_jax.write_features(tmp_path / "queries", {"text": rows_ND}, {"id": [f"query{i}" for i in range(12)]})
+  return tmp_path
+
+
+def test_files_are_ranked_and_the_command_says_where(files, capsys):
+  places = [f"--{name}={files / name}" for name in ("gallery", "queries")]
+  cli.main(["rank", f"--adapter={files / 'run'}", *places, "--k=2", f"--out={files / 'out.parquet'}"])
+  assert capsys.readouterr().out == f"rankings are in {files / 'out.parquet'}\n"
+  assert pq.read_table(files / "out.parquet").column("item_id").to_pylist()[::2] == [f"item{i}" for i in range(12)]
+
+
+def test_what_is_wrong_is_one_line_and_status_1(files):
+  command = [sys.executable, "-m", "qat_jax.rerank", "--gallery=g", "--queries=q", "--out=o.parquet"]
+  failed = subprocess.run([*command, f"--adapter={files / 'nowhere'}"], capture_output=True, text=True, check=False)
+  assert failed.returncode == 1
+  assert failed.stderr.count("\n") == 1 and failed.stderr.startswith("error: no adapter in")
+  for arguments, message in (
+    (["export", files / "gallery", files / "x"], "error: no adapter in"),
+    (["convert", files / "run", files / "x"], "error: .*no released checkpoint"),
+    (["extract", files / "run", files / "x", "--encoder=toy_clip"], "error: no images in"),
+  ):
+    with pytest.raises(SystemExit, match=message):
+      cli.main([str(argument) for argument in arguments])
+  with pytest.raises(SystemExit, match="2"):
+    cli.main([])
+
+
+def test_a_run_is_exported(files, capsys):
+  cli.main(["export", str(files / "run"), str(files / "mine")])
+  assert capsys.readouterr().out.endswith("8 wide\n")
+  assert qat_jax.load(files / "mine").fingerprint == qat_jax.load(files / "run").fingerprint
+
+
+def test_pictures_become_features(tmp_path, capsys):
+  (tmp_path / "pictures").mkdir()
+  for name, colour in (("a", "red"), ("b", "blue")):
+    Image.new("RGB", (40, 40), colour).save(tmp_path / f"pictures/{name}.png")
+    (tmp_path / f"pictures/{name}.txt").write_text(f"a {colour} square")
+  cli.main(["extract", str(tmp_path / "pictures"), str(tmp_path / "features"), "--encoder=toy_clip"])
+  assert capsys.readouterr().out == f"2 pictures and their captions are in {tmp_path / 'features'}\n"
+  for kind in ("img", "text"):
+    store = qat_jax.FeatureStore.open(tmp_path / "features", kind)
+    assert store.ids.tolist() == ["a.png", "b.png"]
+  (tmp_path / "pictures/b.txt").write_text("a green square")
+  with pytest.raises(SystemExit, match="features was made with other inputs or settings: source.content was"):
+    cli.main(["extract", str(tmp_path / "pictures"), str(tmp_path / "features"), "--encoder=toy_clip"])
+
+
+def test_the_version_is_the_package_s(capsys):
+  with pytest.raises(SystemExit, match="0"):
+    cli.main(["--version"])
+  assert capsys.readouterr().out == f"qat-jax {qat_jax.__version__}\n"
