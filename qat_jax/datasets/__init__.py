@@ -9,7 +9,8 @@ from __future__ import annotations
 import io
 from typing import Any
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageOps
 
 
 class UnreadableImage(ValueError):
@@ -24,14 +25,39 @@ class UnreadableImage(ValueError):
 
 
 def decode(record: dict[str, Any]) -> Image.Image:
-  """Returns a record's image as RGB.
+  """Returns a record's image as RGB, the way a viewer shows it: the one place where pictures are opened.
 
-  Raises UnreadableImage where the bytes are no image, are cut short, or are of a kind that Pillow does not know.
+  Turned as its EXIF says; what is transparent is white; 16-bit grey is scaled to 8 bits; of an animation the first
+  frame. Colour profiles are not applied.
+
+  Raises UnreadableImage where the bytes are no image, are cut short, are of a kind that Pillow does not know, or are a
+  bomb: more than twice Pillow's MAX_IMAGE_PIXELS, 179 million, told by the header before anything is unpacked.
   """
   image = record["image"]
   try:
     if isinstance(image, bytes | bytearray | memoryview):
       image = Image.open(io.BytesIO(image))
-    return image.convert("RGB")
+    return _rgb(_upright(image))
   except Exception as error:  # broken bytes make Pillow's decoders raise anything: RuntimeError, struct.error, KeyError
     raise UnreadableImage(str(record["id"]), f"{type(error).__name__}: {error}") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+  image.load()
+  try:
+    return ImageOps.exif_transpose(image)
+  except Exception:  # what is broken here is the EXIF: the picture itself has been read
+    return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+  if image.has_transparency_data:
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+  if image.mode.startswith("I"):  # 16 bits, of which Pillow's own conversion keeps the lower 8 and turns most to white
+    grey = np.clip(np.asarray(image, np.int64), 0, 65535) / 257
+    image = Image.fromarray(np.round(grey).astype(np.uint8))
+  elif image.mode == "F":  # by custom 0 to 1, else 0 to 255
+    grey = np.nan_to_num(np.asarray(image))
+    image = Image.fromarray(np.clip(grey * (255 if grey.max() <= 1 else 1), 0, 255).astype(np.uint8))
+  return image.convert("RGB")
