@@ -6,7 +6,6 @@ The result is a folder with the files of any CLIP on the hub, which `load_encode
 from __future__ import annotations
 
 import pathlib
-import zlib
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +16,14 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from eval.failure import explained, parsed
+from qat_jax import stages
 from qat_jax.adaptation import normalise
 from qat_jax.datasets import decode
 from qat_jax.datasets.toybox import captions as toybox_captions
 from qat_jax.datasets.toybox import source as toybox
-from qat_jax.encoders.clip import flax_clip
+from qat_jax.encoders import families, weights
+from qat_jax.encoders.inputs import Pixels, read_pixels
+from qat_jax.encoders.tower import Text, TextTower, Vision, VisionTower
 from train.vocabulary import write_tokenizer
 
 FLAGS = flags.FLAGS
@@ -46,21 +48,24 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
   out = pathlib.Path(config.out or workdir / "clip")
   out.mkdir(parents=True, exist_ok=True)
   tokenizer = write_tokenizer(out, toybox_captions.vocabulary(), config.model.text.tokens)
-  processor = make_processor(config.model.vision)
-  model = make_model(config.model, len(tokenizer), tokenizer.eos_token_id, config.seed)
+  processor = write_processor(out, config.model.vision)
+  clip = make_config(config.model, len(tokenizer), tokenizer.eos_token_id)
+  vision, text = families.towers(clip)
   records = [source[i] for i in range(len(source))]
   images = [decode(record) for record in records]
   captions = [record["caption"] for record in records]
   pixels = np.concatenate([preprocessed(processor, images[i : i + 512]) for i in range(0, len(images), 512)])
   tokens = tokenizer(captions, padding="longest", return_tensors="np")
   _, meaning = np.unique(captions, return_inverse=True)
-  params = fit(model, pixels, tokens["input_ids"], tokens["attention_mask"], meaning, config)
-  processor.save_pretrained(out)
-  model.save_pretrained(out, params=params)
+  params = fit(vision, text, pixels, tokens["input_ids"], meaning, config)
+  clip.save_pretrained(out)
+  weights.save(out, params, vision, clip.model_type)
   return out
 
 
-def fit(model, pixels: np.ndarray, ids: np.ndarray, mask: np.ndarray, meaning: np.ndarray, config: ConfigDict) -> dict:
+def fit(
+  vision: Vision, text: Text, pixels: np.ndarray, ids: np.ndarray, meaning: np.ndarray, config: ConfigDict
+) -> dict:
   """Returns parameters trained with the symmetric contrastive loss; equal captions are no negatives of each other."""
   settings = config.train
   warmup = min(settings.warmup_steps, settings.steps // 4)
@@ -70,10 +75,12 @@ def fit(model, pixels: np.ndarray, ids: np.ndarray, mask: np.ndarray, meaning: n
     optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=settings.weight_decay, mask=matrices)
   )
 
-  def loss(params, pixels, ids, mask, meaning):
-    image = normalise(model.get_image_features(pixels.astype(jnp.float32), params=params))
-    text = normalise(model.get_text_features(ids, mask, params=params))
-    logits = jnp.exp(params["logit_scale"]) * image @ text.T
+  images, texts = VisionTower(vision), TextTower(text)
+
+  def loss(params, pixels, ids, meaning):
+    image_BD = normalise(images.apply({"params": params["vision"]}, pixels.astype(jnp.float32)))
+    text_BD = normalise(texts.apply({"params": params["text"]}, ids))
+    logits = jnp.exp(params["logit_scale"]) * image_BD @ text_BD.T
     same = (meaning[:, None] == meaning[None]) & ~jnp.eye(len(meaning), dtype=bool)
     logits = jnp.where(same, -jnp.inf, logits)
     rows, columns = jax.nn.log_softmax(logits, axis=1), jax.nn.log_softmax(logits, axis=0)
@@ -86,13 +93,18 @@ def fit(model, pixels: np.ndarray, ids: np.ndarray, mask: np.ndarray, meaning: n
     params = optax.apply_updates(params, update)
     return params | {"logit_scale": jnp.minimum(params["logit_scale"], jnp.log(100.0))}, state, value
 
-  params = dict(model.params) | {"logit_scale": jnp.asarray(-np.log(settings.temperature), jnp.float32)}
+  key_vision, key_text = jax.random.split(jax.random.key(config.seed))
+  params = {
+    "vision": jax.jit(images.init)(key_vision, jnp.float32(pixels[:1]))["params"],
+    "text": jax.jit(texts.init)(key_text, ids[:1])["params"],
+    "logit_scale": jnp.asarray(-np.log(settings.temperature), jnp.float32),
+  }
   state = optimiser.init(params)
   bar = tqdm.trange(settings.steps, desc="encoder", unit="step", mininterval=5)
   for number in bar:
     rng = np.random.Generator(np.random.Philox(key=[config.seed, number]))
     rows = rng.choice(len(pixels), settings.batch_size, replace=False)
-    params, state, value = step(params, state, *(jnp.asarray(x[rows]) for x in (pixels, ids, mask, meaning)))
+    params, state, value = step(params, state, *(jnp.asarray(x[rows]) for x in (pixels, ids, meaning)))
     if number % 50 == 49:
       bar.set_postfix(loss=f"{float(value):.3f}")
       if not np.isfinite(float(value)):
@@ -100,15 +112,9 @@ def fit(model, pixels: np.ndarray, ids: np.ndarray, mask: np.ndarray, meaning: n
   return params
 
 
-def make_model(model: ConfigDict, vocabulary: int, end: int, seed: int):
-  """Returns a CLIP with random parameters; `end` is the token whose place gives the text's feature."""
+def make_config(model: ConfigDict, vocabulary: int, end: int):
+  """Returns transformers' config of the CLIP; `end` is the token whose place gives the text's feature."""
   from transformers import CLIPConfig
-
-  class Clip(flax_clip()):
-    """Draws its parameters in one compiled call: one by one takes twice as long."""
-
-    def init_weights(self, key: jax.Array, input_shape: tuple, params=None):
-      return jax.jit(lambda key: super(Clip, self).init_weights(key, input_shape))(key)
 
   def tower(part: ConfigDict) -> dict:
     return {
@@ -122,48 +128,36 @@ def make_model(model: ConfigDict, vocabulary: int, end: int, seed: int):
   text = {"vocab_size": vocabulary, "max_position_embeddings": model.text.tokens, "hidden_act": "gelu"}
   text |= {"eos_token_id": end, "pad_token_id": end, "bos_token_id": end - 1}
   vision = {"image_size": model.vision.crop, "patch_size": model.vision.patch, "hidden_act": "gelu"}
-  config = CLIPConfig(
+  return CLIPConfig(
     text_config=tower(model.text) | text,
     vision_config=tower(model.vision) | vision,
     projection_dim=model.projection,
   )
-  clip = Clip(config, seed=seed)
-  clip.params = larger_start(clip.params, jax.random.key(seed))
-  return clip
 
 
-def larger_start(params: dict, key: jax.Array) -> dict:
-  """Returns random parameters at a scale that small towers learn from.
-
-  transformers starts every matrix at 0.01: in towers this narrow the image hardly reaches the class token, and the
-  loss stays at chance for hundreds of steps.
-  """
-
-  def start(path, x: jax.Array) -> jax.Array:
-    name = jax.tree_util.keystr(path)
-    own = jax.random.fold_in(key, zlib.crc32(name.encode()))
-    if name.endswith("['kernel']"):
-      return jax.nn.initializers.lecun_normal()(own, x.shape, x.dtype)
-    return 0.3 * jax.random.normal(own, x.shape, x.dtype) if "embedding" in name.rsplit("[", 1)[1] else x
-
-  return jax.tree_util.tree_map_with_path(start, params)
-
-
-def preprocessed(processor, images: list) -> np.ndarray:
+def preprocessed(processor: Pixels, images: list) -> np.ndarray:
   """Returns the pixels that the image tower takes, in half precision to save memory."""
-  return processor(images=images, return_tensors="np")["pixel_values"].astype(np.float16)
+  return np.asarray(processor.normalise(np.stack([processor.prepare(image) for image in images])), np.float16)
 
 
-def make_processor(vision: ConfigDict):
-  """Returns the image processor: resized to `image`, its middle `crop` kept, channels scaled to [−1, 1]."""
-  from transformers import CLIPImageProcessor
-
-  return CLIPImageProcessor(
-    size={"shortest_edge": vision.image},
-    crop_size={"height": vision.crop, "width": vision.crop},
-    image_mean=[0.5] * 3,
-    image_std=[0.5] * 3,
-  )
+def write_processor(folder: pathlib.Path, vision: ConfigDict) -> Pixels:
+  """Writes how pictures are prepared: resized to `image`, the middle `crop` kept, channels scaled to [−1, 1]."""
+  content = {
+    "image_processor_type": "CLIPImageProcessor",
+    "do_resize": True,
+    "size": {"shortest_edge": vision.image},
+    "resample": 3,
+    "do_center_crop": True,
+    "crop_size": {"height": vision.crop, "width": vision.crop},
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": [0.5] * 3,
+    "image_std": [0.5] * 3,
+    "do_convert_rgb": True,
+  }
+  stages.write_json(folder / "preprocessor_config.json", content)
+  return read_pixels(folder, "clip")
 
 
 if __name__ == "__main__":

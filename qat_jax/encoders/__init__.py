@@ -6,10 +6,16 @@ An encoder is anything with `images(list of PIL RGB) → ND`, `texts(list of str
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from PIL import Image
+
+if TYPE_CHECKING:
+  import jax
+
+  from qat_jax.encoders.encoder import TowerEncoder
 
 
 class Encoder(Protocol):
@@ -28,13 +34,28 @@ class Encoder(Protocol):
     """Returns the features of texts (ND); one longer than `max_tokens` is cut and counted in `truncated`."""
 
 
-def load_encoder(name: str, batch_size: int = 256) -> Encoder:
-  """Returns the CLIP of a Hugging Face hub name or a local folder; "toy_clip" is the small one of the demo.
+def load_encoder(
+  name: str,
+  batch_size: int = 256,
+  revision: str | None = None,
+  dtype: str = "float32",
+  devices: Sequence[jax.Device] | Literal["all"] | None = None,
+) -> TowerEncoder:
+  """Returns the encoder of a Hugging Face hub name or a local folder; "toy_clip" is the small one of the demo.
+
+  CLIP, OpenCLIP in transformers' format, SigLIP, SigLIP 2 of one resolution; DINOv2, images alone (docs/encoders.md).
+
+  Args:
+    name: such as "google/siglip2-base-patch16-512", or a folder with a checkpoint's files.
+    batch_size: how many items the devices take at once, all of them together; only one shape is ever compiled.
+    revision: of a hub name: a branch, tag or commit.
+    dtype: of weights and layers, "float32" or "bfloat16"; features are float32 either way.
+    devices: what to share batches out among; None: the first device, "all": all of this process.
 
   Raises:
-    FileNotFoundError: no such folder, or a hub name that is neither cached nor to be had.
-    ValueError: what was found is not a CLIP.
+    FileNotFoundError: no such folder, a file that is not in it, or a hub name that is neither cached nor to be had.
+    ValueError: a checkpoint of another kind, or one whose files are damaged or do not fit each other.
   """
-  from qat_jax.encoders import clip
+  from qat_jax.encoders import encoder
 
-  return clip.load(name, batch_size)
+  return encoder.load(name, batch_size, revision, dtype, devices)

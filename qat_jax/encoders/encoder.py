@@ -1,0 +1,188 @@
+"""A checkpoint as an encoder: files found, towers compiled once a batch size, batches shared out among devices.
+
+While the devices work on one batch, threads prepare the next.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from PIL import Image
+
+from qat_jax import stages
+from qat_jax.adaptation import normalise
+from qat_jax.encoders import families, inputs, weights
+from qat_jax.encoders.tower import Text, TextTower, Vision, VisionTower
+
+TOY_CLIP = pathlib.Path(__file__).parent / "toy_clip"
+FILES = (
+  *("config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+  *("added_tokens.json", "vocab.json", "merges.txt", "spiece.model", "tokenizer.model"),
+  *(weights.SAFETENSORS, weights.INDEX, "model-*-of-*.safetensors"),
+)
+
+
+class TowerEncoder:
+  """A vision-language checkpoint's two towers, or an image model's one, as functions to unit features (float32, ND)."""
+
+  def __init__(
+    self,
+    params: dict[str, Any],
+    vision: Vision,
+    text: Text | None,
+    pixels: inputs.Pixels,
+    tokens: inputs.Tokens | None,
+    name: str,
+    revision: str,
+    batch_size: int,
+    devices: Sequence[jax.Device],
+    dtype: str = "float32",
+  ) -> None:
+    self.params, self.name, self.revision, self.batch_size = params, name, revision, batch_size
+    self.width = vision.width
+    self.max_tokens = text.tokens if text else 0
+    self.truncated = 0
+    self._pixels, self._tokens = pixels, tokens
+    self._rows = NamedSharding(_mesh(devices), PartitionSpec("device"))
+    numbers = jnp.dtype(dtype)
+
+    def image_features(params: dict, pixels_BPP3: jax.Array) -> jax.Array:
+      return normalise(VisionTower(vision, numbers).apply({"params": params}, pixels.normalise(pixels_BPP3)))
+
+    def text_features(params: dict, ids_BL: jax.Array) -> jax.Array:
+      assert text is not None
+      return normalise(TextTower(text, numbers).apply({"params": params}, ids_BL))
+
+    self.image_features = jax.jit(image_features)  # (params["vision"], uint8 BPP3) → BD
+    self.text_features = jax.jit(text_features)  # (params["text"], int32 BL) → BD
+
+  def prepare(self, image: Image.Image) -> np.ndarray:
+    """Returns an RGB picture as the pixels of the tower's size (uint8, PP3); safe to call from many threads."""
+    return self._pixels.prepare(image)
+
+  def images(self, images: Sequence[Image.Image | np.ndarray]) -> np.ndarray:
+    """Returns the features of RGB pictures, or of what `prepare` made of them (float32, unit, ND)."""
+
+    def prepared(pool: concurrent.futures.Executor, batch: Sequence) -> np.ndarray:
+      one = lambda image: self.prepare(image) if isinstance(image, Image.Image) else image
+      return np.stack(list(pool.map(one, batch)))
+
+    return self._in_batches(images, prepared, functools.partial(self.image_features, self.params["vision"]))
+
+  def texts(self, texts: Sequence[str]) -> np.ndarray:
+    """Returns the features of texts (float32, unit, ND); one longer than `max_tokens` is cut and counted.
+
+    Raises ValueError where the checkpoint has no text tower.
+    """
+    tokens = self._tokens
+    if tokens is None:
+      raise ValueError(f"{self.name} encodes images alone; for text queries take a CLIP or a SigLIP")
+
+    def ids(pool: concurrent.futures.Executor, batch: Sequence[str]) -> np.ndarray:
+      ids_BL, cut = tokens(batch)
+      self.truncated += cut
+      return ids_BL
+
+    return self._in_batches(texts, ids, functools.partial(self.text_features, self.params["text"]))
+
+  def _in_batches(self, items: Sequence, prepare: Callable, features: Callable) -> np.ndarray:
+    """Returns the features of all items; the last batch is filled up, so that one shape is compiled."""
+
+    def started() -> Iterator[tuple[jax.Array, int]]:
+      with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(items), self.batch_size):
+          batch = items[start : start + self.batch_size]
+          rows = _filled(prepare(pool, batch), self.batch_size)
+          yield features(jax.device_put(rows, self._rows)), len(batch)
+
+    found, waiting = [np.zeros((0, self.width), np.float32)], None
+    for latest in started():
+      if waiting:
+        found.append(np.asarray(waiting[0])[: waiting[1]])
+      waiting = latest
+    if waiting:
+      found.append(np.asarray(waiting[0])[: waiting[1]])
+    return np.concatenate(found)
+
+
+def load(name: str, batch_size: int, revision: str | None, dtype: str, devices: Any) -> TowerEncoder:
+  """Returns the encoder of a hub name or folder; see `qat_jax.encoders.load_encoder`."""
+  if dtype not in ("float32", "bfloat16"):
+    raise ValueError(f"dtype is {dtype!r}; wanted 'float32' or 'bfloat16'")
+  used = _devices(devices)
+  if batch_size < 1 or batch_size % len(used):
+    raise ValueError(f"batch_size is {batch_size}, no multiple of {len(used)} devices; use {_near(batch_size, used)}")
+  folder, found = _found(str(name), revision)
+  config = families.read_config(folder)
+  vision, text = families.towers(config)
+  family = config.model_type
+  pixels = inputs.read_pixels(folder, family)
+  tokens = None if text is None else inputs.read_tokens(folder, family, text.tokens)
+  everywhere = NamedSharding(_mesh(used), PartitionSpec())
+  place = lambda array: jax.device_put(array, everywhere)
+  params = weights.load(folder, vision, text, family, dtype, place)
+  return TowerEncoder(params, vision, text, pixels, tokens, str(name), found, batch_size, used, dtype)
+
+
+def _found(name: str, revision: str | None) -> tuple[pathlib.Path, str]:
+  """Returns the folder of a checkpoint and its revision: the hub's commit, or a hash of the folder's files."""
+  folder = TOY_CLIP if name == "toy_clip" else pathlib.Path(name)
+  if folder.is_dir():
+    if revision is not None:
+      raise ValueError(f"revision is {revision!r}, but {name!r} is a folder, which has one state; leave revision out")
+    return folder, content_hash(folder)
+  if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+    raise FileNotFoundError(f"no folder {name!r}, and a hub name looks like openai/clip-vit-base-patch16")
+  from huggingface_hub import snapshot_download
+
+  fetch = functools.partial(snapshot_download, name, revision=revision)
+  try:
+    found = pathlib.Path(fetch(allow_patterns=list(FILES)))
+    if not any((found / file).exists() for file in (weights.SAFETENSORS, weights.INDEX)):
+      found = pathlib.Path(fetch(allow_patterns=[*FILES, weights.MSGPACK]))
+  except (OSError, ValueError) as error:
+    raise FileNotFoundError(
+      f"the encoder {name!r} is no folder, and the hub did not give it ({str(error).strip().splitlines()[0]}); check "
+      "the name and the revision, go online once so that it is cached, or give a local folder"
+    ) from error
+  return found, found.name
+
+
+def content_hash(folder: pathlib.Path) -> str:
+  """Returns a hash of the files of a folder that say what it encodes (blake2b, hexadecimal)."""
+  import hashlib
+
+  digest = hashlib.blake2b(digest_size=16)
+  for path in sorted(folder.iterdir()):
+    if path.suffix in (".json", ".txt", ".model", ".msgpack", ".safetensors"):
+      digest.update(f"{path.name} {stages.checksum(path)}\n".encode())
+  return digest.hexdigest()
+
+
+def _devices(devices: Any) -> list[jax.Device]:
+  if devices is None:
+    return jax.local_devices()[:1]
+  return jax.local_devices() if devices == "all" else list(devices)
+
+
+def _near(batch_size: int, devices: list) -> str:
+  more = -(-max(batch_size, 1) // len(devices)) * len(devices)
+  less = more - len(devices)
+  return f"{less} or {more}" if less > 0 else str(more)
+
+
+def _mesh(devices: Sequence[jax.Device]) -> Mesh:
+  return Mesh(np.array(devices), ("device",))
+
+
+def _filled(array: np.ndarray, rows: int) -> np.ndarray:
+  return np.concatenate([array, np.repeat(array[-1:], rows - len(array), axis=0)]) if len(array) < rows else array

@@ -1,0 +1,178 @@
+"""A checkpoint's tensors to and from the towers' parameters: model.safetensors, whole or in shards, without PyTorch.
+
+Read one tensor at a time, the largest first, so that loading takes little more memory than the weights themselves.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from qat_jax import stages
+from qat_jax.encoders import names
+from qat_jax.encoders.tower import Text, Vision
+
+SAFETENSORS, INDEX, MSGPACK = "model.safetensors", "model.safetensors.index.json", "flax_model.msgpack"
+
+
+class Tensors:
+  """The tensors of a checkpoint by name: their shapes, and their numbers when asked for."""
+
+  def __init__(self, shapes: dict[str, tuple[int, ...]], read: Callable[[str], np.ndarray], where: str) -> None:
+    self.shapes, self.read, self.where = shapes, read, where
+
+
+def tensors(folder: pathlib.Path) -> Tensors:
+  """Returns the tensors of a checkpoint's folder; reads shapes only.
+
+  Raises FileNotFoundError where there are none or a shard is missing; ValueError that names a damaged file.
+  """
+  if (folder / SAFETENSORS).is_file():
+    return _safetensors([folder / SAFETENSORS])
+  if (folder / INDEX).is_file():
+    files = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+    missing = [file for file in files if not (folder / file).is_file()]
+    if missing:
+      raise FileNotFoundError(f"{folder / INDEX} names {', '.join(missing)}, not in the folder; fetch them too")
+    return _safetensors([folder / pathlib.PurePath(file).name for file in files])
+  if (folder / MSGPACK).is_file():
+    return _msgpack(folder / MSGPACK)
+  raise FileNotFoundError(
+    f"the folder {str(folder)!r} lacks {SAFETENSORS} ({INDEX} with its shards, or {MSGPACK}, will do); weights of "
+    "PyTorch's own format are not read: convert them with transformers' save_pretrained"
+  )
+
+
+def _safetensors(paths: list[pathlib.Path]) -> Tensors:
+  from safetensors import SafetensorError, safe_open
+
+  shapes: dict[str, tuple[int, ...]] = {}
+  place: dict[str, pathlib.Path] = {}
+  for path in paths:
+    try:
+      with safe_open(path, "numpy") as file:
+        for name in file.keys():  # noqa: SIM118, no mapping
+          shapes[name], place[name] = tuple(file.get_slice(name).get_shape()), path
+    except SafetensorError as error:
+      raise ValueError(f"{path} is damaged: {error}; {_lengths(path)}. Fetch or copy it again") from error
+
+  def read(name: str) -> np.ndarray:
+    # Opened anew for every tensor: what a mapping has read counts as memory until it is closed.
+    with safe_open(place[name], "numpy") as file:
+      return file.get_tensor(name)
+
+  return Tensors(shapes, read, str(paths[0] if len(paths) == 1 else paths[0].parent))
+
+
+def _lengths(path: pathlib.Path) -> str:
+  """Returns what a safetensors file says of its own length, and its length."""
+  size = path.stat().st_size
+  with open(path, "rb") as file:
+    header = int.from_bytes(file.read(8), "little")
+    try:
+      described = json.loads(file.read(header)) if header < size else None
+      ends = [x["data_offsets"][1] for name, x in described.items() if name != "__metadata__"]
+      return f"by its header it has {8 + header + max(ends, default=0)} bytes, on disk {size}"
+    except (ValueError, AttributeError, KeyError, IndexError, TypeError):
+      return f"its header would have {header} bytes, the file has {size}"
+
+
+def _msgpack(path: pathlib.Path) -> Tensors:
+  """Returns what transformers' Flax models wrote, which some older checkpoints on the hub have instead."""
+  from flax.serialization import msgpack_restore
+
+  try:
+    tree = flatten_dict(msgpack_restore(path.read_bytes()))
+  except Exception as error:  # msgpack raises many kinds
+    raise ValueError(f"{path} is damaged ({error}); fetch or copy it again") from error
+  found: dict[str, np.ndarray] = {}
+  for (*parents, last), x in tree.items():
+    if last == "kernel":
+      x = x.transpose(3, 2, 0, 1) if x.ndim == 4 else x.T
+    found[".".join([*parents, "weight" if last in ("kernel", "scale", "embedding") else last])] = x
+  return Tensors({name: x.shape for name, x in found.items()}, found.__getitem__, str(path))
+
+
+def load(
+  folder: pathlib.Path, vision: Vision, text: Text | None, family: str, dtype: str, place: Callable[[np.ndarray], Any]
+) -> dict[str, Any]:
+  """Returns the parameter tree of a checkpoint, each array where `place` puts it.
+
+  Matrices and the words' embeddings are of `dtype`, the rest, which is small, is float32.
+
+  Raises ValueError that names tensors which are missing, of a wrong shape or unknown.
+  """
+  found, wanted = tensors(folder), names.shapes(vision, text, family)
+  pieces = {path: names.names(path, family, vision.blocks.activation == "swiglu") for path in wanted}
+  _check(found, wanted, pieces, vision.patch)
+  rounded = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+  loaded = {}
+  for path in sorted(wanted, key=lambda path: -math.prod(wanted[path].shape)):
+    shape = wanted[path].shape
+    numbers = rounded if path[-1] in ("kernel", "words") else np.dtype(np.float32)
+    if len(pieces[path]) == 1:
+      array = names.ours(path, found.read(pieces[path][0])).reshape(shape).astype(numbers, order="C", copy=False)
+    else:
+      array, start = np.empty(shape, numbers), 0
+      for name in pieces[path]:
+        piece = names.ours(path, found.read(name))
+        array[..., start : start + piece.shape[-1]] = piece
+        start += piece.shape[-1]
+    loaded[path] = jax.block_until_ready(place(array))
+  return unflatten_dict(loaded)
+
+
+def _check(
+  found: Tensors,
+  wanted: Mapping[names.Path, jax.ShapeDtypeStruct],
+  pieces: Mapping[names.Path, tuple[str, ...]],
+  patch: int,
+) -> None:
+  missing = [name for stacked in pieces.values() for name in stacked if name not in found.shapes]
+  if missing:
+    raise ValueError(f"{found.where} lacks {_few(missing)}; give a whole checkpoint, as its config.json describes it")
+  for path, stacked in pieces.items():
+    shape = names.stored_shape(path, wanted[path].shape, len(stacked), patch)
+    for name in stacked:
+      got = found.shapes[name]
+      if _without_ones(got) != _without_ones(shape):
+        raise ValueError(
+          f"{found.where}: {name} has the shape {got}, wanted {shape} by config.json; take both from one checkpoint"
+        )
+  known = {name for stacked in pieces.values() for name in stacked}
+  more = [name for name in found.shapes if name not in known and not names.PASSED_OVER.match(name)]
+  if more:
+    raise ValueError(
+      f"{found.where} holds {_few(more)}, of which a model of its config.json has no use; its features would not be "
+      "the model's own. Take config.json and weights from one checkpoint"
+    )
+
+
+def _few(items: list[str]) -> str:
+  return ", ".join(items[:3]) + (f" and {len(items) - 3} more" if len(items) > 3 else "")
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+  return tuple(size for size in shape if size != 1)
+
+
+def save(folder: str | os.PathLike, params: Mapping[str, Any], vision: Vision, family: str) -> None:
+  """Writes a parameter tree as `model.safetensors` in the layout of transformers (float32)."""
+  from safetensors.numpy import save as serialised
+
+  stored: dict[str, np.ndarray] = {}
+  for path, x in flatten_dict(dict(params)).items():
+    found, array = names.names(path, family, vision.blocks.activation == "swiglu"), np.asarray(x, np.float32)
+    pieces = np.split(array, len(found), axis=-1) if len(found) > 1 else [array]
+    for name, piece in zip(found, pieces, strict=True):
+      stored[name] = np.array(names.theirs(path, piece, vision.patch), order="C")
+  stages.write_whole(pathlib.Path(folder) / SAFETENSORS, serialised(stored, metadata={"format": "pt"}))

@@ -1,0 +1,160 @@
+"""Checkpoints that are not what they should be: one line that says what was found, what was wanted, what to do."""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from qat_jax.encoders import load_encoder
+from qat_jax.encoders.encoder import TOY_CLIP
+
+DATA = pathlib.Path(__file__).parents[2] / "data/reference_encoders"
+
+
+@pytest.fixture
+def folder(tmp_path):
+  return pathlib.Path(shutil.copytree(TOY_CLIP, tmp_path / "clip"))
+
+
+def rewritten(folder, change):
+  """Writes the weights again after `change` has seen their dict."""
+  tensors = load_file(folder / "model.safetensors")
+  change(tensors)
+  save_file(tensors, folder / "model.safetensors")
+  return str(folder)
+
+
+def edited(path, **values):
+  """Writes a JSON file again with other values."""
+  path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_a_missing_folder_is_said_to_be_missing():
+  with pytest.raises(FileNotFoundError, match=r"no folder '/nowhere/clip'"):
+    load_encoder("/nowhere/clip")
+
+
+def test_a_hub_name_that_cannot_be_had_says_what_to_do():
+  with pytest.raises(FileNotFoundError, match=r"'someone/no-such-clip' is no folder, .*local folder"):
+    load_encoder("someone/no-such-clip")
+
+
+def test_a_folder_has_no_revisions(folder):
+  with pytest.raises(ValueError, match=r"revision is 'main', but .*clip' is a folder.*leave revision out"):
+    load_encoder(str(folder), revision="main")
+
+
+def test_a_model_of_an_unknown_type_is_refused_with_those_that_are_known(folder):
+  (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
+  with pytest.raises(ValueError, match=r"is a 'bert'; wanted one of clip, siglip, dinov2"):
+    load_encoder(str(folder))
+
+
+def test_naflex_is_refused_by_name():
+  with pytest.raises(ValueError, match=r"NaFlex.*take one of fixed resolution, such as google/siglip2"):
+    load_encoder(str(DATA / "siglip2_naflex"))
+
+
+def test_an_unknown_activation_is_named(folder):
+  config = json.loads((folder / "config.json").read_text())
+  config["vision_config"]["hidden_act"] = "tanh"
+  (folder / "config.json").write_text(json.dumps(config))
+  with pytest.raises(ValueError, match=r"hidden_act is 'tanh'; wanted one of quick_gelu"):
+    load_encoder(str(folder))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{"])
+def test_a_broken_config_is_named(folder, text):
+  (folder / "config.json").write_text(text)
+  with pytest.raises(ValueError, match=r"config.json is no JSON object"):
+    load_encoder(str(folder))
+
+
+@pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json", "model.safetensors"])
+def test_a_folder_without_one_of_its_files_names_it(folder, file):
+  (folder / file).unlink()
+  with pytest.raises(FileNotFoundError, match=rf"clip' lacks {file}"):
+    load_encoder(str(folder))
+
+
+def test_a_missing_tensor_is_named(folder):
+  with pytest.raises(ValueError, match=r"model.safetensors lacks text_projection.weight; give a whole checkpoint"):
+    load_encoder(rewritten(folder, lambda tensors: tensors.pop("text_projection.weight")))
+
+
+def test_a_wrong_shape_is_named_with_both(folder):
+  name = "vision_model.encoder.layers.1.self_attn.k_proj.weight"
+  change = lambda tensors: tensors.update({name: np.zeros((96, 48), np.float32)})
+  with pytest.raises(ValueError, match=rf"{name} has the shape \(96, 48\), wanted \(96, 96\) by config.json"):
+    load_encoder(rewritten(folder, change))
+
+
+def test_weights_of_a_deeper_model_than_its_config_says_are_refused(folder):
+  config = json.loads((folder / "config.json").read_text())
+  config["vision_config"]["num_hidden_layers"] -= 1
+  (folder / "config.json").write_text(json.dumps(config))
+  with pytest.raises(ValueError, match=r"holds vision_model.encoder.layers.2.* and 13 more, of which .*has no use"):
+    load_encoder(str(folder))
+
+
+def test_position_ids_of_old_checkpoints_are_passed_over(folder):
+  add = lambda tensors: tensors.update({"text_model.embeddings.position_ids": np.arange(32)[None]})
+  assert load_encoder(rewritten(folder, add)).width == 96
+
+
+def test_a_header_that_lies_about_the_size_is_named_with_both_sizes(folder):
+  path = folder / "model.safetensors"
+  whole = path.read_bytes()
+  path.write_bytes(whole[:-1000])
+  with pytest.raises(ValueError, match=rf"is damaged: .*it has {len(whole)} bytes, on disk {len(whole) - 1000}"):
+    load_encoder(str(folder))
+  path.write_bytes((1 << 40).to_bytes(8, "little") + whole[8:])
+  with pytest.raises(ValueError, match=rf"header would have {1 << 40} bytes, the file has {len(whole)}.*again"):
+    load_encoder(str(folder))
+
+
+def test_shards_are_read_and_a_missing_one_is_named(folder):
+  tensors = load_file(folder / "model.safetensors")
+  whole = load_encoder(str(folder)).texts(["a red star"])
+  (folder / "model.safetensors").unlink()
+  names = sorted(tensors)
+  files = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+  for file, part in files.items():
+    save_file({name: tensors[name] for name in part}, folder / file)
+  index = {"weight_map": {name: file for file, part in files.items() for name in part}}
+  (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+  np.testing.assert_array_equal(load_encoder(str(folder)).texts(["a red star"]), whole)
+  (folder / "model-00002-of-00002.safetensors").unlink()
+  with pytest.raises(FileNotFoundError, match=r"names model-00002-of-00002.safetensors, not in the folder"):
+    load_encoder(str(folder))
+
+
+def test_a_folder_without_a_tokenizer_says_what_belongs_there(folder):
+  for name in ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json"):
+    (folder / name).unlink()
+  with pytest.raises(FileNotFoundError, match=r"clip' has no tokenizer that can be read .*wanted tokenizer.json"):
+    load_encoder(str(folder))
+
+
+def test_vocabulary_and_merges_alone_make_the_same_tokenizer(folder):
+  whole = load_encoder(str(folder)).texts(["a red star", "größer"])
+  (folder / "tokenizer.json").unlink()
+  np.testing.assert_array_equal(load_encoder(str(folder)).texts(["a red star", "größer"]), whole)
+
+
+def test_preprocessing_that_is_not_done_here_is_refused(folder):
+  edited(folder / "preprocessor_config.json", do_normalize=False)
+  with pytest.raises(ValueError, match=r"says do_normalize is false; only pictures that are"):
+    load_encoder(str(folder))
+  edited(folder / "preprocessor_config.json", do_normalize=True, do_center_crop=False)
+  with pytest.raises(ValueError, match=r"do_center_crop False; wanted a short side and a crop, or neither"):
+    load_encoder(str(folder))
+
+
+def test_sizes_as_older_files_have_them_mean_the_same(folder):
+  before = load_encoder(str(folder))._pixels
+  edited(folder / "preprocessor_config.json", size=64, crop_size=60)
+  assert load_encoder(str(folder))._pixels == before

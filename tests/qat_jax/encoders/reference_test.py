@@ -1,0 +1,110 @@
+"""Small random checkpoints of every family, against what the reference implementation computes from them."""
+
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from qat_jax.encoders import load_encoder
+from qat_jax.encoders.families import read_config, towers
+from qat_jax.encoders.tower import VisionTower
+
+DATA = pathlib.Path(__file__).parents[2] / "data/reference_encoders"
+WITH_TEXTS = ("clip", "clip_openclip", "siglip", "siglip2_gemma")
+FOLDERS = (*WITH_TEXTS, "dinov2", "dinov2_registers")
+# Rounding the weights of dinov2_registers to bfloat16 moves its features by 0.028, whatever is computed with them.
+HALF = {"dinov2_registers": 0.04}
+
+
+@pytest.fixture(scope="module", params=FOLDERS)
+def name(request):
+  return request.param
+
+
+@pytest.fixture(scope="module")
+def known(name):
+  return dict(np.load(DATA / name / "vectors.npz"))
+
+
+@pytest.fixture(scope="module")
+def encoder(name):
+  return load_encoder(str(DATA / name), batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def images():
+  return [Image.open(path).convert("RGB") for path in sorted((DATA / "images").iterdir())]
+
+
+def error(got, wanted):
+  """Returns the largest difference, relative to the largest magnitude."""
+  return np.abs(got - wanted).max() / np.abs(wanted).max()
+
+
+def test_pictures_become_the_references_pixels(encoder, images, known):
+  pixels = np.stack([encoder.prepare(image) for image in images])
+  got = np.asarray(encoder._pixels.normalise(pixels)).transpose(0, 3, 1, 2)
+  steps = np.float32(encoder._pixels.std).reshape(3, 1, 1) * (got - known["pixel_values"])
+  assert np.abs(steps).max() < 1 / 255
+
+
+def test_image_features_are_the_references(encoder, images, known):
+  assert error(encoder.images(images), known["image_embeds"]) < 1e-5
+
+
+def test_text_features_and_ids_are_the_references(name, encoder, known):
+  if name not in WITH_TEXTS:
+    with pytest.raises(ValueError, match=r"encodes images alone; for text queries take a CLIP or a SigLIP"):
+      encoder.texts(["a cat"])
+    return
+  texts = known["texts"].tolist()
+  ids, cut = encoder._tokens(texts)
+  np.testing.assert_array_equal(ids, known["input_ids"])
+  assert cut == known["truncated"].sum() > 0
+  assert error(encoder.texts(texts), known["text_embeds"]) < 1e-5
+
+
+def test_logits_are_the_references(name, encoder, images, known):
+  if name not in WITH_TEXTS:
+    return
+  scale, bias = (np.float32(encoder.params.get(key, 0.0)) for key in ("logit_scale", "logit_bias"))
+  logits = np.exp(scale) * encoder.images(images) @ encoder.texts(known["texts"].tolist()).T + bias
+  assert error(logits, known["logits_per_image"]) < 1e-5
+
+
+def test_pixels_of_another_size_meet_a_resampled_position_table(name, encoder, known):
+  vision, _ = towers(read_config(DATA / name))
+  pixels = known["other_pixel_values"].transpose(0, 2, 3, 1)
+  features = VisionTower(vision).apply({"params": encoder.params["vision"]}, pixels)
+  assert error(features / jnp.linalg.norm(features, axis=1, keepdims=True), known["other_image_embeds"]) < 1e-5
+
+
+def test_half_precision_is_within_its_rounding(name, images, known):
+  half = load_encoder(str(DATA / name), batch_size=8, dtype="bfloat16")
+  assert 1e-4 < error(half.images(images), known["image_embeds"]) < HALF.get(name, 0.02)
+  if name in WITH_TEXTS:
+    assert 1e-4 < error(half.texts(known["texts"].tolist()), known["text_embeds"]) < 0.02
+
+
+@pytest.mark.parametrize("name", ["clip", "clip_openclip"], scope="module")
+def test_the_flax_model_of_transformers_agrees_where_there_is_one(name, encoder, images, known):
+  transformers = pytest.importorskip("transformers")
+  if int(transformers.__version__.split(".")[0]) > 4:
+    pytest.skip("transformers 5 has no Flax models")
+  model = transformers.FlaxCLIPModel.from_pretrained(DATA / name)
+  features = np.asarray(model.get_image_features(known["pixel_values"]))
+  assert error(encoder.images(images), features / np.linalg.norm(features, axis=1, keepdims=True)) < 1e-5
+
+
+@pytest.mark.parametrize("name", FOLDERS, scope="module")
+def test_the_image_processor_of_transformers_agrees_where_it_needs_no_pytorch(name, encoder, images):
+  transformers = pytest.importorskip("transformers")
+  kind = "Bit" if "dino" in name else "Siglip" if "siglip" in name else "CLIP"
+  chosen = getattr(transformers, f"{kind}ImageProcessorPil", None) or getattr(transformers, f"{kind}ImageProcessor")
+  processor = chosen.from_pretrained(DATA / name)
+  wanted = processor(images=images, return_tensors="np", input_data_format="channels_last")["pixel_values"]
+  pixels = np.stack([encoder.prepare(image) for image in images])
+  got = np.asarray(encoder._pixels.normalise(pixels)).transpose(0, 3, 1, 2)
+  np.testing.assert_allclose(got, wanted, atol=1e-6)
