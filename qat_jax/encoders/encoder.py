@@ -56,11 +56,13 @@ class TowerEncoder:
     numbers = jnp.dtype(dtype)
 
     def image_features(params: dict, pixels_BPP3: jax.Array) -> jax.Array:
-      return normalise(VisionTower(vision, numbers).apply({"params": params}, pixels.normalise(pixels_BPP3)))
+      feature_BD: Any = VisionTower(vision, numbers).apply({"params": params}, pixels.normalise(pixels_BPP3))
+      return normalise(feature_BD)
 
     def text_features(params: dict, ids_BL: jax.Array) -> jax.Array:
       assert text is not None
-      return normalise(TextTower(text, numbers).apply({"params": params}, ids_BL))
+      feature_BD: Any = TextTower(text, numbers).apply({"params": params}, ids_BL)
+      return normalise(feature_BD)
 
     self.image_features = jax.jit(image_features)  # (params["vision"], uint8 BPP3) → BD
     self.text_features = jax.jit(text_features)  # (params["text"], int32 BL) → BD

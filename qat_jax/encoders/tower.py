@@ -189,17 +189,26 @@ class Attention(nn.Module):
     query, key, value = (qkv[:, :, i] for i in range(3))
     if asking:
       query, key, value = query[:, :asking], key[:, asking:], value[:, asking:]
-    query *= (s.width // s.heads) ** -0.5
-    score_BHLM = self._product("BLHC,BMHC->BHLM", query, key)
-    if s.causal:
-      seen = np.tri(length, dtype=bool)
-      score_BHLM = jnp.where(seen, score_BHLM, -jnp.inf)
-    seen_BLHC = self._product("BHLM,BMHC->BLHC", nn.softmax(score_BHLM, axis=-1), value)
+    attend = functools.partial(_attend, causal=s.causal, dtype=self.dtype)
+    # CPUs are two to ten times faster at one image after another, which stays in their caches.
+    one_by_one = lambda *qkv: jax.lax.map(lambda each: attend(*each), qkv)
+    seen_BLHC = jax.lax.platform_dependent(query, key, value, cpu=one_by_one, default=jax.vmap(attend))
     return _dense(s.width, self.dtype, "out")(seen_BLHC.reshape(batch, -1, s.width))
 
-  def _product(self, formula: str, *factors: jax.Array) -> jax.Array:
-    product = functools.partial(jnp.einsum, formula, preferred_element_type=jnp.float32)
-    return _summed_in_float32(product, *factors, dtype=self.dtype)
+
+def _attend(
+  query_LHC: jax.Array, key_MHC: jax.Array, value_MHC: jax.Array, causal: bool, dtype: jnp.dtype
+) -> jax.Array:
+  """Returns what the tokens of one image or text see of each other (LHC)."""
+  query_HLC, key_HMC, value_HMC = (x.swapaxes(0, 1) for x in (query_LHC, key_MHC, value_MHC))
+  product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+  scores = functools.partial(product, "HLC,HMC->HLM")
+  score_HLM = _summed_in_float32(scores, query_HLC * query_HLC.shape[-1] ** -0.5, key_HMC, dtype=dtype)
+  if causal:
+    score_HLM = jnp.where(np.tri(len(query_LHC), dtype=bool), score_HLM, -jnp.inf)
+  means = functools.partial(product, "HLM,HMC->HLC")
+  seen_HLC = _summed_in_float32(means, nn.softmax(score_HLM, axis=-1), value_HMC, dtype=dtype)
+  return seen_HLC.swapaxes(0, 1)
 
 
 class Mlp(nn.Module):

@@ -78,12 +78,13 @@ def _lengths(path: pathlib.Path) -> str:
   size = path.stat().st_size
   with open(path, "rb") as file:
     header = int.from_bytes(file.read(8), "little")
-    try:
-      described = json.loads(file.read(header)) if header < size else None
-      ends = [x["data_offsets"][1] for name, x in described.items() if name != "__metadata__"]
-      return f"by its header it has {8 + header + max(ends, default=0)} bytes, on disk {size}"
-    except (ValueError, AttributeError, KeyError, IndexError, TypeError):
+    if header > size - 8:
       return f"its header would have {header} bytes, the file has {size}"
+    try:
+      ends = [x["data_offsets"][1] for name, x in json.loads(file.read(header)).items() if name != "__metadata__"]
+    except (ValueError, AttributeError, KeyError, IndexError, TypeError):
+      return f"its header is no description of tensors; the file has {size} bytes"
+  return f"by its header it has {8 + header + max(ends, default=0)} bytes, on disk {size}"
 
 
 def _msgpack(path: pathlib.Path) -> Tensors:

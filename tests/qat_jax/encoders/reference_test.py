@@ -2,6 +2,7 @@
 
 import pathlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -77,7 +78,7 @@ def test_logits_are_the_references(name, encoder, images, known):
 def test_pixels_of_another_size_meet_a_resampled_position_table(name, encoder, known):
   vision, _ = towers(read_config(DATA / name))
   pixels = known["other_pixel_values"].transpose(0, 2, 3, 1)
-  features = VisionTower(vision).apply({"params": encoder.params["vision"]}, pixels)
+  features = jax.jit(VisionTower(vision).apply)({"params": encoder.params["vision"]}, pixels)
   assert error(features / jnp.linalg.norm(features, axis=1, keepdims=True), known["other_image_embeds"]) < 1e-5
 
 
@@ -88,7 +89,7 @@ def test_half_precision_is_within_its_rounding(name, images, known):
     assert 1e-4 < error(half.texts(known["texts"].tolist()), known["text_embeds"]) < 0.02
 
 
-@pytest.mark.parametrize("name", ["clip", "clip_openclip"], scope="module")
+@pytest.mark.parametrize("name", ["clip"], scope="module")
 def test_the_flax_model_of_transformers_agrees_where_there_is_one(name, encoder, images, known):
   transformers = pytest.importorskip("transformers")
   if int(transformers.__version__.split(".")[0]) > 4:

@@ -1,0 +1,203 @@
+"""What the encoders cost and how exact they are: python -m eval.speed.encoders --torch_python ENVIRONMENT/bin/python.
+
+Without flags the speed of an image tower (B/16 at 224, random weights, batches of 32). --torch_python times PyTorch's
+reference in turn with it: a Python of a throw-away environment with torch and transformers. --load makes a
+SigLIP2-L/16-512 of random weights (3.5 GB on disk) and loads it in a process of its own. --reference DIR compares small
+checkpoints with what their vectors.npz say that the reference implementation computes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import pathlib
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from qat_jax.encoders import families, load_encoder, names
+from qat_jax.encoders.tower import Blocks, Text, Vision, VisionTower
+
+BASE = Vision(Blocks(768, 12, 12, 3072, "quick_gelu", 1e-5), 16, 14, "class", 512, patch_bias=False, pre_norm=True)
+# Answers every line that it reads with the seconds of one batch.
+TORCH = """
+import sys, time, torch
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+model = CLIPVisionModelWithProjection(CLIPVisionConfig(patch_size=16, projection_dim=512)).eval()
+pixels = torch.randn(int(sys.argv[1]), 3, 224, 224)
+with torch.inference_mode():
+  model(pixel_values=pixels)
+  print(torch.__version__, torch.get_num_threads(), flush=True)
+  for _ in sys.stdin:
+    began = time.perf_counter()
+    model(pixel_values=pixels)
+    print(time.perf_counter() - began, flush=True)
+"""
+LARGE = {
+  "model_type": "siglip",
+  "text_config": {
+    **{"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 24},
+    **{"max_position_embeddings": 64, "vocab_size": 256000, "model_type": "siglip_text_model"},
+  },
+  "vision_config": {
+    **{"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 24},
+    **{"image_size": 512, "patch_size": 16, "model_type": "siglip_vision_model"},
+  },
+}
+
+
+def ours(batch: int, vision: Vision = BASE) -> Callable[[], float]:
+  """Returns a function that encodes one batch of random pixels and returns the seconds; it is compiled here."""
+  side = vision.grid * vision.patch
+  pixels = jax.random.normal(jax.random.key(0), (batch, side, side, 3), jnp.float32)
+  tower = VisionTower(vision)
+  variables = jax.jit(tower.init)(jax.random.key(1), pixels[:1])
+  features = jax.jit(tower.apply)
+  jax.block_until_ready(features(variables, pixels))
+
+  def run() -> float:
+    began = time.perf_counter()
+    jax.block_until_ready(features(variables, pixels))
+    return time.perf_counter() - began
+
+  return run
+
+
+def speed(torch_python: str, batch: int, rounds: int) -> str:
+  """Returns images a second of our tower and, with a Python that has torch, of PyTorch's and the ratio."""
+  run = ours(batch)
+  if not torch_python:
+    return f"B/16 at 224, batch {batch}: {batch / statistics.median(run() for _ in range(rounds)):.2f} images a second"
+  command = [torch_python, "-c", TORCH, str(batch)]
+  with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as torch:
+    assert torch.stdin is not None and torch.stdout is not None
+    about = torch.stdout.readline().split()
+    if len(about) != 2:
+      raise ValueError(f"{torch_python} could not run torch with transformers; install both in an environment for it")
+    pairs = []
+    for _ in range(rounds):  # in turn, so that both meet the same machine
+      torch.stdin.write("\n")
+      torch.stdin.flush()
+      pairs.append((float(torch.stdout.readline()), run()))
+    torch.stdin.close()
+  theirs, own = (statistics.median(seconds) for seconds in zip(*pairs, strict=True))
+  ratio = statistics.median(theirs / own for theirs, own in pairs)
+  return (
+    f"B/16 at 224, batch {batch}, median of {rounds}: ours {batch / own:.2f} images a second, torch {about[0]} with "
+    f"{about[1]} threads {batch / theirs:.2f}, ratio {ratio:.2f}"
+  )
+
+
+def write_checkpoint(folder: pathlib.Path, config: dict[str, Any]) -> int:
+  """Writes a SigLIP of random weights with all that `load_encoder` wants, and returns the bytes of its weights."""
+  from tokenizers import Tokenizer
+  from tokenizers.models import WordLevel
+
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / "config.json").write_text(json.dumps(config))
+  (folder / "preprocessor_config.json").write_text(json.dumps({"size": {"height": 512, "width": 512}}))
+  (folder / "tokenizer_config.json").write_text(json.dumps({"pad_token": "<pad>"}))
+  Tokenizer(WordLevel({"<pad>": 0, "<unk>": 1}, unk_token="<unk>")).save(str(folder / "tokenizer.json"))
+  vision, text = families.towers(families.read_config(folder))
+  return _write_random(folder / "model.safetensors", vision, text)
+
+
+def _write_random(path: pathlib.Path, vision: Vision, text: Text | None) -> int:
+  """Writes tensors piece by piece, so that making them needs no memory to speak of."""
+  sizes: dict[str, tuple[int, ...]] = {}
+  for parameter, wanted in names.shapes(vision, text, "siglip").items():
+    stored = names.names(parameter, "siglip")
+    for name in stored:
+      sizes[name] = names.stored_shape(parameter, wanted.shape, len(stored), vision.patch)
+  header, end = {}, 0
+  for name, shape in sizes.items():
+    start, end = end, end + 4 * math.prod(shape)
+    header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
+  block = np.random.default_rng(0).normal(0, 0.02, 1 << 20).astype(np.float32).tobytes()
+  described = json.dumps(header).encode()
+  with open(path, "wb") as file:
+    file.write(len(described).to_bytes(8, "little") + described)
+    for start in range(0, end, len(block)):
+      file.write(block[: end - start])
+  return end
+
+
+def loading(folder: pathlib.Path) -> tuple[float, int]:
+  """Returns the seconds that `load_encoder` takes, and the bytes by which this process grew at most."""
+  from transformers import AutoConfig, PreTrainedTokenizerFast  # noqa: F401, what is not the weights comes before
+
+  jax.block_until_ready(jnp.zeros(1))
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  began = time.perf_counter()
+  load_encoder(str(folder))
+  return time.perf_counter() - began, 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+
+
+def errors(folder: pathlib.Path, dtype: str) -> dict[str, float]:
+  """Returns the largest difference of everything that vectors.npz has, relative to the largest magnitude there."""
+  known, encoder = np.load(folder / "vectors.npz"), load_encoder(str(folder), 8, dtype=dtype)
+  images = [Image.open(path).convert("RGB") for path in sorted((folder.parent / "images").iterdir())]
+  relative = lambda got, wanted: float(np.abs(got - wanted).max() / np.abs(wanted).max())
+  found = {"images": relative(encoder.images(images), known["image_embeds"])}
+  if "texts" in known:
+    found["texts"] = relative(encoder.texts(known["texts"].tolist()), known["text_embeds"])
+  vision, _ = families.towers(families.read_config(folder))
+  tower = VisionTower(vision, jnp.dtype(dtype))
+  pixels = known["other_pixel_values"].transpose(0, 2, 3, 1)
+  other = jax.jit(tower.apply)({"params": encoder.params["vision"]}, pixels)
+  unit = np.asarray(other) / np.linalg.norm(other, axis=1, keepdims=True)
+  return {**found, "another size": relative(unit, known["other_image_embeds"])}
+
+
+def table(root: pathlib.Path) -> str:
+  """Returns the errors of every reference checkpoint in a folder as a Markdown table; NaFlex is passed over."""
+  columns = ("images", "texts", "another size")
+  lines = [
+    "| checkpoint | " + " | ".join(f"{name}, {dtype}" for dtype in ("fp32", "bf16") for name in columns) + " |",
+    "|---" * 7 + "|",
+  ]
+  for path in sorted(root.glob("*/vectors.npz")):
+    if json.loads((path.parent / "config.json").read_text())["model_type"] in families.KNOWN:
+      both = [errors(path.parent, dtype) for dtype in ("float32", "bfloat16")]
+      cells = [f"{found[name]:.0e}" if name in found else "–" for found in both for name in columns]
+      lines.append(f"| `{path.parent.name}` | " + " | ".join(cells) + " |")
+  return "\n".join(lines)
+
+
+def main() -> None:
+  """Prints what the flags ask for."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--torch_python", default="", help="a Python with torch and transformers, to compare with")
+  parser.add_argument("--reference", type=pathlib.Path, help="a folder of small checkpoints with vectors.npz")
+  parser.add_argument("--load", action="store_true", help="load a large checkpoint of random weights")
+  parser.add_argument("--load_folder", type=pathlib.Path, help="load this one, in this process")
+  parser.add_argument("--batch", type=int, default=32)
+  parser.add_argument("--rounds", type=int, default=5)
+  flags = parser.parse_args()
+  if flags.reference:
+    print(table(flags.reference))
+  elif flags.load_folder:
+    print(json.dumps(loading(flags.load_folder)))
+  elif flags.load:
+    with tempfile.TemporaryDirectory() as folder:
+      size = write_checkpoint(pathlib.Path(folder) / "large", LARGE)
+      command = [sys.executable, "-m", "eval.speed.encoders", "--load_folder", f"{folder}/large"]
+      seconds, peak = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    print(f"SigLIP2-L/16-512, {size / 1e9:.2f} GB: loaded in {seconds:.1f} s, peak {peak / size:.2f} times the weights")
+  else:
+    print(speed(flags.torch_python, flags.batch, flags.rounds))
+
+
+if __name__ == "__main__":
+  main()

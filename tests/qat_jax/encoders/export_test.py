@@ -1,0 +1,32 @@
+"""What the encoders compute lowers for accelerators, which this machine does not have."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+from qat_jax.encoders.tower import Blocks, Text, TextTower, Vision, VisionTower
+
+BLOCKS = Blocks(16, 2, 2, 32, "gelu_pytorch_tanh", 1e-6)
+TOWERS = {
+  "siglip images": VisionTower(Vision(BLOCKS, 4, 2, "attention")),
+  "clip images": VisionTower(Vision(BLOCKS, 4, 2, "class", 8, patch_bias=False, pre_norm=True)),
+  "dinov2 images": VisionTower(
+    Vision(Blocks(16, 1, 2, 24, "swiglu", 1e-6, layer_scale=True), 4, 5, "class", registers=2, antialias=True)
+  ),
+  "siglip texts": TextTower(Text(BLOCKS, 50, 6, "last", 16, projection_bias=True)),
+  "clip texts": TextTower(Text(Blocks(16, 2, 2, 32, "quick_gelu", 1e-5, causal=True), 50, 6, "end", 16, end=49)),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", TOWERS)
+def test_a_tower_lowers_for_tpu_and_cuda(name, dtype):
+  tower = TOWERS[name].clone(dtype=jnp.dtype(dtype))
+  example = jnp.ones((2, 6), jnp.int32) if "texts" in name else jnp.ones((2, 8, 8, 3), jnp.float32)
+  variables = jax.eval_shape(tower.init, jax.random.key(0), example)
+  lowered = export.export(jax.jit(tower.apply), platforms=["tpu", "cuda"])(variables, example)
+  assert lowered.platforms == ("tpu", "cuda")
+  assert lowered.out_avals[0].dtype == np.float32
+  assert ("bf16" in lowered.mlir_module()) == (dtype == "bfloat16")
