@@ -21,7 +21,7 @@ Tree = TypeVar("Tree")  # a pytree of arrays
 class Checkpoints:
   """The checkpoints of one run: saved asynchronously, the newest two kept."""
 
-  def __init__(self, folder: pathlib.Path, made_with: Mapping[str, Any] | None = None) -> None:
+  def __init__(self, folder: pathlib.Path, made_with: Mapping[str, object] | None = None) -> None:
     """Opens the folder, or makes it. `made_with` is the fingerprint of all that the run reads, kept beside the states.
 
     Raises ValueError where there are checkpoints of another fingerprint.
@@ -41,7 +41,7 @@ class Checkpoints:
     step = self.manager.latest_step()
     return None if step is None else self.folder / str(step)
 
-  def save(self, step: int, state: Any) -> None:
+  def save(self, step: int, state: object) -> None:
     """Starts to save a pytree of arrays; returns before it is on disk."""
     self.manager.save(step, args=self._orbax.args.Composite(state=self._orbax.args.StandardSave(state)))
 

@@ -84,9 +84,7 @@ def _extract(source: str, folder: str, encoder: str, batch_size: int) -> str:
   from qat_jax.encoders import load_encoder
   from qat_jax.features.extraction import extract
 
-  pictures = FolderSource(source)
-  captioned = all(pictures.about(position)["caption"] for position in range(len(pictures)))
-  stores = extract(
-    pictures, load_encoder(encoder, batch_size), folder, ("img", "text") if captioned else ("img",), batch_size
-  )
+  pictures, model = FolderSource(source), load_encoder(encoder, batch_size)
+  captioned = model.max_tokens > 0 and all(pictures.about(position)["caption"] for position in range(len(pictures)))
+  stores = extract(pictures, model, folder, ("img", "text") if captioned else ("img",), batch_size)
   return f"{len(stores['img'])} pictures{' and their captions' if captioned else ''} are in {folder}"

@@ -34,7 +34,7 @@ _number = itertools.count()
 _ABSENT = object()
 
 
-def fingerprint(**reads: Any) -> dict[str, Any]:
+def fingerprint(**reads: object) -> dict[str, Any]:
   """Returns all that a stage reads, as JSON gives it back: settings, and the fingerprints of what it is made from.
 
   Raises TypeError for a value that is not made of mappings, sequences, numbers, text, None and paths.
@@ -42,14 +42,14 @@ def fingerprint(**reads: Any) -> dict[str, Any]:
   return json.loads(json.dumps(reads, default=_plain, sort_keys=True))
 
 
-def differences(made_with: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+def differences(made_with: Mapping[str, object], wanted: Mapping[str, object]) -> list[str]:
   """Returns what differs between two fingerprints, a text each: `noise.scale was 0.5, is 0.3`."""
   old, new = _leaves(fingerprint(**made_with)), _leaves(fingerprint(**wanted))
   names = [name for name in sorted(old.keys() | new.keys()) if old.get(name, _ABSENT) != new.get(name, _ABSENT)]
   return [f"{name} was {_shown(old, name)}, is {_shown(new, name)}" for name in names]
 
 
-def made(what: str | os.PathLike, made_with: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> bool:
+def made(what: str | os.PathLike, made_with: Mapping[str, object] | None, wanted: Mapping[str, object]) -> bool:
   """Says whether a result made with one fingerprint (None: there is no result) is what another one asks for.
 
   Where they differ, a line of the log names `what` and all differences: it has to be made anew.
@@ -62,7 +62,9 @@ def made(what: str | os.PathLike, made_with: Mapping[str, Any] | None, wanted: M
   return not differing
 
 
-def check_same(what: str | os.PathLike, made_with: Mapping[str, Any], wanted: Mapping[str, Any], advice: str) -> None:
+def check_same(
+  what: str | os.PathLike, made_with: Mapping[str, object], wanted: Mapping[str, object], advice: str
+) -> None:
   """Raises ValueError that names all differences and ends with the advice, where two fingerprints differ."""
   if differing := differences(made_with, wanted):
     raise ValueError(f"{what} was made with other inputs or settings: {'; '.join(differing)}. {advice}")
@@ -110,7 +112,7 @@ def write_whole(path: str | os.PathLike, *pieces: bytes | memoryview | np.ndarra
   return digest.hexdigest()
 
 
-def write_json(path: str | os.PathLike, content: Any) -> None:
+def write_json(path: str | os.PathLike, content: object) -> None:
   """Writes `content` as a JSON file, whole or not at all."""
   write_whole(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 

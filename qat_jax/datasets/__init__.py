@@ -7,10 +7,20 @@ A source is anything with `len(source)` and `source[i]` → {"id": str, "image":
 from __future__ import annotations
 
 import io
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image, ImageOps
+
+
+class Source(Protocol):
+  """N items, one record each; one whose records may change has `stamp(i)` too, all that decides what is read of i."""
+
+  def __len__(self) -> int:
+    """N."""
+
+  def __getitem__(self, position: int, /) -> dict[str, Any]:
+    """Returns the record of an item; raises UnreadableImage where its file cannot be read."""
 
 
 class UnreadableImage(ValueError):

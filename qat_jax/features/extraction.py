@@ -24,7 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tqdm
 
-from qat_jax.datasets import UnreadableImage, decode
+from qat_jax.datasets import Source, UnreadableImage, decode
+from qat_jax.encoders import Encoder
 from qat_jax.features.shards import INCOMPLETE, KINDS, META, check_rows, read_meta
 from qat_jax.features.store import FeatureStore
 from qat_jax.features.writer import FeatureWriter
@@ -37,8 +38,8 @@ TYPES = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64(
 
 
 def extract(
-  source: Any,
-  encoder: Any,
+  source: Source,
+  encoder: Encoder,
   folder: str | os.PathLike,
   kinds: Sequence[str] = KINDS,
   batch_size: int = 256,
@@ -72,8 +73,8 @@ def extract(
 class _Extraction:
   """One run over the missing shards."""
 
-  source: Any
-  encoder: Any
+  source: Source
+  encoder: Encoder
   writer: FeatureWriter
   plan: dict[str, Any]
   threads: int
@@ -192,7 +193,7 @@ class _Extraction:
     self.writer.finish({**about, **notes, "extraction": self.plan})
 
 
-def _read_ahead(source: Any, positions: Iterable[int], images: bool, threads: int, ahead: int) -> Iterator[Any]:
+def _read_ahead(source: Source, positions: Iterable[int], images: bool, threads: int, ahead: int) -> Iterator[Any]:
   """Yields the records at `positions` in order, their images decoded, or UnreadableImage in the place of one."""
   pool = concurrent.futures.ThreadPoolExecutor(threads)
   waiting: collections.deque[concurrent.futures.Future] = collections.deque()
@@ -207,7 +208,7 @@ def _read_ahead(source: Any, positions: Iterable[int], images: bool, threads: in
     pool.shutdown(cancel_futures=True)
 
 
-def _record(source: Any, position: int, images: bool = False) -> dict[str, Any] | UnreadableImage:
+def _record(source: Source, position: int, images: bool = False) -> dict[str, Any] | UnreadableImage:
   try:
     record = source[position]
     return {**record, "id": str(record["id"]), "image": decode(record) if images else None}
@@ -226,7 +227,7 @@ def _table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
 
 
 def _plan(
-  source: Any, encoder: Any, kinds: Sequence[str], batch_size: int, rows_per_shard: int, dtype: str
+  source: Source, encoder: Encoder, kinds: Sequence[str], batch_size: int, rows_per_shard: int, dtype: str
 ) -> dict[str, Any]:
   """Returns all that the bytes on disk depend on.
 

@@ -70,7 +70,7 @@ def mine(
   return SemiPositives(ids_NM, weights_NM)
 
 
-def save(semi: SemiPositives, path: str | os.PathLike, about: Mapping[str, Any] | None = None) -> None:
+def save(semi: SemiPositives, path: str | os.PathLike, about: Mapping[str, object] | None = None) -> None:
   """Writes semi-positives and what they were made with to an .npz file, whole or not at all."""
   buffer = io.BytesIO()
   np.savez(buffer, ids=semi.ids, weights=semi.weights, about=np.array(json.dumps(about or {}, sort_keys=True)))

@@ -85,7 +85,7 @@ def _stamp(about: os.stat_result) -> tuple[int, ...]:
   return about.st_ino, about.st_size, about.st_mtime_ns
 
 
-def as_table(columns: Mapping[str, Any] | pa.Table) -> pa.Table:
+def as_table(columns: Mapping[str, object] | pa.Table) -> pa.Table:
   """Returns metadata as a table; raises ValueError where the columns differ in length or none is `id`."""
   if isinstance(columns, pa.Table):
     table = columns

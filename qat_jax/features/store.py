@@ -180,7 +180,7 @@ class FeatureStore:
     """Raises ValueError that names repeated or missing ids."""
     check_ids(self.arrow_ids(), self.folder)
 
-  def write_meta(self, **extra: Any) -> None:
+  def write_meta(self, **extra: object) -> None:
     """Writes meta.json for a folder made elsewhere: counts, checksums, and what `extra` says (encoder=…, revision=…).
 
     Raises FileExistsError where there is one, since new checksums would hide damage.
@@ -239,8 +239,8 @@ class FeatureStore:
 def write_features(
   folder: str | os.PathLike,
   features: Mapping[str, np.ndarray | Iterable[np.ndarray]],
-  columns: Mapping[str, Any] | pa.Table,
-  meta: Mapping[str, Any] | None = None,
+  columns: Mapping[str, object] | pa.Table,
+  meta: Mapping[str, object] | None = None,
   rows_per_shard: int = ROWS_PER_SHARD,
 ) -> FeatureStore:
   """Writes features by kind (an array ND, or chunks of one that need not fit in memory) and returns their store.

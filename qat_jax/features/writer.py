@@ -71,7 +71,11 @@ class FeatureWriter:
     return [shard for shard in range(self.shards) if not self._note(shard).exists()]
 
   def write(
-    self, shard: int, features: Mapping[str, np.ndarray], columns: Mapping[str, Any] | pa.Table, report: Any = None
+    self,
+    shard: int,
+    features: Mapping[str, np.ndarray],
+    columns: Mapping[str, object] | pa.Table,
+    report: object = None,
   ) -> None:
     """Writes one shard: features by kind (ND each) and as many rows of metadata; `report` is kept until `finish`.
 

@@ -59,7 +59,7 @@ class Head:
     return fingerprint(form=self.form, settings=self.settings, variables=digest.hexdigest())
 
 
-def write_variables(folder: pathlib.Path, trees: Mapping[str, Any]) -> dict[str, str] | None:
+def write_variables(folder: pathlib.Path, trees: Mapping[str, object]) -> dict[str, str] | None:
   """Writes trees of arrays to a file named after its content; returns its name and checksum, None for no arrays."""
   leaves = jax.tree_util.tree_leaves_with_path(dict(trees))
   if not leaves:
@@ -95,7 +95,7 @@ def read_variables(
   )
 
 
-def check_shapes(saved: Any, wanted: Any, source: pathlib.Path) -> None:
+def check_shapes(saved: object, wanted: object, source: pathlib.Path) -> None:
   """Raises ValueError that names the first array in which two pytrees differ: there or not, and its shape."""
   got, want = _shapes(saved), _shapes(wanted)
   for name in sorted(got.keys() | want.keys()):
@@ -106,7 +106,7 @@ def check_shapes(saved: Any, wanted: Any, source: pathlib.Path) -> None:
       )
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+def _shapes(tree: object) -> dict[str, tuple[int, ...]]:
   return {name_of(path): tuple(x.shape) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
@@ -114,6 +114,6 @@ def _digest(data: bytes) -> str:
   return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-def name_of(path: Any) -> str:
+def name_of(path: tuple[object, ...]) -> str:
   """Returns the name of an array by its path in a pytree, the parts joined by "/"."""
   return jax.tree_util.keystr(path, simple=True, separator="/")
