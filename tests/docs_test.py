@@ -153,10 +153,10 @@ def arrays():
 
 
 def run_snippets(page, given):
-  """Runs the snippets of a page in order, in one namespace; a local folder stands in for the hub."""
+  """Runs the snippets of a page in order, in one namespace; what is here stands in for the hub."""
   for text in [text for name, text in SNIPPETS if name.rsplit(":", 1)[0] == page]:
     local = re.sub(r"hf://[\w./-]+", str(ROOT / "tests/data/reference_vectors/anchored"), text)
-    shutil.rmtree("gallery-mapped", ignore_errors=True)  # prepare() does not open what it made before, yet
+    local = re.sub(r"load_encoder\([^)]*\)", 'load_encoder("toy_clip")', local)
     exec(compile(local.replace(', revision="main"', ""), page, "exec"), given)
   return given
 
@@ -209,11 +209,12 @@ def test_a_pages_snippets_run(page, place):
   """With what the pages take as given: names of arrays, and folders of features in the working folder."""
   shutil.copytree("ROOT/test/gallery", "gallery")
   shutil.copytree("ROOT/test/text_queries", "queries")
-  given = arrays() | {"qat_jax": qat_jax, "np": np}
+  given = arrays() | {"qat_jax": qat_jax, "np": np, "picture": Image.new("RGB", (40, 30), "red")}
   given |= dict.fromkeys(("query_QD", "gallery_ND"), np.eye(32, dtype=np.float32))  # 32: the released reference's width
   if page == "docs/search.md":
     given["query_QD"] = rows(2, "test caption")[0]
-  assert "ranking" in run_snippets(page, given) or page == "docs/benchmarks.md"
+  run_snippets(page, given)
+  assert "ranking" in given or page in ("docs/benchmarks.md", "docs/encoders.md")
 
 
 def test_the_documented_command_for_pictures_of_ones_own_trains_an_adapter(tmp_path, monkeypatch):

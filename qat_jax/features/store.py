@@ -45,7 +45,8 @@ ROWS_PER_SHARD = 65536
 class FeatureStore:
   """The features of one kind in a folder (N rows, D wide) with the metadata of their items; read-only.
 
-  >>> written = write_features("shop", {"img": np.eye(2, 4)}, {"id": ["a", "b"], "instance": ["mug", "pot"]})
+  >>> columns = {"id": ["a", "b"], "instance": ["mug", "pot"]}
+  >>> written = write_features("shop", {"img": np.eye(2, 4, dtype=np.float32)}, columns)
   >>> store = FeatureStore.open("shop")
   >>> store[1:].shape, store.column("instance").tolist()
   ((1, 4), ['mug', 'pot'])
