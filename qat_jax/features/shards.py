@@ -161,6 +161,15 @@ def _squares(features_ND: np.ndarray) -> np.ndarray:
   return square_N
 
 
+def read_column(path: Path, name: str) -> pa.ChunkedArray:
+  """Returns a column of one metadata shard; raises KeyError where it has no such column."""
+  file = pq.ParquetFile(path)
+  if name not in file.schema_arrow.names:
+    raise KeyError(f"{path} has no column {name!r}, only {file.schema_arrow.names}, unlike the shards before it")
+  column = file.read(columns=[name]).column(0)  # as a dictionary it would lose what is missing on the way to NumPy
+  return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+
+
 def parquet_rows(path: Path) -> int:
   """Returns how many rows a Parquet file says it has; raises ValueError for one that cannot be read."""
   try:

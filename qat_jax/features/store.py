@@ -30,6 +30,7 @@ from qat_jax.features.shards import (
   describe,
   is_unit,
   parquet_rows,
+  read_column,
   read_meta,
   shard_files,
 )
@@ -137,7 +138,7 @@ class FeatureStore:
     """Returns a metadata column as Arrow holds it, read at each call; raises KeyError where there is none."""
     if name not in self.columns:
       raise KeyError(f"no metadata column {name!r} in {self.folder}; there are {self.columns}")
-    parts = [_read_column(path, name) for path in self.metadata_shards]
+    parts = [read_column(path, name) for path in self.metadata_shards]
     kind = next((part.type for part in parts if not pa.types.is_null(part.type)), pa.string())
     return pa.chunked_array([chunk.cast(kind) for part in parts for chunk in part.chunks], kind)
 
@@ -298,11 +299,3 @@ def prepared_features(
       columns, meta = {"id": [str(name) for name in getattr(gallery, "ids", range(len(gallery)))]}, {}
     meta = {**meta, "space": space, "normalised": True, "prepared": made_with}
     return write_features(folder, {kind: prepared}, columns, meta)
-
-
-def _read_column(path: Path, name: str) -> pa.ChunkedArray:
-  file = pq.ParquetFile(path)
-  if name not in file.schema_arrow.names:
-    raise KeyError(f"{path} has no column {name!r}, only {file.schema_arrow.names}, unlike the shards before it")
-  column = file.read(columns=[name]).column(0)  # as a dictionary it would lose what is missing on the way to NumPy
-  return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
