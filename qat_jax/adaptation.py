@@ -42,6 +42,10 @@ def fold(adaptation: Adaptation) -> jax.Array:
 
   q'·(T z) = (Tᵀ q')·z, so one ordinary inner-product index serves adapted queries. The length of T z is not in it;
   `qat_jax.score` has it.
+
+  >>> left_QDR, right_QDR = jnp.array([[[1.0], [0.0]]]), jnp.array([[[0.0], [2.0]]])  # T = [[1, 2], [0, 1]]
+  >>> print(fold(Adaptation(jnp.array([[1.0, 0.0]]), jnp.ones((1, 1)), left_QDR, right_QDR)))
+  [[1. 2.]]
   """
   chex.assert_rank([adaptation.query, adaptation.gate, adaptation.left, adaptation.right], [2, 2, 3, 3])
   low_QR = _einsum("QD,QDR->QR", adaptation.query, adaptation.left)
@@ -54,6 +58,11 @@ def score(adaptation: Adaptation, gallery_ND: jax.Array) -> jax.Array:
 
   By the factors, never by T: |T z|² = (g∘g)·(z∘z) + 2 (Lᵀ(g∘z))·(Rᵀz) + |L Rᵀz|², O(D·R) a query and item.
   An item that T maps to zero, as far as float32 can tell, scores near zero. Differentiable; keeps Q×N×R numbers.
+
+  >>> left_QDR, right_QDR = jnp.array([[[1.0], [0.0]]]), jnp.array([[[0.0], [0.75]]])  # T = [[1, 0.75], [0, 1]]
+  >>> adaptation = Adaptation(jnp.array([[1.0, 0.0]]), jnp.ones((1, 1)), left_QDR, right_QDR)
+  >>> [f"{cosine:.3f}" for cosine in score(adaptation, jnp.eye(2))[0]]  # the second item is mapped to (0.75, 1)
+  ['1.000', '0.600']
   """
   gate, left, right = adaptation.gate, adaptation.left, adaptation.right
   gallery_ND = gallery_ND.astype(jnp.float32)

@@ -8,7 +8,13 @@ import pytest
 
 import qat_jax
 
-HAVE_EXAMPLES = ("qat_jax", "qat_jax.features.store.FeatureStore", "qat_jax.features.store.write_features")
+HAVE_EXAMPLES = (
+  "qat_jax",
+  "qat_jax.adaptation.fold",
+  "qat_jax.adaptation.score",
+  "qat_jax.features.store.FeatureStore",
+  "qat_jax.features.store.write_features",
+)
 
 
 def found():
