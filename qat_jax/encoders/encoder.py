@@ -21,7 +21,7 @@ from PIL import Image
 from qat_jax import stages
 from qat_jax.adaptation import normalise
 from qat_jax.encoders import families, inputs, weights
-from qat_jax.encoders.tower import Text, TextTower, Vision, VisionTower
+from qat_jax.encoders.tower import Text, TextTower, Vision, VisionTower, in_parts
 
 TOY_CLIP = pathlib.Path(__file__).parent / "toy_clip"
 FILES = (
@@ -56,16 +56,20 @@ class TowerEncoder:
     numbers = jnp.dtype(dtype)
 
     def image_features(params: dict, pixels_BPP3: jax.Array) -> jax.Array:
-      feature_BD: Any = VisionTower(vision, numbers).apply({"params": params}, pixels.normalise(pixels_BPP3))
-      return normalise(feature_BD)
+      return normalise(in_parts(VisionTower(vision, numbers), params, pixels.normalise(pixels_BPP3), vision.tokens))
 
     def text_features(params: dict, ids_BL: jax.Array) -> jax.Array:
       assert text is not None
-      feature_BD: Any = TextTower(text, numbers).apply({"params": params}, ids_BL)
-      return normalise(feature_BD)
+      return normalise(in_parts(TextTower(text, numbers), params, ids_BL, text.tokens))
 
-    self.image_features = jax.jit(image_features)  # (params["vision"], uint8 BPP3) → BD
-    self.text_features = jax.jit(text_features)  # (params["text"], int32 BL) → BD
+    def shared(features: Callable[[dict, jax.Array], jax.Array]) -> Callable[[dict, jax.Array], jax.Array]:
+      whole, rows = PartitionSpec(), PartitionSpec("device")
+      return jax.jit(
+        jax.shard_map(features, mesh=self._rows.mesh, in_specs=(whole, rows), out_specs=rows, check_vma=False)
+      )
+
+    self.image_features = shared(image_features)  # (params["vision"], uint8 BPP3) → BD
+    self.text_features = shared(text_features)  # (params["text"], int32 BL) → BD
 
   def prepare(self, image: Image.Image) -> np.ndarray:
     """Returns an RGB picture as the pixels of the tower's size (uint8, PP3); safe to call from many threads."""

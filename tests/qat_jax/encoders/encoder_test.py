@@ -14,8 +14,9 @@ from safetensors.numpy import load_file
 
 from qat_jax.datasets.toybox.objects import families
 from qat_jax.datasets.toybox.render import render
-from qat_jax.encoders import load_encoder
+from qat_jax.encoders import load_encoder, tower
 from qat_jax.encoders.encoder import TOY_CLIP
+from qat_jax.encoders.tower import Blocks, Vision, VisionTower
 
 DATA = pathlib.Path(__file__).parents[2] / "data"
 TEXTS = ["a red star", "a photo of a blue circle, a green box on the left", "eine Katze auf der Straße"]
@@ -66,6 +67,16 @@ def test_nothing_in_gives_nothing_out(encoder):
 def test_images_of_any_size_are_taken(encoder):
   shapes = [(100, 40), (30, 64), (1, 90), (90, 3)]
   assert encoder.images([Image.new("RGB", shape) for shape in shapes]).shape == (4, encoder.width)
+
+
+def test_a_batch_in_parts_has_the_features_of_the_whole(monkeypatch):
+  settings = Vision(Blocks(8, 1, 2, 16, "gelu", 1e-5), 4, 2, "class")
+  pixels = jax.random.normal(jax.random.key(0), (6, 8, 8, 3))
+  params = VisionTower(settings).init(jax.random.key(1), pixels)["params"]
+  whole = VisionTower(settings).apply({"params": params}, pixels)
+  for most in (1, 2 * settings.tokens, 5 * settings.tokens):  # 1, 2 and 3 items a part: what 6 is a multiple of
+    monkeypatch.setattr(tower, "PART", most)
+    np.testing.assert_allclose(tower.in_parts(VisionTower(settings), params, pixels, settings.tokens), whole, atol=1e-6)
 
 
 def test_pictures_may_be_prepared_beforehand_in_other_threads(encoder, images):

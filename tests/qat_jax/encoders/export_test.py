@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import export
 
-from qat_jax.encoders.tower import Blocks, Text, TextTower, Vision, VisionTower
+from qat_jax.encoders.tower import Blocks, Text, TextTower, Vision, VisionTower, in_parts
 
 BLOCKS = Blocks(16, 2, 2, 32, "gelu_pytorch_tanh", 1e-6)
 TOWERS = {
@@ -25,8 +25,9 @@ TOWERS = {
 def test_a_tower_lowers_for_tpu_and_cuda(name, dtype):
   tower = TOWERS[name].clone(dtype=jnp.dtype(dtype))
   example = jnp.ones((2, 6), jnp.int32) if "texts" in name else jnp.ones((2, 8, 8, 3), jnp.float32)
-  variables = jax.eval_shape(tower.init, jax.random.key(0), example)
-  lowered = export.export(jax.jit(tower.apply), platforms=["tpu", "cuda"])(variables, example)
+  params = jax.eval_shape(tower.init, jax.random.key(0), example)["params"]
+  features = jax.jit(lambda params, items: in_parts(tower, params, items, 6))
+  lowered = export.export(features, platforms=["tpu", "cuda"])(params, example)
   assert lowered.platforms == ("tpu", "cuda")
   assert lowered.out_avals[0].dtype == np.float32
   assert ("bf16" in lowered.mlir_module()) == (dtype == "bfloat16")
