@@ -1,1 +1,36 @@
 """Recipes: one file each, whose docstring gives the command, the time it takes and the result to expect."""
+
+from __future__ import annotations
+
+import pathlib
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from qat_jax.runs import explained
+
+
+def parsed(argv: list[str]) -> list[str]:
+  """Parses flags for app.run as absl does; a config that is no file, or lacks a key, ends the program in one line."""
+  with explained():
+    try:
+      rest = app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError) as error:
+      raise ValueError(f"the config has no such key: {_said(error)}; configs/features.py has all") from error
+    recipe = config_flags.get_config_filename(flags.FLAGS["config"])
+    if not pathlib.Path(recipe).is_file():
+      raise FileNotFoundError(f"--config is {recipe!r}, and there is no such file; the recipes are in configs/")
+  return rest
+
+
+def workdir() -> pathlib.Path:
+  """Returns the working folder that the flags name: runs/<recipe> where they do not."""
+  recipe = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+  return pathlib.Path(flags.FLAGS.workdir or f"runs/{recipe}")
+
+
+def _said(error: BaseException) -> str:
+  """Returns the message of an error that may wrap another, on one line."""
+  while error.args and isinstance(error.args[0], BaseException):
+    error = error.args[0]
+  return " ".join(str(error.args[0]).split())

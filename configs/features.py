@@ -4,7 +4,8 @@ Command:   python -m train.main --config configs/features.py --config.data.root=
            python -m eval.main  --config configs/features.py --config.data.root=FOLDER --workdir runs/mine
 The folder's layout: docs/data.md. Hardware, time and result: docs/results.md.
 
-Every other recipe starts from this one and changes what differs, so this is also the list of all that can be set.
+Every other recipe starts from this one and changes what differs, so this is also the list of all that can be set:
+another key is refused.
 """
 
 from ml_collections import ConfigDict
@@ -81,4 +82,6 @@ def get_config() -> ConfigDict:
       "methods": ("plain", "static", "query_only", "neighbours", "adapted", "adapted_shortlist"),
     }
   )
+  config.lock()
+  config.forms.unlock()  # a form takes settings that are not listed here
   return config

@@ -12,11 +12,11 @@ import pathlib
 
 import numpy as np
 
-from eval.failure import explained
 from eval.methods import STATIC
 from qat_jax.adapter import load
 from qat_jax.features.retrieval_set import RetrievalSet
 from qat_jax.metrics import paired_interval
+from qat_jax.runs import explained
 from qat_jax.validation import Validator
 
 HEADER = "| form | parameters | trained, s | val | test | − static | − query only |\n|---|---|---|---|---|---|---|"
@@ -24,14 +24,13 @@ HEADER = "| form | parameters | trained, s | val | test | − static | − query
 
 def precisions(runs: list[pathlib.Path], query_type: str, validator: Validator) -> dict[str, list[np.ndarray]]:
   """Returns form → the average precision of each test query (Q) in each run that has the form."""
-  found: dict[str, list[np.ndarray]] = {}
+  by_form: dict[str, list[np.ndarray]] = {}
   for run in runs:
     for path in sorted((run / "candidates" / query_type).glob("*/adapter.json")):
       adapter = load(path.parent)
       head = adapter.head(query_type)
-      value_Q = validator.precisions(head.module(adapter.width), head.variables)
-      found.setdefault(path.parent.name, []).append(value_Q)
-  return found
+      by_form.setdefault(path.parent.name, []).append(validator.precisions(head))
+  return by_form
 
 
 def about(runs: list[pathlib.Path], query_type: str, form: str) -> dict[str, float]:
@@ -83,8 +82,8 @@ def main() -> None:
   options = parser.parse_args()
   with explained():
     split = RetrievalSet.open(options.root).split("test")
-    for query_type, queries in split.queries.items():
-      validator = Validator(queries[:], split.gallery[:], split.relevance(query_type), limit=0, seed=0)
+    for query_type in split.queries:
+      validator = Validator.of(split, query_type, limit=0, seed=0)
       print(f"{query_type} queries, {len(validator.query_QD):,}\n\n{table(options.runs, query_type, validator)}\n")
 
 

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from qat_jax.adapter import Adapter
 
 RESIDENT = 1 << 30  # bytes of float32: a smaller gallery lies on the device
-HELD = 0.25  # of the device's memory: what a method that cannot stream may hold as its gallery
-
-
-def held_limit() -> float:
-  """Returns the bytes of float32 that a method which cannot stream may hold: HELD of the device's memory."""
-  device = jax.local_devices()[0].memory_stats() or {}
-  return HELD * device.get("bytes_limit", os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
 def size_of(gallery: Any) -> int:

@@ -1,11 +1,10 @@
 """Measures a trained run:  python -m eval.main --config configs/demo.py --workdir runs/demo"""
 
-import pathlib
-
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from eval.failure import explained, parsed
+import configs
+from qat_jax.runs import explained
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "The recipe that the run was trained with.", lock_config=True)
@@ -17,11 +16,10 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments {argv[1:]}")
   from eval.pipeline import evaluate
-  from eval.report.results import table_text
+  from eval.report.tables import table_text
 
   logging.set_verbosity(logging.WARNING)
-  name = pathlib.Path(config_flags.get_config_filename(FLAGS["config"])).stem
-  workdir = pathlib.Path(FLAGS.workdir or f"runs/{name}")
+  workdir = configs.workdir()
   with explained():
     rows = evaluate(FLAGS.config, workdir)
   print(table_text(rows))
@@ -30,4 +28,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   flags.mark_flag_as_required("config")
-  app.run(main, flags_parser=parsed)
+  app.run(main, flags_parser=configs.parsed)

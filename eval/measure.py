@@ -1,70 +1,170 @@
-"""One method on one problem: what is kept of it, or else its ranking made and measured, and kept."""
+"""One method on one problem: its results from the cache, or else its ranking made, timed and measured.
+
+Results lie in a file of their own for each method, so that an evaluation that was killed goes on where it stopped. A
+file counts only under the key that it was written with: a digest of all that decides it.
+"""
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import io
+import json
 import pathlib
 import shutil
+import time
+import zipfile
+from collections.abc import Iterable
+from typing import Any
 
+import jax
 import numpy as np
 
-from eval import cache as kept
 from eval import methods
 from eval.problem import Problem, files_below
-from eval.report.results import MethodResult, method_name, own_figures
+from eval.ranking import Method
+from eval.report.results import Result, own_figures
+from eval.report.tables import method_name
+from qat_jax.adapter import Adapter
 from qat_jax.metrics import recall_at
+from qat_jax.stages import write_whole
+from qat_jax.types import Ranking
+
+FORMAT = 2  # of the files
+ROOT = pathlib.Path(__file__).parents[1]
+CODE = ("eval/baselines", "eval/benchmarks", "qat_jax")  # with the files below: what decides results, of the code
+CODE_FILES = ("galleries", "measure", "methods", "problem", "ranking")
+SHOWN = 100  # of each query's ranking: enough for a contact sheet
+TIMED_QUERIES, TIMED_K = 64, 100
+LONG = 60.0  # seconds: a ranking that took longer is its own timing
 
 
-def kept_or_measured(name: str, bench: methods.Bench, folder: pathlib.Path) -> kept.Found | str:
-  """Returns what the method found, from `folder` if it is there; or in words why it cannot be run."""
-  path, key = folder / f"{name}.npz", key_of(name, bench)
-  found = kept.read(path, key)
-  if found is not None:
-    return found
+def cached_or_measured(
+  name: str, run: methods.Run, problem: Problem, settings: dict, folder: pathlib.Path
+) -> list[Result] | str:
+  """Returns a method's results, one for each task, from `folder` if they are there; or in words why it cannot be run.
+
+  `settings` are those of the config that decide the results.
+  """
+  path, key = folder / f"{name}.npz", key_of(name, run, problem, settings)
+  results = read(path, key)
+  if results is not None:
+    return results
   try:
-    answer = methods.answer(name, bench)
+    method = methods.method(name, run, problem)
+    outcome = method if isinstance(method, str) else measured(name, method, problem)
   finally:
-    shutil.rmtree(bench.scratch, ignore_errors=True)
-  if isinstance(answer, str):
-    return answer
-  found = measured(name, bench.problem, answer)
-  kept.write(path, key, found)
-  return found
+    shutil.rmtree(run.scratch, ignore_errors=True)
+  if not isinstance(outcome, str):
+    write(path, key, outcome)
+  return outcome
 
 
-def key_of(name: str, bench: methods.Bench) -> str:
-  """Returns a digest of all that decides what the method finds: code, config, adapter, candidates, and data."""
-  candidates = {p.parent.name: p.read_text() for p in sorted(bench.candidates.glob("*/adapter.json"))}
-  trained_on = files_below(bench.data.root) if bench.data is not None else ()
-  files = kept.of_files((*bench.problem.files, *trained_on))
-  return kept.key_of(name, kept.of_code(), bench.decided_by, kept.of_adapter(bench.adapter), candidates, files)
-
-
-def measured(name: str, problem: Problem, answer: methods.Answer) -> kept.Found:
-  """Returns what the metrics make of a ranking, for each task of the problem."""
-  ids_QK = answer.ranking.ids
-  results = [
-    MethodResult(
+def measured(name: str, method: Method, problem: Problem) -> list[Result]:
+  """Returns what the metrics make of a method's ranking, for each task of the problem, and what it cost."""
+  began = time.perf_counter()
+  search = method.prepare(problem.gallery)
+  offline = (method.seconds or 0.0) + time.perf_counter() - began
+  began = time.perf_counter()
+  whole = search(problem.query_QD, problem.depth)
+  taken = time.perf_counter() - began
+  milliseconds = 1e3 * taken / len(problem.query_QD)
+  if taken < LONG:
+    few_QD, k = problem.query_QD[:TIMED_QUERIES], min(TIMED_K, len(problem.gallery))
+    search(few_QD, k)  # compiles
+    times = []
+    for _ in range(3):
+      began = time.perf_counter()
+      jax.block_until_ready(search(few_QD, k))
+      times.append(time.perf_counter() - began)
+    milliseconds = 1e3 * sorted(times)[1] / len(few_QD)
+  ranking = problem.answered(Ranking(np.asarray(whole.ids), np.asarray(whole.scores)))
+  return [
+    Result(
       problem.query_type,
       name,
-      task.precision(answer.ranking),
-      recall_at(ids_QK, task.relevance, 1),
-      ms_per_query=answer.ms_per_query,
-      offline_seconds=answer.offline_seconds,
-      extra_bytes_per_item=answer.extra_bytes_per_item,
-      parameters=answer.parameters,
-      note=answer.note,
+      task.precision(ranking),
+      recall_at(ranking.ids, task.relevance, 1),
+      ms_per_query=milliseconds,
+      offline_seconds=offline,
+      extra_bytes_per_item=method.bytes_per_item,
+      parameters=method.parameters,
+      note=method.note,
       task=label,
-      figures=own_figures(problem.benchmark, task.score(answer.ranking)),
+      figures=own_figures(problem.benchmark, task.score(ranking)),
+      ids_QK=np.asarray(ranking.ids[:, :SHOWN], np.int32),
     )
     for label, task in problem.tasks.items()
   ]
-  return kept.Found(results, np.asarray(ids_QK[:, : kept.SHOWN], np.int32))
 
 
-def account(problem: Problem, name: str, outcome: kept.Found | str) -> str:
+def account(name: str, problem: Problem, outcome: list[Result] | str) -> str:
   """Returns a line that says what a method reached, or why it was not run."""
   start = f"{problem.name}: {method_name(name)}"
   if isinstance(outcome, str):
     return f"{start}: not run, {outcome}"
-  figures = ", ".join(f"{r.task} {100 * np.nanmean(r.ap_Q):.2f}".strip() for r in outcome.results)
-  return f"{start}: mAP x 100 {figures}; {outcome.results[0].ms_per_query:.3g} ms a query"
+  figures = ", ".join(f"{r.task} {100 * np.nanmean(r.ap_Q):.2f}".strip() for r in outcome)
+  return f"{start}: mAP x 100 {figures}; {outcome[0].ms_per_query:.3g} ms a query"
+
+
+def key_of(name: str, run: methods.Run, problem: Problem, settings: dict) -> str:
+  """Returns a digest of all that decides the method's results: code, config, adapter, candidates, and data."""
+  folder = run.candidates / problem.query_type
+  candidates = {p.parent.name: p.read_text() for p in sorted(folder.glob("*/adapter.json"))}
+  trained_on = files_below(run.data.root) if run.data is not None else ()
+  files = of_files((*problem.files, *trained_on))
+  parts = [FORMAT, name, of_code(), settings, of_adapter(run.adapter), candidates, files]
+  return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+@functools.cache
+def of_code() -> str:
+  """Returns a digest of the code that decides results; that of tables and plots is not in it."""
+  paths = [path for folder in CODE for path in sorted((ROOT / folder).rglob("*.py"))]
+  paths += [ROOT / "eval" / f"{name}.py" for name in CODE_FILES]
+  digest = hashlib.blake2b(digest_size=16)
+  for path in paths:
+    digest.update(path.read_bytes())
+  return digest.hexdigest()
+
+
+def of_adapter(adapter: Adapter) -> str:
+  """Returns a digest of what an adapter computes: forms, settings and parameters of its heads."""
+  digest = hashlib.blake2b(digest_size=16)
+  for name, head in sorted(adapter.heads.items()):
+    digest.update(json.dumps([name, head.form, head.settings], sort_keys=True).encode())
+    for leaf in jax.tree.leaves(head.variables):
+      digest.update(np.ascontiguousarray(leaf).tobytes())
+  return digest.hexdigest()
+
+
+def of_files(paths: Iterable[pathlib.Path]) -> list[list]:
+  """Returns name, size and time of change of each file."""
+  return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
+
+
+def read(path: pathlib.Path, key: str) -> list[Result] | None:
+  """Returns the results in a file of that key; None where there is nothing, or something of another key."""
+  try:
+    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+      about = json.loads(str(file["about"]))
+      if about["key"] != key:
+        return None
+      return [
+        Result(ap_Q=file[f"ap_{i}"], recall1_Q=file[f"recall1_{i}"], ids_QK=file["ids"], **scalars)
+        for i, scalars in enumerate(about["results"])
+      ]
+  except (FileNotFoundError, zipfile.BadZipFile, KeyError, ValueError, TypeError):
+    return None
+
+
+def write(path: pathlib.Path, key: str, results: list[Result]) -> None:
+  """Writes results, whole or not at all."""
+  arrays: dict[str, Any] = {"ids": results[0].ids_QK}
+  for i, result in enumerate(results):
+    arrays |= {f"ap_{i}": result.ap_Q, f"recall1_{i}": result.recall1_Q}
+  scalars = [{k: v for k, v in vars(r).items() if k not in ("ap_Q", "recall1_Q", "ids_QK")} for r in results]
+  buffer = io.BytesIO()
+  np.savez(buffer, about=np.array(json.dumps({"key": key, "results": scalars})), **arrays)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  write_whole(path, buffer.getvalue())

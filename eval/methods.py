@@ -1,13 +1,14 @@
-"""The rows of the table: each method answers the same queries on the same gallery, and is timed the same way.
+"""The rows of the table: a head and a gallery, or another way to search; every method answers the same queries.
 
-The rows made of adapters are here; the baselines are in eval/baselines, fitted on the run's training features.
+Heads come from the run's adapter and candidates, or are fitted on its training features (qat_jax/fit); ways to search
+lie in eval/baselines.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.util
-import itertools
+import os
 import pathlib
 import time
 from collections.abc import Callable, Iterable
@@ -18,57 +19,65 @@ import numpy as np
 
 import qat_jax
 from eval import galleries
-from eval.baselines import FITS
-from eval.baselines.types import Baseline, Gallery, Search, Train
+from eval.baselines import diffusion, expansion
 from eval.problem import Problem
-from eval.ranking import ranked
+from eval.ranking import Method, Search, ranked
 from eval.report.results import METHOD_NAMES
 from qat_jax.adapter import Adapter, Head, load
 from qat_jax.features.retrieval_set import RetrievalSet
-from qat_jax.models import forms as hypernetwork
+from qat_jax.fit import discriminant, linear, memory, whitening
+from qat_jax.fit.training import PLAIN, Training
+from qat_jax.models import forms
 from qat_jax.search.index import SMALL
 from qat_jax.types import Ranking
 from qat_jax.validation import Validator
 
-TIMED_QUERIES, TIMED_K = 64, 100
-LONG = 60.0  # seconds: a ranking that took longer is its own timing
 GIB = 1 << 30
 SCANN = 8 * GIB  # bytes of float32: a larger gallery is searched exactly, streamed
-GRAPHS = ("diffusion", "diffusion_shortlist")
+HELD = 0.25  # of the device's memory: what a method that cannot stream may hold as its gallery
 GRAPH_ITEMS = 200_000  # a graph of more takes hours: every pair of items is compared
+NO_FEATURES = "there are no training features to fit it on; give --config.data.root=FOLDER"
+CANNOT = "it cannot be fitted on this training set"
 STATIC = ("static", "static_mapped", "closed_form_both")
 QUERY_ONLY = ("query_only", "closed_form")
+HEADS: dict[str, Callable[[Training, Validator], Head | None]] = {
+  "neighbours": memory.neighbours,
+  "whitening": whitening.fit,
+  "lda": discriminant.both_sides,
+  "lda_query": discriminant.query_alone,
+  "ilias_linear": linear.fit,
+}
+SEARCHES: dict[str, Callable[[Validator], Method | None]] = {
+  "query_expansion": expansion.fit,
+  "diffusion": diffusion.fit,
+  "diffusion_shortlist": diffusion.fit_shortlist,
+}
 
 
-class Bench(NamedTuple):
-  """What the methods of one problem are made from."""
+class Run(NamedTuple):
+  """A trained run, which methods are made from."""
 
-  problem: Problem
   adapter: Adapter
   candidates: pathlib.Path
   data: RetrievalSet | None  # None where the adapter came without its training features
-  validation: Callable[[], Validator]
   shortlist: int
+  validation: int  # queries that baselines are tuned on: those that training validated on
+  seed: int
   scratch: pathlib.Path  # for galleries that are mapped into a file
-  decided_by: dict  # of the config: what decides the results
 
+  def candidate(self, query_type: str, name: str) -> Adapter | None:
+    """Returns a candidate of training; None where there is none of that name."""
+    folder = self.candidates / query_type / name
+    return load(folder) if name and (folder / "adapter.json").exists() else None
 
-class Method(NamedTuple):
-  """A method that is fitted; `seconds` is how long training it took, None where that happened just now."""
+  def served(self, query_type: str) -> str:
+    """Returns the name of the candidate that the adapter serves; "" where it does not say."""
+    return self.adapter.info.get("chosen", {}).get(query_type, {}).get("name", "")
 
-  baseline: Baseline
-  seconds: float | None
-
-
-class Answer(NamedTuple):
-  """A method's ranking of the gallery, and its costs."""
-
-  ranking: Ranking
-  ms_per_query: float
-  offline_seconds: float
-  parameters: int | None
-  extra_bytes_per_item: float | None
-  note: str
+  def seconds(self, query_type: str) -> float:
+    """Returns how long what the adapter serves was trained; 0 where that is not known."""
+    candidate = self.candidate(query_type, self.served(query_type))
+    return candidate.info["offline_seconds"] if candidate else 0.0
 
 
 def chosen(names: Iterable[str]) -> tuple[str, ...]:
@@ -85,125 +94,105 @@ def chosen(names: Iterable[str]) -> tuple[str, ...]:
   return names
 
 
-def answer(name: str, bench: Bench) -> Answer | str:
-  """Returns what a method does with the problem, or in words why it cannot be run."""
-  items, size = len(bench.problem.gallery), galleries.size_of(bench.problem.gallery)
-  if name in GRAPHS and items > GRAPH_ITEMS:
+def method(name: str, run: Run, problem: Problem) -> Method | str:
+  """Returns a method, fitted, with how long that took; or in words why it cannot be run on the problem."""
+  items, size = len(problem.gallery), galleries.size_of(problem.gallery)
+  if name.startswith("diffusion") and items > GRAPH_ITEMS:
     return (
       f"its graph compares every pair of items, and the gallery has {items:,}; it is run on {GRAPH_ITEMS:,} at most"
     )
-  if name in FITS and size > galleries.held_limit():
-    return (
-      f"it holds the gallery, {size / GIB:.1f} GiB as float32, and may hold {galleries.held_limit() / GIB:.1f} here"
-    )
+  if name in SEARCHES and size > held_limit():
+    return f"it holds the gallery, {size / GIB:.1f} GiB as float32, and may hold {held_limit() / GIB:.1f} here"
   began = time.perf_counter()
-  method = METHODS[name](bench)
-  if isinstance(method, str):
-    return method
-  seconds = time.perf_counter() - began if method.seconds is None else method.seconds
-  began = time.perf_counter()
-  search = method.baseline.index(bench.problem.gallery)
-  return _answered(bench.problem, method.baseline, search, seconds + time.perf_counter() - began)
+  made = METHODS[name](run, problem)
+  if isinstance(made, str) or made.seconds is not None:
+    return made
+  return made._replace(seconds=time.perf_counter() - began)
 
 
-def _answered(problem: Problem, baseline: Baseline, search: Search, offline: float) -> Answer:
-  query_QD = problem.query_QD
-  began = time.perf_counter()
-  ranking = search(query_QD, problem.depth)
-  taken = time.perf_counter() - began
-  milliseconds = 1e3 * taken / len(query_QD)
-  if taken < LONG:
-    few_QD, k = query_QD[:TIMED_QUERIES], min(TIMED_K, len(problem.gallery))
-    search(few_QD, k)  # compiles
-    times = []
-    for _ in range(3):
-      began = time.perf_counter()
-      jax.block_until_ready(search(few_QD, k))
-      times.append(time.perf_counter() - began)
-    milliseconds = 1e3 * sorted(times)[1] / len(few_QD)
-  ids_QK, score_QK = np.asarray(ranking.ids), np.asarray(ranking.scores)
-  return Answer(
-    problem.answered(Ranking(ids_QK, score_QK)),
-    milliseconds,
-    offline,
-    baseline.parameters,
-    baseline.extra_bytes_per_item,
-    baseline.note,
-  )
+def held_limit() -> float:
+  """Returns the bytes of float32 that a method which cannot stream may hold: HELD of the device's memory."""
+  device = jax.local_devices()[0].memory_stats() or {}
+  return HELD * device.get("bytes_limit", os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
-def plain(bench: Bench) -> Method:
+def plain(run: Run, problem: Problem) -> Method:
   """The frozen features: cosine."""
-  head = Head("plain", {}, {"params": {}, "constants": {}})
-  return _whole_gallery(bench, Adapter(bench.adapter.width, {bench.problem.query_type: head}), "")
+  return of_head(PLAIN, run, problem)._replace(seconds=0.0)
 
 
-def static(bench: Bench) -> Method | str:
+def static(run: Run, problem: Problem) -> Method | str:
   """A linear map for all queries, with or without one for the gallery: the best on validation."""
-  return _best_candidate(bench, STATIC)
+  return _best_candidate(run, problem, STATIC)
 
 
-def query_only(bench: Bench) -> Method | str:
+def query_only(run: Run, problem: Problem) -> Method | str:
   """A better query vector on an untouched gallery, T = I, of the adapter's size: the best on validation."""
-  return _best_candidate(bench, QUERY_ONLY)
+  return _best_candidate(run, problem, QUERY_ONLY)
 
 
-def adapted(bench: Bench) -> Method:
+def adapted(run: Run, problem: Problem) -> Method:
   """What the adapter serves, over the whole gallery."""
-  name = bench.adapter.info.get("chosen", {}).get(bench.problem.query_type, {}).get("name", "")
-  return _whole_gallery(bench, bench.adapter, f"serves {name}" if name else "", name)
+  name = run.served(problem.query_type)
+  made = of_head(run.adapter.head(problem.query_type), run, problem)
+  return made._replace(note=f"serves {name}" if name else "", seconds=run.seconds(problem.query_type))
 
 
-def adapted_shortlist(bench: Bench) -> Method:
+def adapted_shortlist(run: Run, problem: Problem) -> Method:
   """What the adapter serves, on a shortlist: the folded query's items, then the exact adapted score."""
-  return _shortlisted(bench, rerank=True)
+  return _shortlisted(run, problem, rerank=True)
 
 
-def fold_only(bench: Bench) -> Method:
+def fold_only(run: Run, problem: Problem) -> Method:
   """The same shortlist in its own order: inner products with the folded query, without the length of T z."""
-  return _shortlisted(bench, rerank=False)
+  return _shortlisted(run, problem, rerank=False)
 
 
-def baseline(name: str, bench: Bench) -> Method | str:
-  """A baseline of eval/baselines, fitted on the training features and tuned on validation."""
-  data, query_type = bench.data, bench.problem.query_type
-  if data is None:
-    return "there are no training features to fit it on; give --config.data.root=FOLDER"
-  texts = None if data.train_texts is None else data.train_texts[:]
-  train = Train(query_type, texts, data.train_images[:], data.train_images.column("instance"))
-  fitted = FITS[name](train, bench.validation())
-  return "it cannot be fitted on this training set" if fitted is None else Method(fitted, None)
+def of_head(head: Head, run: Run, problem: Problem) -> Method:
+  """Returns the method that ranks the whole gallery, prepared as the head wants it."""
+  query_type = problem.query_type
+  adapter = Adapter(run.adapter.width, {query_type: head})
+
+  def prepare(gallery: Any) -> Search:
+    prepared = galleries.prepared(adapter, query_type, gallery, run.scratch)
+    return lambda query_QD, k: ranked(adapter(query_QD, query_type), prepared, k)
+
+  return Method(prepare, head.note, forms.parameters(head.variables))
 
 
-def _best_candidate(bench: Bench, names: tuple[str, ...]) -> Method | str:
-  found = [load(bench.candidates / name) for name in names if (bench.candidates / name / "adapter.json").exists()]
-  if not found:
+def fitted(fit: Callable[[Training, Validator], Head | None], run: Run, problem: Problem) -> Method | str:
+  """Returns the method of a head of qat_jax/fit, fitted on the training features and tuned on validation."""
+  if run.data is None:
+    return NO_FEATURES
+  head = fit(Training.of(run.data, problem.query_type), _validator(run, run.data, problem))
+  return CANNOT if head is None else of_head(head, run, problem)
+
+
+def tuned(fit: Callable[[Validator], Method | None], run: Run, problem: Problem) -> Method | str:
+  """Returns a way to search of eval/baselines, tuned on validation."""
+  return NO_FEATURES if run.data is None else fit(_validator(run, run.data, problem)) or CANNOT
+
+
+def _validator(run: Run, data: RetrievalSet, problem: Problem) -> Validator:
+  return Validator.of(data.split("val"), problem.query_type, run.validation, run.seed)
+
+
+def _best_candidate(run: Run, problem: Problem, names: tuple[str, ...]) -> Method | str:
+  there = [one for name in names if (one := run.candidate(problem.query_type, name)) is not None]
+  if not there:
     return f"none of {', '.join(names)} was trained in this run"
-  best = max(found, key=lambda adapter: adapter.info["val_map"])
-  return _whole_gallery(bench, best, best.info["name"], best.info["name"])
+  best = max(there, key=lambda adapter: adapter.info["val_map"])
+  made = of_head(best.head(problem.query_type), run, problem)
+  return made._replace(note=best.info["name"], seconds=best.info["offline_seconds"])
 
 
-def _whole_gallery(bench: Bench, adapter: Adapter, note: str, candidate: str = "") -> Method:
-  query_type = bench.problem.query_type
-
-  def index(gallery: Gallery) -> Search:
-    prepared = galleries.prepared(adapter, query_type, gallery, bench.scratch)
-
-    def search(query_QD: np.ndarray, k: int) -> Ranking:
-      return ranked(adapter(query_QD, query_type), prepared, k)
-
-    return search
-
-  return Method(Baseline(index, _parameters(bench, adapter), 0.0, note), _training_seconds(bench, candidate))
-
-
-def _shortlisted(bench: Bench, rerank: bool) -> Method:
-  adapter, query_type, gallery = bench.adapter, bench.problem.query_type, bench.problem.gallery
-  length = min(bench.shortlist, len(gallery))
+def _shortlisted(run: Run, problem: Problem, rerank: bool) -> Method:
+  adapter, query_type, gallery = run.adapter, problem.query_type, problem.gallery
+  length = min(run.shortlist, len(gallery))
   exact = galleries.size_of(gallery) > SCANN or importlib.util.find_spec("scann") is None
 
-  def index(gallery: Gallery) -> Search:
-    prepared = galleries.prepared(adapter, query_type, gallery, bench.scratch)
+  def prepare(gallery: Any) -> Search:
+    prepared = galleries.prepared(adapter, query_type, gallery, run.scratch)
     shortlister: Any = (qat_jax.ExactIndex if exact else qat_jax.ScannIndex).build(prepared)
 
     def search(query_QD: np.ndarray, k: int) -> Ranking:
@@ -217,8 +206,8 @@ def _shortlisted(bench: Bench, rerank: bool) -> Method:
 
   note = f"{'exact inner product' if exact else 'ScaNN'}'s {length:,} on the folded query"
   extra = 0.0 if exact else scann_bytes(len(gallery), adapter.width)
-  name = adapter.info.get("chosen", {}).get(query_type, {}).get("name", "")
-  return Method(Baseline(index, _parameters(bench, adapter), extra, note), _training_seconds(bench, name))
+  parameters = forms.parameters(adapter.head(query_type).variables)
+  return Method(prepare, note, parameters, extra, run.seconds(query_type))
 
 
 def scann_bytes(items: int, width: int) -> float:
@@ -229,21 +218,9 @@ def scann_bytes(items: int, width: int) -> float:
   return 4.0 * width + (0 if items < SMALL else width / 4)
 
 
-def _parameters(bench: Bench, adapter: Adapter) -> int:
-  return hypernetwork.parameters(adapter.head(bench.problem.query_type).variables)
-
-
-def _training_seconds(bench: Bench, candidate: str) -> float:
-  """Returns how long the candidate was trained; 0 where that is not known."""
-  folder = bench.candidates / candidate
-  return load(folder).info["offline_seconds"] if candidate and (folder / "adapter.json").exists() else 0.0
-
-
-_OURS: dict[str, Callable[[Bench], Method | str]] = {
-  f.__name__: f for f in (plain, static, query_only, adapted, adapted_shortlist, fold_only)
+_MADE: dict[str, Callable[[Run, Problem], Method | str]] = {
+  **{f.__name__: f for f in (plain, static, query_only, adapted, adapted_shortlist, fold_only)},
+  **{name: functools.partial(fitted, fit) for name, fit in HEADS.items()},
+  **{name: functools.partial(tuned, fit) for name, fit in SEARCHES.items()},
 }
-METHODS: dict[str, Callable[[Bench], Method | str]] = {
-  name: _OURS[name] if name in _OURS else functools.partial(baseline, name)
-  for name in METHOD_NAMES
-  if name in itertools.chain(_OURS, FITS)
-}
+METHODS = {name: _MADE[name] for name in METHOD_NAMES}  # in the order of the table

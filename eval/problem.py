@@ -7,7 +7,6 @@ problems. A retrieval set's test split has a problem for each type of query.
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +15,7 @@ from eval.benchmarks.task import Task
 from qat_jax.features.retrieval_set import RetrievalSet
 from qat_jax.features.store import FeatureStore
 from qat_jax.metrics import average_precision
-from qat_jax.types import Ranking
+from qat_jax.types import Ranking, Relevance
 
 PLACES = 1 << 28  # of a ranking (queries × depth): 2 GB
 
@@ -40,28 +39,28 @@ class Problem(NamedTuple):
     """Returns what counts of a ranking: all of it, or the query's candidates in its order."""
     if self.candidates is None:
       return ranking
-    rows = [np.isin(ids_K, own_C) for ids_K, own_C in zip(ranking.ids, self.candidates, strict=True)]
-    width = max(int(kept_K.sum()) for kept_K in rows)
-    ids_QK = np.full((len(rows), width), -1, np.int32)
-    score_QK = np.full((len(rows), width), -np.inf, np.float32)
-    for query, kept_K in enumerate(rows):
-      found = int(kept_K.sum())
-      ids_QK[query, :found], score_QK[query, :found] = ranking.ids[query][kept_K], ranking.scores[query][kept_K]
+    own = [np.isin(ids_K, own_C) for ids_K, own_C in zip(ranking.ids, self.candidates, strict=True)]
+    width = max(int(own_K.sum()) for own_K in own)
+    ids_QK = np.full((len(own), width), -1, np.int32)
+    score_QK = np.full((len(own), width), -np.inf, np.float32)
+    for query, own_K in enumerate(own):
+      count = int(own_K.sum())
+      ids_QK[query, :count], score_QK[query, :count] = ranking.ids[query][own_K], ranking.scores[query][own_K]
     return Ranking(ids_QK, score_QK)
 
 
-def of_split(data: RetrievalSet, query_types: Sequence[str], limit: int, seed: int) -> list[Problem]:
+def of_split(data: RetrievalSet, limit: int, seed: int) -> list[Problem]:
   """Returns the problems of the test split: all queries that have something relevant, or `limit` of them."""
   split, files = data.split("test"), files_below(data.root)
   problems = []
-  for query_type in query_types:
-    queries, relevance = split.queries[query_type], split.relevance(query_type)
+  for query_type, queries in split.queries.items():
+    relevance = split.relevance(query_type)
     rows = np.flatnonzero([len(p) > 0 for p in relevance.positives])
     if 0 < limit < len(rows):
       rows = np.sort(np.random.default_rng(seed).choice(rows, limit, replace=False))
     relevance = relevance.take(rows)
 
-    def precision(ranking: Ranking, relevance=relevance) -> np.ndarray:
+    def precision(ranking: Ranking, relevance: Relevance = relevance) -> np.ndarray:
       return average_precision(ranking.ids, relevance)
 
     task = Task(query_type, queries.ids[rows], split.gallery.ids, relevance, lambda ranking: {}, precision)

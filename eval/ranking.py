@@ -1,8 +1,12 @@
-"""Rankings to any depth: `qat_jax.rank` where few items are wanted, sorted blocks of scores where nearly all are."""
+"""How a method ranks: what it does with a gallery, and rankings to any depth.
+
+`qat_jax.rank` where few items are wanted, sorted blocks of scores where nearly all are.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,10 +17,21 @@ from qat_jax.search.proof import take_queries
 from qat_jax.search.rank import check
 from qat_jax.types import Adaptation, Ranking
 
+Search = Callable[[np.ndarray, int], Ranking]  # (query_QD float32 as stored, k) → the best k positions of the gallery
 DEEP = 0.1  # of the gallery: to rank more of it, every score is computed and sorted
 SCORES = 1 << 28  # how many scores are held at once
 FACTORS = 1 << 24  # how many numbers the scores of a block are computed with at once
 QUERY_BLOCK = 64
+
+
+class Method(NamedTuple):
+  """What answers queries: a head or a way to search, fitted; ready for any gallery of its width."""
+
+  prepare: Callable[[Any], Search]  # the offline work on a gallery: a FeatureStore, an array
+  note: str = ""  # what fitting chose
+  parameters: int = 0  # learned or fitted numbers
+  bytes_per_item: float = 0.0  # of the gallery, beside one copy of its features
+  seconds: float | None = None  # of training; None: it was fitted just now
 
 
 def ranked(adaptation: Adaptation, gallery: Any, k: int) -> Ranking:
@@ -49,7 +64,7 @@ def _scores(adaptation: Adaptation, gallery: Any) -> np.ndarray:
   for start in range(0, items, rows):
     chunk_ND = jnp.asarray(gallery[start : start + rows], jnp.float32)
     check_lengths(np.asarray(jnp.sum(jnp.square(chunk_ND), axis=1)), start)
-    for first, some in zip(range(0, queries, size), blocks, strict=True):
-      kept = min(size, queries - first)
-      score_QN[first : first + kept, start : start + rows] = qat_jax.score(some, chunk_ND)[:kept]
+    for first, part in zip(range(0, queries, size), blocks, strict=True):
+      own = min(size, queries - first)
+      score_QN[first : first + own, start : start + rows] = qat_jax.score(part, chunk_ND)[:own]
   return score_QN

@@ -16,7 +16,7 @@ import numpy as np
 
 from eval.benchmarks import gldv2, ilias, ilias_files, revisited
 from eval.benchmarks.task import need
-from eval.failure import explained
+from qat_jax.runs import explained
 from qat_jax.stages import write_whole
 
 NEEDS = {
@@ -73,17 +73,17 @@ def read_ranks(path: Path | str) -> np.ndarray:
 
 def lines(figures: dict, indent: str = "") -> list[str]:
   """Returns the figures as text, a line each; what is given by query stays in the JSON."""
-  found = []
+  printed = []
   for name, value in figures.items():
     if name == "ap":
       continue
     if isinstance(value, dict):
-      found += [f"{indent}{name}", *lines(value, indent + "  ")]
+      printed += [f"{indent}{name}", *lines(value, indent + "  ")]
     elif isinstance(value, list):
-      found.append(f"{indent}{name:<24} [{', '.join(f'{x:.4f}' for x in value)}]")
+      printed.append(f"{indent}{name:<24} [{', '.join(f'{x:.4f}' for x in value)}]")
     else:
-      found.append(f"{indent}{name:<24} {value:.4f}" if isinstance(value, float) else f"{indent}{name:<24} {value}")
-  return found
+      printed.append(f"{indent}{name:<24} {value:.4f}" if isinstance(value, float) else f"{indent}{name:<24} {value}")
+  return printed
 
 
 if __name__ == "__main__":

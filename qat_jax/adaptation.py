@@ -37,6 +37,12 @@ def normalise(x: jax.Array) -> jax.Array:
   return x * jax.lax.rsqrt(jnp.where(square == 0, 1.0, square))
 
 
+def unit(x: np.ndarray, dtype: type = np.float64) -> np.ndarray:
+  """Returns what `normalise` does of a NumPy array (…D), on the host and in `dtype`; a zero vector stays zero."""
+  x = np.asarray(x, dtype)
+  return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
 def fold(adaptation: Adaptation) -> jax.Array:
   """Returns vectors (QD) whose inner product with a gallery item is its adapted numerator.
 

@@ -1,4 +1,4 @@
-"""Validation: one number, mAP over queries, for a form while it trains and for a head that is to serve."""
+"""Validation: one number, mAP over queries, for a head while it trains and for one that is to serve."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qat_jax.adapter import Head
+from qat_jax.features.retrieval_set import Split
 from qat_jax.metrics import average_precision
 from qat_jax.search.rank import score
 from qat_jax.types import Ranking, Relevance
@@ -31,39 +33,38 @@ class Validator:
     self.gallery_ND = jnp.asarray(gallery_ND, jnp.float32)
     self.relevance = relevance.take(usable)
 
-  def __call__(self, module: nn.Module, variables: dict) -> float:
-    """Returns mAP, a fraction, of a form with these variables."""
-    return float(self.precisions(module, variables).mean())
+  @classmethod
+  def of(cls, split: Split, query_type: str, limit: int, seed: int) -> Validator:
+    """Returns the validation on the queries of one type of a split."""
+    return cls(split.queries[query_type][:], split.gallery[:], split.relevance(query_type), limit, seed)
 
-  def with_queries(self, query_QD: np.ndarray) -> Validator:
-    """Returns the same validation with other vectors for its queries."""
-    other = copy.copy(self)
-    other.query_QD = query_QD
-    return other
+  def __call__(self, head: Head) -> float:
+    """Returns mAP, a fraction, of what a head makes of the queries and the gallery."""
+    return float(self.precisions(head).mean())
 
-  def some(self, count: int) -> Validator:
+  def precisions(self, head: Head) -> np.ndarray:
+    """Returns the average precision of each query (Q)."""
+    module, ids = head.module(self.query_QD.shape[1]), []
+    gallery_ND = _prepare(module, head.variables, self.gallery_ND)
+    for start in range(0, len(self.query_QD), QUERY_BLOCK):
+      block_QD = self.query_QD[start : start + QUERY_BLOCK]
+      spare = QUERY_BLOCK - len(block_QD)
+      padded_QD = np.concatenate([block_QD, np.repeat(block_QD[-1:], spare, axis=0)])
+      score_QN = np.asarray(_score(module, head.variables, jnp.asarray(padded_QD), gallery_ND))
+      ids.append(np.argsort(-score_QN[: len(block_QD)], axis=1, kind="stable").astype(np.int32))
+    return average_precision(np.concatenate(ids), self.relevance)
+
+  def subset(self, count: int) -> Validator:
     """Returns the same validation with `count` of its queries, evenly spaced; all if there are no more."""
     rows = np.unique(np.linspace(0, len(self.query_QD) - 1, min(count, len(self.query_QD))).astype(int))
-    other = self.with_queries(self.query_QD[rows])
-    other.relevance = self.relevance.take(rows)
+    other = copy.copy(self)
+    other.query_QD, other.relevance = self.query_QD[rows], self.relevance.take(rows)
     return other
 
   def of_search(self, search: Callable[[np.ndarray, int], Ranking]) -> float:
     """Returns mAP, a fraction, of what a search of this gallery, (query_QD, k) → Ranking, finds in all of it."""
     ids_QN = np.asarray(search(self.query_QD, len(self.gallery_ND)).ids)
     return float(average_precision(ids_QN, self.relevance).mean())
-
-  def precisions(self, module: nn.Module, variables: dict) -> np.ndarray:
-    """Returns the average precision of each query (Q)."""
-    gallery_ND = _prepare(module, variables, self.gallery_ND)
-    ids = []
-    for start in range(0, len(self.query_QD), QUERY_BLOCK):
-      block_QD = self.query_QD[start : start + QUERY_BLOCK]
-      spare = QUERY_BLOCK - len(block_QD)
-      padded_QD = np.concatenate([block_QD, np.repeat(block_QD[-1:], spare, axis=0)])
-      score_QN = np.asarray(_score(module, variables, jnp.asarray(padded_QD), gallery_ND))
-      ids.append(np.argsort(-score_QN[: len(block_QD)], axis=1, kind="stable").astype(np.int32))
-    return average_precision(np.concatenate(ids), self.relevance)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -5,20 +5,21 @@ A pair is a query row and an image row of the same instance; the rows of a batch
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from qat_jax.adaptation import unit
 from qat_jax.types import SemiPositives
 from train.step import Batch
 
 
 class Pairs(NamedTuple):
-  """Training rows grouped by instance: rows `order[start[i]:start[i] + count[i]]` show instance i."""
+  """Training rows grouped by instance: rows `order[start[i]:start[i] + views[i]]` show instance i."""
 
   order: np.ndarray  # positions in the training store
   start: np.ndarray
-  count: np.ndarray
+  views: np.ndarray
   other_image: bool  # the query is an image: its partner must be another row
 
   def __len__(self) -> int:
@@ -43,14 +44,14 @@ def draw(pairs: Pairs, size: int, seed: int, step: int) -> tuple[np.ndarray, np.
     )
   rng = np.random.Generator(np.random.Philox(key=[seed, step]))
   instance = rng.choice(len(pairs), size, replace=False)
-  start, count = pairs.start[instance], pairs.count[instance]
-  query = rng.integers(0, count)
-  image = (query + rng.integers(1, count)) % count if pairs.other_image else rng.integers(0, count)
+  start, views = pairs.start[instance], pairs.views[instance]
+  query = rng.integers(0, views)
+  image = (query + rng.integers(1, views)) % views if pairs.other_image else rng.integers(0, views)
   return pairs.order[start + query], pairs.order[start + image], instance
 
 
 def read(
-  rows: tuple[np.ndarray, np.ndarray, np.ndarray], queries, images, semi: SemiPositives | None, devices: int
+  rows: tuple[np.ndarray, np.ndarray, np.ndarray], queries: Any, images: Any, semi: SemiPositives | None, devices: int
 ) -> Batch:
   """Returns the batch of the drawn rows, split over devices ([devices, B, …], unit float32).
 
@@ -62,12 +63,7 @@ def read(
     semi_feature, semi_weight = np.zeros((size, 0, width), np.float32), np.zeros((size, 0), np.float32)
   else:
     ids, semi_weight = semi.ids[image_row], semi.weights[image_row]
-    semi_feature = unit(images[np.maximum(ids, 0).reshape(-1)]).reshape(*ids.shape, width)
-  flat = Batch(unit(queries[query_row]), unit(images[image_row]), instance.astype(np.int32), semi_feature, semi_weight)
+    semi_feature = unit(images[np.maximum(ids, 0).reshape(-1)], np.float32).reshape(*ids.shape, width)
+  query, image = unit(queries[query_row], np.float32), unit(images[image_row], np.float32)
+  flat = Batch(query, image, instance.astype(np.int32), semi_feature, semi_weight)
   return Batch(*(x.reshape(devices, size // devices, *x.shape[1:]) for x in flat))
-
-
-def unit(x_ND: np.ndarray) -> np.ndarray:
-  """Returns rows scaled to unit length, float32."""
-  x_ND = np.asarray(x_ND, np.float32)
-  return x_ND / np.maximum(np.linalg.norm(x_ND, axis=-1, keepdims=True), 1e-12)

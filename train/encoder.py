@@ -6,6 +6,7 @@ The result is a folder with the files of any CLIP on the hub, which `load_encode
 from __future__ import annotations
 
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ import tqdm
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from eval.failure import explained, parsed
+import configs
 from qat_jax import stages
 from qat_jax.adaptation import normalise
 from qat_jax.datasets import decode
@@ -24,6 +25,9 @@ from qat_jax.datasets.toybox import source as toybox
 from qat_jax.encoders import families, weights
 from qat_jax.encoders.inputs import Pixels, read_pixels
 from qat_jax.encoders.tower import Text, TextTower, Vision, VisionTower
+from qat_jax.runs import explained
+from train.losses import contrastive
+from train.step import make_optimiser
 from train.vocabulary import write_tokenizer
 
 FLAGS = flags.FLAGS
@@ -68,26 +72,18 @@ def fit(
 ) -> dict:
   """Returns parameters trained with the symmetric contrastive loss; equal captions are no negatives of each other."""
   settings = config.train
-  warmup = min(settings.warmup_steps, settings.steps // 4)
-  schedule = optax.warmup_cosine_decay_schedule(0, settings.learning_rate, warmup, settings.steps, 1e-5)
-  matrices = lambda params: jax.tree.map(lambda x: x.ndim >= 2, params)
-  optimiser = optax.chain(
-    optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=settings.weight_decay, mask=matrices)
+  optimiser = make_optimiser(
+    settings.steps, settings.learning_rate, 1e-5, settings.warmup_steps, settings.weight_decay
   )
-
   images, texts = VisionTower(vision), TextTower(text)
 
-  def loss(params, pixels, ids, meaning):
+  def loss(params: dict, pixels: jax.Array, ids: jax.Array, meaning: jax.Array) -> jax.Array:
     image_BD = normalise(images.apply({"params": params["vision"]}, pixels.astype(jnp.float32)))
     text_BD = normalise(texts.apply({"params": params["text"]}, ids))
-    logits = jnp.exp(params["logit_scale"]) * image_BD @ text_BD.T
-    same = (meaning[:, None] == meaning[None]) & ~jnp.eye(len(meaning), dtype=bool)
-    logits = jnp.where(same, -jnp.inf, logits)
-    rows, columns = jax.nn.log_softmax(logits, axis=1), jax.nn.log_softmax(logits, axis=0)
-    return -0.5 * jnp.mean(jnp.diag(rows) + jnp.diag(columns))
+    return contrastive(image_BD @ text_BD.T, meaning, jnp.exp(-params["logit_scale"]))
 
   @jax.jit
-  def step(params, state, *batch):
+  def step(params: dict, state: optax.OptState, *batch: jax.Array) -> tuple[dict, optax.OptState, jax.Array]:
     value, gradient = jax.value_and_grad(loss)(params, *batch)
     update, state = optimiser.update(gradient, state, params)
     params = optax.apply_updates(params, update)
@@ -112,7 +108,7 @@ def fit(
   return params
 
 
-def make_config(model: ConfigDict, vocabulary: int, end: int):
+def make_config(model: ConfigDict, vocabulary: int, end: int) -> Any:
   """Returns transformers' config of the CLIP; `end` is the token whose place gives the text's feature."""
   from transformers import CLIPConfig
 
@@ -164,4 +160,4 @@ if __name__ == "__main__":
   config_flags.DEFINE_config_file("config", None, "The recipe, a file in configs/.", lock_config=True)
   flags.DEFINE_string("workdir", "runs/demo_encoder", "Where the data and, unless config.out says else, the CLIP go.")
   flags.mark_flag_as_required("config")
-  app.run(main, flags_parser=parsed)
+  app.run(main, flags_parser=configs.parsed)

@@ -17,12 +17,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import tqdm
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from qat_jax.checkpoints import Checkpoints
-from train.step import Batch, LossSettings, TrainState, make_step, start
+from qat_jax.runs import read_metrics
+from train.step import Batch, LossSettings, TrainState, make_optimiser, make_step, start
 
 AXIS = "device"
 
@@ -51,19 +51,6 @@ class Trained(NamedTuple):
   seconds: float
 
 
-def make_optimiser(settings: LoopSettings) -> optax.GradientTransformation:
-  """Returns AdamW with warm-up, cosine decay and clipping; matrices alone decay."""
-  warmup = min(settings.warmup_steps, settings.steps // 4)
-  schedule = optax.warmup_cosine_decay_schedule(
-    0.0, settings.learning_rate, warmup, settings.steps, settings.end_learning_rate
-  )
-  matrices = lambda params: jax.tree.map(lambda x: x.ndim >= 2, params)
-  return optax.chain(
-    optax.clip_by_global_norm(settings.clip),
-    optax.adamw(schedule, weight_decay=settings.weight_decay, mask=matrices),
-  )
-
-
 def train(
   module: nn.Module,
   variables: dict,
@@ -87,7 +74,14 @@ def train(
     FloatingPointError: the loss was not finite; names the step and the last good checkpoint.
     ValueError: the checkpoint found has other shapes than the model.
   """
-  optimiser = make_optimiser(settings)
+  optimiser = make_optimiser(
+    settings.steps,
+    settings.learning_rate,
+    settings.end_learning_rate,
+    settings.warmup_steps,
+    settings.weight_decay,
+    settings.clip,
+  )
   constants = variables["constants"]
   step_fn = make_step(module, constants, optimiser, loss, settings.seed, AXIS)
   parallel_step = jax.pmap(step_fn, axis_name=AXIS, in_axes=(None, 0), out_axes=None)
@@ -181,19 +175,6 @@ class MetricsLog:
     """Flushes and closes both."""
     self.file.close()
     self.board.close()
-
-
-def read_metrics(path: pathlib.Path) -> list[dict]:
-  """Returns the rows of a metrics file; a last line that a kill cut short is left out. Missing file: no rows."""
-  if not path.exists():
-    return []
-  rows = []
-  for line in path.read_text().splitlines():
-    try:
-      rows.append(json.loads(line))
-    except json.JSONDecodeError:
-      break
-  return rows
 
 
 def _seconds_before(folder: pathlib.Path, step: int) -> float:

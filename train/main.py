@@ -1,12 +1,12 @@
 """Trains an adapter:  python -m train.main --config configs/demo.py [--workdir runs/demo] [--config.train.steps=500]"""
 
-import pathlib
 import sys
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from eval.failure import explained, parsed
+import configs
+from qat_jax.runs import explained
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "The recipe, a file in configs/.", lock_config=True)
@@ -20,13 +20,11 @@ def main(argv: list[str]) -> None:
   from train.pipeline import train
 
   logging.set_verbosity(logging.WARNING)
-  name = pathlib.Path(config_flags.get_config_filename(FLAGS["config"])).stem
-  workdir = pathlib.Path(FLAGS.workdir or f"runs/{name}")
   with explained():
-    train(FLAGS.config, workdir)
+    train(FLAGS.config, configs.workdir())
   sys.stdout.flush()
 
 
 if __name__ == "__main__":
   flags.mark_flag_as_required("config")
-  app.run(main, flags_parser=parsed)
+  app.run(main, flags_parser=configs.parsed)

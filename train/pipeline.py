@@ -10,41 +10,60 @@ import pathlib
 import jax
 from ml_collections import ConfigDict
 
-from eval import provenance
 from qat_jax.adapter import Adapter
+from qat_jax.datasets.splits import sources
 from qat_jax.features import mining
 from qat_jax.features.retrieval_set import RetrievalSet
-from train import check, features
-from train.candidates import Training
-from train.gate import choose
-from train.plan import candidates
+from qat_jax.fit.training import Training
+from qat_jax.runs import provenance
+from qat_jax.validation import Validator
+from train import check
+from train.plan import Material, candidates, choose
 
 
 def train(config: ConfigDict, workdir: pathlib.Path) -> Adapter:
   """Trains what the config asks for and returns the adapter, which is also in `workdir/adapter`."""
   check.config(config, jax.local_device_count())
-  data = RetrievalSet.open(features.ensure(config, workdir))
+  data = RetrievalSet.open(features(config, workdir))
   semi = mining.ensure(config.semi_positives, data.train_images, workdir / "semi_positives.npz")
   heads, chosen = {}, {}
   for query_type in servable(data):
-    training = Training.of(data, query_type, semi, config.validation.queries, config.seed)
-    fitted = candidates(config, training, workdir / "candidates" / query_type)
+    validator = Validator.of(data.split("val"), query_type, config.validation.queries, config.seed)
+    material = Material(Training.of(data, query_type), semi, validator, {})
+    fitted = candidates(config, material, workdir / "candidates" / query_type)
     heads[query_type], chosen[query_type] = choose(fitted)
     print(account(query_type, chosen[query_type]), flush=True)
-  adapter = Adapter(data.train_images.width, heads, {"chosen": chosen, **provenance.of(config)})
+  info = {"chosen": chosen, **provenance(config.to_dict(), config.seed)}
+  adapter = Adapter(data.width, heads, info)
   adapter.save(workdir / "adapter")
   return adapter
 
 
+def features(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
+  """Returns the root of the retrieval set; encodes `config.data.source` into the working folder where it is not yet."""
+  data, settings = config.data, config.encoder
+  if data.root:
+    return pathlib.Path(data.root)
+  from qat_jax.encoders import load_encoder
+  from qat_jax.features.extraction import extract
+
+  # The sources first: they are what may be wrong.
+  places = sources(data.source, data.name, data.folder or workdir / "data", data.limit)
+  encoder = load_encoder(settings.name, settings.batch_size)
+  for place, (source, kinds) in places.items():
+    extract(source, encoder, workdir / "features" / place, kinds, settings.batch_size, settings.rows_per_shard)
+  return workdir / "features"
+
+
 def servable(data: RetrievalSet) -> list[str]:
   """Returns the query types that can be trained and validated; raises ValueError where there are none."""
-  found = [t for t in data.split("val").queries if t == "image" or data.train_texts is not None]
-  if not found:
+  types = [t for t in data.split("val").queries if t == "image" or data.train_texts is not None]
+  if not types:
     raise ValueError(
       f"nothing to train on: {data.root} has text queries alone, and {data.train} no text_emb/, the captions of its "
       "images. Add it, or image_queries/ to val and test"
     )
-  return found
+  return types
 
 
 def account(query_type: str, chosen: dict) -> str:

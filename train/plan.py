@@ -1,90 +1,214 @@
-"""From a config to the candidates of one query type: which forms are trained, with which settings."""
+"""The candidates of one query type: which heads are fitted, with which settings, and which of them serves.
+
+A candidate that is in the working folder is not fitted again, if it was made from what is asked for.
+"""
 
 from __future__ import annotations
 
 import functools
 import pathlib
+import shutil
+import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from qat_jax.adapter import Adapter, Head
-from qat_jax.models import forms as hypernetwork
-from train import candidates as fit
-from train.loop import LoopSettings
-from train.step import LossSettings
+from qat_jax.adapter import Adapter, Head, load
+from qat_jax.fit import discriminant, memory
+from qat_jax.fit.training import PLAIN, Training
+from qat_jax.models import forms
+from qat_jax.types import SemiPositives
+from qat_jax.validation import Validator
+from train import batches, loop
+from train.step import Batch, LossSettings
 
 ENOUGH_SECOND_VIEWS = 0.5  # of the training images, for a trained image head to be worth trying
+SHRINKAGE = [0.01, 0.03, 0.1, 0.3, 1.0]
+RESIDUAL = [0.0, 0.25, 0.5, 0.75, 1.0, 1.5]
+STATISTICS_ROWS = 100_000  # training queries that the input's mean and scale are taken over
 
 
-def candidates(config: ConfigDict, data: fit.Training, folder: pathlib.Path) -> dict[str, Adapter]:
+class Material(NamedTuple):
+  """What the candidates of one query type are made from and compared on."""
+
+  training: Training
+  semi: SemiPositives | None
+  validator: Validator
+  made_from: dict
+
+
+def candidates(config: ConfigDict, material: Material, folder: pathlib.Path) -> dict[str, Adapter]:
   """Returns every candidate of the query type, by name, fitted or read from `folder`."""
-  plan: dict[str, Callable[[], Head]] = {"plain": functools.partial(fit.plain, data)}
-  recipes: dict[str, dict] = {}
-  if data.query_type == "image" and second_views(data.instance) > 0:
-    plan["closed_form"] = functools.partial(fit.closed_form_query, data)
-    plan["closed_form_both"] = functools.partial(fit.closed_form_both, data)
-  if wants_training(config, data):
-    for name, (form, settings) in trained_forms(config, data).items():
-      loss = LossSettings(config.noise.kind, config.noise.scale, config.semi_positives.share if data.semi else 0.0)
-      loop = loop_settings(config, form)
-      batch_size = config.train.batch_size
-      own = {f"form.{key}": value for key, value in settings.items()}
-      recipes[name] = {**own, **loss._asdict(), **loop._asdict(), "batch_size": batch_size}
-      plan[name] = functools.partial(fit.by_gradient, data, form, settings, batch_size, loss, loop, folder / name)
-  fitted = {name: fit.kept(folder / name, name, data, recipes.get(name, {}), call) for name, call in plan.items()}
-  pairs = config.memory[data.query_type]
-  if pairs and (data.query_type == "text" or second_views(data.instance) > 0):
+  training, semi, validator, _ = material
+  frozen_Q = validator.precisions(PLAIN)
+
+  def made(name: str, settings: dict, fit: Callable[[], Head | None], before: float = 0.0) -> None:
+    fitted[name] = fitted_or_read(folder / name, settings, material, frozen_Q, fit, before)
+
+  fitted: dict[str, Adapter] = {}
+  made("plain", {}, lambda: PLAIN)
+  if training.query_type == "image" and training.second_views:
+    grid = {"shrinkage": SHRINKAGE, "residual": RESIDUAL}
+    made("closed_form", grid, lambda: discriminant.query_alone(training, validator, SHRINKAGE, RESIDUAL))
+    made("closed_form_both", {"shrinkage": SHRINKAGE}, lambda: discriminant.both_sides(training, validator, SHRINKAGE))
+  if wants_training(config, training):
+    loss = LossSettings(config.noise.kind, config.noise.scale, config.semi_positives.share if semi else 0.0)
+    for name, (form, own) in trained_forms(config, training).items():
+      schedule, size = loop_settings(config, form), config.train.batch_size
+      settings = {f"form.{key}": value for key, value in own.items()}
+      settings |= {**loss._asdict(), **schedule._asdict(), "batch_size": size}
+      fit = functools.partial(by_gradient, material, form, own, size, loss, schedule, folder / name)
+      made(name, settings, fit)
+  pairs = config.memory[training.query_type]
+  if pairs and (training.query_type == "text" or training.second_views):
     base = best_untouched(fitted)
-    name, call = f"{base.info['name']}_remembering", functools.partial(fit.remembering, data, base, pairs)
-    recipe = {**base.info["recipe"], "memory": pairs}
-    fitted[name] = fit.kept(folder / name, name, data, recipe, call, base.info["offline_seconds"])
+    (head,) = base.heads.values()
+    made(
+      f"{base.info['name']}_remembering",
+      {**base.info["settings"], "memory": pairs},
+      lambda: memory.remembering(training, validator, head, pairs),
+      base.info["offline_seconds"],
+    )
   return fitted
+
+
+def fitted_or_read(
+  folder: pathlib.Path,
+  settings: dict,
+  material: Material,
+  frozen_Q: np.ndarray,
+  fit: Callable[[], Head | None],
+  before: float,
+) -> Adapter:
+  """Returns a candidate as an adapter with one head: from `folder` if it is there, else fitted, measured and saved.
+
+  `settings` is all that decides what fitting makes of the material; `before` is how many seconds what it builds on
+  took. Raises ValueError where the candidate that is there was made from anything else.
+  """
+  training, validator = material.training, material.validator
+  if (folder / "adapter.json").exists():
+    adapter = load(folder)
+    made, wanted = {"width": adapter.width, **adapter.info.get("settings", {})}, {"width": training.width, **settings}
+    for key in made.keys() | wanted.keys():
+      if made.get(key) != wanted.get(key):
+        raise ValueError(
+          f"the candidate {folder} was made with {key} {made.get(key)}, the config wants {wanted.get(key)}. "
+          "Use another --workdir, or the config it was made with"
+        )
+    return adapter
+  began = time.perf_counter()
+  head = fit()
+  assert head is not None, f"{folder.name} cannot be fitted on this training set"
+  seconds = before + time.perf_counter() - began
+  precision_Q = validator.precisions(head)
+  gain_Q = precision_Q - frozen_Q
+  info = {
+    "name": folder.name,
+    "settings": settings,
+    "val_map": float(precision_Q.mean()),
+    "gain_over_plain": [float(gain_Q.mean()), float(gain_Q.std() / np.sqrt(len(gain_Q)))],
+    "offline_seconds": round(seconds, 2),
+    "parameters": forms.parameters(head.variables),
+  }
+  adapter = Adapter(training.width, {training.query_type: head}, info)
+  adapter.save(folder)
+  shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # tens of MB that nobody will go on from
+  return adapter
+
+
+def choose(fitted: dict[str, Adapter]) -> tuple[Head, dict]:
+  """The gate: returns the head that serves, and an account of the choice: {name, val_map of all}.
+
+  The best mean average precision on validation wins, but the frozen feature stays unless the gain over it is more than
+  one standard error of the paired difference over queries: a small validation set can flatter.
+  """
+  best = max(fitted, key=lambda name: fitted[name].info["val_map"])
+  gain, error = fitted[best].info["gain_over_plain"]
+  name = best if gain > error else "plain"
+  (head,) = fitted[name].heads.values()
+  return head, {"name": name, "val_map": {name: adapter.info["val_map"] for name, adapter in fitted.items()}}
 
 
 def best_untouched(fitted: dict[str, Adapter]) -> Adapter:
   """Returns the best candidate on validation among those for a gallery that nothing was done to."""
-  untouched = [adapter for adapter in fitted.values() if adapter.head(None).space == "frozen"]
+  untouched = [one for one in fitted.values() if all(head.space == "frozen" for head in one.heads.values())]
   return max(untouched, key=lambda adapter: adapter.info["val_map"])
 
 
-def trained_forms(config: ConfigDict, data: fit.Training) -> dict[str, tuple[str, dict]]:
+def by_gradient(
+  material: Material,
+  form: str,
+  settings: dict,
+  batch_size: int,
+  loss: LossSettings,
+  schedule: loop.LoopSettings,
+  folder: pathlib.Path,
+) -> Head:
+  """Returns a form trained with the contrastive loss: the best on validation of its run."""
+  training, semi, validator, _ = material
+  queries = training.queries
+  assert queries is not None, "text queries without captions cannot be trained"
+  devices = jax.local_device_count()
+  module = forms.FORMS[form](training.width, **settings)
+  variables = forms.initialise(module, jax.random.key(schedule.seed))
+  if "standardise" in variables["constants"]:
+    rows = np.linspace(0, len(training.instance) - 1, min(len(training.instance), STATISTICS_ROWS)).astype(int)
+    variables["constants"] = forms.with_statistics(variables["constants"], jnp.asarray(queries[rows]))
+  pairs = batches.group(training.instance, training.query_type)
+  size = fit_to_devices(min(batch_size, len(pairs)), devices)
+
+  def batch_at(step: int) -> Batch:
+    rows = batches.draw(pairs, size, schedule.seed, step)
+    return batches.read(rows, queries, training.images, semi, devices)
+
+  trained = loop.train(
+    module,
+    variables,
+    batch_at,
+    lambda variables: validator(Head(form, settings, variables)),
+    loss,
+    schedule,
+    folder,
+    f"{training.query_type}/{folder.name}",
+  )
+  return Head(form, settings, {"params": trained.params, "constants": variables["constants"]})
+
+
+def trained_forms(config: ConfigDict, training: Training) -> dict[str, tuple[str, dict]]:
   """Returns the forms to train by name: the baselines, the config's form, and each with a map of the gallery."""
   settings = {name: dict(values) for name, values in config.forms.items()}
   form = config.form
-  size = hypernetwork.parameters(
-    jax.eval_shape(
-      lambda: hypernetwork.initialise(hypernetwork.FORMS[form](data.width, **settings[form]), jax.random.key(0))
-    )
-  )
   if form not in ("static", "query_only") and not settings["query_only"]["hidden"]:
-    settings["query_only"]["hidden"] = hypernetwork.query_only_of_size(size, data.width).query_head.hidden
+    module = forms.FORMS[form](training.width, **settings[form])
+    size = forms.parameters(jax.eval_shape(lambda: forms.initialise(module, jax.random.key(0))))
+    settings["query_only"]["hidden"] = forms.hidden_of_size(size, training.width)
   names = list(dict.fromkeys(["static", "query_only", form]))
   untouched = {name: (name, settings[name] | {"maps_gallery": False}) for name in names}
   mapped = {f"{name}_mapped": (name, settings[name] | {"maps_gallery": True}) for name in names}
-  if config.gallery_map == "always" or (config.gallery_map == "auto" and data.query_type == "image"):
+  if config.gallery_map == "always" or (config.gallery_map == "auto" and training.query_type == "image"):
     return untouched | mapped
   return untouched | {"static_mapped": mapped["static_mapped"]}
 
 
-def wants_training(config: ConfigDict, data: fit.Training) -> bool:
+def wants_training(config: ConfigDict, training: Training) -> bool:
   """Returns whether heads of this query type are trained by gradient."""
-  choice = config.trained[data.query_type]
+  choice = config.trained[training.query_type]
   if choice == "auto":
-    return data.query_type == "text" or second_views(data.instance) >= ENOUGH_SECOND_VIEWS
+    return training.query_type == "text" or training.second_views >= ENOUGH_SECOND_VIEWS
   return choice == "always"
 
 
-def second_views(instance_N: np.ndarray) -> float:
-  """Returns the share of training images whose instance has another image."""
-  _, code_N, count = np.unique(instance_N, return_inverse=True, return_counts=True)
-  return float(np.mean(count[code_N] >= 2))
-
-
-def loop_settings(config: ConfigDict, form: str) -> LoopSettings:
+def loop_settings(config: ConfigDict, form: str) -> loop.LoopSettings:
   """Returns how a form trains: the static map has a schedule of its own."""
   own = dict(config.static_train) if form == "static" else {}
   values = {name: value for name, value in config.train.items() if name != "batch_size"}
-  return LoopSettings(seed=config.seed, validate_every=config.validation.every, **(values | own))
+  return loop.LoopSettings(seed=config.seed, validate_every=config.validation.every, **(values | own))
+
+
+def fit_to_devices(batch_size: int, devices: int) -> int:
+  """Returns the largest multiple of `devices` that is no more than `batch_size`."""
+  return max(devices, batch_size - batch_size % devices)

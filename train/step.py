@@ -7,11 +7,12 @@ devices.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 
@@ -20,6 +21,7 @@ from qat_jax.search.rank import score
 from train.losses import add_noise, contrastive
 
 MIN_TEMPERATURE = 0.005
+Array = jax.Array | np.ndarray  # on the host until the step takes it
 
 
 class LossSettings(NamedTuple):
@@ -33,15 +35,14 @@ class LossSettings(NamedTuple):
 class Batch(NamedTuple):
   """B pairs of one device: a query and an image of the same instance (float32, unit), and the rows' places."""
 
-  query: jax.Array  # BD
-  image: jax.Array  # BD
-  instance: jax.Array  # B
-  semi: jax.Array  # BMD, M may be 0
-  semi_weight: jax.Array  # BM
+  query: Array  # BD
+  image: Array  # BD
+  instance: Array  # B
+  semi: Array  # BMD, M may be 0
+  semi_weight: Array  # BM
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
   """Everything that a run needs to go on; a checkpoint is exactly this."""
 
   step: jax.Array
@@ -65,6 +66,21 @@ def start(params: dict, temperature: float, optimiser: optax.GradientTransformat
   )
 
 
+def make_optimiser(
+  steps: int,
+  learning_rate: float,
+  end_learning_rate: float,
+  warmup_steps: int,
+  weight_decay: float,
+  clip: float = 1.0,
+) -> optax.GradientTransformation:
+  """Returns AdamW with warm-up (a quarter of the steps at most), cosine decay and clipping; matrices alone decay."""
+  warmup = min(warmup_steps, steps // 4)
+  schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup, steps, end_learning_rate)
+  matrices = lambda params: jax.tree.map(lambda x: x.ndim >= 2, params)
+  return optax.chain(optax.clip_by_global_norm(clip), optax.adamw(schedule, weight_decay=weight_decay, mask=matrices))
+
+
 def make_step(
   module: nn.Module,
   constants: dict,
@@ -83,7 +99,7 @@ def make_step(
     query_BD, image_BD = noisy(key_B3[:, 0], batch.query), noisy(key_B3[:, 1], batch.image)
     variables = {"params": params["form"], "constants": constants}
 
-    def adapt(query_D, key):
+    def adapt(query_D: jax.Array, key: jax.Array) -> Any:
       return module.apply(variables, query_D[None], train=True, rngs={"dropout": key})
 
     adaptation = jax.tree.map(lambda x: x[:, 0], jax.vmap(adapt)(query_BD, key_B3[:, 2]))
@@ -94,7 +110,7 @@ def make_step(
     temperature = jnp.maximum(jnp.exp(params["log_temperature"]), MIN_TEMPERATURE)
     if settings.semi_share == 0:
       return contrastive(score_QN, instance_N, temperature)
-    semi_BMD = prepare(normalise(batch.semi))
+    semi_BMD = prepare(normalise(jnp.asarray(batch.semi)))
     own = lambda adaptation, semi_MD: score(jax.tree.map(lambda x: x[None], adaptation), semi_MD)[0]
     semi_QM = jax.lax.all_gather(jax.vmap(own)(adaptation, semi_BMD), axis, tiled=True)
     weight_QM = jax.lax.all_gather(batch.semi_weight, axis, tiled=True)

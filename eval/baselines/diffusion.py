@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,7 @@ from scipy import sparse
 
 import qat_jax
 from eval.baselines.graph import diffuse, mutual_graph, neighbours_of
-from eval.baselines.types import Baseline, Gallery, Search, Train
-from eval.ranking import ranked
+from eval.ranking import Method, Search, ranked
 from qat_jax.adaptation import normalise
 from qat_jax.types import Ranking
 from qat_jax.validation import Validator
@@ -39,7 +38,7 @@ class Choice(NamedTuple):
   weight: float = 1.0  # of the diffused score, its largest scaled to 1, beside the cosine
 
 
-GRID = {
+GRID: dict[str, tuple] = {
   "weight": (0.03, 0.1, 0.3, 1.0, 10.0),
   "neighbours": (5, 20, 50),
   "alpha": (0.5, 0.9, 0.99),
@@ -55,37 +54,38 @@ class Items(NamedTuple):
   graph: sparse.csr_array
 
 
-def fit(train: Train, validator: Validator) -> Baseline | None:
-  """Returns global diffusion, tuned; training features play no part. None for a validation gallery of one item."""
+def fit(validator: Validator) -> Method | None:
+  """Returns global diffusion, tuned. None for a validation gallery of one item."""
   return _fit(search_all, validator, "")
 
 
-def fit_shortlist(train: Train, validator: Validator) -> Baseline | None:
+def fit_shortlist(validator: Validator) -> Method | None:
   """Returns diffusion on the graph cut down to each query's shortlist, tuned; the rest follows in its plain order."""
   return _fit(search_shortlist, validator, f"shortlist {SHORTLIST}, ")
 
 
-def _fit(search: Callable[[Items, Choice, np.ndarray, int], Ranking], validator: Validator, note: str):
+def _fit(search: Callable[[Items, Choice, np.ndarray, int], Ranking], validator: Validator, note: str) -> Method | None:
   gallery_ND = normalise(validator.gallery_ND)
   if len(gallery_ND) < 2:
     return None
-  found = neighbours_of(gallery_ND, max(GRID["neighbours"]))
-  few = validator.some(TUNING_QUERIES)
+  nearest = neighbours_of(gallery_ND, int(max(GRID["neighbours"])))
+  subset = validator.subset(TUNING_QUERIES)
 
   @functools.cache
   def value(choice: Choice) -> float:
-    items = Items(gallery_ND, mutual_graph(found, choice.neighbours, choice.gamma))
-    return few.of_search(functools.partial(search, items, choice))
+    items = Items(gallery_ND, mutual_graph(nearest, choice.neighbours, choice.gamma))
+    return subset.of_search(functools.partial(search, items, choice))
 
   choice = tuned(value)
 
-  def index(gallery: Gallery) -> Search:
+  def prepare(gallery: Any) -> Search:
     unit_ND = normalise(jnp.asarray(gallery[:]))
     graph = mutual_graph(neighbours_of(unit_ND, choice.neighbours), choice.neighbours, choice.gamma)
     return functools.partial(search, Items(unit_ND, graph), choice)
 
   note += ", ".join(f"{name} {number:g}" for name, number in choice._asdict().items())
-  return Baseline(index, 0, 8.0 * choice.neighbours + 4, note)  # at most: an id and a weight an edge, a place a row
+  most = 8.0 * choice.neighbours + 4  # an id and a weight an edge, a place a row
+  return Method(prepare, note, bytes_per_item=most)
 
 
 def tuned(value: Callable[[Choice], float]) -> Choice:
@@ -117,8 +117,8 @@ def search_shortlist(items: Items, choice: Choice, query_QD: np.ndarray, k: int)
   """Returns the k nearest items, the shortlist at their head ordered by diffusion through its part of the graph."""
   size = min(SHORTLIST, len(items.gallery_ND))
   plain = qat_jax.plain(jnp.asarray(query_QD, jnp.float32))
-  found = ranked(plain, items.gallery_ND, min(max(k, size), len(items.gallery_ND)))
-  ids_QK, score_QK = np.array(found.ids), np.array(found.scores)
+  first = ranked(plain, items.gallery_ND, min(max(k, size), len(items.gallery_ND)))
+  ids_QK, score_QK = np.array(first.ids), np.array(first.scores)
   for ids_K, score_K in zip(ids_QK, score_QK, strict=True):
     near_S = ids_K[:size].copy()
     right_S1 = np.zeros((size, 1), np.float32)

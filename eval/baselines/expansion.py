@@ -6,14 +6,14 @@ Online two searches of the gallery a query; nothing is fitted but two numbers, a
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import qat_jax
-from eval.baselines.types import Baseline, Gallery, Search, Train
-from eval.ranking import ranked
+from eval.ranking import Method, Search, ranked
 from qat_jax.adaptation import normalise
 from qat_jax.types import Ranking
 from qat_jax.validation import Validator
@@ -22,28 +22,24 @@ NEAREST = (1, 2, 5, 10)
 ALPHAS = (0.0, 1.0, 3.0, 6.0)
 
 
-def fit(train: Train, validator: Validator) -> Baseline:
-  """Returns query expansion with the count and α that do best on validation; training features play no part."""
+def fit(validator: Validator) -> Method:
+  """Returns query expansion with the count and α that do best on validation."""
+  pairs = itertools.product(NEAREST, ALPHAS)
+  nearest, alpha = max(pairs, key=lambda pair: validator.of_search(search_in(validator.gallery_ND, *pair)))
+  return Method(lambda gallery: search_in(gallery, nearest, alpha), f"nearest {nearest}, α {alpha}")
 
-  def index_of(nearest: int, alpha: float):
-    def index(gallery: Gallery) -> Search:
-      gallery_ND = normalise(jnp.asarray(gallery[:]))
 
-      def search(query_QD: np.ndarray, k: int) -> Ranking:
-        plain = qat_jax.plain(jnp.asarray(query_QD, jnp.float32))
-        found = qat_jax.rank(plain, gallery_ND, min(nearest, len(gallery_ND)))
-        moved_QD = expanded(plain.query, gallery_ND, jnp.asarray(found.ids), jnp.asarray(found.scores), alpha)
-        return ranked(qat_jax.plain(moved_QD), gallery_ND, k)
+def search_in(gallery: Any, nearest: int, alpha: float) -> Search:
+  """Returns the search of a gallery (ND, slices to rows) with expanded queries."""
+  gallery_ND = normalise(jnp.asarray(gallery[:]))
 
-      return search
+  def search(query_QD: np.ndarray, k: int) -> Ranking:
+    plain = qat_jax.plain(jnp.asarray(query_QD, jnp.float32))
+    first = qat_jax.rank(plain, gallery_ND, min(nearest, len(gallery_ND)))
+    moved_QD = expanded(plain.query, gallery_ND, jnp.asarray(first.ids), jnp.asarray(first.scores), alpha)
+    return ranked(qat_jax.plain(moved_QD), gallery_ND, k)
 
-    return index
-
-  def value(pair: tuple[int, float]) -> float:
-    return validator.of_search(index_of(*pair)(validator.gallery_ND))
-
-  nearest, alpha = max(itertools.product(NEAREST, ALPHAS), key=value)
-  return Baseline(index_of(nearest, alpha), 0, 0.0, f"nearest {nearest}, α {alpha}")
+  return search
 
 
 @jax.jit

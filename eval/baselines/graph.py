@@ -30,12 +30,12 @@ def neighbours_of(gallery_ND: jax.Array, count: int) -> Ranking:
   return Ranking(np.concatenate([b.ids for b in blocks]), np.concatenate([b.scores for b in blocks]))
 
 
-def mutual_graph(found: Ranking, count: int, gamma: float) -> sparse.csr_array:
+def mutual_graph(nearest: Ranking, count: int, gamma: float) -> sparse.csr_array:
   """Returns S = Δ^(−½) A Δ^(−½) (N×N, sparse, float32, symmetric), Δ the degrees, a row of zeros for a lone item.
 
   A has max(cosine, 0)^γ between items that are each among the other's first `count` neighbours.
   """
-  ids_NK, cosine_NK = np.asarray(found.ids)[:, :count], np.asarray(found.scores)[:, :count]
+  ids_NK, cosine_NK = np.asarray(nearest.ids)[:, :count], np.asarray(nearest.scores)[:, :count]
   items, width = ids_NK.shape
   weight_NK = np.maximum(cosine_NK, 0.0) ** gamma
   ends = np.arange(0, items * width + 1, width)
@@ -53,7 +53,7 @@ def diffuse(
 
   A column stops when its residual is below tolerance · |y|, all of them after `steps`.
   """
-  found_NQ, residual_NQ = np.zeros_like(right_NQ), right_NQ.copy()
+  solution_NQ, residual_NQ = np.zeros_like(right_NQ), right_NQ.copy()
   direction_NQ, square_Q = right_NQ.copy(), np.sum(np.square(right_NQ), axis=0)
   enough_Q = tolerance**2 * square_Q
   for _ in range(steps):
@@ -62,11 +62,11 @@ def diffuse(
       break
     along_NQ = direction_NQ - alpha * (graph @ direction_NQ)
     step_Q = _ratio(square_Q, np.sum(direction_NQ * along_NQ, axis=0), active_Q)
-    found_NQ += step_Q * direction_NQ
+    solution_NQ += step_Q * direction_NQ
     residual_NQ -= step_Q * along_NQ
     before_Q, square_Q = square_Q, np.sum(np.square(residual_NQ), axis=0)
     direction_NQ = residual_NQ + _ratio(square_Q, before_Q, active_Q) * direction_NQ
-  return found_NQ
+  return solution_NQ
 
 
 def _ratio(above_Q: np.ndarray, below_Q: np.ndarray, active_Q: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from eval.benchmarks.task import Task, check_unique, need
+from eval.benchmarks.task import Ids, Task, check_unique, need
 from qat_jax.metrics import average_precision_at_k, bootstrap_interval
 from qat_jax.types import Ranking, Relevance
 
@@ -83,7 +83,7 @@ class Ilias:
     with gzip.open(path, "rt") as file:
       return [line.strip() for line in file]
 
-  def relevance(self, query_ids: Sequence[str], gallery_ids: Sequence[str] | pa.Array) -> Relevance:
+  def relevance(self, query_ids: Ids, gallery_ids: Ids | pa.Array) -> Relevance:
     """Returns positions of each query's positives in the gallery; ValueError where one is missing or repeated."""
     known = set(self.image_query_ids) | set(self.text_query_ids)
     unknown = [q for q in query_ids if q not in known]
@@ -106,7 +106,7 @@ class Ilias:
     by_object = {o: np.array([position_of[i] for i in ids]) for o, ids in self.positives_by_object().items()}
     return Relevance([by_object[object_of(q)] for q in query_ids], [np.empty(0, np.int64)] * len(query_ids))
 
-  def task(self, name: str, query_ids: Sequence[str], gallery_ids: Sequence[str] | pa.Array) -> Task:
+  def task(self, name: str, query_ids: Ids, gallery_ids: Ids | pa.Array) -> Task:
     """Returns the task of some queries (those of I2I or T2I) over a gallery; scores in percent at 1,000."""
     relevance = self.relevance(query_ids, gallery_ids)
 
@@ -185,7 +185,7 @@ def object_of(name: str) -> str:
   return name.split("/")[0]
 
 
-def ranked_items(query_ids: Sequence[str], gallery_ids: Sequence[str], ranking: Ranking) -> Iterator[tuple[str, Items]]:
+def ranked_items(query_ids: Ids, gallery_ids: Ids, ranking: Ranking) -> Iterator[tuple[str, Items]]:
   """Yields (query id, (item ids, scores)) of a ranking; places that hold nothing (−1) are left out."""
   for query, ids_K, score_K in zip(query_ids, ranking.ids, ranking.scores, strict=True):
     kept = ids_K >= 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +51,7 @@ def _first(folder: Path, endings: Sequence[str]) -> Path | None:
   return next((p for p in (folder / f"features_{ending}.hdf5" for ending in endings) if p.exists()), None)
 
 
-def _chosen(benchmark: Ilias, mini_ids: Path | str | None):
+def _chosen(benchmark: Ilias, mini_ids: Path | str | None) -> Callable[[np.ndarray], np.ndarray] | None:
   """Returns which ids stay: all, or the positives and those whose photo is in the list of mini-ILIAS."""
   if mini_ids is None:
     return None

@@ -9,14 +9,14 @@ from __future__ import annotations
 import io
 import json
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from eval.benchmarks import safe_pickle
 from eval.benchmarks.ilias import Items
-from eval.benchmarks.task import need
+from eval.benchmarks.task import Ids, need
 from qat_jax.stages import write_whole
 from qat_jax.types import Ranking
 
@@ -34,9 +34,7 @@ def read_similarities(path: Path | str) -> Iterator[tuple[str, Items]]:
     raise ValueError(f"{path} is neither .json nor .pkl; {FORMAT}")
 
 
-def write_similarities(
-  path: Path | str, query_ids: Sequence[str], gallery_ids: Sequence[str], ranking: Ranking
-) -> None:
+def write_similarities(path: Path | str, query_ids: Ids, gallery_ids: Ids, ranking: Ranking) -> None:
   """Writes a ranking as an official similarity file, JSON or pickle by the name's ending."""
   path = Path(path)
   if path.suffix not in (".json", ".pkl"):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.benchmarks.task import Task, check_unique, need
+from eval.benchmarks.task import Ids, Task, check_unique, need
 from qat_jax.metrics import average_precision_at_k, bootstrap_interval, ndcg_at_k, reciprocal_rank
 from qat_jax.types import Ranking, Relevance
 
@@ -49,13 +49,13 @@ class Inquire:
         raise ValueError(f"{annotations}: query {query} has no relevant photo; are both files of the same version?")
     return cls(root, list(relevant), [row["query_text"] for row in queries], relevant)
 
-  def full_rank(self, gallery_ids: Sequence[str], k: int = K) -> Task:
+  def full_rank(self, gallery_ids: Ids, k: int = K) -> Task:
     """Returns the task over a whole gallery, whose ids are image paths; two-stage rankings are scored by it too."""
     relevance = self._relevance([self.relevant[q] for q in self.query_ids], gallery_ids)
 
     return _task("inquire full rank", self.query_ids, gallery_ids, relevance, k)
 
-  def rerank_set(self, gallery_ids: Sequence[str]) -> tuple[Task, np.ndarray]:
+  def rerank_set(self, gallery_ids: Ids) -> tuple[Task, np.ndarray]:
     """Returns the task of inquire_rerank.csv and each query's candidates (gallery positions, Q × 100), to re-rank."""
     shown, among = self._rerank_photos()
     candidates_QK = np.array(_positions(shown, gallery_ids))
@@ -91,7 +91,7 @@ class Inquire:
       check_unique(photos, f"{path}, query {name}")
     return shown, among
 
-  def _relevance(self, photos: Sequence[set[str]], gallery_ids: Sequence[str]) -> Relevance:
+  def _relevance(self, photos: Sequence[set[str]], gallery_ids: Ids) -> Relevance:
     positives = [np.array(sorted(p), np.int64) for p in _positions([sorted(x) for x in photos], gallery_ids)]
     return Relevance(positives, [np.empty(0, np.int64)] * len(positives))
 
@@ -131,7 +131,7 @@ def _by_query(ranking: Ranking, relevance: Relevance, k: int) -> Iterator[tuple[
     yield np.isin(ids_K[kept_K], positives), score_K[kept_K], len(positives)
 
 
-def _task(name: str, query_ids: Sequence[str], gallery_ids: Sequence[str], relevance: Relevance, k: int) -> Task:
+def _task(name: str, query_ids: Sequence[str], gallery_ids: Ids, relevance: Relevance, k: int) -> Task:
   def score(ranking: Ranking) -> dict:
     return score_ranking(ranking, relevance, k)
 
@@ -152,7 +152,7 @@ def photo(path: str) -> str:
   return path.removesuffix(".jpg")
 
 
-def _positions(names: Sequence[Sequence[str]], gallery_ids: Sequence[str]) -> list[list[int]]:
+def _positions(names: Sequence[Sequence[str]], gallery_ids: Ids) -> list[list[int]]:
   place = {photo(str(name)): i for i, name in enumerate(gallery_ids)}
   if len(place) < len(gallery_ids):
     check_unique((photo(str(name)) for name in gallery_ids), "the gallery")

@@ -6,7 +6,6 @@ docs/data.md has them, with the benchmark's own ids.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ import numpy as np
 from eval.benchmarks import gldv2, ilias_features, instre, revisited
 from eval.benchmarks.inquire import Inquire
 from eval.benchmarks.joined import Joined
-from eval.benchmarks.task import Task, check_same_ids, need, with_features
+from eval.benchmarks.task import Ids, Task, check_same_ids, need, with_features
 from eval.problem import Problem, files_of
 from qat_jax.features.store import FeatureStore
 
@@ -113,9 +112,12 @@ def _oxford_paris(settings: Settings) -> Problem:
   candidates = [Path(settings.root) / f"gnd_{name}{ending}" for ending in (".pkl", ".mat", ".json")]
   gnd = next((path for path in candidates if path.exists()), candidates[0])
   far = FeatureStore.open(settings.distractors, "img") if settings.distractors else None
+  queries: Any  # arrays or stores
+  own: Any
+  files: tuple[Path, ...]
   if features.suffix == ".mat":
-    queries, own = revisited.read_features(features)
-    queries, own, files = queries.astype(np.float32), own.astype(np.float32), (features,)
+    queries, own = (part.astype(np.float32) for part in revisited.read_features(features))
+    files = (features,)
   else:
     queries, own = _stores(settings, "img")
     files = (*files_of(queries), *files_of(own))
@@ -139,7 +141,7 @@ def _oxford_paris(settings: Settings) -> Problem:
 class Named:
   """Features in memory with their ids, so that others can follow them in a gallery."""
 
-  def __init__(self, features_ND: np.ndarray, ids: Sequence[str]):
+  def __init__(self, features_ND: np.ndarray, ids: Ids) -> None:
     self.features, self.ids = features_ND, np.asarray(ids, object)
     self.width, self.dtype = features_ND.shape[1], features_ND.dtype
 
@@ -166,7 +168,7 @@ def _stores(settings: Settings, kind: str) -> tuple[Any, FeatureStore]:
   return FeatureStore.open(folder / "queries", kind), gallery
 
 
-def _in_order(queries: FeatureStore, ids: Sequence[str]) -> np.ndarray:
+def _in_order(queries: FeatureStore, ids: Ids) -> np.ndarray:
   """Returns the features of all queries (QD, float32), in the benchmark's order; raises ValueError for other ids."""
   place = {name: i for i, name in enumerate(queries.ids)}
   if len(place) != len(ids) or any(name not in place for name in ids):

@@ -7,14 +7,13 @@ the order of its ground truth, followed by any distractors.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from eval.benchmarks import safe_pickle
-from eval.benchmarks.task import Task, need
+from eval.benchmarks.task import Ids, Task, need
 from qat_jax.metrics import bootstrap_interval, precision_at_shrinking, trapezoid_average_precision
 from qat_jax.types import Ranking, Relevance
 
@@ -28,7 +27,7 @@ KS = (1, 5, 10)
 SOURCE = "it is the ground truth gnd_<set>.pkl (or .mat) of the benchmark's download; JSON of easy, hard, junk will do"
 
 
-def open_task(gnd: Path | str, name: str = "roxford5k", distractor_ids: Sequence[str] = ()) -> list[Task]:
+def open_task(gnd: Path | str, name: str = "roxford5k", distractor_ids: Ids = ()) -> list[Task]:
   """Returns the tasks of a ground truth: easy, medium and hard for a revisited set, else one.
 
   `distractor_ids` are those of the images that follow the set's own in the gallery (+1M, or the 100k of Oxford105k).

@@ -12,6 +12,7 @@ import numpy as np
 
 from qat_jax.types import Ranking, Relevance
 
+Ids = Sequence[str] | np.ndarray  # an object array of str
 UNIT_TOLERANCE = 0.02  # features stored as fp16 are off by 1e-3
 CHECKED_BLOCKS, BLOCK_ROWS = 64, 1024  # of features too many to read twice, evenly over all of them
 
@@ -21,8 +22,8 @@ class Task:
   """One retrieval task. Features are anything with `len`, `width`, `ids` and slices; None where only ids are known."""
 
   name: str
-  query_ids: Sequence[str]
-  gallery_ids: Sequence[str]
+  query_ids: Ids
+  gallery_ids: Ids
   relevance: Relevance
   score: Callable[[Ranking], dict]  # the benchmark's figures for a ranking of the gallery, in its own unit
   precision: Callable[
@@ -57,7 +58,7 @@ def with_features(task: Task, queries: Any, gallery: Any) -> Task:
   return dataclasses.replace(task, queries=queries, gallery=gallery)
 
 
-def check_lengths(features: Any, ids: Sequence[str], what: str) -> None:
+def check_lengths(features: Any, ids: Ids, what: str) -> None:
   """Raises ValueError where a feature is not of unit length, or not finite; looks at 65,536 of a larger number."""
   every = max(BLOCK_ROWS, len(features) // CHECKED_BLOCKS)
   for start in range(0, len(features), every):
@@ -70,7 +71,7 @@ def check_lengths(features: Any, ids: Sequence[str], what: str) -> None:
       )
 
 
-def check_same_ids(got: Sequence[str], wanted: Sequence[str], what: str) -> None:
+def check_same_ids(got: Ids, wanted: Ids, what: str) -> None:
   """Raises ValueError where two lists of ids are not the same in the same order; says what differs."""
   if len(got) == len(wanted) and np.array_equal(np.asarray(got, object), np.asarray(wanted, object)):
     return

@@ -1,77 +1,254 @@
-"""The look of report.html: one style sheet, in the page itself."""
+"""The report of an evaluation: metrics.json, table.md and one report.html that needs no other file.
 
-STYLE = """
-:root { color-scheme: light; --ink: #1d2530; --muted: #69737f; --line: #e3e7ec; --gain: #1d8a63; --loss: #c2513a; }
-* { box-sizing: border-box; }
-body { margin: 0; background: #f6f7f9; color: var(--ink); line-height: 1.5;
-  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, Helvetica, Arial, sans-serif; }
-main { max-width: 1120px; margin: 0 auto; padding: 40px 20px 64px; }
-h1 { font-size: 30px; line-height: 1.2; letter-spacing: -0.02em; margin: 0 0 6px; }
-h2 { font-size: 21px; letter-spacing: -0.01em; margin: 0 0 16px; }
-h3 { font-size: 16px; margin: 28px 0 4px; }
-p { margin: 0; max-width: 75ch; }
-header p, .muted { color: var(--muted); }
-.muted { font-size: 13px; max-width: none; }
-.label { color: var(--muted); font-size: 12px; font-weight: 600; letter-spacing: 0.04em; text-transform: uppercase; }
-.gain { color: var(--gain); font-weight: 600; }
-.loss { color: var(--loss); font-weight: 600; }
-section, .tile { background: #fff; border: 1px solid var(--line); border-radius: 12px; padding: 24px; }
-section { margin-top: 20px; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(240px, 1fr)); gap: 20px; margin-top: 24px; }
-.figure { font-size: 44px; font-weight: 650; letter-spacing: -0.03em; line-height: 1.15; }
-.figure small { font-size: 14px; font-weight: 400; letter-spacing: 0; color: var(--muted); margin-left: 8px; }
-.scroll { overflow-x: auto; margin: 0 -24px 10px; padding: 0 24px; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: 14px; }
-th, td { padding: 9px 9px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
-thead th { color: var(--muted); font-size: 12px; font-weight: 600; padding-top: 0; white-space: normal;
-  line-height: 1.3; vertical-align: bottom; }
-tr > :first-child { text-align: left; padding-left: 0; background: #fff; position: sticky; left: -24px; }
-tbody th { font-weight: 500; }
-tbody th div { display: flex; gap: 9px; align-items: baseline; }
-tbody th i { flex: none; width: 9px; height: 9px; border-radius: 50%; }
-th small { display: block; font-weight: 400; white-space: normal; max-width: 26ch; line-height: 1.3; }
-small { color: var(--muted); font-size: 12px; }
-td small { display: block; font-weight: 400; line-height: 1.2; }
-td:last-child, thead th:last-child { padding-right: 0; }
-.range { width: 26%; min-width: 130px; }
-.track { display: block; position: relative; height: 14px;
-  background: linear-gradient(var(--line), var(--line)) 0 50% / 100% 1px no-repeat; }
-.track span { position: absolute; top: 5px; height: 4px; border-radius: 2px; opacity: 0.45; }
-.track b { position: absolute; top: 2px; width: 10px; height: 10px; margin-left: -5px; border-radius: 50%; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 24px;
-  margin-top: 20px; }
-figure { margin: 0; }
-figcaption { font-size: 14px; font-weight: 600; margin-bottom: 8px; }
-figure img { width: 100%; height: auto; display: block; }
-article { display: grid; grid-template-columns: 150px 1fr; gap: 20px; padding: 18px 0;
-  border-top: 1px solid var(--line); }
-h3 + article { border-top: 0; }
-article blockquote { margin: 2px 0 6px; font-size: 15px; line-height: 1.35; overflow-wrap: anywhere; }
-article .query img { width: 100%; border-radius: 6px; display: block; margin: 4px 0 6px;
-  border: 1px solid var(--line); }
-.pictures { display: grid; grid-template-columns: repeat(8, 1fr); gap: 8px; margin: 3px 0 12px; }
-.pictures span { position: relative; display: block; border-radius: 6px; border: 1px solid var(--line);
-  overflow: hidden; }
-.pictures img { width: 100%; aspect-ratio: 1; display: block; }
-.pictures .relevant { border-color: var(--gain); box-shadow: 0 0 0 2px var(--gain); }
-.pictures .relevant::after { content: "✓"; position: absolute; right: 0; bottom: 0; background: var(--gain);
-  color: #fff;  font-size: 11px; line-height: 1; padding: 3px 4px; border-top-left-radius: 6px; }
-ul.muted { margin: 8px 0; padding-left: 18px; }
-ul.muted b { font-weight: 600; }
-details { margin-top: 14px; }
-details .scroll { margin-top: 12px; }
-details summary { cursor: pointer; font-weight: 600; }
-pre { overflow-x: auto; font-size: 12px; line-height: 1.45; margin: 14px 0 0; color: #38424e; }
-@media (max-width: 640px) {
-  main { padding: 24px 12px 48px; }
-  section, .tile { padding: 18px 16px; }
-  .tiles { gap: 12px; }
-  .scroll { margin: 0 -16px 10px; padding: 0 16px; }
-  tr > :first-child { left: -16px; max-width: 132px; white-space: normal; padding-right: 8px; }
-  article { grid-template-columns: 1fr; gap: 10px; }
-  article .query img { width: 120px; }
-  .range { min-width: 84px; }
-  .pictures { grid-template-columns: repeat(4, 1fr); }
-}
-@media print { body { background: #fff; } section { break-inside: avoid-page; } }
+Everything is made of the rows of `eval.report.results.summarise`; pictures and plots lie in the page as data URIs.
 """
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from eval.report import plots
+from eval.report.results import REFERENCES, Estimate, Row, Skipped, grouped
+from eval.report.sheets import Sheet, data_uri
+from eval.report.style import STYLE
+from eval.report.tables import cost_columns, group_name, method_name, metrics_json, percent, table_markdown
+from qat_jax.runs import read_metrics
+from qat_jax.stages import write_whole
+
+SHORT_NOTE = 45  # characters: a longer note stands below the table
+
+
+def write_report(
+  folder: Path | str,
+  rows: Sequence[Row],
+  provenance: dict,
+  title: str = "Query-adaptive retrieval",
+  about: str = "",
+  sheets: Sequence[Sheet] = (),
+  curves: Path | str | None = None,
+  main_method: str = "adapted",
+  skipped: Sequence[Skipped] = (),
+) -> None:
+  """Writes metrics.json, table.md and report.html into `folder`, each whole or not at all.
+
+  `about` is a sentence on what was searched; `curves` a metrics.jsonl of training, with lines such as
+  {"step": 100, "name": "text/adaptive", "loss": 1.2, "val_map": 0.19}; `main_method` the one that the headline and
+  the win/loss plots are about; `skipped` says which methods were not run.
+  """
+  folder = Path(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  lines = read_metrics(curves) if curves else []
+  page = html_page(rows, provenance, title, about, sheets, lines, main_method, skipped)
+  numbers = json.dumps(metrics_json(rows, provenance, skipped), indent=2, allow_nan=False, default=str) + "\n"
+  for name, text in (("metrics.json", numbers), ("table.md", table_markdown(rows)), ("report.html", page)):
+    write_whole(folder / name, text.encode())
+
+
+def gather_curves(candidates: Path, path: Path) -> Path:
+  """Writes the metrics of all candidates of a run, one after another, to `path`, and returns it."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  write_whole(path, "".join(one.read_text() for one in sorted(candidates.glob("*/*/metrics.jsonl"))).encode())
+  return path
+
+
+def html_page(
+  rows: Sequence[Row],
+  provenance: dict,
+  title: str,
+  about: str,
+  sheets: Sequence[Sheet],
+  lines: Sequence[dict],
+  main_method: str,
+  skipped: Sequence[Skipped],
+) -> str:
+  """Returns the whole page; arguments as in `write_report`, `lines` those of the training curves."""
+  groups = grouped(rows)
+  parts = [
+    f"<header><h1>{escape(title)}</h1>" + (f"<p>{escape(about)}</p>" if about else "") + "</header>",
+    '<div class="tiles">' + "".join(_tile(group, main_method) for group in groups) + "</div>",
+  ]
+  for group in groups:
+    own = [s for s in sheets if s.query_type == group[0].result.query_type]
+    absent = [s for s in skipped if (s.query_type, s.task) == group[0].result.group]
+    parts.append(_section(group, own, main_method, absent))
+  parts.append(_training(lines))
+  parts.append(_reading())
+  record = escape(json.dumps(provenance, indent=2, default=str))
+  parts.append(f"<section><details><summary>What made this report</summary><pre>{record}</pre></details></section>")
+  return (
+    f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+    '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    f"<style>{STYLE}</style></head>\n<body><main>\n" + "\n".join(parts) + "\n</main></body></html>\n"
+  )
+
+
+def _tile(group: Sequence[Row], main_method: str) -> str:
+  row = _main(group, main_method)
+  against = ""
+  if row.to_plain is not None:
+    sure = "gain" if row.to_plain.low > 0 else "loss" if row.to_plain.high < 0 else ""
+    against = f'<p><span class="{sure}">{_difference(row.to_plain)}</span> against the plain score</p>'
+  return (
+    f'<div class="tile"><p class="label">{escape(group_name(group))}</p>'
+    f'<p class="figure">{100 * row.map.value:.1f}<small>mAP × 100</small></p>{against}'
+    f'<p class="muted">{escape(method_name(row.result.method))}, {row.queries:,} queries</p></div>'
+  )
+
+
+def _section(group: Sequence[Row], sheets: Sequence[Sheet], main_method: str, skipped: Sequence[Skipped]) -> str:
+  main = _main(group, main_method)
+  others = [r for r in group if r.result.method in REFERENCES and r is not main]
+  differences = [(method_name(r.result.method), main.result.ap_Q - r.result.ap_Q) for r in others]
+  figures = [
+    ("Accuracy against latency", plots.accuracy_against_latency(group)),
+    (f"Query by query: {method_name(main.result.method)}", plots.wins_and_losses(differences) if differences else ""),
+  ]
+  parts = [
+    f"<h2>{escape(group_name(group).capitalize())}</h2>",
+    _table(group),
+    _absent(skipped),
+    _own(group),
+    _figures(figures),
+  ]
+  for heading, chosen in (
+    ("Gained most", [s for s in sheets if s.gain >= 0]),
+    ("Lost most", [s for s in sheets if s.gain < 0]),
+  ):
+    if chosen:
+      parts.append(f"<h3>{heading}</h3>" + "".join(_sheet(s) for s in chosen))
+  return "<section>" + "\n".join(parts) + "</section>"
+
+
+def _table(group: Sequence[Row]) -> str:
+  scale = max(r.map.high for r in group) or 1.0
+  costs = cost_columns(group)
+  head = ["method", "mAP", "", "recall@1", "vs plain", "vs static", *(name for name, _ in costs)]
+  lines = []
+  for place, row in enumerate(group):
+    short = row.result.note if len(row.result.note) <= SHORT_NOTE else ""
+    note = f"<small>{escape(short)}</small>" if short else ""
+    tint = plots.colour(row.result.method, place)
+    cells = [
+      f'<th scope="row"><div><i style="background:{tint}"></i>'
+      f"<span>{escape(method_name(row.result.method))}{note}</span></div></th>",
+      f"<td><b>{_with_interval(percent(row.map))}</b></td>",
+      f'<td class="range">{_range(row.map, scale, tint)}</td>',
+      f"<td>{_with_interval(percent(row.recall1))}</td>",
+      *(f"<td>{_difference(d) if d else '–'}</td>" for d in (row.to_plain, row.to_static)),
+      *(f"<td>{texts[place]}</td>" for _, texts in costs),
+    ]
+    lines.append("<tr>" + "".join(cells) + "</tr>")
+  heads = "".join(f'<th scope="col">{h}</th>' for h in head)
+  return (
+    f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+    f'<p class="muted">{group[0].queries:,} queries. Figures × 100 with their 95% bootstrap interval over queries; '
+    "differences are paired, query by query, in mAP.</p>" + _notes(group)
+  )
+
+
+def _notes(group: Sequence[Row]) -> str:
+  long = [r.result for r in group if len(r.result.note) > SHORT_NOTE]
+  lines = "".join(f"<li><b>{escape(method_name(r.method))}</b>: {escape(r.note)}</li>" for r in long)
+  return f'<ul class="muted">{lines}</ul>' if lines else ""
+
+
+def _own(group: Sequence[Row]) -> str:
+  """Returns a table of the benchmark's own figures, in its own unit; breakdowns stay in metrics.json."""
+  names = list(dict.fromkeys(name for r in group for name in r.result.figures if name.count("/") == 1))
+  if not names:
+    return ""
+  heads = "".join(f'<th scope="col">{escape(name.split("/")[1])}</th>' for name in names)
+  lines = []
+  for row in group:
+    figures = [row.result.figures.get(name, {}).get("value") for name in names]
+    cells = "".join(f"<td>{'–' if value is None else f'{value:.4g}'}</td>" for value in figures)
+    lines.append(f'<tr><th scope="row">{escape(method_name(row.result.method))}</th>{cells}</tr>')
+  return (
+    f"<details><summary>The figures of {escape(names[0].split('/')[0])}, in its own unit</summary>"
+    f'<div class="scroll"><table><thead><tr><th scope="col">method</th>{heads}</tr></thead>'
+    f"<tbody>{''.join(lines)}</tbody></table></div></details>"
+  )
+
+
+def _absent(skipped: Sequence[Skipped]) -> str:
+  words = [f"{escape(method_name(s.method))}: {escape(s.reason)}." for s in skipped]
+  return f'<p class="muted">Not run: {" ".join(words)}</p>' if words else ""
+
+
+def _range(estimate: Estimate, scale: float, tint: str) -> str:
+  left, right, middle = (100 * x / scale for x in (estimate.low, estimate.high, estimate.value))
+  label = f"95% interval {100 * estimate.low:.1f} to {100 * estimate.high:.1f}"
+  return (
+    f'<span class="track" role="img" aria-label="{label}" title="{label}">'
+    f'<span style="left:{left:.1f}%;width:{right - left:.1f}%;background:{tint}"></span>'
+    f'<b style="left:{middle:.1f}%;background:{tint}"></b></span>'
+  )
+
+
+def _figures(figures: Sequence[tuple[str, str]]) -> str:
+  drawn = [
+    f'<figure><figcaption>{escape(heading)}</figcaption><img alt="{escape(heading)}" src="{_svg_uri(svg)}"></figure>'
+    for heading, svg in figures
+    if svg
+  ]
+  return '<div class="figures">' + "".join(drawn) + "</div>" if drawn else ""
+
+
+def _sheet(sheet: Sheet) -> str:
+  if isinstance(sheet.query, str):
+    query = f"<blockquote>{escape(sheet.query)}</blockquote>"
+  else:
+    query = f'<img alt="query" src="{data_uri(sheet.query)}">'
+  rows = []
+  for name, pictures in ((sheet.before_name, sheet.before), (sheet.after_name, sheet.after)):
+    images = "".join(
+      f'<span class="{"relevant" if relevant else "other"}">'
+      f'<img alt="{rank}{", relevant" if relevant else ""}" src="{data_uri(picture)}"></span>'
+      for rank, (picture, relevant) in enumerate(pictures, start=1)
+    )
+    rows.append(f'<p class="label">{escape(name)}</p><div class="pictures">{images}</div>')
+  return (
+    f'<article><div class="query"><p class="label">query</p>{query}<p class="muted">{escape(sheet.title)}</p></div>'
+    f"<div>{''.join(rows)}</div></article>"
+  )
+
+
+def _training(lines: Sequence[dict]) -> str:
+  figures = _figures(
+    [
+      ("Training loss", plots.curves(lines, "loss", "loss", 1)),
+      ("Validation", plots.curves(lines, "val_map", "mAP × 100", 100)),
+    ]
+  )
+  return f"<section><h2>Training</h2>{figures}</section>" if figures else ""
+
+
+def _reading() -> str:
+  return (
+    "<section><h2>How to read this</h2><p>A query's average precision is the mean, over the gallery items that are "
+    "relevant to it, of the precision at each one's rank (a benchmark has a rule of its own); mAP is its mean over "
+    "queries. recall@1 is the share of queries whose first item is relevant. An interval says how far the mean would "
+    "move had other queries of the same kind been asked. A difference whose interval holds zero shows nothing. In the "
+    "rows of pictures a green frame with a tick marks a relevant item.</p></section>"
+  )
+
+
+def _main(group: Sequence[Row], main_method: str) -> Row:
+  return next((r for r in group if r.result.method == main_method), max(group, key=lambda r: r.map.value))
+
+
+def _difference(estimate: Estimate) -> str:
+  return _with_interval(percent(estimate, sign=True).replace("-", "−"))
+
+
+def _with_interval(text: str) -> str:
+  value, _, interval = text.partition(" ")
+  return f"{value} <small>{interval}</small>" if interval else value
+
+
+def _svg_uri(svg: str) -> str:
+  return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()

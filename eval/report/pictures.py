@@ -1,11 +1,13 @@
-"""Contact sheets of a run: what the queries that changed most found, where their images are at hand."""
+"""Contact sheets of a run: the queries that changed most, where their images are at hand."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
-from eval.cache import Found
+from eval.report.results import Result
 from eval.report.sheets import Sheet, build_sheets
 from qat_jax.features.store import FeatureStore
 from qat_jax.types import Relevance
@@ -14,7 +16,7 @@ from qat_jax.types import Relevance
 class Pictures:
   """The pictures of a store's items, by position; `source` gives records with the same ids."""
 
-  def __init__(self, store: FeatureStore, source) -> None:
+  def __init__(self, store: FeatureStore, source: Sequence[dict]) -> None:
     self.store, self.source = store, source
     self.aligned = len(source) == len(store)  # unreadable images are left out of a store
 
@@ -29,29 +31,19 @@ class Pictures:
 
 
 def sheets(
-  query_type: str,
   queries: FeatureStore,
   rows_Q: np.ndarray,
   relevance: Relevance,
-  before: Found,
-  after: Found,
+  before: Result,
+  after: Result,
   gallery_pictures: Pictures,
-  query_pictures: Pictures | None,
+  query_pictures: Pictures,
 ) -> list[Sheet]:
-  """Returns sheets from what one method found to what another did; text queries are shown by their caption."""
-  captions = queries.column("caption") if query_type == "text" else None
+  """Returns sheets from one method's ranking to another's; text queries are shown by their caption."""
+  captions = queries.column("caption") if after.query_type == "text" else None
 
   def query_of(query: int) -> Image.Image | str:
     row = int(rows_Q[query])
-    return str(captions[row]) if captions is not None else query_pictures(row)
+    return query_pictures(row) if captions is None else str(captions[row])
 
-  return build_sheets(
-    query_type,
-    before.ids,
-    after.ids,
-    relevance,
-    before.results[0].ap_Q,
-    after.results[0].ap_Q,
-    query_of,
-    gallery_pictures,
-  )
+  return build_sheets(before, after, relevance, query_of, gallery_pictures)

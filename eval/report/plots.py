@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eval.report.results import Row, method_name
+from eval.report.results import Row
+from eval.report.tables import method_name
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
@@ -150,7 +151,7 @@ def _spread(heights: Sequence[float], gap: float, top: float = 0.97) -> list[flo
   return spread
 
 
-def _svg(figure) -> str:
+def _svg(figure: Figure) -> str:
   import matplotlib
 
   buffer = io.StringIO()

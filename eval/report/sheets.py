@@ -1,4 +1,4 @@
-"""Contact sheets: what a query found before and after, as rows of pictures with the relevant ones framed."""
+"""Contact sheets: a query's ranking before and after, as rows of pictures with the relevant ones framed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from eval.report.results import Result
 from qat_jax.types import Relevance
 
 INK, MUTED, GAIN, LINE = "#1d2530", "#69737f", "#1d8a63", "#e3e7ec"
@@ -38,38 +39,37 @@ def changed_most(before_Q: np.ndarray, after_Q: np.ndarray, count: int = 4) -> l
 
 
 def build_sheets(
-  query_type: str,
-  before_QK: np.ndarray,
-  after_QK: np.ndarray,
+  before: Result,
+  after: Result,
   relevance: Relevance,
-  before_ap_Q: np.ndarray,
-  after_ap_Q: np.ndarray,
   query_of: Callable[[int], Image.Image | str],
   picture_of: Callable[[int], Image.Image],
   shown: int = 8,
   count: int = 4,
 ) -> list[Sheet]:
-  """Returns sheets of the queries whose average precision changed most.
+  """Returns sheets of the queries whose average precision changed most from one result to the other.
 
-  `before_QK` and `after_QK` are gallery positions, best first. `query_of(q)` gives a query's text or picture,
-  `picture_of(n)` that of a gallery position. Ignored items are not shown.
+  `query_of(q)` gives a query's text or picture, `picture_of(n)` that of a gallery position. Ignored items are not
+  shown. Raises ValueError where a result has not kept the first items of its ranking.
   """
+  if before.ids_QK is None or after.ids_QK is None:
+    raise ValueError(f"{before.method} or {after.method} has no ids_QK; give results that hold their first items")
 
   def row(ids_K: np.ndarray, query: int) -> list[tuple[Image.Image, bool]]:
     positives, ignored = set(relevance.positives[query].tolist()), set(relevance.ignored[query].tolist())
-    kept = [n for n in ids_K[: shown + len(ignored)].tolist() if n >= 0 and n not in ignored][:shown]
-    return [(picture_of(n), n in positives) for n in kept]
+    counted = [n for n in ids_K[: shown + len(ignored)].tolist() if n >= 0 and n not in ignored][:shown]
+    return [(picture_of(n), n in positives) for n in counted]
 
   return [
     Sheet(
       query=query_of(query),
-      before=row(before_QK[query], query),
-      after=row(after_QK[query], query),
-      title=f"average precision {100 * before_ap_Q[query]:.0f} → {100 * after_ap_Q[query]:.0f}",
-      query_type=query_type,
-      gain=float(after_ap_Q[query] - before_ap_Q[query]),
+      before=row(before.ids_QK[query], query),
+      after=row(after.ids_QK[query], query),
+      title=f"average precision {100 * before.ap_Q[query]:.0f} → {100 * after.ap_Q[query]:.0f}",
+      query_type=after.query_type,
+      gain=float(after.ap_Q[query] - before.ap_Q[query]),
     )
-    for query in changed_most(before_ap_Q, after_ap_Q, count)
+    for query in changed_most(before.ap_Q, after.ap_Q, count)
   ]
 
 

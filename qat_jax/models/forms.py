@@ -15,8 +15,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from qat_jax.adaptation import HIGHEST, normalise, plain
-from qat_jax.models.memory import Remembering
+from qat_jax.adaptation import normalise, plain
+from qat_jax.models.closed_forms import Affine, ClosedForm, Plain
+from qat_jax.models.memory import Neighbours, Remembering
 from qat_jax.models.quari import Released
 from qat_jax.models.tokens import ZERO, Factor, Tokens
 from qat_jax.types import Adaptation
@@ -139,40 +140,6 @@ class Paper(nn.Module):
     return self.gallery_map(gallery_ND) if self.maps_gallery else normalise(gallery_ND)
 
 
-class Plain(nn.Module):
-  """The frozen feature as it is: q' = q, T = I."""
-
-  width: int
-
-  def __call__(self, query_QD: jax.Array, train: bool = False) -> Adaptation:
-    """Returns the adaptation of Q queries (any float dtype, QD)."""
-    return plain(query_QD)
-
-  def prepare(self, gallery_ND: jax.Array) -> jax.Array:
-    """Returns the unit items (ND, float32)."""
-    return normalise(gallery_ND)
-
-
-class ClosedForm(nn.Module):
-  """q' = normalise(normalise((q − mean) A) + residual · q), all constants; `qat_jax.fit.closed_form` computes them."""
-
-  width: int
-
-  @nn.compact
-  def __call__(self, query_QD: jax.Array, train: bool = False) -> Adaptation:
-    """Returns the adaptation of Q unit queries (any float dtype, QD)."""
-    query_QD = normalise(query_QD)
-    mean_D = self.variable("constants", "mean", jnp.zeros, (self.width,)).value
-    map_DE = self.variable("constants", "map", jnp.zeros, (self.width, self.width)).value
-    residual = self.variable("constants", "residual", jnp.ones, ()).value
-    changed_QD = normalise(jnp.matmul(query_QD - mean_D, map_DE, precision=HIGHEST))
-    return plain(changed_QD + residual * query_QD)
-
-  def prepare(self, gallery_ND: jax.Array) -> jax.Array:
-    """Returns the unit items (ND, float32): the gallery is not touched."""
-    return normalise(gallery_ND)
-
-
 def static(width: int, maps_gallery: bool = True) -> Hypernetwork:
   """One linear map for all queries, and one for the gallery where it may be mapped."""
   return Hypernetwork(width, linear_query=True, maps_gallery=maps_gallery)
@@ -228,6 +195,8 @@ def remembering(width: int, form: str, settings: dict, pairs: int) -> Rememberin
 FORMS = {f.__name__: f for f in (static, query_only, adaptive, gated, paper, remembering)} | {
   "plain": Plain,
   "closed_form": ClosedForm,
+  "affine": Affine,
+  "neighbours": Neighbours,
   "released": Released,
 }
 
@@ -236,7 +205,7 @@ def initialise(module: nn.Module, key: jax.Array) -> dict:
   """Returns the variables of a form: trained `params`, and `constants` such as the queries' mean."""
   row_1D = jnp.ones((1, module.width), jnp.float32)
 
-  def both(form, row_1D):
+  def both(form: nn.Module, row_1D: jax.Array) -> tuple[Adaptation, jax.Array]:
     return form(row_1D), form.prepare(row_1D)
 
   variables = dict(jax.jit(lambda key: module.init(key, row_1D, method=both))(key))
@@ -256,11 +225,10 @@ def parameters(variables: dict) -> int:
   return sum(x.size for x in jax.tree.leaves(variables))
 
 
-def query_only_of_size(target: int, width: int, **settings: Any) -> Hypernetwork:
-  """Returns the `query_only` form whose number of parameters comes closest to `target`."""
+def hidden_of_size(target: int, width: int) -> int:
+  """Returns the hidden units with which the number of parameters of `query_only` comes closest to `target`."""
 
   def size(hidden: int) -> int:
-    return parameters(jax.eval_shape(lambda: initialise(query_only(width, hidden, **settings), jax.random.key(0))))
+    return parameters(jax.eval_shape(lambda: initialise(query_only(width, hidden), jax.random.key(0))))
 
-  per_unit = size(2) - size(1)
-  return query_only(width, max(1, round((target - size(1)) / per_unit) + 1), **settings)
+  return max(1, round((target - size(1)) / (size(2) - size(1))) + 1)

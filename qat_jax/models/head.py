@@ -29,6 +29,7 @@ class Head:
   form: str  # a key of FORMS
   settings: dict  # the form's keyword arguments
   variables: dict  # {"params": …, "constants": …}
+  note: str = ""  # what fitting chose, in words
 
   def module(self, width: int) -> nn.Module:
     """Returns the form's Linen module."""

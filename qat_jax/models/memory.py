@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qat_jax.adaptation import HIGHEST, normalise
+from qat_jax.adaptation import HIGHEST, normalise, plain
 from qat_jax.types import Adaptation
+
+PAIRS = ("queries", "images")  # the names of a bank's halves among a form's constants
 
 
 class Bank(NamedTuple):
@@ -51,6 +53,24 @@ def moved(bank: Bank, query_QD: jax.Array, temperature: jax.Array | float, scale
   return normalise(query_QD + scale * jnp.matmul(weight_QM, image_MD - remembered_MD, precision=HIGHEST))
 
 
+class Neighbours(nn.Module):
+  """The neighbour residual alone, q' = moved(q), T = I; the bank of M pairs and the two numbers are constants."""
+
+  width: int
+  pairs: int
+
+  @nn.compact
+  def __call__(self, query_QD: jax.Array, train: bool = False) -> Adaptation:
+    """Returns the adaptation of Q queries (any float dtype, QD)."""
+    bank = Bank(*(self.variable("constants", name, jnp.zeros, (self.pairs, self.width)).value for name in PAIRS))
+    numbers = (self.variable("constants", name, jnp.ones, ()).value for name in ("temperature", "scale"))
+    return plain(moved(bank, query_QD, *numbers))
+
+  def prepare(self, gallery_ND: jax.Array) -> jax.Array:
+    """Returns the unit items (ND, float32): the gallery is not touched."""
+    return normalise(gallery_ND)
+
+
 class Remembering(nn.Module):
   """Another form, its query and the remembered one in one vector: normalise(q' + weight · moved(q)); T stays.
 
@@ -65,10 +85,8 @@ class Remembering(nn.Module):
   def __call__(self, query_QD: jax.Array, train: bool = False) -> Adaptation:
     """Returns the adaptation of Q unit queries (any float dtype, QD)."""
     adaptation = self.head(query_QD, train)
-    bank = Bank(
-      self.variable("constants", "queries", jnp.zeros, (self.pairs, self.width), jnp.float16).value,
-      self.variable("constants", "images", jnp.zeros, (self.pairs, self.width), jnp.float16).value,
-    )
+    shape = (self.pairs, self.width)
+    bank = Bank(*(self.variable("constants", name, jnp.zeros, shape, jnp.float16).value for name in PAIRS))
     temperature, scale, weight = (
       self.variable("constants", name, jnp.ones, ()).value for name in ("temperature", "scale", "weight")
     )

@@ -6,6 +6,7 @@ import pathlib
 import pytest
 
 from configs import features
+from eval import check as eval_check
 from eval.benchmarks import official
 from train import check
 
@@ -19,7 +20,15 @@ def test_a_recipe_has_known_keys_and_values_that_can_be_run(name):
   config = importlib.import_module(f"configs.{name}").get_config()
   config.data.root = "somewhere"
   check.config(config, devices=8)
+  config.benchmark.update({"root": "somewhere", "features": "somewhere"})
+  eval_check.config(config)
   assert set(config.keys()) == set(features.get_config().keys())
+
+
+def test_an_unknown_key_is_named_with_the_one_that_was_meant():
+  config = features.get_config()
+  with pytest.raises(AttributeError, match='Did you mean "learning_rate"'):
+    config.train.learning_rat = 1.0
 
 
 @pytest.mark.parametrize("name", NAMES)

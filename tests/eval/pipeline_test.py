@@ -1,5 +1,6 @@
 """Benchmarks in their official formats, from files to metrics.json, with a tiny adapter; and what is kept."""
 
+import functools
 import json
 import pickle
 import shutil
@@ -13,15 +14,15 @@ import scipy.io
 
 from configs import features as recipe
 from eval import methods
-from eval.baselines import FITS
-from eval.baselines.types import Baseline
 from eval.benchmarks import gldv2, revisited
 from eval.benchmarks.ilias import Ilias
 from eval.benchmarks.inquire import Inquire
 from eval.pipeline import evaluate
+from eval.ranking import Method
 from qat_jax.adapter import Adapter, Head
 from qat_jax.features.retrieval_set import RetrievalSet
 from qat_jax.features.store import write_features
+from qat_jax.fit.training import PLAIN
 from qat_jax.models import forms as hypernetwork
 from qat_jax.types import Ranking
 
@@ -259,14 +260,15 @@ def test_an_adapter_without_training_features_is_measured_on_a_benchmark(config,
   }
 
 
-def unfitted(train, validator):
-  return Baseline(lambda gallery: lambda query_QD, k: plain_ranking(query_QD, gallery[:]), 7, 3.0, "")
+def untuned(run, problem):
+  return Method(lambda gallery: lambda query_QD, k: plain_ranking(query_QD, gallery[:]), "", 7, 3.0)
 
 
 def test_every_method_has_a_row_or_a_reason_and_its_costs(config, workdir, monkeypatch):
   for name in ("whitening", "ilias_linear", "query_expansion", "diffusion", "diffusion_shortlist"):  # slow to tune
-    monkeypatch.setitem(FITS, name, unfitted)
-  monkeypatch.setitem(FITS, "lda", lambda train, validator: None)
+    monkeypatch.setitem(methods.METHODS, name, untuned)
+  cannot = functools.partial(methods.fitted, lambda training, validator: None)
+  monkeypatch.setitem(methods.METHODS, "lda", cannot)
   config.eval.methods = ("all",)
   metrics = run(config, workdir)
   rows = {(r["query"], r["method"]) for r in metrics["results"]}
@@ -290,15 +292,15 @@ def test_a_killed_evaluation_goes_on_with_the_methods_that_are_missing(config, w
   shutil.copytree(workdir, tmp_path / "undisturbed")
   expected = run(config, tmp_path / "undisturbed")
   called = []
-  whole = methods.answer
+  whole = methods.method
 
-  def answer(name, bench):
-    called.append((bench.problem.name, name))
+  def method(name, run, problem):
+    called.append((problem.name, name))
     if called.count(("image", "adapted")) == 1 and called[-1] == ("image", "adapted"):
       raise KeyboardInterrupt
-    return whole(name, bench)
+    return whole(name, run, problem)
 
-  monkeypatch.setattr(methods, "answer", answer)
+  monkeypatch.setattr(methods, "method", method)
   with pytest.raises(KeyboardInterrupt):
     run(config, workdir)
   assert not (workdir / "eval" / "metrics.json").exists()
@@ -321,19 +323,18 @@ def test_what_was_found_with_other_inputs_is_found_again(changed, config, workdi
   config.data.root, config.eval.methods = str(root), ("plain",)
   run(config, workdir)
   called = []
-  whole = methods.answer
-  monkeypatch.setattr(methods, "answer", lambda name, bench: called.append(name) or whole(name, bench))
+  whole = methods.method
+  monkeypatch.setattr(methods, "method", lambda name, *rest: called.append(name) or whole(name, *rest))
   if changed == "shortlist":
     config.eval.shortlist = 11
   elif changed == "adapter":
-    head = Head("plain", {}, {"params": {}, "constants": {}})
-    Adapter(WIDTH, {"text": head, "image": head}).save(workdir / "adapter")
+    Adapter(WIDTH, {"text": PLAIN, "image": PLAIN}).save(workdir / "adapter")
   elif changed == "data":
     shutil.rmtree(root / "test" / "image_queries")
     names = [f"i{n}" for n in range(20)]
     put(root / "test" / "image_queries", "img", [f"img{n}" for n in range(20)], 9, {"instance": names})
   elif changed == "code":
-    monkeypatch.setattr("eval.cache.of_code", lambda: "other")
+    monkeypatch.setattr("eval.measure.of_code", lambda: "other")
   else:
     for path in (workdir / "eval" / "methods").rglob("*.npz"):
       path.write_bytes(path.read_bytes()[:100])
@@ -369,19 +370,19 @@ def test_a_benchmark_of_another_width_is_refused(config, workdir, tmp_path):
 
 def test_a_gallery_too_large_for_a_method_is_said_and_the_others_run_streamed(config, workdir, monkeypatch):
   monkeypatch.setattr("eval.galleries.RESIDENT", 0)
-  monkeypatch.setattr("eval.galleries.HELD", 1e-9)
+  monkeypatch.setattr(methods, "HELD", 1e-9)
   monkeypatch.setattr(methods, "GRAPH_ITEMS", 39)
-  config.eval.methods = ("static", "adapted", "neighbours", "diffusion")
+  config.eval.methods = ("static", "adapted", "neighbours", "whitening", "query_expansion", "diffusion")
   streamed = run(config, workdir)
   reasons = {s["method"]: s["reason"] for s in streamed["skipped"]}
-  assert reasons.keys() == {"neighbours", "diffusion"}
-  assert "it holds the gallery, 0.0 GiB as float32" in reasons["neighbours"]
+  assert reasons.keys() == {"query_expansion", "diffusion"}
+  assert "it holds the gallery, 0.0 GiB as float32" in reasons["query_expansion"]
   assert "the gallery has 40; it is run on 39 at most" in reasons["diffusion"]
   assert not (workdir / "eval" / "scratch").exists()
   monkeypatch.undo()
   shutil.rmtree(workdir / "eval")
   resident = run(config, workdir)
-  for method in ("static", "adapted"):
+  for method in ("static", "adapted", "neighbours", "whitening"):
     assert values(streamed, "map", method) == pytest.approx(values(resident, "map", method), abs=0.01)
 
 

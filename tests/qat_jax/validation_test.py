@@ -3,8 +3,8 @@ import pytest
 
 import qat_jax
 from qat_jax.adaptation import normalise
+from qat_jax.fit.training import PLAIN
 from qat_jax.metrics import average_precision
-from qat_jax.models import forms as hypernetwork
 from qat_jax.types import Relevance
 from qat_jax.validation import QUERY_BLOCK, Validator
 
@@ -25,7 +25,7 @@ def test_the_plain_form_has_the_precision_of_cosine_ranking(parts):
   unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
   ids_QN = np.argsort(-(unit(query_QD) @ unit(gallery_ND).T), axis=1)
   expected_Q = np.delete(average_precision(ids_QN, relevance), 7)  # that query has nothing relevant
-  got_Q = Validator(query_QD, gallery_ND, relevance, limit=0, seed=0).precisions(hypernetwork.Plain(WIDTH), {})
+  got_Q = Validator(query_QD, gallery_ND, relevance, limit=0, seed=0).precisions(PLAIN)
   np.testing.assert_allclose(got_Q, expected_Q, atol=1e-9)
 
 
@@ -35,11 +35,13 @@ def test_a_limit_draws_the_same_queries_every_time(parts):
   np.testing.assert_array_equal(validators[0].query_QD, validators[1].query_QD)
 
 
-def test_other_vectors_can_stand_in_for_the_queries(parts):
+def test_a_subset_is_spread_evenly_over_the_queries(parts):
   validator = Validator(*parts, limit=0, seed=0)
-  ideal_QD = np.stack([validator.gallery_ND[p[0]] for p in validator.relevance.positives])
-  module = hypernetwork.Plain(WIDTH)
-  assert validator.with_queries(ideal_QD)(module, {}) > 0.5 > validator(module, {})
+  subset = validator.subset(3)
+  last = len(validator.query_QD) - 1
+  np.testing.assert_array_equal(subset.query_QD, validator.query_QD[[0, last // 2, last]])
+  np.testing.assert_array_equal(subset.precisions(PLAIN), validator.precisions(PLAIN)[[0, last // 2, last]])
+  assert len(validator.subset(1000).query_QD) == last + 1
 
 
 def test_a_search_is_measured_over_the_whole_gallery(parts):
@@ -48,6 +50,6 @@ def test_a_search_is_measured_over_the_whole_gallery(parts):
   def search(query_QD, k):
     return qat_jax.rank(qat_jax.plain(query_QD), normalise(validator.gallery_ND), k)
 
-  expected = validator(hypernetwork.Plain(WIDTH), {})
+  expected = validator(PLAIN)
   assert validator.of_search(search) == pytest.approx(expected, abs=1e-9)
   assert validator.of_search(lambda query_QD, k: search(query_QD, 1)) < expected

@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from configs import features as recipe
-from eval.failure import explained
 from qat_jax.adapter import Adapter
 from qat_jax.features.retrieval_set import RetrievalSet
 from qat_jax.features.store import write_features
-from train import features, pipeline
+from qat_jax.runs import explained
+from train import pipeline
 
 WIDTH, COUNT = 4, 16
 PLACES = {
@@ -118,7 +118,7 @@ def test_a_set_with_nothing_to_train_on_is_named(root, config, tmp_path, capsys,
   ],
 )
 def test_a_bad_value_is_named_before_any_work(config, tmp_path, capsys, monkeypatch, key, value, words):
-  monkeypatch.setattr(features, "ensure", None)
+  monkeypatch.setattr(pipeline, "features", None)
   config.update_from_flattened_dict({key: value})
   assert words in run(config, tmp_path / "run", capsys)
 
@@ -158,7 +158,7 @@ def test_unreadable_images_and_long_captions_are_told_at_the_end(tmp_path, capsy
   config = recipe.get_config()
   config.data.update({"source": "folder", "folder": str(images)})
   config.encoder.update({"name": "toy_clip", "batch_size": 64})
-  root = features.ensure(config, tmp_path / "run")
+  root = pipeline.features(config, tmp_path / "run")
   said = capsys.readouterr()
   told = said.out + said.err
   assert "1 unreadable images left out (5.png)" in told

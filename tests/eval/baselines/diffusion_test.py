@@ -5,8 +5,7 @@ import pytest
 from eval.baselines import diffusion
 from eval.baselines.diffusion import Choice, Items
 from eval.baselines.graph import mutual_graph, neighbours_of
-from eval.baselines.types import Train
-from qat_jax.fit.closed_form import unit
+from qat_jax.adaptation import unit
 from qat_jax.types import Relevance
 from qat_jax.validation import Validator
 
@@ -64,8 +63,8 @@ def test_diffusion_follows_a_chain_that_cosine_loses(fit):
   gallery_ND = np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
   relevance = Relevance([np.arange(9)], [np.array([], int)])
   validator = Validator(np.array([[1.0, 0.0]]), gallery_ND, relevance, limit=0, seed=0)
-  fitted = fit(Train("image", None, gallery_ND, np.arange(12)), validator)
-  assert validator.of_search(fitted.index(gallery_ND)) > 0.95
+  fitted = fit(validator)
+  assert validator.of_search(fitted.prepare(gallery_ND)) > 0.95
 
 
 def test_tuning_walks_to_the_best_of_a_grid():
@@ -75,4 +74,4 @@ def test_tuning_walks_to_the_best_of_a_grid():
 
 def test_a_gallery_of_one_cannot_be_diffused():
   validator = Validator(np.eye(2)[:1], np.eye(2)[:1], Relevance([np.array([0])], [np.array([], int)]), 0, 0)
-  assert diffusion.fit(Train("image", None, np.eye(2), np.arange(2)), validator) is None
+  assert diffusion.fit(validator) is None

@@ -3,7 +3,6 @@ import numpy as np
 import pytest
 
 from eval.baselines import expansion
-from eval.baselines.types import Train
 from qat_jax.types import Relevance
 from qat_jax.validation import Validator
 
@@ -23,6 +22,6 @@ def test_expansion_finds_what_only_a_neighbour_is_near():
   item_ND = np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
   relevance = Relevance([np.array([0, 1])], [np.array([], int)])
   validator = Validator(item_ND[:1], item_ND[1:], relevance, limit=0, seed=0)
-  fitted = expansion.fit(Train("image", None, item_ND, np.arange(4)), validator)
-  assert validator.of_search(fitted.index(item_ND[1:])) == 1.0
-  np.testing.assert_array_equal(fitted.index(item_ND[1:])(item_ND[:1], 3).ids, [[0, 1, 2]])
+  fitted = expansion.fit(validator)
+  assert validator.of_search(fitted.prepare(item_ND[1:])) == 1.0
+  np.testing.assert_array_equal(fitted.prepare(item_ND[1:])(item_ND[:1], 3).ids, [[0, 1, 2]])

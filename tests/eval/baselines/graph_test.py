@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from eval.baselines import graph
-from qat_jax.fit.closed_form import unit
+from qat_jax.adaptation import unit
 from qat_jax.types import Ranking
 
 

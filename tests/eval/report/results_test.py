@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from eval.report.results import MethodResult, amount, metrics_json, own_figures, summarise, table_markdown, table_text
+from eval.report.results import Result, own_figures, summarise
+from eval.report.tables import amount, metrics_json, table_markdown, table_text
 
 
 def result(method, values, query_type="text", **costs):
-  return MethodResult(query_type, method, np.array(values), np.round(np.nan_to_num(values)), **costs)
+  return Result(query_type, method, np.array(values), np.round(np.nan_to_num(values)), **costs)
 
 
 @pytest.fixture
@@ -86,7 +87,7 @@ def test_a_result_that_no_query_counts_for_is_refused():
 
 def test_unequal_lengths_are_refused():
   with pytest.raises(ValueError, match="one number a query"):
-    MethodResult("text", "plain", np.zeros(3), np.zeros(2))
+    Result("text", "plain", np.zeros(3), np.zeros(2))
 
 
 @pytest.mark.parametrize(

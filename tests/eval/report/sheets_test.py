@@ -3,8 +3,13 @@
 import numpy as np
 from PIL import Image
 
+from eval.report.results import Result
 from eval.report.sheets import build_sheets, changed_most, data_uri, draw_sheets
 from qat_jax.types import Relevance
+
+
+def result(method, precision, ids_QK):
+  return Result("image", method, np.array([precision]), np.zeros(1), ids_QK=ids_QK)
 
 
 def test_queries_that_gained_most_come_first_then_those_that_lost_most():
@@ -17,17 +22,8 @@ def test_rows_hold_pictures_in_order_without_ignored_items():
   relevance = Relevance([np.array([2])], [np.array([0])])
   pictures = [Image.new("RGB", (8, 8), (n, 0, 0)) for n in range(5)]
   before_QK, after_QK = np.array([[1, 0, 3, 2]]), np.array([[0, 2, 1, -1]])
-  (sheet,) = build_sheets(
-    "image",
-    before_QK,
-    after_QK,
-    relevance,
-    np.array([1 / 3]),
-    np.array([1.0]),
-    lambda q: "cup",
-    lambda n: pictures[n],
-    2,
-  )
+  before, after = result("plain", 1 / 3, before_QK), result("adapted", 1.0, after_QK)
+  (sheet,) = build_sheets(before, after, relevance, lambda q: "cup", lambda n: pictures[n], 2)
   assert [(p.getpixel((0, 0))[0], good) for p, good in sheet.before] == [(1, False), (3, False)]
   assert [(p.getpixel((0, 0))[0], good) for p, good in sheet.after] == [(2, True), (1, False)]
   assert sheet.title == "average precision 33 → 100"
@@ -37,10 +33,8 @@ def test_rows_hold_pictures_in_order_without_ignored_items():
 def test_the_drawn_sheet_frames_relevant_pictures_in_green():
   picture = Image.new("RGB", (20, 20), "black")
   relevance = Relevance([np.array([0])], [np.array([], int)])
-  (sheet,) = build_sheets(
-    "image", np.array([[1, 0]]), np.array([[0, 1]]), relevance, np.array([0.5]), np.array([1.0]),
-    lambda q: picture, lambda n: picture, 2,
-  )  # fmt: skip
+  before, after = result("plain", 0.5, np.array([[1, 0]])), result("adapted", 1.0, np.array([[0, 1]]))
+  (sheet,) = build_sheets(before, after, relevance, lambda q: picture, lambda n: picture, 2)
   drawn = np.asarray(draw_sheets([sheet], side=50)).astype(int)
   green = (drawn[..., 1] > drawn[..., 0] + 80) & (drawn[..., 1] > drawn[..., 2] + 20)
   columns = np.flatnonzero(green.any(axis=0))

@@ -81,4 +81,4 @@ def test_dropout_acts_in_training_only(queries):
 def test_a_query_only_form_of_equal_size_is_within_one_hidden_unit():
   size = lambda form: hypernetwork.parameters(hypernetwork.initialise(form, jax.random.key(0)))
   target = size(hypernetwork.adaptive(WIDTH))
-  assert abs(size(hypernetwork.query_only_of_size(target, WIDTH)) - target) <= 2 * WIDTH + 3
+  assert abs(size(hypernetwork.query_only(WIDTH, hypernetwork.hidden_of_size(target, WIDTH))) - target) <= 2 * WIDTH + 3

@@ -2,8 +2,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qat_jax.adaptation import unit
 from qat_jax.adapter import Adapter, Head, load
-from qat_jax.fit.closed_form import unit
 from qat_jax.models import forms as hypernetwork
 from qat_jax.models import memory
 
@@ -56,3 +56,19 @@ def test_an_adapter_that_remembers_is_saved_whole(tmp_path):
   np.testing.assert_array_equal(again(query_QD).query, adapter(query_QD).query)
   assert again.head("text").variables["constants"]["images"].dtype == np.float16
   assert again.head("text").space == "frozen"
+
+
+def test_the_residual_by_hand():
+  pairs = {"queries": jnp.eye(2), "images": jnp.array([[0.0, 1.0], [1.0, 0.0]])}
+  constants = pairs | {"temperature": jnp.float32(0.5), "scale": jnp.float32(1.0)}
+  head = Head("neighbours", {"pairs": 2}, {"params": {}, "constants": constants})
+  moved_QD = head.module(2).apply(head.variables, jnp.array([[1.0, 0.0]])).query
+  a = np.exp(2) / (np.exp(2) + 1)  # the weight of the first pair
+  np.testing.assert_allclose(moved_QD[0], np.array([2 - 2 * a, 2 * a - 1]) / np.hypot(2 - 2 * a, 2 * a - 1), rtol=1e-5)
+
+
+def test_an_image_stands_beside_the_mean_of_its_instances_others():
+  image_ND = np.array([[1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0], [1.0, 0, 0]])
+  bank = memory.image_bank(image_ND, np.array(["a", "a", "a", "b"]))
+  np.testing.assert_allclose(bank.query_MD, np.eye(3))
+  np.testing.assert_allclose(bank.image_MD, [[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])

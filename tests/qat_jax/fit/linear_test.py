@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eval.baselines import linear
-from eval.baselines.types import Train
+from qat_jax.fit import linear
+from qat_jax.fit.training import Training
 from qat_jax.types import Relevance
 from qat_jax.validation import Validator
 
@@ -14,7 +14,8 @@ def train():
   rng = np.random.default_rng(0)
   class_ID = rng.normal(size=(6, 4))
   image_ND = np.repeat(class_ID, 5, axis=0) + 0.3 * rng.normal(size=(30, 4))
-  return Train("image", None, image_ND.astype(np.float32), np.repeat([f"i{i}" for i in range(6)], 5))
+  image_ND = image_ND.astype(np.float32)
+  return Training("image", image_ND, image_ND, np.repeat([f"i{i}" for i in range(6)], 5))
 
 
 def test_the_loss_by_hand():
@@ -32,7 +33,7 @@ def test_a_first_step_of_adam_moves_everything_by_the_learning_rate(train):
   before = jax.tree.map(np.asarray, params)
   image_ND, label_N = jnp.asarray(train.images), jnp.repeat(jnp.arange(6), 5)
   gradient = jax.grad(linear.loss)(params, image_ND, label_N)
-  after, _, _ = linear.train_epoch(params, linear.OPTIMIZER.init(params), image_ND, label_N, jnp.arange(30)[None])
+  after, _, _ = linear.train_epoch(params, linear.OPTIMISER.init(params), image_ND, label_N, jnp.arange(30)[None])
   for name in before:
     decayed = np.asarray(gradient[name]) + linear.WEIGHT_DECAY * before[name]
     clear = np.abs(decayed) > 1e-5
@@ -41,7 +42,7 @@ def test_a_first_step_of_adam_moves_everything_by_the_learning_rate(train):
 
 def test_training_lowers_the_loss(train):
   params = linear.start(jax.random.key(0), 4, 6)
-  state, losses = linear.OPTIMIZER.init(params), []
+  state, losses = linear.OPTIMISER.init(params), []
   for _ in range(20):
     params, state, loss_S = linear.train_epoch(
       params, state, jnp.asarray(train.images), jnp.repeat(jnp.arange(6), 5), jnp.arange(30)[None]
@@ -61,16 +62,18 @@ def test_the_fit_has_the_layer_only_and_is_the_same_every_time(train):
   relevance = Relevance([np.arange(5 * i, 5 * i + 5) for i in range(6)], [np.array([], int)] * 6)
   validator = Validator(train.images[::5], train.images, relevance, limit=0, seed=0)
   fits = [linear.fit(train, validator) for _ in range(2)]
-  assert fits[0].parameters == 4 * 512 + 512
-  found = [fit.index(train.images)(train.images[:3], 30) for fit in fits]
-  np.testing.assert_array_equal(found[0].scores, found[1].scores)
+  sizes = {name: x.size for name, x in fits[0].variables["params"]["gallery_map"].items()}
+  assert sizes == {"mean": 4, "map": 4 * 512, "bias": 512}
+  jax.tree.map(np.testing.assert_array_equal, fits[0].variables, fits[1].variables)
 
 
 def test_text_queries_enter_at_the_mean_of_the_images():
   layer = {"kernel": np.eye(2, 512, dtype=np.float32), "bias": np.zeros(512, np.float32)}
-  search = linear.index_of(layer, jnp.array([0.5, 0.0]))(np.array([[0.6, 0.8], [1.0, 0.0]]))
-  found = search(np.array([[0.8, 0.6]]), 2)  # enters at (0.3, 0.6)
-  np.testing.assert_allclose(found.scores, [[(0.18 + 0.48) / 0.45**0.5, 0.3 / 0.45**0.5]], rtol=1e-4)
+  head = linear.layer_head(layer, np.array([0.5, 0.0]))
+  query_QD = head.module(2).apply(head.variables, np.array([[0.8, 0.6]])).query  # enters at (0.3, 0.6)
+  np.testing.assert_allclose(query_QD[0, :2], np.array([0.3, 0.6]) / 0.45**0.5, rtol=1e-4)
+  items = head.module(2).apply(head.variables, np.array([[3.0, 4.0]]), method="prepare")
+  np.testing.assert_allclose(items[0, :2], [0.6, 0.8], rtol=1e-4)
 
 
 def test_one_instance_cannot_train_a_classifier(train):

@@ -1,12 +1,12 @@
-from qat_jax.adapter import Adapter, Head
-from train.gate import choose
+from qat_jax.adapter import Adapter
+from qat_jax.fit.training import PLAIN
+from train.plan import choose
 
 
 def fitted(**gains):
   """Candidates with a validation mAP and (gain over plain, its standard error)."""
-  plain = Head("plain", {}, {"params": {}, "constants": {}})
   return {
-    name: Adapter(4, {"text": plain}, {"name": name, "val_map": 0.3 + gain, "gain_over_plain": [gain, error]})
+    name: Adapter(4, {"text": PLAIN}, {"name": name, "val_map": 0.3 + gain, "gain_over_plain": [gain, error]})
     for name, (gain, error) in gains.items()
   }
 

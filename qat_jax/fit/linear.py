@@ -14,53 +14,52 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from eval.baselines.both_sides import Affine, index_with
-from eval.baselines.moments import means_of
-from eval.baselines.types import Baseline, Train
 from qat_jax.adaptation import normalise
+from qat_jax.adapter import Head
+from qat_jax.fit.training import Training
+from qat_jax.models.closed_forms import affine_variables
 from qat_jax.validation import Validator
 
 WIDTH = 512
 SCALE = 16.0
 LEARNING_RATE = 1e-3
-WEIGHT_DECAY = 1e-6  # added to the gradient, as L2
+WEIGHT_DECAY = 1e-6  # added to the gradient, as L2: ILIAS' own recipe, not that of train/
 BATCH = 128
 EPOCHS = 20
 PATIENCE = 2  # epochs without a better validation, then it stops
 SEED = 0
 
-OPTIMIZER = optax.chain(optax.add_decayed_weights(WEIGHT_DECAY), optax.adam(LEARNING_RATE))
+OPTIMISER = optax.chain(optax.add_decayed_weights(WEIGHT_DECAY), optax.adam(LEARNING_RATE))
 
 
-def fit(train: Train, validator: Validator) -> Baseline | None:
+def fit(training: Training, validator: Validator) -> Head | None:
   """Returns the layer of the epoch that does best on validation; None where all images are of one instance."""
-  instances, label_N = np.unique(train.instance, return_inverse=True)
+  instances, code_N = np.unique(training.instance, return_inverse=True)
   if len(instances) < 2:
     return None
-  query_D, image_D = means_of(train)
-  shift_D = jnp.asarray(query_D - image_D, jnp.float32)
-  image_ND, label_N = normalise(jnp.asarray(train.images[:])), jnp.asarray(label_N, jnp.int32)
+  query_D, image_D = training.means()
+  image_ND, label_N = normalise(jnp.asarray(training.images[:])), jnp.asarray(code_N, jnp.int32)
   key = jax.random.key(SEED)
-  params = start(jax.random.fold_in(key, 0), image_ND.shape[1], len(instances))
-  state = OPTIMIZER.init(params)
+  params = start(jax.random.fold_in(key, 0), training.width, len(instances))
+  state = OPTIMISER.init(params)
   best_value, best_epoch, best = -1.0, 0, None
   for epoch in range(1, EPOCHS + 1):
     rows_SB = batches(jax.random.fold_in(key, epoch), len(image_ND))
     params, state, _ = train_epoch(params, state, image_ND, label_N, rows_SB)
-    layer = jax.device_get({name: params[name] for name in ("kernel", "bias")})
-    value = validator.of_search(index_of(layer, shift_D)(validator.gallery_ND))
+    note = f"{epoch} epochs over {len(instances):,} instances"
+    head = layer_head(jax.device_get(params), query_D - image_D, note)
+    value = validator(head)
     if value > best_value:
-      best_value, best_epoch, best = value, epoch, layer
+      best_value, best_epoch, best = value, epoch, head
     elif epoch - best_epoch >= PATIENCE:
       break
-  note = f"{best_epoch} epochs over {len(instances):,} instances"
-  return Baseline(index_of(best, shift_D), best["kernel"].size + best["bias"].size, 0.0, note)
+  return best
 
 
-def index_of(layer: dict, shift_D: jax.Array):
-  """Returns the index that applies a layer, {kernel: DE, bias: E}, to both sides; queries lose the shift first."""
-  gallery = Affine(jnp.zeros_like(shift_D), jnp.asarray(layer["kernel"]), jnp.asarray(layer["bias"]))
-  return index_with(gallery._replace(mean_D=shift_D), gallery)
+def layer_head(params: dict, shift_D: np.ndarray, note: str = "") -> Head:
+  """Returns the head that applies a layer, {kernel: DE, bias: E}, to both sides; queries lose the shift first."""
+  variables = affine_variables(shift_D, np.zeros_like(shift_D), params["kernel"], params["bias"])
+  return Head("affine", {"dimensions": params["kernel"].shape[1], "bias": True}, variables, note)
 
 
 def start(key: jax.Array, width: int, instances: int) -> dict:
@@ -85,10 +84,10 @@ def train_epoch(
 ) -> tuple[dict, optax.OptState, jax.Array]:
   """Returns the parameters and the optimiser's state after the batches, and each batch's loss (S)."""
 
-  def step(carry, rows_B):
+  def step(carry: tuple[dict, optax.OptState], rows_B: jax.Array) -> tuple[tuple[dict, optax.OptState], jax.Array]:
     params, state = carry
     value, gradient = jax.value_and_grad(loss)(params, image_ND[rows_B], label_N[rows_B])
-    update, state = OPTIMIZER.update(gradient, state, params)
+    update, state = OPTIMISER.update(gradient, state, params)
     return (optax.apply_updates(params, update), state), value
 
   (params, state), loss_S = jax.lax.scan(step, (params, state), rows_SB)

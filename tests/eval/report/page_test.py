@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from eval.report.page import write_report
 from eval.report.plots import COLOURS
-from eval.report.results import METHOD_NAMES, MethodResult, Skipped, summarise
+from eval.report.results import METHOD_NAMES, Result, Skipped, summarise
 from eval.report.sheets import Sheet
-from eval.report.write import read_curves, write_report
 
 
 class Page(HTMLParser):
@@ -40,7 +40,7 @@ class Page(HTMLParser):
 def rows():
   rng = np.random.default_rng(0)
   return summarise(
-    MethodResult("text", method, rng.random(30) * best, np.ones(30), ms_per_query=time)
+    Result("text", method, rng.random(30) * best, np.ones(30), ms_per_query=time)
     for method, best, time in (("plain", 0.3, 0.1), ("static", 0.5, 0.1), ("adapted", 0.9, 2.0))
   )
 
@@ -89,16 +89,10 @@ def test_the_headline_says_which_method_it_is_about_and_what_it_gained(tmp_path,
 
 
 def test_a_report_without_times_sheets_or_references_is_written(tmp_path):
-  rows = summarise([MethodResult("image", "own_method", np.array([0.5, 0.25]), np.ones(2))])
+  rows = summarise([Result("image", "own_method", np.array([0.5, 0.25]), np.ones(2))])
   write_report(tmp_path, rows, {})
   page = Page((tmp_path / "report.html").read_text())
   assert page.sources == []
-
-
-def test_an_unfinished_last_line_of_the_curves_is_skipped(tmp_path):
-  path = tmp_path / "metrics.jsonl"
-  path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
-  assert read_curves(path) == [{"step": 1, "loss": 2.0}]
 
 
 def test_queries_that_gained_and_those_that_lost_are_apart(tmp_path, rows, sheet):
@@ -115,7 +109,7 @@ def test_tasks_have_sections_of_their_own_with_the_benchmarks_figures_and_what_w
     "oxford/scale/tiny": {"value": 0.5, "interval": None},
   }
   rows = summarise(
-    MethodResult("image", "plain", np.linspace(0, top, 5), np.ones(5), task=task, figures=figures)
+    Result("image", "plain", np.linspace(0, top, 5), np.ones(5), task=task, figures=figures)
     for task, top in (("easy", 0.9), ("hard", 0.3))
   )
   skipped = [Skipped("image", "hard", "diffusion", "the gallery is <large>")]
@@ -135,7 +129,7 @@ def test_tasks_have_sections_of_their_own_with_the_benchmarks_figures_and_what_w
 def test_a_long_note_stands_below_the_table(tmp_path):
   notes = ("short", "a note that goes on and on, and says how each of many numbers was tuned on validation")
   rows = summarise(
-    MethodResult("text", method, np.ones(3), np.ones(3), note=note) for method, note in zip("ab", notes, strict=True)
+    Result("text", method, np.ones(3), np.ones(3), note=note) for method, note in zip("ab", notes, strict=True)
   )
   write_report(tmp_path, rows, {})
   table, rest = (tmp_path / "report.html").read_text().split("</table>")[:2]

@@ -1,0 +1,48 @@
+import jax.numpy as jnp
+import numpy as np
+
+from qat_jax.adaptation import unit
+from qat_jax.fit import memory
+from qat_jax.fit.training import PLAIN, Training
+from qat_jax.types import Relevance
+from qat_jax.validation import Validator
+
+
+def test_what_cannot_be_fitted_is_none():
+  image_ND = np.eye(3)
+  validator = Validator(image_ND, image_ND, Relevance([np.array([0])] * 3, [np.array([], int)] * 3), 0, 0)
+  assert memory.neighbours(Training("image", image_ND, image_ND, np.arange(3)), validator) is None
+  assert memory.neighbours(Training("text", None, image_ND, np.zeros(3)), validator) is None
+
+
+def test_a_constant_gap_between_text_and_image_is_closed():
+  rng = np.random.default_rng(0)
+  text_ND = unit(rng.normal(size=(60, 5))).astype(np.float32)
+  image_ND = text_ND[:, [1, 2, 3, 4, 0]]  # images lie elsewhere
+  relevance = Relevance([np.array([i]) for i in range(60)], [np.array([], int)] * 60)
+  validator = Validator(text_ND, image_ND, relevance, limit=0, seed=0)
+  head = memory.neighbours(Training("text", text_ND, image_ND, np.arange(60)), validator)
+  assert validator(head) > 0.9
+
+
+def test_rows_with_second_views_come_instance_by_instance():
+  instance_N = np.array(["d", "b", "a", "b", "c", "a", "e", "a"])
+  rows = memory.with_second_views(instance_N, 10)
+  assert sorted(rows) == [1, 2, 3, 5, 7]
+  assert list(instance_N[rows]) in ([*"aaabb"], [*"bbaaa"])
+  assert len(memory.with_second_views(instance_N, 2)) == 2
+
+
+def test_a_memory_closes_a_gap_that_the_plain_score_cannot():
+  rng = np.random.default_rng(0)
+  centre_ID = rng.normal(size=(300, 8))
+  image_ND, text_ND = unit(centre_ID).astype(np.float32), unit(centre_ID + 3 * np.eye(8)[0]).astype(np.float32)
+  train, val = slice(0, 200), slice(200, 300)
+  relevance = Relevance([np.array([i]) for i in range(100)], [np.array([], int)] * 100)
+  validator = Validator(text_ND[val], image_ND[val], relevance, limit=0, seed=0)
+  data = Training("text", text_ND[train], image_ND[train], np.arange(200))
+  head = memory.remembering(data, validator, PLAIN, 50)
+  constants = head.variables["constants"]
+  assert constants["queries"].shape == (50, 8)
+  np.testing.assert_array_equal(constants["queries"][-1], jnp.asarray(text_ND[199], jnp.float16))
+  assert validator(head) > validator(PLAIN) + 0.1
