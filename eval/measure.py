@@ -1,7 +1,7 @@
 """One method on one problem: its results from the cache, or else its ranking made, timed and measured.
 
 Results lie in a file of their own for each method, so that an evaluation that was killed goes on where it stopped. A
-file counts only under the key that it was written with: a digest of all that decides it.
+file counts only while everything that decides it is as it was; else a line says what differs, and it is made anew.
 """
 
 from __future__ import annotations
@@ -14,23 +14,22 @@ import pathlib
 import shutil
 import time
 import zipfile
-from collections.abc import Iterable
 from typing import Any
 
 import jax
 import numpy as np
 
 from eval import methods
-from eval.problem import Problem, files_below
+from eval.problem import Problem
 from eval.ranking import Method
 from eval.report.results import Result, own_figures
 from eval.report.tables import method_name
 from qat_jax.adapter import Adapter
 from qat_jax.metrics import recall_at
-from qat_jax.stages import write_whole
+from qat_jax.stages import digest_of_files, fingerprint, made, write_whole
 from qat_jax.types import Ranking
 
-FORMAT = 2  # of the files
+FORMAT = 2  # of the files, and of the rule that times a method
 ROOT = pathlib.Path(__file__).parents[1]
 CODE = ("eval/baselines", "eval/benchmarks", "qat_jax")  # with the files below: what decides results, of the code
 CODE_FILES = ("galleries", "measure", "methods", "problem", "ranking")
@@ -46,9 +45,9 @@ def cached_or_measured(
 
   `settings` are those of the config that decide the results.
   """
-  path, key = folder / f"{name}.npz", key_of(name, run, problem, settings)
-  results = read(path, key)
-  if results is not None:
+  path, wanted = folder / f"{name}.npz", made_from(run, problem, settings)
+  results, made_with = read(path)
+  if made(f"{problem.name}: {method_name(name)}", made_with, wanted):
     return results
   try:
     method = methods.method(name, run, problem)
@@ -56,7 +55,7 @@ def cached_or_measured(
   finally:
     shutil.rmtree(run.scratch, ignore_errors=True)
   if not isinstance(outcome, str):
-    write(path, key, outcome)
+    write(path, wanted, outcome)
   return outcome
 
 
@@ -107,14 +106,18 @@ def account(name: str, problem: Problem, outcome: list[Result] | str) -> str:
   return f"{start}: mAP x 100 {figures}; {outcome[0].ms_per_query:.3g} ms a query"
 
 
-def key_of(name: str, run: methods.Run, problem: Problem, settings: dict) -> str:
-  """Returns a digest of all that decides the method's results: code, config, adapter, candidates, and data."""
+def made_from(run: methods.Run, problem: Problem, settings: dict[str, Any]) -> dict[str, Any]:
+  """Returns the fingerprint of all that decides a method's results: code, config, adapter, candidates, and data."""
   folder = run.candidates / problem.query_type
-  candidates = {p.parent.name: p.read_text() for p in sorted(folder.glob("*/adapter.json"))}
-  trained_on = files_below(run.data.root) if run.data is not None else ()
-  files = of_files((*problem.files, *trained_on))
-  parts = [FORMAT, name, of_code(), settings, of_adapter(run.adapter), candidates, files]
-  return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
+  return fingerprint(
+    format=FORMAT,
+    code=of_code(),
+    config=settings,
+    adapter=of_adapter(run.adapter),
+    candidates={path.parent.name: digest_of_files([path]) for path in sorted(folder.glob("*/adapter.json"))},
+    tuned_on=run.made_from,
+    problem=problem.made_from,
+  )
 
 
 @functools.cache
@@ -122,10 +125,7 @@ def of_code() -> str:
   """Returns a digest of the code that decides results; that of tables and plots is not in it."""
   paths = [path for folder in CODE for path in sorted((ROOT / folder).rglob("*.py"))]
   paths += [ROOT / "eval" / f"{name}.py" for name in CODE_FILES]
-  digest = hashlib.blake2b(digest_size=16)
-  for path in paths:
-    digest.update(path.read_bytes())
-  return digest.hexdigest()
+  return digest_of_files(paths)
 
 
 def of_adapter(adapter: Adapter) -> str:
@@ -138,33 +138,27 @@ def of_adapter(adapter: Adapter) -> str:
   return digest.hexdigest()
 
 
-def of_files(paths: Iterable[pathlib.Path]) -> list[list]:
-  """Returns name, size and time of change of each file."""
-  return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
-
-
-def read(path: pathlib.Path, key: str) -> list[Result] | None:
-  """Returns the results in a file of that key; None where there is nothing, or something of another key."""
+def read(path: pathlib.Path) -> tuple[list[Result], dict[str, Any] | None]:
+  """Returns the results in a file, and what they were made from; None where there are none, or the file is damaged."""
   try:
     with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
       about = json.loads(str(file["about"]))
-      if about["key"] != key:
-        return None
-      return [
+      results = [
         Result(ap_Q=file[f"ap_{i}"], recall1_Q=file[f"recall1_{i}"], ids_QK=file["ids"], **scalars)
         for i, scalars in enumerate(about["results"])
       ]
+      return results, about["made_from"]
   except (FileNotFoundError, zipfile.BadZipFile, KeyError, ValueError, TypeError):
-    return None
+    return [], None
 
 
-def write(path: pathlib.Path, key: str, results: list[Result]) -> None:
-  """Writes results, whole or not at all."""
+def write(path: pathlib.Path, made_from: dict[str, Any], results: list[Result]) -> None:
+  """Writes results and what they were made from, whole or not at all."""
   arrays: dict[str, Any] = {"ids": results[0].ids_QK}
   for i, result in enumerate(results):
     arrays |= {f"ap_{i}": result.ap_Q, f"recall1_{i}": result.recall1_Q}
   scalars = [{k: v for k, v in vars(r).items() if k not in ("ap_Q", "recall1_Q", "ids_QK")} for r in results]
   buffer = io.BytesIO()
-  np.savez(buffer, about=np.array(json.dumps({"key": key, "results": scalars})), **arrays)
+  np.savez(buffer, about=np.array(json.dumps({"made_from": made_from, "results": scalars})), **arrays)
   path.parent.mkdir(parents=True, exist_ok=True)
   write_whole(path, buffer.getvalue())

@@ -64,6 +64,7 @@ class Run(NamedTuple):
   validation: int  # queries that baselines are tuned on: those that training validated on
   seed: int
   scratch: pathlib.Path  # for galleries that are mapped into a file
+  made_from: dict[str, Any]  # the fingerprint of what methods are fitted and tuned on
 
   def candidate(self, query_type: str, name: str) -> Adapter | None:
     """Returns a candidate of training; None where there is none of that name."""

@@ -62,6 +62,7 @@ def opened(config: ConfigDict, workdir: pathlib.Path) -> methods.Run:
       "the same encoder"
     )
   scratch = workdir / "eval" / "scratch"
+  made_from = {} if data is None else {name: part for name, part in data.fingerprint.items() if name != "test"}
   return methods.Run(
     adapter,
     workdir / "candidates",
@@ -70,6 +71,7 @@ def opened(config: ConfigDict, workdir: pathlib.Path) -> methods.Run:
     config.validation.queries,
     config.seed,
     scratch,
+    made_from,
   )
 
 

@@ -30,7 +30,7 @@ class Problem(NamedTuple):
   gallery: Any  # FeatureStore, Joined or array
   depth: int
   tasks: dict[str, Task]  # by what distinguishes them; "" where there is one
-  files: tuple[pathlib.Path, ...]  # read for it
+  made_from: dict[str, Any]  # the fingerprint of what was read for it
   queries: FeatureStore | None = None  # where the queries of a retrieval set lie, and their rows in it
   rows: np.ndarray | None = None
   candidates: np.ndarray | None = None  # QC positions: all that may be found; None: everything
@@ -51,7 +51,8 @@ class Problem(NamedTuple):
 
 def of_split(data: RetrievalSet, limit: int, seed: int) -> list[Problem]:
   """Returns the problems of the test split: all queries that have something relevant, or `limit` of them."""
-  split, files = data.split("test"), files_below(data.root)
+  split = data.split("test")
+  made_from = split.fingerprint
   problems = []
   for query_type, queries in split.queries.items():
     relevance = split.relevance(query_type)
@@ -67,19 +68,16 @@ def of_split(data: RetrievalSet, limit: int, seed: int) -> list[Problem]:
     query_QD = np.asarray(queries[rows], np.float32)
     depth = min(len(split.gallery), max(1000, PLACES // len(rows)))
     problems.append(
-      Problem(query_type, "", query_type, query_QD, split.gallery, depth, {"": task}, files, queries, rows)
+      Problem(query_type, "", query_type, query_QD, split.gallery, depth, {"": task}, made_from, queries, rows)
     )
   return problems
 
 
-def files_below(root: pathlib.Path) -> tuple[pathlib.Path, ...]:
-  """Returns the feature and metadata files of a retrieval set."""
-  parts = [root / "train", *sorted((root / "val").glob("*")), *sorted((root / "test").glob("*"))]
-  return tuple(path for part in parts if part.is_dir() for path in files_of(part))
-
-
-def files_of(store: FeatureStore | pathlib.Path) -> tuple[pathlib.Path, ...]:
+def files_of(store: FeatureStore) -> tuple[pathlib.Path, ...]:
   """Returns the files that make up a folder of features."""
-  folder = store if isinstance(store, pathlib.Path) else store.folder
-  shards = [*folder.glob("*_emb/*.npy"), *folder.glob("metadata/*.parquet"), *folder.glob("meta.json")]
+  shards = [
+    *store.folder.glob("*_emb/*.npy"),
+    *store.folder.glob("metadata/*.parquet"),
+    *store.folder.glob("meta.json"),
+  ]
   return tuple(sorted(shards))

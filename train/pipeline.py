@@ -6,6 +6,7 @@ A stage whose result is in the working folder is skipped.
 from __future__ import annotations
 
 import pathlib
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -16,6 +17,7 @@ from qat_jax.features import mining
 from qat_jax.features.retrieval_set import RetrievalSet
 from qat_jax.fit.training import Training
 from qat_jax.runs import provenance
+from qat_jax.stages import fingerprint
 from qat_jax.validation import Validator
 from train import check
 from train.plan import Material, candidates, choose
@@ -26,14 +28,15 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> Adapter:
   check.config(config, jax.local_device_count())
   data = RetrievalSet.open(features(config, workdir))
   semi = mining.ensure(config.semi_positives, data.train_images, workdir / "semi_positives.npz")
+  made_from = read_from(config, data)
   heads, chosen = {}, {}
   for query_type in servable(data):
     validator = Validator.of(data.split("val"), query_type, config.validation.queries, config.seed)
-    material = Material(Training.of(data, query_type), semi, validator, {})
+    material = Material(Training.of(data, query_type), semi, validator, made_from)
     fitted = candidates(config, material, workdir / "candidates" / query_type)
     heads[query_type], chosen[query_type] = choose(fitted)
     print(account(query_type, chosen[query_type]), flush=True)
-  info = {"chosen": chosen, **provenance(config.to_dict(), config.seed)}
+  info = {"chosen": chosen, "made_from": made_from, **provenance(config.to_dict(), config.seed)}
   adapter = Adapter(data.width, heads, info)
   adapter.save(workdir / "adapter")
   return adapter
@@ -53,6 +56,14 @@ def features(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
   for place, (source, kinds) in places.items():
     extract(source, encoder, workdir / "features" / place, kinds, settings.batch_size, settings.rows_per_shard)
   return workdir / "features"
+
+
+def read_from(config: ConfigDict, data: RetrievalSet) -> dict[str, Any]:
+  """Returns the fingerprint of all that every candidate is made from: features, semi-positives, validation."""
+  parts = data.fingerprint
+  asked = {"queries": config.validation.queries, "seed": config.seed}
+  semi = dict(config.semi_positives) if config.semi_positives.keep else None
+  return fingerprint(train=parts["train"], semi_positives=semi, val=parts["val"], validation=asked)
 
 
 def servable(data: RetrievalSet) -> list[str]:

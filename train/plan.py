@@ -1,16 +1,18 @@
 """The candidates of one query type: which heads are fitted, with which settings, and which of them serves.
 
-A candidate that is in the working folder is not fitted again, if it was made from what is asked for.
+A candidate that is in the working folder is not fitted again. From its first step on it says what it is made from; one
+that was made from anything else is refused.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import pathlib
 import shutil
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +23,15 @@ from qat_jax.adapter import Adapter, Head, load
 from qat_jax.fit import discriminant, memory
 from qat_jax.fit.training import PLAIN, Training
 from qat_jax.models import forms
+from qat_jax.stages import check_same, fingerprint, write_json
 from qat_jax.types import SemiPositives
 from qat_jax.validation import Validator
 from train import batches, loop
 from train.step import Batch, LossSettings
 
+FORMAT = 2  # of candidates; higher where the same settings make another head
+MADE_FROM = "made_from.json"
+ADVICE = "Use another --workdir, or what it was made with"
 ENOUGH_SECOND_VIEWS = 0.5  # of the training images, for a trained image head to be worth trying
 SHRINKAGE = [0.01, 0.03, 0.1, 0.3, 1.0]
 RESIDUAL = [0.0, 0.25, 0.5, 0.75, 1.0, 1.5]
@@ -38,73 +44,79 @@ class Material(NamedTuple):
   training: Training
   semi: SemiPositives | None
   validator: Validator
-  made_from: dict
+  made_from: dict[str, Any]  # the fingerprint of all three
 
 
 def candidates(config: ConfigDict, material: Material, folder: pathlib.Path) -> dict[str, Adapter]:
   """Returns every candidate of the query type, by name, fitted or read from `folder`."""
-  training, semi, validator, _ = material
+  training, validator, semi = material.training, material.validator, material.semi
   frozen_Q = validator.precisions(PLAIN)
-
-  def made(name: str, settings: dict, fit: Callable[[], Head | None], before: float = 0.0) -> None:
-    fitted[name] = fitted_or_read(folder / name, settings, material, frozen_Q, fit, before)
-
   fitted: dict[str, Adapter] = {}
-  made("plain", {}, lambda: PLAIN)
+
+  def add(name: str, settings: dict[str, Any], fit: Callable[[], Head | None], before: float = 0.0) -> None:
+    made_from = fingerprint(format=FORMAT, settings=settings, **material.made_from)
+    if claimed(folder / name, made_from):
+      fitted[name] = load(folder / name)
+    else:
+      fitted[name] = measured(folder / name, material, frozen_Q, settings, fit, before)
+
+  add("plain", {}, lambda: PLAIN)
   if training.query_type == "image" and training.second_views:
-    grid = {"shrinkage": SHRINKAGE, "residual": RESIDUAL}
-    made("closed_form", grid, lambda: discriminant.query_alone(training, validator, SHRINKAGE, RESIDUAL))
-    made("closed_form_both", {"shrinkage": SHRINKAGE}, lambda: discriminant.both_sides(training, validator, SHRINKAGE))
+    grid: dict[str, Any] = {"shrinkage": SHRINKAGE, "residual": RESIDUAL}
+    add("closed_form", grid, lambda: discriminant.query_alone(training, validator, SHRINKAGE, RESIDUAL))
+    grid = {"shrinkage": SHRINKAGE}
+    add("closed_form_both", grid, lambda: discriminant.both_sides(training, validator, SHRINKAGE))
   if wants_training(config, training):
     loss = LossSettings(config.noise.kind, config.noise.scale, config.semi_positives.share if semi else 0.0)
     for name, (form, own) in trained_forms(config, training).items():
       schedule, size = loop_settings(config, form), config.train.batch_size
-      settings = {f"form.{key}": value for key, value in own.items()}
-      settings |= {**loss._asdict(), **schedule._asdict(), "batch_size": size}
-      fit = functools.partial(by_gradient, material, form, own, size, loss, schedule, folder / name)
-      made(name, settings, fit)
+      settings = {"form": form, form: own, **loss._asdict(), **schedule._asdict(), "batch_size": size}
+      add(name, settings, functools.partial(by_gradient, material, form, own, size, loss, schedule, folder / name))
   pairs = config.memory[training.query_type]
   if pairs and (training.query_type == "text" or training.second_views):
     base = best_untouched(fitted)
     (head,) = base.heads.values()
-    made(
-      f"{base.info['name']}_remembering",
-      {**base.info["settings"], "memory": pairs},
-      lambda: memory.remembering(training, validator, head, pairs),
-      base.info["offline_seconds"],
-    )
+    grid = {"temperature": memory.TEMPERATURE, "scale": memory.SCALE, "weight": memory.WEIGHT, "queries": memory.FEW}
+    settings = {"beside": base.info["settings"], "memory": pairs, **grid}
+    fit = lambda: memory.remembering(training, validator, head, pairs)
+    add(f"{base.info['name']}_remembering", settings, fit, base.info["offline_seconds"])
   return fitted
 
 
-def fitted_or_read(
+def claimed(folder: pathlib.Path, made_from: dict[str, Any]) -> bool:
+  """Says whether a candidate is in its folder; where none is, what it will be made from is written there first.
+
+  Raises ValueError where the candidate, or what a killed run left of it, was made from anything else.
+  """
+  path = folder / MADE_FROM
+  if path.exists():
+    check_same(folder, json.loads(path.read_text()), made_from, ADVICE)
+  elif (folder / "adapter.json").exists() or (folder / "checkpoints").exists():
+    raise ValueError(f"{folder} does not say what it was made from: it is of an earlier version. {ADVICE}")
+  else:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, made_from)
+  return (folder / "adapter.json").exists()
+
+
+def measured(
   folder: pathlib.Path,
-  settings: dict,
   material: Material,
   frozen_Q: np.ndarray,
+  settings: dict[str, Any],
   fit: Callable[[], Head | None],
   before: float,
 ) -> Adapter:
-  """Returns a candidate as an adapter with one head: from `folder` if it is there, else fitted, measured and saved.
+  """Returns a candidate, fitted and measured on validation, as an adapter with one head, which is also in `folder`.
 
-  `settings` is all that decides what fitting makes of the material; `before` is how many seconds what it builds on
-  took. Raises ValueError where the candidate that is there was made from anything else.
+  `before` is how many seconds what it builds on took.
   """
-  training, validator = material.training, material.validator
-  if (folder / "adapter.json").exists():
-    adapter = load(folder)
-    made, wanted = {"width": adapter.width, **adapter.info.get("settings", {})}, {"width": training.width, **settings}
-    for key in made.keys() | wanted.keys():
-      if made.get(key) != wanted.get(key):
-        raise ValueError(
-          f"the candidate {folder} was made with {key} {made.get(key)}, the config wants {wanted.get(key)}. "
-          "Use another --workdir, or the config it was made with"
-        )
-    return adapter
+  training = material.training
   began = time.perf_counter()
   head = fit()
   assert head is not None, f"{folder.name} cannot be fitted on this training set"
   seconds = before + time.perf_counter() - began
-  precision_Q = validator.precisions(head)
+  precision_Q = material.validator.precisions(head)
   gain_Q = precision_Q - frozen_Q
   info = {
     "name": folder.name,

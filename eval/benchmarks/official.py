@@ -157,7 +157,9 @@ def _problem(settings: Settings, name: str, query_type: str, tasks: dict[str, Ta
   first = next(iter(tasks.values()))
   depth = min(first.depth or len(first.gallery), len(first.gallery))
   query_QD = np.asarray(first.queries[:], np.float32)
-  return Problem(name, settings.name, query_type, query_QD, first.gallery, depth, tasks, files)
+  # Size and time of change, not contents: hundreds of GB would be read before the first ranking.
+  made_from = {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
+  return Problem(name, settings.name, query_type, query_QD, first.gallery, depth, tasks, made_from)
 
 
 def _stores(settings: Settings, kind: str) -> tuple[Any, FeatureStore]:

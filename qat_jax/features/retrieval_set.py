@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +29,11 @@ class Split:
   def __init__(self, folder: Path, gallery: FeatureStore, queries: dict[str, FeatureStore]) -> None:
     self.folder, self.gallery, self.queries = folder, gallery, queries
     self._relevance: dict[str, Relevance] = {}
+
+  @property
+  def fingerprint(self) -> dict[str, Any]:
+    """What the gallery and the queries hold, for `stages.fingerprint`."""
+    return {"gallery": self.gallery.fingerprint, "queries": {t: q.fingerprint for t, q in self.queries.items()}}
 
   def relevance(self, query_type: str) -> Relevance:
     """Returns the gallery positions relevant to each query; the item with the query's own id is ignored."""
@@ -76,6 +82,13 @@ class RetrievalSet:
     for split in splits.values():
       _check_relevance(split)
     return cls(root, images, texts, splits)
+
+  @property
+  def fingerprint(self) -> dict[str, Any]:
+    """What training features and splits hold, for `stages.fingerprint`; all of it is read."""
+    texts = None if self.train_texts is None else self.train_texts.fingerprint
+    train = {"images": self.train_images.fingerprint, "texts": texts}
+    return {"train": train, **{name: split.fingerprint for name, split in self._splits.items()}}
 
   @property
   def width(self) -> int:

@@ -9,6 +9,8 @@ from pathlib import Path
 import h5py
 import jax
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import scipy.io
 
@@ -316,8 +318,51 @@ def test_a_killed_evaluation_goes_on_with_the_methods_that_are_missing(config, w
   assert (workdir / "eval" / "metrics.json").read_text() == before
 
 
-@pytest.mark.parametrize("changed", ["shortlist", "adapter", "data", "code", "damage"])
-def test_what_was_found_with_other_inputs_is_found_again(changed, config, workdir, tmp_path, monkeypatch):
+def change_a_feature(folder, kind="img"):
+  path = folder / f"{kind}_emb/{kind}_emb_0000.npy"
+  array = np.load(path)
+  array[3] = array[4]
+  np.save(path, array)
+
+
+def edit_the_metadata(folder):
+  path = folder / "metadata/metadata_0000.parquet"
+  table = pq.read_table(path)
+  pq.write_table(table.append_column("caption", pa.array(["a toy"] * len(table))), path)
+
+
+@pytest.mark.parametrize(
+  ("change", "words"),
+  [
+    (lambda config, root, workdir: config.eval.update({"shortlist": 11}), "config.shortlist was 10, is 11"),
+    (lambda config, root, workdir: config.eval.update({"queries": 15}), "config.queries was 0, is 15"),
+    (lambda config, root, workdir: config.validation.update({"queries": 9}), "config.validation was 1000, is 9"),
+    (lambda config, root, workdir: config.update({"seed": 4}), "config.seed was 0, is 4"),
+    (lambda c, r, workdir: Adapter(WIDTH, {"text": PLAIN, "image": PLAIN}).save(workdir / "adapter"), "adapter was "),
+    (lambda config, root, workdir: shutil.rmtree(workdir / "candidates/text/static"), "candidates.static was "),
+    (lambda config, root, workdir: change_a_feature(root / "train"), "tuned_on.train.images.features was "),
+    (lambda config, root, workdir: edit_the_metadata(root / "train"), "tuned_on.train.images.metadata was "),
+    (lambda config, root, workdir: change_a_feature(root / "val/gallery"), "tuned_on.val.gallery.features was "),
+    (lambda config, root, workdir: change_a_feature(root / "test/gallery"), "problem.gallery.features was "),
+    (lambda config, root, workdir: None, "code was "),
+  ],
+  ids=[
+    "shortlist",
+    "queries",
+    "validation",
+    "seed",
+    "adapter",
+    "candidate",
+    "train",
+    "captions",
+    "val",
+    "test",
+    "code",
+  ],
+)
+def test_results_made_from_anything_else_are_made_anew_and_it_is_said(
+  change, words, config, workdir, tmp_path, monkeypatch, caplog
+):
   root = tmp_path / "set"
   shutil.copytree(config.data.root, root)
   config.data.root, config.eval.methods = str(root), ("plain",)
@@ -325,21 +370,48 @@ def test_what_was_found_with_other_inputs_is_found_again(changed, config, workdi
   called = []
   whole = methods.method
   monkeypatch.setattr(methods, "method", lambda name, *rest: called.append(name) or whole(name, *rest))
-  if changed == "shortlist":
-    config.eval.shortlist = 11
-  elif changed == "adapter":
-    Adapter(WIDTH, {"text": PLAIN, "image": PLAIN}).save(workdir / "adapter")
-  elif changed == "data":
-    shutil.rmtree(root / "test" / "image_queries")
-    names = [f"i{n}" for n in range(20)]
-    put(root / "test" / "image_queries", "img", [f"img{n}" for n in range(20)], 9, {"instance": names})
-  elif changed == "code":
+  change(config, root, workdir)
+  if words.startswith("code"):
     monkeypatch.setattr("eval.measure.of_code", lambda: "other")
-  else:
-    for path in (workdir / "eval" / "methods").rglob("*.npz"):
-      path.write_bytes(path.read_bytes()[:100])
+  caplog.clear()
   run(config, workdir)
-  assert called == ["plain", "plain"]
+  assert called and set(called) == {"plain"}
+  assert "text: plain score is made anew: " in caplog.text
+  assert words in caplog.text
+
+
+def test_a_damaged_file_of_results_is_made_anew(config, workdir, monkeypatch):
+  config.eval.methods = ("plain",)
+  before = run(config, workdir)
+  for path in (workdir / "eval" / "methods").rglob("*.npz"):
+    path.write_bytes(path.read_bytes()[:100])
+  assert run(config, workdir)["results"] == before["results"]
+
+
+def test_another_set_of_the_same_encoder_is_measured_for_the_queries_that_it_has(config, workdir, tmp_path):
+  root = tmp_path / "set"
+  shutil.copytree(config.data.root, root)
+  for split in ("val", "test"):
+    shutil.rmtree(root / split / "text_queries")
+  config.data.root = str(root)
+  assert {row["query"] for row in run(config, workdir)["results"]} == {"image"}
+
+
+def test_a_set_whose_queries_the_adapter_does_not_serve_is_refused_in_a_line(config, workdir, tmp_path):
+  root = tmp_path / "set"
+  shutil.copytree(config.data.root, root)
+  for split in ("val", "test"):
+    shutil.rmtree(root / split / "image_queries")
+  Adapter(WIDTH, {"image": PLAIN}).save(workdir / "adapter")
+  config.data.root = str(root)
+  with pytest.raises(ValueError, match=r"set asks text queries, the adapter serves image queries alone"):
+    run(config, workdir)
+
+
+def test_a_set_of_another_width_is_refused_in_a_line(config, workdir):
+  Adapter(5, {"text": PLAIN}).save(workdir / "adapter")
+  with pytest.raises(ValueError, match=r"set is 8 wide, the adapter 5: give the set that it was trained on"):
+    run(config, workdir)
 
 
 def test_an_unknown_method_is_named_before_any_work(config, tmp_path):

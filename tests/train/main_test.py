@@ -1,6 +1,7 @@
 """What a user who gets something wrong sees: one line that names it, status 1, no traceback, before any long work."""
 
 import json
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -46,15 +47,13 @@ def break_a_row(folder):
   np.save(path, array)
 
 
-@pytest.fixture
-def root(tmp_path):
+def make_set(root):
   for place, kinds in PLACES.items():
-    put(tmp_path / "set" / place, kinds)
-  return tmp_path / "set"
+    put(root / place, kinds)
+  return root
 
 
-@pytest.fixture
-def config(root):
+def make_config(root):
   config = recipe.get_config()
   config.data.root = str(root)
   config.form = "query_only"
@@ -63,6 +62,24 @@ def config(root):
   config.static_train.steps = 2
   config.validation.every = 2
   return config
+
+
+@pytest.fixture
+def root(tmp_path):
+  return make_set(tmp_path / "set")
+
+
+@pytest.fixture
+def config(root):
+  return make_config(root)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  """Returns a set and a working folder that was trained on it."""
+  folder = tmp_path_factory.mktemp("trained")
+  pipeline.train(make_config(make_set(folder / "set")), folder / "run")
+  return folder / "set", folder / "run"
 
 
 def run(config, workdir, capsys):
@@ -134,16 +151,73 @@ def test_a_working_folder_of_another_model_is_refused(config, tmp_path, capsys, 
   assert not (folder / "checkpoints").exists()
   config.forms.query_only.hidden = 16
   error = run(config, workdir, capsys)
-  assert "candidates/text/query_only was made with form.hidden 8, the config wants 16. Use another --workdir" in error
+  assert "candidates/text/query_only was made with something else: settings.query_only.hidden was 8, is 16. " in error
+  assert error.endswith("Use another --workdir, or what it was made with")
 
   shutil.rmtree(folder)
   monkeypatch.setattr(Adapter, "save", killed)
   with pytest.raises(KeyboardInterrupt):
     pipeline.train(config, workdir)
+  assert (folder / "checkpoints").exists()
   config.forms.query_only.hidden = 8
+  assert "settings.query_only.hidden was 16, is 8" in run(config, workdir, capsys)
+
+
+def change_a_feature(config):
+  path = pathlib.Path(config.data.root) / "train/img_emb/img_emb_0000.npy"
+  array = np.load(path)
+  array[3] = array[4]
+  np.save(path, array)
+
+
+def edit_a_caption(config):
+  folder = pathlib.Path(config.data.root) / "train"
+  columns = pq.read_table(folder / "metadata/metadata_0000.parquet").to_pydict()
+  rewrite(folder, columns | {"caption": ["a toy"] * COUNT})
+
+
+def name_another_root(config):
+  config.data.root = str(shutil.copytree(config.data.root, f"{config.data.root}-2"))
+  put(pathlib.Path(config.data.root) / "val/gallery", ["img"])
+
+
+@pytest.mark.parametrize(
+  ("change", "words"),
+  [
+    (change_a_feature, "train.images.features was "),
+    (edit_a_caption, "train.images.metadata was "),
+    (name_another_root, "val.gallery.features was "),
+    (lambda config: config.semi_positives.update({"keep": 2}), "semi_positives was None, is not there"),
+    (lambda config: config.validation.update({"queries": 5}), "validation.queries was 1000, is 5"),
+    (lambda config: config.update({"seed": 1}), "validation.seed was 0, is 1"),
+  ],
+  ids=["features", "captions", "root", "semi-positives", "queries", "seed"],
+)
+def test_what_was_made_from_other_data_is_named_and_never_served(trained, config, tmp_path, capsys, change, words):
+  config.data.root = str(shutil.copytree(trained[0], tmp_path / "other"))
+  workdir = shutil.copytree(trained[1], tmp_path / "run")
+  change(config)
   error = run(config, workdir, capsys)
-  assert "candidates/text/query_only/checkpoints/2 has (16,) for" in error
-  assert "the model wants (8,): it is another model's. Use another --workdir" in error
+  assert "candidates/text/plain was made with something else: " in error
+  assert words in error
+  assert error.endswith("Use another --workdir, or what it was made with")
+
+
+def test_the_same_data_somewhere_else_is_the_same_data(trained, config, tmp_path, monkeypatch):
+  config.data.root = str(shutil.copytree(trained[0], tmp_path / "moved"))
+  workdir = shutil.copytree(trained[1], tmp_path / "run")
+  monkeypatch.setattr("train.loop.train", None)
+  pipeline.train(config, workdir)
+
+
+@pytest.mark.parametrize("left", ["adapter.json", "checkpoints"])
+def test_a_working_folder_of_an_earlier_version_is_refused(trained, config, tmp_path, capsys, left):
+  config.data.root = str(trained[0])
+  folder = tmp_path / "run/candidates/text/plain"
+  folder.mkdir(parents=True)
+  (folder / left).mkdir()
+  error = run(config, tmp_path / "run", capsys)
+  assert "candidates/text/plain does not say what it was made from: it is of an earlier version" in error
 
 
 def test_unreadable_images_and_long_captions_are_told_at_the_end(tmp_path, capsys):
