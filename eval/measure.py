@@ -7,7 +7,6 @@ file counts only while everything that decides it is as it was; else a line says
 from __future__ import annotations
 
 import functools
-import hashlib
 import io
 import json
 import pathlib
@@ -24,7 +23,6 @@ from eval.problem import Problem
 from eval.ranking import Method
 from eval.report.results import Result, own_figures
 from eval.report.tables import method_name
-from qat_jax.adapter import Adapter
 from qat_jax.metrics import recall_at
 from qat_jax.stages import digest_of_files, fingerprint, made, write_whole
 from qat_jax.types import Ranking
@@ -113,7 +111,7 @@ def made_from(run: methods.Run, problem: Problem, settings: dict[str, Any]) -> d
     format=FORMAT,
     code=of_code(),
     config=settings,
-    adapter=of_adapter(run.adapter),
+    adapter=run.adapter.fingerprint,
     candidates={path.parent.name: digest_of_files([path]) for path in sorted(folder.glob("*/adapter.json"))},
     tuned_on=run.made_from,
     problem=problem.made_from,
@@ -126,16 +124,6 @@ def of_code() -> str:
   paths = [path for folder in CODE for path in sorted((ROOT / folder).rglob("*.py"))]
   paths += [ROOT / "eval" / f"{name}.py" for name in CODE_FILES]
   return digest_of_files(paths)
-
-
-def of_adapter(adapter: Adapter) -> str:
-  """Returns a digest of what an adapter computes: forms, settings and parameters of its heads."""
-  digest = hashlib.blake2b(digest_size=16)
-  for name, head in sorted(adapter.heads.items()):
-    digest.update(json.dumps([name, head.form, head.settings], sort_keys=True).encode())
-    for leaf in jax.tree.leaves(head.variables):
-      digest.update(np.ascontiguousarray(leaf).tobytes())
-  return digest.hexdigest()
 
 
 def read(path: pathlib.Path) -> tuple[list[Result], dict[str, Any] | None]:

@@ -23,11 +23,12 @@ from eval.baselines import diffusion, expansion
 from eval.problem import Problem
 from eval.ranking import Method, Search, ranked
 from eval.report.results import METHOD_NAMES
-from qat_jax.adapter import Adapter, Head, load
+from qat_jax.adapter import Adapter, load
 from qat_jax.features.retrieval_set import RetrievalSet
 from qat_jax.fit import discriminant, linear, memory, whitening
 from qat_jax.fit.training import PLAIN, Training
 from qat_jax.models import forms
+from qat_jax.models.head import Head
 from qat_jax.search.index import SMALL
 from qat_jax.types import Ranking
 from qat_jax.validation import Validator

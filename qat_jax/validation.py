@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qat_jax.adapter import Head
 from qat_jax.features.retrieval_set import Split
 from qat_jax.metrics import average_precision
+from qat_jax.models.head import Head
 from qat_jax.search.rank import score
 from qat_jax.types import Ranking, Relevance
 

@@ -19,10 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from qat_jax.adapter import Adapter, Head, load
+from qat_jax.adapter import Adapter, load
 from qat_jax.fit import discriminant, memory
 from qat_jax.fit.training import PLAIN, Training
 from qat_jax.models import forms
+from qat_jax.models.head import Head
 from qat_jax.stages import check_same, fingerprint, write_json
 from qat_jax.types import SemiPositives
 from qat_jax.validation import Validator

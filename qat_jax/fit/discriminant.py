@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from qat_jax.adaptation import unit
-from qat_jax.adapter import Head
 from qat_jax.fit.training import Training
 from qat_jax.models.closed_forms import affine_variables
+from qat_jax.models.head import Head
 from qat_jax.validation import Validator
 
 SHRINKAGE = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # of the mean variance

@@ -15,9 +15,9 @@ import numpy as np
 import optax
 
 from qat_jax.adaptation import normalise
-from qat_jax.adapter import Head
 from qat_jax.fit.training import Training
 from qat_jax.models.closed_forms import affine_variables
+from qat_jax.models.head import Head
 from qat_jax.validation import Validator
 
 WIDTH = 512

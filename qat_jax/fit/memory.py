@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import jax.numpy as jnp
 import numpy as np
 
-from qat_jax.adapter import Head
 from qat_jax.fit.training import Training
+from qat_jax.models.head import Head
 from qat_jax.models.memory import Bank, image_bank, text_bank
 from qat_jax.validation import Validator
 

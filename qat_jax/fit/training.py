@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qat_jax.adaptation import unit
-from qat_jax.adapter import Head
 from qat_jax.features.retrieval_set import RetrievalSet
+from qat_jax.models.head import Head
 
 CHUNK_ROWS = 65536
 PLAIN = Head("plain", {}, {"params": {}, "constants": {}})  # the frozen feature, as it is

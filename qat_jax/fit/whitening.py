@@ -11,9 +11,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from qat_jax.adapter import Head
 from qat_jax.fit.training import Training, covariance_of
 from qat_jax.models.closed_forms import affine_variables
+from qat_jax.models.head import Head
 from qat_jax.validation import Validator
 
 SHARES = (1.0, 0.5, 0.25)  # of the dimensions, the widest ones

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from qat_jax.adapter import Head
 from qat_jax.models import forms as hypernetwork
+from qat_jax.models.head import Head
 from qat_jax.runs import read_metrics
 from qat_jax.types import Relevance
 from qat_jax.validation import Validator

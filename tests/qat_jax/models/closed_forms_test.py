@@ -1,8 +1,8 @@
 import numpy as np
 
 from qat_jax.adaptation import unit
-from qat_jax.adapter import Head
 from qat_jax.models.closed_forms import Affine, affine_variables
+from qat_jax.models.head import Head
 from qat_jax.types import Relevance
 from qat_jax.validation import Validator
 
