@@ -338,7 +338,7 @@ def edit_the_metadata(folder):
     (lambda config, root, workdir: config.eval.update({"queries": 15}), "config.queries was 0, is 15"),
     (lambda config, root, workdir: config.validation.update({"queries": 9}), "config.validation was 1000, is 9"),
     (lambda config, root, workdir: config.update({"seed": 4}), "config.seed was 0, is 4"),
-    (lambda c, r, workdir: Adapter(WIDTH, {"text": PLAIN, "image": PLAIN}).save(workdir / "adapter"), "adapter was "),
+    (lambda c, r, workdir: Adapter(WIDTH, {"text": PLAIN, "image": PLAIN}).save(workdir / "adapter"), "is 'plain'"),
     (lambda config, root, workdir: shutil.rmtree(workdir / "candidates/text/static"), "candidates.static was "),
     (lambda config, root, workdir: change_a_feature(root / "train"), "tuned_on.train.images.features was "),
     (lambda config, root, workdir: edit_the_metadata(root / "train"), "tuned_on.train.images.metadata was "),

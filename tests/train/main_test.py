@@ -151,7 +151,10 @@ def test_a_working_folder_of_another_model_is_refused(config, tmp_path, capsys, 
   assert not (folder / "checkpoints").exists()
   config.forms.query_only.hidden = 16
   error = run(config, workdir, capsys)
-  assert "candidates/text/query_only was made with something else: settings.query_only.hidden was 8, is 16. " in error
+  assert (
+    "candidates/text/query_only was made with other inputs or settings: settings.query_only.hidden was 8, is 16. "
+    in error
+  )
   assert error.endswith("Use another --workdir, or what it was made with")
 
   shutil.rmtree(folder)
@@ -198,7 +201,7 @@ def test_what_was_made_from_other_data_is_named_and_never_served(trained, config
   workdir = shutil.copytree(trained[1], tmp_path / "run")
   change(config)
   error = run(config, workdir, capsys)
-  assert "candidates/text/plain was made with something else: " in error
+  assert "candidates/text/plain was made with other inputs or settings: " in error
   assert words in error
   assert error.endswith("Use another --workdir, or what it was made with")
 
