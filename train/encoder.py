@@ -72,9 +72,7 @@ def fit(
 ) -> dict:
   """Returns parameters trained with the symmetric contrastive loss; equal captions are no negatives of each other."""
   settings = config.train
-  optimiser = make_optimiser(
-    settings.steps, settings.learning_rate, 1e-5, settings.warmup_steps, settings.weight_decay
-  )
+  optimiser = make_optimiser(settings.steps, settings.learning_rate, 1e-5, settings.warmup_steps, settings.weight_decay)
   images, texts = VisionTower(vision), TextTower(text)
 
   def loss(params: dict, pixels: jax.Array, ids: jax.Array, meaning: jax.Array) -> jax.Array:
