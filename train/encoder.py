@@ -55,6 +55,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
   processor = write_processor(out, config.model.vision)
   clip = make_config(config.model, len(tokenizer), tokenizer.eos_token_id)
   vision, text = families.towers(clip)
+  assert text is not None  # a CLIP has both
   records = [source[i] for i in range(len(source))]
   images = [decode(record) for record in records]
   captions = [record["caption"] for record in records]
@@ -76,8 +77,8 @@ def fit(
   images, texts = VisionTower(vision), TextTower(text)
 
   def loss(params: dict, pixels: jax.Array, ids: jax.Array, meaning: jax.Array) -> jax.Array:
-    image_BD = normalise(images.apply({"params": params["vision"]}, pixels.astype(jnp.float32)))
-    text_BD = normalise(texts.apply({"params": params["text"]}, ids))
+    image_BD = normalise(jnp.asarray(images.apply({"params": params["vision"]}, pixels.astype(jnp.float32))))
+    text_BD = normalise(jnp.asarray(texts.apply({"params": params["text"]}, ids)))
     return contrastive(image_BD @ text_BD.T, meaning, jnp.exp(-params["logit_scale"]))
 
   @jax.jit
@@ -131,7 +132,7 @@ def make_config(model: ConfigDict, vocabulary: int, end: int) -> Any:
 
 def preprocessed(processor: Pixels, images: list) -> np.ndarray:
   """Returns the pixels that the image tower takes, in half precision to save memory."""
-  return np.asarray(processor.normalise(np.stack([processor.prepare(image) for image in images])), np.float16)
+  return np.asarray(processor.normalise(jnp.stack([processor.prepare(image) for image in images])), np.float16)
 
 
 def write_processor(folder: pathlib.Path, vision: ConfigDict) -> Pixels:

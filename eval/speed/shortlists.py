@@ -17,7 +17,7 @@ from eval.speed.ways import make_adaptation
 
 
 def recalls(
-  adaptation: qat_jax.Adaptation, raw_QD: np.ndarray, gallery: object, k: int, lengths: list[int]
+  adaptation: qat_jax.Adaptation, raw_QD: np.ndarray, gallery: qat_jax.Gallery | np.ndarray, k: int, lengths: list[int]
 ) -> list[dict]:
   """Returns for each kind of query and shortlist length the share of the exact top k that the shortlist holds."""
   index = qat_jax.ScannIndex.build(gallery)

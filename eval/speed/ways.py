@@ -35,7 +35,8 @@ def make_adaptation(queries: int, width: int, rank: int, strengths_R: np.ndarray
   factors = np.linalg.qr(rng.standard_normal((2, queries, width, rank)))[0] * np.sqrt(strengths_R)
   query_QD = rng.standard_normal((queries, width))
   query_QD /= np.linalg.norm(query_QD, axis=1, keepdims=True)
-  return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), Adaptation(query_QD, np.ones((queries, 1)), *factors))
+  left_QDR, right_QDR = jnp.asarray(factors, jnp.float32)
+  return Adaptation(jnp.asarray(query_QD, jnp.float32), jnp.ones((queries, 1)), left_QDR, right_QDR)
 
 
 def make_gallery(items: int, width: int, dtype: str, seed: int = 1) -> jax.Array:
