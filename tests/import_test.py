@@ -67,7 +67,6 @@ FENCES = {
   "orbax": ("qat_jax/checkpoints.py",),
   "scann": ("qat_jax/search/index.py",),
   "tensorflow_datasets": ("qat_jax/datasets/", "train/batches.py"),
-  "grain": ("qat_jax/datasets/", "train/batches.py"),
   "transformers": ("qat_jax/encoders/", "train/encoder.py", "train/vocabulary.py"),  # these two make an encoder
 }
 ON_USE = ("orbax", "scann", "transformers")  # missing on some systems, or slow to import
