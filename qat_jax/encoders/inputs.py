@@ -130,6 +130,9 @@ def _tokenizer(folder: pathlib.Path) -> Any:
 
   path = folder / "tokenizer.json"
   if not path.is_file():
+    files = ("vocab.json", "merges.txt", "spiece.model", "tokenizer.model")
+    if not any((folder / name).is_file() for name in files):  # of which transformers 5 makes a tokenizer without words
+      raise FileNotFoundError(f"neither tokenizer.json nor one of {', '.join(files)}")
     return AutoTokenizer.from_pretrained(folder)
   settings = folder / "tokenizer_config.json"
   known = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
