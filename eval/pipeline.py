@@ -21,6 +21,7 @@ from qat_jax.adapter import load
 from qat_jax.datasets.splits import sources
 from qat_jax.features.retrieval_set import RetrievalSet
 from qat_jax.runs import provenance
+from qat_jax.stages import differences
 
 
 def evaluate(config: ConfigDict, workdir: pathlib.Path) -> list[Row]:
@@ -62,7 +63,11 @@ def opened(config: ConfigDict, workdir: pathlib.Path) -> methods.Run:
       "the same encoder"
     )
   scratch = workdir / "eval" / "scratch"
-  made_from = {} if data is None else {name: part for name, part in data.fingerprint.items() if name != "test"}
+  parts = {} if data is None else data.fingerprint
+  trained_on = adapter.info.get("made_from", {}).get("train", parts.get("train", {}))
+  if others := differences(trained_on, parts.get("train", trained_on)):
+    print(f"{workdir} was trained on other features than those of {root}: {'; '.join(others)}")
+  made_from = {name: part for name, part in parts.items() if name != "test"}
   return methods.Run(
     adapter,
     workdir / "candidates",

@@ -156,9 +156,9 @@ class MetricsLog:
 
     self.path, self.name = folder / "metrics.jsonl", name
     folder.mkdir(parents=True, exist_ok=True)
-    kept = [json.dumps(row) + "\n" for row in read_metrics(self.path) if row["step"] <= resumed_step]
+    rows = [json.dumps(row) + "\n" for row in read_metrics(self.path) if row["step"] <= resumed_step]
     temporary = self.path.with_suffix(".tmp")
-    temporary.write_text("".join(kept))
+    temporary.write_text("".join(rows))
     os.replace(temporary, self.path)
     self.file = self.path.open("a")
     self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_step + 1)

@@ -48,10 +48,10 @@ def byte_pairs(words: list[str]) -> list[tuple[str, str]]:
 
 
 def _merged(parts: list[str], pair: tuple[str, str]) -> list[str]:
-  found: list[str] = []
+  merged: list[str] = []
   for part in parts:
-    if found and (found[-1], part) == pair:
-      found[-1] += part
+    if merged and (merged[-1], part) == pair:
+      merged[-1] += part
     else:
-      found.append(part)
-  return found
+      merged.append(part)
+  return merged

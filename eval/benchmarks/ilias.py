@@ -72,10 +72,10 @@ class Ilias:
 
   def positives_by_object(self) -> dict[str, list[str]]:
     """Returns the positive ids of each object."""
-    found: dict[str, list[str]] = {}
+    by_object: dict[str, list[str]] = {}
     for name in self.positive_ids:
-      found.setdefault(object_of(name), []).append(name)
-    return found
+      by_object.setdefault(object_of(name), []).append(name)
+    return by_object
 
   def distractor_ids(self) -> list[str]:
     """Returns the ids of image_ids/distractor_ids.txt.gz (100M lines for the whole set)."""
@@ -92,9 +92,9 @@ class Ilias:
     gallery = (
       gallery_ids if isinstance(gallery_ids, (pa.Array, pa.ChunkedArray)) else pa.array(gallery_ids, pa.string())
     )
-    found = pc.index_in(gallery, value_set=pa.array(self.positive_ids)).fill_null(-1).to_numpy()
-    position_P = np.flatnonzero(found >= 0)
-    which_P = found[position_P]
+    which_N = pc.index_in(gallery, value_set=pa.array(self.positive_ids)).fill_null(-1).to_numpy()
+    position_P = np.flatnonzero(which_N >= 0)
+    which_P = which_N[position_P]
     counts = np.bincount(which_P, minlength=len(self.positive_ids))
     if (counts != 1).any():
       name = self.positive_ids[int(np.argmax(counts != 1))]
@@ -139,8 +139,8 @@ class Ilias:
       which_K = np.array([number.get(name, -1) for name in ids], int)
       all_P = np.ones(len(positives), bool)
       ap[query] = _ap_at_k(which_K, score_K, all_P, k)
-      found = float(np.mean(which_K[np.argsort(-score_K)][:k] >= 0))
-      oracle.append(100 * found * k / len(positives))
+      reached = float(np.mean(which_K[np.argsort(-score_K)][:k] >= 0))
+      oracle.append(100 * reached * k / len(positives))
       for kind, limits in GROUPS.items():
         value_P = np.array([(self.scale if kind == "scale" else self.clutter)[name] for name in positives])
         for low, high in itertools.pairwise(limits):
@@ -188,8 +188,8 @@ def object_of(name: str) -> str:
 def ranked_items(query_ids: Ids, gallery_ids: Ids, ranking: Ranking) -> Iterator[tuple[str, Items]]:
   """Yields (query id, (item ids, scores)) of a ranking; places that hold nothing (−1) are left out."""
   for query, ids_K, score_K in zip(query_ids, ranking.ids, ranking.scores, strict=True):
-    kept = ids_K >= 0
-    yield query, (np.array([str(gallery_ids[int(i)]) for i in ids_K[kept]]), np.asarray(score_K)[kept])
+    listed_K = ids_K >= 0
+    yield query, (np.array([str(gallery_ids[int(i)]) for i in ids_K[listed_K]]), np.asarray(score_K)[listed_K])
 
 
 def _ap_at_k(which_K: np.ndarray, score_K: np.ndarray, counted_P: np.ndarray, k: int) -> float:
@@ -200,8 +200,8 @@ def _ap_at_k(which_K: np.ndarray, score_K: np.ndarray, counted_P: np.ndarray, k:
 
 
 def _means(groups: Mapping[str, Sequence[str]], ap: Mapping[str, float]) -> dict[str, float]:
-  found = {name: [ap[q] for q in ids if q in ap] for name, ids in groups.items()}
-  return {name: float(np.mean(values)) for name, values in found.items() if values}
+  own = {name: [ap[q] for q in ids if q in ap] for name, ids in groups.items()}
+  return {name: float(np.mean(values)) for name, values in own.items() if values}
 
 
 def _taxonomy(root: Path) -> dict[str, str]:

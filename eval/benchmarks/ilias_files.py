@@ -66,10 +66,10 @@ def _from_json(path: Path) -> Iterator[tuple[str, Items]]:
     content = json.loads(path.read_text())
   except json.JSONDecodeError as error:
     raise ValueError(f"{path} is not whole JSON ({error}); {FORMAT}") from error
-  if not isinstance(content, dict) or not all(isinstance(found, dict) for found in content.values()):
+  if not isinstance(content, dict) or not all(isinstance(scores, dict) for scores in content.values()):
     raise ValueError(f"{path} holds no {{query: {{item: score}}}}; {FORMAT}")
-  for query, found in content.items():
-    yield query, (np.array(list(found)), np.array(list(found.values()), np.float64))
+  for query, scores in content.items():
+    yield query, (np.array(list(scores)), np.array(list(scores.values()), np.float64))
 
 
 def _from_pickle(path: Path) -> Iterator[tuple[str, Items]]:

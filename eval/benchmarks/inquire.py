@@ -99,19 +99,19 @@ class Inquire:
 def score_ranking(ranking: Ranking, relevance: Relevance, k: int = K) -> dict:
   """Returns the official figures of a ranking's first k items; the queries without positives are left out."""
   ap_Q = precision_of(ranking, relevance, k)
-  found: dict[str, list[float]] = {name: [] for name in ("ndcg", "mrr", "precision", "recall")}
+  each: dict[str, list[float]] = {name: [] for name in ("ndcg", "mrr", "precision", "recall")}
   for relevant_K, score_K, positives in _by_query(ranking, relevance, k):
     if not positives:
       continue
-    found["ndcg"].append(100 * float(ndcg_at_k(relevant_K, score_K, positives, k)))
-    found["mrr"].append(float(reciprocal_rank(relevant_K, score_K)))
-    found["precision"].append(100 * relevant_K.sum() / k)
-    found["recall"].append(100 * relevant_K.sum() / positives)
-  if not found["mrr"]:
+    each["ndcg"].append(100 * float(ndcg_at_k(relevant_K, score_K, positives, k)))
+    each["mrr"].append(float(reciprocal_rank(relevant_K, score_K)))
+    each["precision"].append(100 * relevant_K.sum() / k)
+    each["recall"].append(100 * relevant_K.sum() / positives)
+  if not each["mrr"]:
     raise ValueError("no query has a positive in the gallery; nothing to measure")
-  figures = {"map": 100 * float(np.nanmean(ap_Q)), **{name: float(np.mean(values)) for name, values in found.items()}}
+  figures = {"map": 100 * float(np.nanmean(ap_Q)), **{name: float(np.mean(values)) for name, values in each.items()}}
   interval = [100 * bound for bound in bootstrap_interval(ap_Q)]
-  return {**figures, "interval": interval, "queries": len(found["mrr"])}
+  return {**figures, "interval": interval, "queries": len(each["mrr"])}
 
 
 def precision_of(ranking: Ranking, relevance: Relevance, k: int = K) -> np.ndarray:

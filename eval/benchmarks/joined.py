@@ -39,12 +39,12 @@ class Joined:
     if positions_N.size and not 0 <= positions_N.min() <= positions_N.max() < len(self):
       raise IndexError(f"positions from {positions_N.min()} to {positions_N.max()} of {len(self)} items")
     wanted, place_N = np.unique(positions_N, return_inverse=True)
-    found = np.empty((len(wanted), self.width), self.dtype)
+    rows_ND = np.empty((len(wanted), self.width), self.dtype)
     bounds = np.searchsorted(wanted, self._starts)
     for part, start, (first, last) in zip(self.parts, self._starts, itertools.pairwise(bounds), strict=False):
       if first < last:
-        found[first:last] = part[wanted[first:last] - start]
-    return found[place_N.reshape(positions_N.shape)]
+        rows_ND[first:last] = part[wanted[first:last] - start]
+    return rows_ND[place_N.reshape(positions_N.shape)]
 
   def chunks(self, rows: int = CHUNK_ROWS) -> Iterator[tuple[int, np.ndarray]]:
     """Yields (start, rows from there on) over everything, in order."""

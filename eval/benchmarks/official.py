@@ -97,8 +97,8 @@ def _inquire_rerank(settings: Settings) -> Problem:
 
 def _gldv2(settings: Settings) -> Problem:
   root = Path(settings.root)
-  found = sorted(root.glob("retrieval_solution*.csv"))
-  solution = found[-1] if found else need(root / "retrieval_solution_v2.1.csv", gldv2.SOURCE)
+  solutions = sorted(root.glob("retrieval_solution*.csv"))
+  solution = solutions[-1] if solutions else need(root / "retrieval_solution_v2.1.csv", gldv2.SOURCE)
   task = gldv2.open_task(solution, root / "index.csv")
   queries, gallery = _stores(settings, "img")
   task = with_features(task, _in_order(queries, task.query_ids), gallery)

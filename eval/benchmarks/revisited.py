@@ -145,18 +145,18 @@ def _query(entry: Any, place: int, path: Path) -> dict[str, np.ndarray]:
   missing = [f for f in fields if f not in entry]
   if missing:
     raise ValueError(f"{path}: query {place} has {sorted(entry)}, but no {', '.join(missing)}")
-  found = {}
+  query = {}
   for field in fields:
-    found[field] = np.asarray(entry[field]).reshape(-1).astype(np.int64)
-    if len(found[field]) and found[field].min() < 0:
-      raise ValueError(f"{path}: query {place} has {field} image {found[field].min()}; positions count from 0")
+    query[field] = np.asarray(entry[field]).reshape(-1).astype(np.int64)
+    if len(query[field]) and query[field].min() < 0:
+      raise ValueError(f"{path}: query {place} has {field} image {query[field].min()}; positions count from 0")
   for first, second in (("easy", "hard"), ("easy", "junk"), ("hard", "junk"), ("ok", "junk")):
-    both = np.intersect1d(found.get(first, ()), found.get(second, ()))
+    both = np.intersect1d(query.get(first, ()), query.get(second, ()))
     if len(both):
       raise ValueError(f"{path}: query {place} has image {int(both[0])} both as {first} and as {second}")
   if "bbx" in entry:
-    found["bbx"] = np.asarray(entry["bbx"], float).reshape(-1)
-  return found
+    query["bbx"] = np.asarray(entry["bbx"], float).reshape(-1)
+  return query
 
 
 def _check_positions(truth: dict, path: Path) -> None:

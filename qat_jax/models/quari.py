@@ -171,7 +171,7 @@ def settings(config: Config) -> dict:
 def shapes(config: Config) -> dict[str, tuple[int, ...]]:
   """Returns the shape of every tensor that the checkpoint has to hold, by its name there."""
   d, h = config.embedding_dim, config.hidden_dim
-  found = {"pos_emb": (2 * config.low_rank_dim + 1, h), "pos_scale": (1,)}
+  wanted = {"pos_emb": (2 * config.low_rank_dim + 1, h), "pos_scale": (1,)}
   for name, (out, into) in {
     "query_encoder.0": (h, d),
     "query_encoder.4": (h, h),
@@ -180,15 +180,15 @@ def shapes(config: Config) -> dict[str, tuple[int, ...]]:
     **{f"{name}.0": (h, h) for name in ("query_decoder", "dec_u_img", "dec_v_img")},
     **{f"{name}.3": (d, h) for name in ("query_decoder", "dec_u_img", "dec_v_img")},
   }.items():
-    found |= {f"{name}.weight": (out, into), f"{name}.bias": (out,)}
-  found |= {f"query_encoder.{i}.{part}": (h,) for i in (1, 5) for part in ("weight", "bias")}
+    wanted |= {f"{name}.weight": (out, into), f"{name}.bias": (out,)}
+  wanted |= {f"query_encoder.{i}.{part}": (h,) for i in (1, 5) for part in ("weight", "bias")}
   for i in range(config.num_layers):
     layer = f"transformer.layers.{i}"
-    found |= {f"{layer}.self_attn.in_proj_weight": (3 * h, h), f"{layer}.self_attn.in_proj_bias": (3 * h,)}
+    wanted |= {f"{layer}.self_attn.in_proj_weight": (3 * h, h), f"{layer}.self_attn.in_proj_bias": (3 * h,)}
     for name, (out, into) in {"self_attn.out_proj": (h, h), "linear1": (4 * h, h), "linear2": (h, 4 * h)}.items():
-      found |= {f"{layer}.{name}.weight": (out, into), f"{layer}.{name}.bias": (out,)}
-    found |= {f"{layer}.{norm}.{part}": (h,) for norm in ("norm1", "norm2") for part in ("weight", "bias")}
-  return found
+      wanted |= {f"{layer}.{name}.weight": (out, into), f"{layer}.{name}.bias": (out,)}
+    wanted |= {f"{layer}.{norm}.{part}": (h,) for norm in ("norm1", "norm2") for part in ("weight", "bias")}
+  return wanted
 
 
 def variables(tensors: dict[str, np.ndarray], config: Config) -> dict:

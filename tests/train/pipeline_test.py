@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -67,6 +68,19 @@ def test_the_whole_path_beats_the_plain_score_where_a_linear_map_is_the_answer(r
   assert metrics["provenance"]["versions"]["jax"]
   curves = [json.loads(line) for line in (workdir / "eval" / "curves.jsonl").read_text().splitlines()]
   assert {row["name"] for row in curves} == {"text/static", "text/static_mapped", "text/query_only"}
+
+
+def test_features_that_changed_since_training_are_told_before_they_are_measured(run, tmp_path, capsys):
+  config, workdir = run[0].copy_and_resolve_references(), shutil.copytree(run[1], tmp_path / "run")
+  config.eval.methods = ("plain",)
+  evaluate(config, workdir)
+  assert "was trained on other features" not in capsys.readouterr().out
+  config.data.root = str(shutil.copytree(config.data.root, tmp_path / "set"))
+  path = next((tmp_path / "set/train/img_emb").glob("*.npy"))
+  np.save(path, np.load(path)[::-1])
+  evaluate(config, workdir)
+  assert "was trained on other features than those of" in (told := capsys.readouterr().out)
+  assert "images.features was " in told and "texts.features was " not in told
 
 
 def test_the_best_head_for_an_untouched_gallery_is_tried_with_training_pairs_too(run):
