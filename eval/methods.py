@@ -21,7 +21,7 @@ import qat_jax
 from eval import galleries
 from eval.baselines import diffusion, expansion
 from eval.problem import Problem
-from eval.ranking import Method, Search, ranked
+from eval.ranking import Method, Search
 from eval.report.results import METHOD_NAMES
 from qat_jax.adapter import Adapter, load
 from qat_jax.features.retrieval_set import RetrievalSet
@@ -157,7 +157,7 @@ def of_head(head: Head, run: Run, problem: Problem) -> Method:
 
   def prepare(gallery: Any) -> Search:
     prepared = galleries.prepared(adapter, query_type, gallery, run.scratch)
-    return lambda query_QD, k: ranked(adapter(query_QD, query_type), prepared, k)
+    return lambda query_QD, k: qat_jax.rank(adapter(query_QD, query_type), prepared, k)
 
   return Method(prepare, head.note, forms.parameters(head.variables))
 

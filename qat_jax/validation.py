@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qat_jax.adaptation import score
 from qat_jax.features.retrieval_set import Split
 from qat_jax.metrics import average_precision
 from qat_jax.models.head import Head
-from qat_jax.search.rank import score
 from qat_jax.types import Ranking, Relevance
 
 QUERY_BLOCK = 64  # queries scored at once: their scores and factors are all that is held

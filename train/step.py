@@ -16,8 +16,7 @@ import numpy as np
 import optax
 from flax import struct
 
-from qat_jax.adaptation import normalise
-from qat_jax.search.rank import score
+from qat_jax.adaptation import normalise, score
 from train.losses import add_noise, contrastive
 
 MIN_TEMPERATURE = 0.005

@@ -18,7 +18,7 @@ from scipy import sparse
 
 import qat_jax
 from eval.baselines.graph import diffuse, mutual_graph, neighbours_of
-from eval.ranking import Method, Search, ranked
+from eval.ranking import Method, Search
 from qat_jax.adaptation import normalise
 from qat_jax.types import Ranking
 from qat_jax.validation import Validator
@@ -117,7 +117,7 @@ def search_shortlist(items: Items, choice: Choice, query_QD: np.ndarray, k: int)
   """Returns the k nearest items, the shortlist at their head ordered by diffusion through its part of the graph."""
   size = min(SHORTLIST, len(items.gallery_ND))
   plain = qat_jax.plain(jnp.asarray(query_QD, jnp.float32))
-  first = ranked(plain, items.gallery_ND, min(max(k, size), len(items.gallery_ND)))
+  first = qat_jax.rank(plain, items.gallery_ND, min(max(k, size), len(items.gallery_ND)))
   ids_QK, score_QK = np.array(first.ids), np.array(first.scores)
   for ids_K, score_K in zip(ids_QK, score_QK, strict=True):
     near_S = ids_K[:size].copy()

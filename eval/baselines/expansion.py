@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import qat_jax
-from eval.ranking import Method, Search, ranked
+from eval.ranking import Method, Search
 from qat_jax.adaptation import normalise
 from qat_jax.types import Ranking
 from qat_jax.validation import Validator
@@ -37,7 +37,7 @@ def search_in(gallery: Any, nearest: int, alpha: float) -> Search:
     plain = qat_jax.plain(jnp.asarray(query_QD, jnp.float32))
     first = qat_jax.rank(plain, gallery_ND, min(nearest, len(gallery_ND)))
     moved_QD = expanded(plain.query, gallery_ND, jnp.asarray(first.ids), jnp.asarray(first.scores), alpha)
-    return ranked(qat_jax.plain(moved_QD), gallery_ND, k)
+    return qat_jax.rank(qat_jax.plain(moved_QD), gallery_ND, k)
 
   return search
 

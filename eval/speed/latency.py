@@ -32,7 +32,6 @@ K = flags.DEFINE_integer("k", 100, "items wanted")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "float16", "bfloat16"], "of the gallery")
 STRENGTH = flags.DEFINE_float("strength", 0.5, "the map's largest singular value beyond I")
 DECAY = flags.DEFINE_float("decay", 0.7, "each singular value over the one before; 1 is a flat spectrum")
-KEPT = flags.DEFINE_integer("kept", None, "directions of the first pass; chosen by default")
 ADAPTER = flags.DEFINE_string("adapter", None, "a trained adapter, in place of a random map")
 DEVICE = flags.DEFINE_enum("device", None, ["cpu", "gpu", "tpu"], "where to run")
 REPEATS = flags.DEFINE_integer("repeats", 7, "runs of each way; a way of more than a second runs twice")
@@ -40,6 +39,8 @@ ONLY = flags.DEFINE_list("only", None, "names of ways; all by default")
 JSON = flags.DEFINE_string("json", None, "file to write the rows to")
 HYPERNETWORK = flags.DEFINE_bool("hypernetwork", False, "measure the networks that make the maps, and no gallery")
 GROWTH = flags.DEFINE_string("growth", None, "PNG file: measure N = 10k, 100k, 1M (up to --items) and Q = 1, 8, 64")
+
+OLD_NAMES = {"two_pass": "rank"}  # of rows, by which scripts and earlier files of --json know them
 
 
 def measure(named: dict[str, Way], repeats: int) -> dict[str, list[float]]:
@@ -123,7 +124,7 @@ def table(rows: list[dict], missing: dict[str, str]) -> str:
   return "\n".join([*lines, *(f"| {name} | {reason} | | | | | | | |" for name, reason in missing.items())])
 
 
-def growth(path: str, largest: int, adapt: Callable[[int], qat_jax.Adaptation]) -> list[dict]:
+def growth(path: str, largest: int, width: int, adapt: Callable[[int], qat_jax.Adaptation]) -> list[dict]:
   """Measures plain and two-pass search over N and Q, draws them with fitted exponents to `path`, returns the rows."""
   import matplotlib
 
@@ -132,13 +133,13 @@ def growth(path: str, largest: int, adapt: Callable[[int], qat_jax.Adaptation]) 
 
   rows = []
   for items in [n for n in (10_000, 100_000, 1_000_000, 10_000_000) if n <= largest]:
-    gallery_ND = make_gallery(items, WIDTH.value, DTYPE.value)
+    gallery_ND = make_gallery(items, width, DTYPE.value)
     for queries in (1, 8, 64):
-      named = ways(adapt(queries), gallery_ND, K.value, KEPT.value)
-      some = {name: way for name, way in named.items() if name in ("two_pass", "plain") and isinstance(way, Way)}
+      named = ways(adapt(queries), gallery_ND, K.value)
+      some = {name: way for name, way in named.items() if name in ("rank", "plain") and isinstance(way, Way)}
       rows += compare(queries, items, some, 3)
   figure, axes = plt.subplots(figsize=(6, 4))
-  for name, line in (("two_pass", "-"), ("plain", "--")):
+  for name, line in (("rank", "-"), ("plain", "--")):
     for queries, colour in zip((1, 8, 64), ("C0", "C1", "C2"), strict=True):
       chosen = [row for row in rows if (row["name"], row["queries"]) == (name, queries)]
       n = [row["items"] for row in chosen]
@@ -162,18 +163,22 @@ def main(_: list[str]) -> None:
     if JSON.value:
       Path(JSON.value).write_text(json.dumps(rows, indent=2) + "\n")
     return
+  adapter = None if ADAPTER.value is None else qat_jax.load(ADAPTER.value)
+  width = WIDTH.value if adapter is None else adapter.width
   strengths_R = STRENGTH.value * DECAY.value ** np.arange(RANK.value)
 
   def adapt(queries: int) -> qat_jax.Adaptation:
-    random = make_adaptation(queries, WIDTH.value, RANK.value, strengths_R)
-    return random if ADAPTER.value is None else qat_jax.load(ADAPTER.value)(random.query).replace(space="frozen")
+    random = make_adaptation(queries, width, RANK.value, strengths_R)
+    if adapter is None:
+      return random
+    return adapter(random.query, "text" if "text" in adapter.heads else "image").replace(space="frozen")
 
   if GROWTH.value:
-    rows, missing = growth(GROWTH.value, ITEMS.value, adapt), {}
+    rows, missing = growth(GROWTH.value, ITEMS.value, width, adapt), {}
   else:
-    gallery_ND, adaptation = make_gallery(ITEMS.value, WIDTH.value, DTYPE.value), adapt(QUERIES.value)
-    named = ways(adaptation, gallery_ND, K.value, KEPT.value)
-    wanted = set(ONLY.value or [])
+    gallery_ND, adaptation = make_gallery(ITEMS.value, width, DTYPE.value), adapt(QUERIES.value)
+    named = ways(adaptation, gallery_ND, K.value)
+    wanted = {OLD_NAMES.get(name, name) for name in ONLY.value or []}
     if not wanted or not wanted <= set(named):
       named |= library_ways(adaptation, gallery_ND, K.value)
     named = {name: way for name, way in named.items() if not wanted or name in wanted}
@@ -184,13 +189,14 @@ def main(_: list[str]) -> None:
     "device": f"{device.device_kind} ({psutil.cpu_count()} CPU cores)",
     "machine": platform.machine(),
     "jax": jax.__version__,
-    **{name: FLAG.value for name, FLAG in (("width", WIDTH), ("rank", RANK), ("k", K), ("dtype", DTYPE))},
+    **{"width": width, "rank": RANK.value, "k": K.value, "dtype": DTYPE.value},
     **{"strength": STRENGTH.value, "decay": DECAY.value, "adapter": ADAPTER.value},
   }
   print(", ".join(f"{name} {value}" for name, value in about.items() if value is not None))
   print(f"copy {rows[0]['copy_gb_s']:.1f} GB/s, product {rows[0]['product_gflop_s']:.0f} GFLOP/s (float32)")
   print(table(rows, missing))
   if JSON.value:
+    rows += [{**row, "name": old} for old, new in OLD_NAMES.items() for row in rows if row["name"] == new]
     Path(JSON.value).write_text(json.dumps([{**row, **about} for row in rows], indent=2) + "\n")
 
 

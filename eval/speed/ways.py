@@ -12,8 +12,9 @@ import numpy as np
 import psutil
 
 import qat_jax
-from qat_jax.adaptation import plain
-from qat_jax.search.rank import rank, rerank, score
+from qat_jax.adaptation import plain, score
+from qat_jax.search.bounds import prepare
+from qat_jax.search.rank import rank, rerank
 from qat_jax.types import Adaptation
 
 DENSE_ROWS = 4096
@@ -45,7 +46,7 @@ def make_gallery(items: int, width: int, dtype: str, seed: int = 1) -> jax.Array
   return (gallery_ND / jnp.linalg.norm(gallery_ND, axis=1, keepdims=True)).astype(dtype)
 
 
-def ways(adaptation: Adaptation, gallery_ND: jax.Array, k: int, kept: int | None = None) -> dict[str, Way | str]:
+def ways(adaptation: Adaptation, gallery_ND: jax.Array, k: int) -> dict[str, Way | str]:
   """Returns the ways that need nothing but JAX, by name; the reason in words where the memory is too small for one."""
   queries, width = adaptation.query.shape
   rank_R, items = adaptation.left.shape[2], len(gallery_ND)
@@ -55,7 +56,7 @@ def ways(adaptation: Adaptation, gallery_ND: jax.Array, k: int, kept: int | None
   empty_QDR = jnp.zeros((queries, width, 0))
   gated = Adaptation(adaptation.query, gate, empty_QDR, empty_QDR)
   unchanged = plain(adaptation.query)
-  columns = 1 + (kept or max(1, min(7, 16 // queries - 1)))
+  columns = prepare(adaptation).bounds.columns.shape[1] / queries
   dense_flops, needed = every * 2 * width * width, 2 * every * 4 * width
   materialised = Way(lambda: jax.block_until_ready(dense(adaptation, gallery_ND, k)), items, size, dense_flops)
   blocks = Way(lambda: jax.block_until_ready(dense_blocks(adaptation, gallery_ND, k)), items, size, dense_flops)
@@ -63,7 +64,7 @@ def ways(adaptation: Adaptation, gallery_ND: jax.Array, k: int, kept: int | None
     "dense": materialised if needed < free_bytes() else f"not run: its mapped items take {needed / 1e9:.1f} GB",
     "dense_blocks": blocks,
     "factored": Way(lambda: factored(adaptation, gallery_ND, k), items, size, every * 2 * width * (1 + 2 * rank_R)),
-    "two_pass": Way(lambda: rank(adaptation, gallery_ND, k, kept=kept), items, size, every * 2 * width * columns),
+    "rank": Way(lambda: rank(adaptation, gallery_ND, k), items, size, every * 2 * width * columns),
     "gated": Way(lambda: rank(gated, gallery_ND, k), items, size, every * 4 * width),
     "plain": Way(lambda: jax.block_until_ready(top(gallery_ND, adaptation.query, k)), items, size, every * 2 * width),
     "plain_rank": Way(lambda: rank(unchanged, gallery_ND, k), items, size, every * 2 * width),

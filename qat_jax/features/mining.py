@@ -1,12 +1,11 @@
-"""Features → SemiPositives: the nearest training images of other instances, exactly, in chunks.
+"""Features → SemiPositives: the nearest training images of other instances, exactly.
 
-Block × chunk scores are all that is ever held: queries go block by block, and for each the gallery streams past while
-the best so far are merged. Positions are stored, not vectors.
+Queries go block by block through the library's own search; positions are stored, not vectors.
 """
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import io
 import json
 import os
@@ -15,18 +14,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 import tqdm
 
+from qat_jax.adaptation import normalise, plain
 from qat_jax.features.store import FeatureStore
+from qat_jax.search.rank import rank
 from qat_jax.stages import fingerprint, made, write_whole
-from qat_jax.types import SemiPositives
+from qat_jax.types import Gallery, SemiPositives, as_gallery
 
-CHUNK_ROWS = 16384
-BLOCK = 8  # a chunk of the gallery is wider than a block of queries by this: long rows are cheaper to select from
+BLOCK = 1024  # queries that one reading of the features serves
+RESIDENT = 1 << 29  # bytes of float32: features of no more lie on the device, others are read once a block
 
 
 def mine(
@@ -35,37 +35,36 @@ def mine(
   neighbours: int = 100,
   keep: int = 10,
   temperature: float = 0.1,
-  chunk: int = CHUNK_ROWS,
+  block: int = BLOCK,
   progress: bool = False,
 ) -> SemiPositives:
   """Returns for each image the nearest `keep` of its `neighbours` nearest by cosine that are of another instance.
 
   Weights (rows sum to 1) are softmax(cosine / temperature) over those kept; −1 and 0 pad. An image without an instance
-  (None) is like no other. Equal cosines go by position. Holds about 3 · chunk²/8 · 4 bytes of scores and two chunks
-  of features, whatever N is; the features are read 8 N / chunk times. Raises ValueError for settings without meaning.
+  (None) is like no other. Equal cosines go by position. Features above half a gigabyte are read
+  N / block times, a chunk at a time. Raises ValueError for settings without meaning.
   """
   if len(instance_N) != len(features):
     raise ValueError(f"{len(instance_N)} instances for {len(features)} features; give one for each")
   if not len(features):
     raise ValueError("there are no features to mine; give at least one")
-  if not 0 < keep <= neighbours or chunk < 1:
+  if not 0 < keep <= neighbours or block < 1:
     raise ValueError(
-      f"keep is {keep}, neighbours {neighbours}, chunk {chunk}; wanted 0 < keep <= neighbours, chunk > 0"
+      f"keep is {keep}, neighbours {neighbours}, block {block}; wanted 0 < keep <= neighbours, block > 0"
     )
   if temperature <= 0:
     raise ValueError(f"temperature is {temperature}; it must be above 0")
   count = len(features)
-  chunk = -(-count // -(-count // chunk))  # chunks of one size, so that the last is hardly padded
+  gallery = _UnitRows(as_gallery(features))
+  images = jnp.asarray(gallery[:]) if 4 * count * gallery.width <= RESIDENT else gallery
   code_N = _codes(instance_N)
   ids_NM, weights_NM = np.empty((count, keep), np.int32), np.empty((count, keep), np.float32)
   bar = tqdm.tqdm(total=count, unit=" images", desc="mining", disable=not progress)
-  block = max(chunk // BLOCK, 1)
   for start in range(0, count, block):
-    rows = slice(start, min(start + block, count))
-    ids_BK, cosine_BK = _nearest(features, start, min(neighbours, max(count - 1, 1)), block, chunk)
-    size = rows.stop - start
-    ids_NM[rows], weights_NM[rows] = _select(ids_BK[:size], cosine_BK[:size], code_N, code_N[rows], keep, temperature)
-    bar.update(size)
+    rows = np.arange(start, min(start + block, count))
+    nearest = rank(plain(jnp.asarray(gallery[rows])), images, min(neighbours, max(count - 1, 1)), exclude=rows)
+    ids_NM[rows], weights_NM[rows] = _select(nearest.ids, nearest.scores, code_N, code_N[rows], keep, temperature)
+    bar.update(len(rows))
   bar.close()
   return SemiPositives(ids_NM, weights_NM)
 
@@ -105,49 +104,26 @@ def ensure(settings: Mapping[str, Any], images: FeatureStore, path: str | os.Pat
   return semi
 
 
-def _nearest(
-  features: FeatureStore | np.ndarray, start: int, neighbours: int, block: int, chunk: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the nearest items of `block` items from `start` on, themselves left out (ids and cosines, BK)."""
-  block_BD = _padded(features, start, block)
-  ids_BK = jnp.full((block, neighbours), -1, jnp.int32)
-  cosine_BK = jnp.full((block, neighbours), -jnp.inf)
-  for gallery_start in range(0, len(features), chunk):
-    part_CD = _padded(features, gallery_start, chunk)
-    ids_BK, cosine_BK = _merge(ids_BK, cosine_BK, block_BD, part_CD, start, gallery_start, len(features))
-  return np.asarray(ids_BK), np.asarray(cosine_BK)
+@dataclasses.dataclass(frozen=True)
+class _UnitRows:
+  """A gallery whose rows come out in float32 and of unit length."""
 
+  gallery: Gallery
+  space: str = "frozen"
 
-@functools.partial(jax.jit, donate_argnums=(0, 1))
-def _merge(
-  ids_BK: jax.Array,
-  cosine_BK: jax.Array,
-  block_BD: jax.Array,
-  part_CD: jax.Array,
-  block_start: jax.Array,
-  part_start: jax.Array,
-  count: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-  """Returns the best so far with a chunk of the gallery merged in; earlier positions win ties."""
-  new_B, new_C = block_start + jnp.arange(len(block_BD)), part_start + jnp.arange(len(part_CD))
-  cosine_BC = jnp.matmul(_unit(block_BD), _unit(part_CD).T, precision=jax.lax.Precision.HIGHEST)
-  allowed_BC = (new_B[:, None] != new_C[None, :]) & (new_C < count)[None, :]
-  some = min(ids_BK.shape[1], len(part_CD))
-  best_BK, place_BK = jax.lax.top_k(jnp.where(allowed_BC, cosine_BC, -jnp.inf), some)
-  all_BJ = jnp.concatenate([cosine_BK, best_BK], axis=1)
-  cosine_BK, place_BJ = jax.lax.top_k(all_BJ, ids_BK.shape[1])
-  return jnp.take_along_axis(jnp.concatenate([ids_BK, new_C[place_BK]], axis=1), place_BJ, axis=1), cosine_BK
+  @property
+  def dtype(self) -> np.dtype:
+    return np.dtype(np.float32)
 
+  @property
+  def width(self) -> int:
+    return self.gallery.width
 
-def _padded(features: FeatureStore | np.ndarray, start: int, chunk: int) -> jax.Array:
-  """Returns `chunk` rows on the device, zeros after the last, so that nothing compiles twice."""
-  rows_BD = features[start : start + chunk]
-  return jnp.asarray(np.pad(rows_BD, ((0, chunk - len(rows_BD)), (0, 0))))
+  def __len__(self) -> int:
+    return len(self.gallery)
 
-
-def _unit(features_BD: jax.Array) -> jax.Array:
-  features_BD = features_BD.astype(jnp.float32)
-  return features_BD * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(features_BD), axis=1, keepdims=True), 1e-12))
+  def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+    return np.asarray(normalise(jnp.asarray(self.gallery[rows])))
 
 
 def _select(

@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qat_jax.search.rank import rank
-from qat_jax.types import Adaptation, Ranking
+from qat_jax.adaptation import plain
+from qat_jax.search.rank import GalleryLike, rank
+from qat_jax.types import Gallery, Ranking, as_gallery
 
 SMALL = 20_000  # below this many items ScaNN compares with all of them: partitions would be too small to learn
 
@@ -27,7 +28,7 @@ class Index(Protocol):
   space: str  # the gallery's FeatureStore.space
 
   @classmethod
-  def build(cls, gallery: Any) -> Self:
+  def build(cls, gallery: GalleryLike) -> Self:
     """Returns the index of a gallery: an array (ND, unit rows) or a FeatureStore."""
 
   def search(self, query_QD: np.ndarray | jax.Array, k: int) -> Ranking:
@@ -44,21 +45,20 @@ class Index(Protocol):
 class ExactIndex:
   """Every inner product, in float32."""
 
-  def __init__(self, gallery: Any, space: str = "frozen") -> None:
-    self.gallery, self.space = gallery, space
+  def __init__(self, gallery: GalleryLike, space: str = "frozen") -> None:
+    self.gallery, self.space = as_gallery(gallery), space
 
   @classmethod
-  def build(cls, gallery: Any) -> ExactIndex:
-    check_gallery(gallery)
-    return cls(gallery, getattr(gallery, "space", "frozen"))
+  def build(cls, gallery: GalleryLike) -> ExactIndex:
+    """Returns the index, which holds the gallery itself."""
+    gallery = check_gallery(gallery)
+    return cls(gallery, gallery.space or "frozen")
 
   def search(self, query_QD: np.ndarray | jax.Array, k: int) -> Ranking:
-    query_QD = as_queries(query_QD, width_of(self.gallery), k)
-    queries = len(query_QD)
-    empty_QDR = jnp.zeros((*query_QD.shape, 0), jnp.float32)
-    # with T = I the score is w·z: any vector may stand in for q', of unit length or not
-    adaptation = Adaptation(jnp.asarray(query_QD), jnp.ones((queries, 1)), empty_QDR, empty_QDR, self.space)
-    return rank(adaptation, self.gallery, k)
+    query_QD = as_queries(query_QD, self.gallery.width, k)
+    ranking = rank(plain(jnp.asarray(query_QD), self.space), self.gallery, k)
+    length_Q1 = np.linalg.norm(query_QD, axis=1, keepdims=True)
+    return ranking.replace(scores=np.where(ranking.ids < 0, -np.inf, length_Q1 * ranking.scores).astype(np.float32))
 
   def save(self, folder: str | os.PathLike) -> None:
     with _whole(folder, {"kind": "exact", "space": self.space}) as temporary:
@@ -77,13 +77,13 @@ class ScannIndex:
     self.searcher, self.items, self.width, self.space = searcher, items, width, space
 
   @classmethod
-  def build(cls, gallery: Any, leaves_searched: float = 0.1, reordered: int = 1000) -> ScannIndex:
+  def build(cls, gallery: GalleryLike, leaves_searched: float = 0.1, reordered: int = 1000) -> ScannIndex:
     """Returns the index; a gallery of under 20,000 items is searched exhaustively.
 
     `leaves_searched`: the share of partitions that a search looks into; `reordered`: how many of the best quantised
     scores are computed exactly.
     """
-    check_gallery(gallery)
+    gallery = check_gallery(gallery)
     gallery_ND = np.ascontiguousarray(gallery[:], np.float32)
     items, width = gallery_ND.shape
     builder = _scann().builder(gallery_ND, min(reordered, items), "dot_product")
@@ -93,7 +93,7 @@ class ScannIndex:
       leaves = round(items**0.5)
       builder = builder.tree(leaves, max(1, round(leaves * leaves_searched)), training_sample_size=min(items, 250_000))
       builder = builder.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(reordered)
-    return cls(builder.build(), items, width, getattr(gallery, "space", "frozen"))
+    return cls(builder.build(), items, width, gallery.space or "frozen")
 
   def search(self, query_QD: np.ndarray | jax.Array, k: int) -> Ranking:
     query_QD = as_queries(query_QD, self.width, k)
@@ -120,15 +120,12 @@ class ScannIndex:
     return cls(searcher, about["items"], about["width"], about["space"])
 
 
-def width_of(gallery: Any) -> int:
-  """Returns the width of an array (ND) or a FeatureStore."""
-  return gallery.width if hasattr(gallery, "width") else gallery.shape[1]
-
-
-def check_gallery(gallery: Any) -> None:
-  """Raises ValueError if the gallery is empty."""
+def check_gallery(gallery: GalleryLike) -> Gallery:
+  """Returns the gallery as one; raises ValueError if it is empty."""
+  gallery = as_gallery(gallery)
   if len(gallery) == 0:
     raise ValueError("the gallery is empty; an index wants at least one item")
+  return gallery
 
 
 def as_queries(query_QD: np.ndarray | jax.Array, width: int, k: int) -> np.ndarray:

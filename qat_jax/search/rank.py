@@ -1,38 +1,41 @@
-"""Adaptation × gallery → scores and rankings, exactly.
-
-`rank` proves its top k with the two passes of `qat_jax.search.two_pass`; `rerank` scores what it is given.
-"""
+"""Adaptation × gallery → scores and rankings, exactly, wherever the gallery lies."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import collections
+import concurrent.futures
+import dataclasses
+import functools
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
+import numpy.typing as npt
 
-from qat_jax.adaptation import score
-from qat_jax.search.gallery import open_gallery
+from qat_jax.adaptation import power_of_two
+from qat_jax.adaptation import score as score_by_factors
+from qat_jax.search.bounds import Prepared, prepare
+from qat_jax.search.exact import Pairs, TopK, exact_scores, score_pairs, search
+from qat_jax.search.gallery import Part, gathered, parts, places, whole_shards
 from qat_jax.search.masks import Masks
-from qat_jax.search.proof import exact, padded, power, search, take_queries, two_passes
-from qat_jax.search.two_pass import finite
-from qat_jax.types import Adaptation, Ranking
+from qat_jax.types import Adaptation, ArrayGallery, Gallery, Ranking, as_gallery
 
 __all__ = ["rank", "rerank", "score"]
 
 QUERY_BLOCK = 64
-COLUMNS = 16  # of the first pass, where a batch is small: no dearer than the queries alone
-BOUNDS = 1 << 27  # how many upper bounds (queries × rows on a device) a first pass may hold
+GATHERED = 1 << 25  # numbers of items from a host that are scored at once
+
+GalleryLike = Gallery | np.ndarray | jax.Array
 
 
 def rank(
   adaptation: Adaptation,
-  gallery: Any,
+  gallery: GalleryLike,
   k: int = 100,
   *,
-  exclude: Any = None,
-  allowed: Any = None,
-  kept: int | None = None,
+  exclude: npt.ArrayLike | None = None,
+  allowed: npt.ArrayLike | None = None,
   devices: Sequence[jax.Device] | None = None,
   chunk_rows: int | None = None,
 ) -> Ranking:
@@ -41,100 +44,186 @@ def rank(
   Args:
     adaptation: Q queries.
     gallery: unit rows in the adaptation's space, fp16, bf16 or fp32. A device array is used where it lies, its rows
-      sharded or not (on CPUs only fp32); a NumPy array, a memory map or a FeatureStore is streamed, and may exceed
-      memory.
+      sharded or not; a NumPy array, a memory map or a FeatureStore is streamed, and may exceed memory.
     k: how many; where fewer items are to be had, ids are filled up with −1 and scores with −inf.
     exclude: positions (Q, or QE with −1 as padding) that a query shall not find: itself, for instance.
     allowed: positions (A, for all queries; or QA with −1 as padding) or a bool N: all that may be found.
-    kept: go through the gallery in two passes, the first one looking at so many directions of the spectrum: more of
-      them bound better and cost more. By default the sieves go first, where the gallery lies on one device.
     devices: where a streamed gallery goes, chunk by chunk in turn; the default device if None.
     chunk_rows: how many rows are streamed at once.
 
   Raises ValueError for a gallery that is empty, of another width or space, or has rows that are NaN or not of unit
-  length (named by position), for an adaptation with NaN, and for k < 1.
+  length (named by position), for an adaptation with NaN, and for k < 1; TypeError for what is no adaptation, gallery or
+  whole number.
   """
-  check(adaptation, gallery, k)
+  gallery, k = check(adaptation, gallery, k)
   masks = Masks.of(exclude, allowed, len(adaptation), len(gallery))
-  parts = open_gallery(gallery, devices, chunk_rows)
-  block = min(QUERY_BLOCK, power(len(adaptation)), max(1, power(BOUNDS // parts.longest + 1) // 2))
-  find = search if kept is None else two_passes
-  if kept is None:
-    kept = max(1, min(7, COLUMNS // block - 1))
-  kept = min(kept, 2 * adaptation.left.shape[2])
-  found = []
-  for start in range(0, len(adaptation), block):
-    rows = np.arange(start, min(start + block, len(adaptation)))
-    some = padded(rows)
-    top = find(take_queries(adaptation, some), masks.queries(some), parts, min(k, len(gallery)), kept)
-    found.append([x[: len(rows)] for x in top])
-  return _ranking(found, k)
+  if masks.allowed is not None:
+    return _reranked(adaptation, gallery, masks.allowed, k)
+  found = min(k, len(gallery))
+  best = [TopK.empty(len(block), found) for block in _blocks(len(adaptation))]
+  excluded = [_of_queries(masks.excluded, block) for block in _blocks(len(adaptation))]
+  prepared = [prepare(_padded(adaptation, block)) for block in _blocks(len(adaptation))]
+  on_device: dict[jax.Device, list[Prepared]] = {}
+
+  def searched(part: Part, best: list[TopK]) -> list[TopK]:
+    if part.device not in on_device:
+      on_device[part.device] = jax.device_put(prepared, part.device)
+    if masks.wanted_N is not None:
+      part = dataclasses.replace(part, wanted=masks.wanted_N[part.first : part.first + part.items])
+    return [search(*x) for x in zip(on_device[part.device], [part] * len(best), best, excluded, strict=True)]
+
+  # what a part may build on is settled when it is handed out, so that every call does, and compiles, the same
+  tasks = (functools.partial(searched, part, best) for part in parts(gallery, devices, chunk_rows))
+  for results in _side_by_side(tasks, places(gallery, devices)):
+    best = [one.merge(other) for one, other in zip(best, results, strict=True)]
+  return _ranking(best, k, len(gallery))
 
 
-def rerank(adaptation: Adaptation, gallery: Any, shortlist: Ranking | Any, k: int | None = None) -> Ranking:
+def rerank(
+  adaptation: Adaptation, gallery: GalleryLike, shortlist: Ranking | npt.ArrayLike, k: int | None = None
+) -> Ranking:
   """Returns each query's shortlist in the order of the exact adapted scores, the first k of it (all by default).
 
-  `shortlist` is a Ranking or positions (QS): −1 is padding, and what occurs twice counts once. Lengths are padded to
-  powers of two, so that a new length seldom compiles anew. `gallery` is what `rank` takes. Raises as `rank` does, and
-  ValueError for positions outside the gallery.
+  `shortlist` is a Ranking or positions (QS): −1 is padding, and what occurs twice counts once. `gallery` is what `rank`
+  takes. Raises as `rank` does, and ValueError for positions outside the gallery.
   """
   position_QS = np.asarray(shortlist.ids if isinstance(shortlist, Ranking) else shortlist)
+  gallery, k = check(adaptation, gallery, position_QS.shape[-1] if k is None else k)
   if position_QS.ndim != 2 or position_QS.dtype.kind not in "iu" or len(position_QS) != len(adaptation):
     raise ValueError(
       f"the shortlist is {position_QS.dtype} {position_QS.shape}; wanted integers, one row for each of "
       f"{len(adaptation)} queries"
     )
-  k = position_QS.shape[1] if k is None else k
-  check(adaptation, gallery, k)
-  if position_QS.min() < -1 or position_QS.max() >= len(gallery):
+  if position_QS.size and (position_QS.min() < -1 or position_QS.max() >= len(gallery)):
     raise ValueError(
       f"the shortlist holds positions {position_QS.min()} to {position_QS.max()}; the gallery has "
       f"{len(gallery)} items, −1 is padding"
     )
-  position_QS = np.sort(position_QS, axis=1)
-  position_QS[:, 1:][position_QS[:, 1:] == position_QS[:, :-1]] = -1
-  padding = ((0, 0), (0, max(16, power(position_QS.shape[1])) - position_QS.shape[1]))
-  position_QS = np.pad(position_QS, padding, constant_values=-1).astype(np.int32)
-  parts = open_gallery(gallery, None, None)
-  found = []
-  for start in range(0, len(adaptation), QUERY_BLOCK):
-    rows = np.arange(start, min(start + QUERY_BLOCK, len(adaptation)))
-    some = padded(rows)
-    found.append([x[: len(rows)] for x in exact(take_queries(adaptation, some), parts, position_QS[some])])
-  return _ranking(found, k)
+  return _reranked(adaptation, gallery, Pairs.of(position_QS.astype(np.int64)), k)
 
 
-def check(adaptation: Adaptation, gallery: Any, k: int) -> None:
-  """Raises ValueError unless the gallery can be ranked by the adaptation; looks at no features."""
+def score(adaptation: Adaptation, gallery: GalleryLike) -> jax.Array:
+  """Returns cosine(q', T z) for every query and every unit gallery item (QN, float32), to about 1e-6.
+
+  T z is written out, block by block; where float32 would round away what decides, float64 is used. Inside a jitted or
+  differentiated function it is `qat_jax.adaptation.score`, by the factors. An item that T maps to zero scores zero.
+  """
+  if any(isinstance(x, jax.core.Tracer) for x in (*jax.tree.leaves(adaptation), gallery)):
+    return score_by_factors(adaptation, gallery)
+  gallery, _ = check(adaptation, gallery, 1)
+  score_QN = np.empty((len(adaptation), len(gallery)), np.float32)
+  for block in _blocks(len(adaptation)):
+    prepared = prepare(_padded(adaptation, block))
+    for part in parts(gallery, None, None):
+      score_QN[block.start : block.stop, part.first : part.first + part.items] = exact_scores(
+        prepared, part, len(block)
+      )
+  return jax.numpy.asarray(score_QN)
+
+
+def check(adaptation: Adaptation, gallery: GalleryLike, k: int) -> tuple[Gallery, int]:
+  """Returns the gallery as one, and k; raises as `rank` does unless the gallery can be ranked by the adaptation.
+
+  Looks at no features.
+  """
+  if not isinstance(adaptation, Adaptation):
+    raise TypeError(
+      f"the adaptation is a {type(adaptation).__name__}; give what an adapter returns, or qat_jax.plain(queries)"
+    )
+  gallery = as_gallery(gallery)
+  try:
+    k = operator.index(k)
+  except TypeError:
+    raise TypeError(f"k is {k!r}; it must be a whole number, at least 1") from None
   if k < 1:
     raise ValueError(f"k is {k}; it must be at least 1")
   if len(adaptation) == 0:
     raise ValueError("the adaptation has no queries; give at least one")
   if len(gallery) == 0:
     raise ValueError("the gallery is empty; give at least one item")
-  width = gallery.width if hasattr(gallery, "width") else gallery.shape[1]
-  if width != adaptation.query.shape[1]:
+  if gallery.width != adaptation.query.shape[1]:
     raise ValueError(
-      f"the gallery is {width} wide, the adaptation {adaptation.query.shape[1]}; both must come from the same encoder"
+      f"the gallery is {gallery.width} wide, the adaptation {adaptation.query.shape[1]}; both must come from the same "
+      "encoder"
     )
-  space = getattr(gallery, "space", adaptation.space)
-  if space != adaptation.space:
+  if gallery.space not in (None, adaptation.space):
     raise ValueError(
-      f"the gallery is in the space {space!r}, the adaptation wants {adaptation.space!r}; use adapter.prepare(gallery)"
+      f"the gallery is in the space {gallery.space!r}, the adaptation wants {adaptation.space!r}; "
+      "use adapter.prepare(gallery)"
     )
-  finite_Q = np.asarray(finite(adaptation))
+  leaves = [np.asarray(x).reshape(len(adaptation), -1) for x in jax.tree.leaves(adaptation)]
+  finite_Q = np.all([np.isfinite(x).all(axis=1) for x in leaves], axis=0)
   if not finite_Q.all():
     raise ValueError(
       f"the adaptation of query {np.argmin(finite_Q)} has NaN or infinite entries ({np.sum(~finite_Q)} such queries); "
       "look at the query's feature and at the adapter's training"
     )
+  return gallery, k
 
 
-def _ranking(blocks: list[list[np.ndarray]], k: int) -> Ranking:
-  """Returns the ids and scores of blocks of queries as one Ranking, filled up to k."""
-  ids_QB, score_QB = (np.concatenate(x)[:, :k] for x in zip(*blocks, strict=True))
-  missing = k - ids_QB.shape[1]
-  if missing:
-    ids_QB = np.pad(ids_QB, ((0, 0), (0, missing)), constant_values=-1)
-    score_QB = np.pad(score_QB, ((0, 0), (0, missing)), constant_values=-np.inf)
-  return Ranking(ids_QB, score_QB)
+def _reranked(adaptation: Adaptation, gallery: Gallery, pairs: Pairs, k: int) -> Ranking:
+  """Returns the best k of each query's own items."""
+  best = []
+  for block in _blocks(len(adaptation)):
+    prepared = prepare(_padded(adaptation, block))
+    top = TopK.empty(len(block), k)
+    for part, local, position_P in _where_they_lie(gallery, _of_queries(pairs, block)):
+      top = top.with_pairs(Pairs(local.query, position_P), score_pairs(prepared, part, local))
+    best.append(top)
+  return _ranking(best, k, len(gallery))
+
+
+def _where_they_lie(gallery: Gallery, pairs: Pairs) -> Iterator[tuple[Part, Pairs, np.ndarray]]:
+  """Yields parts that hold the items of some pairs, these pairs by their place in the part, and in the gallery."""
+  if isinstance(gallery, ArrayGallery) and isinstance(gallery.array, jax.Array):
+    for part in whole_shards(gallery.array):
+      here = pairs.take((pairs.item >= part.first) & (pairs.item < part.first + part.items))
+      yield part, Pairs(here.query, here.item - part.first), here.item
+    return
+  step = max(1, GATHERED // gallery.width)
+  for start in range(0, len(pairs.query), step):
+    some = pairs.take(np.arange(start, min(start + step, len(pairs.query))))
+    yield gathered(gallery, some.item), Pairs(some.query, np.arange(len(some.query))), some.item
+
+
+def _side_by_side(tasks: Iterable[Callable[[], list[TopK]]], devices: int) -> Iterator[list[TopK]]:
+  """Yields what the tasks return, in order, as many of them at work at once as there are devices."""
+  if devices == 1:
+    for task in tasks:
+      yield task()
+    return
+  with concurrent.futures.ThreadPoolExecutor(devices) as pool:
+    running: collections.deque[concurrent.futures.Future] = collections.deque()
+    for task in tasks:
+      if len(running) == devices:
+        yield running.popleft().result()
+      running.append(pool.submit(task))
+    for future in running:
+      yield future.result()
+
+
+def _blocks(queries: int) -> list[range]:
+  return [range(start, min(start + QUERY_BLOCK, queries)) for start in range(0, queries, QUERY_BLOCK)]
+
+
+def _padded(adaptation: Adaptation, block: range) -> Adaptation:
+  """Returns a block of queries, the last one repeated up to a power of two, so that few shapes are compiled for."""
+  if len(block) == len(adaptation) == power_of_two(len(block)):
+    return adaptation
+  rows = np.minimum(np.arange(block.start, block.start + power_of_two(len(block))), block.stop - 1)
+  return jax.tree.map(lambda x: np.asarray(x)[rows], adaptation)
+
+
+def _of_queries(pairs: Pairs, block: range) -> Pairs:
+  first, last = np.searchsorted(pairs.query, [block.start, block.stop])
+  return Pairs(pairs.query[first:last] - block.start, pairs.item[first:last])
+
+
+def _ranking(best: list[TopK], k: int, items: int) -> Ranking:
+  """Returns the best of blocks of queries as one Ranking, filled up to k."""
+  ids_QB, score_QB = (np.concatenate(x) for x in zip(*best, strict=True))
+  missing = ((0, 0), (0, k - ids_QB.shape[1]))
+  kind = np.int32 if items <= np.iinfo(np.int32).max else np.int64
+  return Ranking(
+    np.pad(ids_QB, missing, constant_values=-1).astype(kind), np.pad(score_QB, missing, constant_values=-np.inf)
+  )

@@ -10,7 +10,7 @@ def test_the_ways_that_eval_latency_compares_find_the_same():
   adaptation = ways.make_adaptation(4, 32, 3, 0.5 * 0.7 ** np.arange(3))
   gallery_ND = ways.make_gallery(1200, 32, "float32")
   named = ways.ways(adaptation, gallery_ND, 20)
-  expected_QK = named["two_pass"].run().ids
+  expected_QK = named["rank"].run().ids
   np.testing.assert_array_equal(named["dense"].run(), expected_QK)
   np.testing.assert_array_equal(named["dense_blocks"].run(), expected_QK)
   np.testing.assert_array_equal(named["factored"].run(), expected_QK)

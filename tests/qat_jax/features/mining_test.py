@@ -23,25 +23,11 @@ def by_hand(features_ND, instances, neighbours, keep, temperature):
   return np.array(ids), np.array(weights)
 
 
-class Spy:
-  """Features that remember the most rows ever asked for at once."""
-
-  def __init__(self, array):
-    self.array, self.most = array, 0
-
-  def __len__(self):
-    return len(self.array)
-
-  def __getitem__(self, rows):
-    self.most = max(self.most, len(self.array[rows]))
-    return self.array[rows]
-
-
-@pytest.mark.parametrize("chunk", [7, 16, 50, 1000])
-def test_neighbours_and_weights_equal_brute_force_whatever_the_chunk(chunk):
+@pytest.mark.parametrize("block", [7, 16, 1000])
+def test_neighbours_and_weights_equal_brute_force_whatever_the_block(block):
   features_ND = 3 * unit(50)
   instances = [f"i{k % 13}" for k in range(48)] + [None, None]
-  semi = mining.mine(features_ND, np.array(instances, object), 10, 4, 0.2, chunk)
+  semi = mining.mine(features_ND, np.array(instances, object), 10, 4, 0.2, block)
   ids_NM, weights_NM = by_hand(features_ND, instances, 10, 4, 0.2)
   np.testing.assert_array_equal(semi.ids, ids_NM)
   np.testing.assert_allclose(semi.weights, weights_NM, atol=1e-5)
@@ -71,19 +57,31 @@ def test_images_of_one_instance_have_no_semi_positives():
   assert (semi.weights == 0).all()
 
 
-@pytest.mark.parametrize("chunk", [2, 3])
-def test_fewer_images_than_neighbours_are_padded(chunk):
-  semi = mining.mine(unit(3), np.array(["a", "b", "c"]), neighbours=100, keep=5, chunk=chunk)
+@pytest.mark.parametrize("block", [2, 3])
+def test_fewer_images_than_neighbours_are_padded(block):
+  semi = mining.mine(unit(3), np.array(["a", "b", "c"]), neighbours=100, keep=5, block=block)
   assert semi.ids.max() == 2
   assert (semi.ids[:, :2] >= 0).all()
   assert (semi.ids[:, 2:] == -1).all()
   np.testing.assert_allclose(semi.weights.sum(axis=1), 1, atol=1e-6)
 
 
-def test_no_more_than_a_chunk_is_read_at_once():
-  spy = Spy(unit(60))
-  mining.mine(spy, np.arange(60), 5, 2, chunk=8)
-  assert spy.most == 8
+def test_no_more_than_a_chunk_of_large_features_is_read_at_once(monkeypatch, tmp_path):
+  monkeypatch.setattr(mining, "RESIDENT", 0)
+  store = write_features(tmp_path / "x", {"img": unit(3000)}, {"id": [str(i) for i in range(3000)]})
+  most, read = [], type(store).__getitem__
+
+  def watched(self, rows):
+    found = read(self, rows)
+    most.append(len(found))
+    return found
+
+  monkeypatch.setattr(type(store), "__getitem__", watched)
+  monkeypatch.setattr("qat_jax.search.gallery.CHUNK_BYTES", {"cpu": 1 << 14})
+  streamed = mining.mine(store, np.arange(3000), 5, 2, block=512)
+  assert max(most) == 512
+  monkeypatch.undo()
+  np.testing.assert_array_equal(streamed.ids, mining.mine(store, np.arange(3000), 5, 2).ids)
 
 
 def test_a_small_temperature_does_not_overflow():

@@ -4,8 +4,9 @@ import pytest
 
 from qat_jax.adaptation import plain
 from qat_jax.features.store import write_features
-from qat_jax.search.gallery import Streamed, release
+from qat_jax.search.gallery import parts, release
 from qat_jax.search.rank import rank, rerank
+from qat_jax.types import as_gallery
 
 
 def unit(rows: int, width: int = 16, seed: int = 0) -> np.ndarray:
@@ -31,15 +32,31 @@ def test_a_gallery_gives_the_same_ranking_wherever_it_lies(store, tmp_path):
     np.testing.assert_array_equal(rerank(adaptation, gallery, expected).ids, expected.ids)
 
 
-def test_every_item_comes_once_and_the_rest_is_padding(store):
-  parts = list(Streamed(store, [jnp.zeros(()).device], 256).parts())
-  assert [(part.start, part.items, len(part.features)) for part in parts] == [
+def test_every_item_comes_once(store):
+  chunks = list(parts(store, None, 256))
+  assert [(part.first, part.items, len(part.features)) for part in chunks] == [
     (0, 256, 256),
     (256, 256, 256),
     (512, 188, 256),
   ]
-  np.testing.assert_array_equal(np.concatenate([part.features[: part.items] for part in parts]), store[:])
-  assert not parts[-1].features[188:].any()
+  np.testing.assert_array_equal(np.concatenate([part.features[: part.items] for part in chunks]), store[:])
+
+
+def test_a_device_array_is_looked_at_window_by_window_where_it_lies(monkeypatch):
+  monkeypatch.setattr("qat_jax.search.gallery.WINDOW", 300)
+  gallery_ND = jnp.asarray(unit(700))
+  windows = list(parts(as_gallery(gallery_ND), None, None))
+  assert [(part.first, part.items, part.window, part.skipped) for part in windows] == [
+    (0, 300, 300, 0),
+    (300, 300, 300, 0),
+    (600, 100, 300, 200),
+  ]
+  np.testing.assert_array_equal(np.concatenate([part.rows(np.arange(part.items)) for part in windows]), gallery_ND)
+  adaptation = plain(unit(4, seed=1))
+  for k in (1, 10, 250):
+    np.testing.assert_array_equal(
+      rank(adaptation, gallery_ND, k).ids, np.argsort(-(adaptation.query @ gallery_ND.T), axis=1, stable=True)[:, :k]
+    )
 
 
 def test_a_broken_item_of_a_later_chunk_is_named():

@@ -1,0 +1,197 @@
+"""The exact top k of a part of a gallery by filter and refine: the one search loop.
+
+An upper bound of every score costs one product of the part with a few columns a query. What may still win is bounded
+again by the cut maps' own lengths, then scored by the full formula, the likeliest first. Nothing outside the best so
+far can win that the loop has passed: so parts come in any order, on any device, and the best of several parts merge.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from qat_jax.search.bounds import Prepared
+from qat_jax.search.gallery import Part
+from qat_jax.search.kernels import all_scores, refined_bounds, scores, upper_bounds
+
+FIRST = 28  # items beyond k that are scored before there is a threshold
+STEP = 512  # items a query that are scored between two looks at the threshold
+DEEP = 0.25  # of a part: to find more of it, every item is scored
+CERTAIN = (
+  8.0  # a map's size over an item's length, up to which float32 scores hold to MARGIN; others are taken in float64
+)
+MARGIN = 2e-6  # what a float32 score may be wrong by
+
+
+class Pairs(NamedTuple):
+  """Some items of some queries: P of each, in the order of the queries."""
+
+  query: np.ndarray  # P
+  item: np.ndarray  # P
+
+  @classmethod
+  def of(cls, item_QE: np.ndarray) -> Pairs:
+    """Returns each query's items (QE, −1 as padding), each once."""
+    item_QE = np.sort(item_QE, axis=1)
+    item_QE[:, 1:][item_QE[:, 1:] == item_QE[:, :-1]] = -1
+    query_P, column_P = np.nonzero(item_QE >= 0)
+    return cls(query_P, item_QE[query_P, column_P])
+
+  def take(self, which: np.ndarray) -> Pairs:
+    """Returns some of the pairs, by a mask or by places in rising order."""
+    return Pairs(self.query[which], self.item[which])
+
+  def places(self) -> np.ndarray:
+    """Returns the place of each pair among its query's (P)."""
+    count_Q = np.bincount(self.query)
+    return np.arange(len(self.query)) - np.repeat(np.cumsum(count_Q) - count_Q, count_Q)
+
+  def among(self, others: Pairs, items: int) -> np.ndarray:
+    """Returns which of the pairs are among others (P, bool); all positions are below `items`."""
+    if not len(others.query) or not len(self.query):
+      return np.zeros(len(self.query), bool)
+    own_P, other_P = (pairs.query.astype(np.int64) * items + pairs.item for pairs in (self, others))
+    other_P = np.sort(other_P)
+    return other_P[np.minimum(np.searchsorted(other_P, own_P), len(other_P) - 1)] == own_P
+
+  def without(self, others: Pairs, items: int) -> Pairs:
+    """Returns the pairs that are not among others; all positions are below `items`."""
+    return self.take(~self.among(others, items))
+
+
+class TopK(NamedTuple):
+  """The best K items of each query among those looked at; −1 and −inf where there are fewer."""
+
+  ids: np.ndarray  # QK, int64
+  scores: np.ndarray  # QK, float32
+
+  @classmethod
+  def empty(cls, queries: int, k: int) -> TopK:
+    """Returns the best of nothing."""
+    return cls(np.full((queries, k), -1, np.int64), np.full((queries, k), -np.inf, np.float32))
+
+  @property
+  def threshold(self) -> np.ndarray:
+    """The k-th best score of each query (Q); −inf while there are fewer than k."""
+    return self.scores[:, -1]
+
+  def merge(self, other: TopK) -> TopK:
+    """Returns the best K of both, lower id first where scores are equal; associative, in any order."""
+    there_QJ = other.ids >= 0
+    return self.with_pairs(Pairs(np.nonzero(there_QJ)[0], other.ids[there_QJ]), other.scores[there_QJ])
+
+  def with_pairs(self, pairs: Pairs, score_P: np.ndarray) -> TopK:
+    """Returns the best K of these and of scored pairs."""
+    queries, k = self.ids.shape
+    there_QK = self.ids >= 0
+    query_P = np.concatenate([np.nonzero(there_QK)[0], pairs.query])
+    item_P = np.concatenate([self.ids[there_QK], pairs.item])
+    score_P = np.concatenate([self.scores[there_QK], score_P])
+    order_P = np.lexsort((item_P, -score_P, query_P))
+    pairs, score_P = Pairs(query_P[order_P], item_P[order_P]), score_P[order_P]
+    once_P = np.ones(len(score_P), bool)
+    once_P[1:] = (np.diff(pairs.query) != 0) | (np.diff(pairs.item) != 0)
+    pairs, score_P = pairs.take(once_P), score_P[once_P]
+    place_P = pairs.places()
+    best_P, best = place_P < k, TopK.empty(queries, k)
+    best.ids[pairs.query[best_P], place_P[best_P]] = pairs.item[best_P]
+    best.scores[pairs.query[best_P], place_P[best_P]] = score_P[best_P]
+    return best
+
+
+def search(prepared: Prepared, part: Part, best: TopK, excluded: Pairs) -> TopK:
+  """Returns the best K of those so far and of a part's items.
+
+  Args:
+    prepared: Q queries, or more: those beyond the best's are padding; on the part's device.
+    part: rows of a gallery; ids in the result are positions in the whole gallery.
+    best: what other parts gave; it spares work.
+    excluded: positions that a query shall not find.
+  """
+  queries, k = best.ids.shape
+  here_P = (excluded.item >= part.first) & (excluded.item < part.first + part.items)
+  excluded = Pairs(excluded.query[here_P], excluded.item[here_P] - part.first)
+  if k >= DEEP * part.items:
+    return best.merge(_deep(prepared, part, excluded, queries, k))
+  margin_Q = MARGIN * np.asarray(prepared.bounds.most)[:queries]
+  uppers = upper_bounds(prepared.bounds, part, queries)
+  done = Pairs(*np.zeros((2, 0), np.int64))
+  if (best.threshold == -np.inf).any():
+    count = k + FIRST + int(np.bincount(excluded.query, minlength=1).max())
+    least_Q = np.where(best.threshold == -np.inf, uppers.greatest(count), np.inf)
+    first = Pairs(*uppers.reaching(least_Q)[:2])
+    done = first.take(first.places() < 4 * count).without(excluded, part.items)
+    best = _with(best, prepared, part, done)
+  query_P, item_P, upper_P = uppers.reaching(best.threshold - margin_Q)
+  left = Pairs(query_P, item_P)
+  new_P = ~(left.among(done, part.items) | left.among(excluded, part.items))
+  left, upper_P = left.take(new_P), upper_P[new_P]
+  if prepared.similar is not None and len(left.query) > FIRST * queries:
+    upper_P = np.minimum(upper_P, refined_bounds(prepared, part, left.query, left.item))
+  step = STEP * queries
+  while True:
+    alive_P = upper_P >= (best.threshold - margin_Q)[left.query]
+    left, upper_P = left.take(alive_P), upper_P[alive_P]
+    if not len(left.query):
+      return best
+    next_P = np.ones(len(upper_P), bool)
+    if len(upper_P) > step:
+      next_P = upper_P >= -np.partition(-upper_P, step - 1)[step - 1]
+    best = _with(best, prepared, part, left.take(next_P))
+    left, upper_P, step = left.take(~next_P), upper_P[~next_P], 2 * step
+
+
+def score_pairs(prepared: Prepared, part: Part, pairs: Pairs) -> np.ndarray:
+  """Returns the exact scores (P, float32) of some of a part's items; NaN where an item is."""
+  score_P, length_P = scores(prepared.factors, part, pairs.query, pairs.item)
+  size_Q = np.asarray(prepared.factors.size)
+  doubtful_P = np.flatnonzero(CERTAIN * length_P < size_Q[pairs.query])
+  if len(doubtful_P):
+    score_P = score_P.copy()
+    doubtful = pairs.take(doubtful_P)
+    start_Q = np.searchsorted(doubtful.query, np.arange(len(size_Q) + 1))
+    for query in np.flatnonzero(np.diff(start_Q)):
+      rows = slice(start_Q[query], start_Q[query + 1])
+      score_P[doubtful_P[rows]] = _in_float64(prepared, int(query), part.rows(doubtful.item[rows]))
+  return score_P
+
+
+def _in_float64(prepared: Prepared, query: int, item_BD: np.ndarray) -> np.ndarray:
+  """Returns the scores of items (B) in float64, where float32 would round away what decides."""
+  query_D, gate_D, left_DR, right_DR, size = (np.asarray(x[query], np.float64) for x in prepared.factors)
+  item_BD = np.asarray(item_BD, np.float64)
+  mapped_BD = gate_D * item_BD + (item_BD @ right_DR) @ left_DR.T
+  return (mapped_BD @ query_D) / np.maximum(np.linalg.norm(mapped_BD, axis=1), 1e-14 * size + 1e-300)
+
+
+def exact_scores(prepared: Prepared, part: Part, queries: int) -> np.ndarray:
+  """Returns the exact scores (QN, float32) of all of a part's items."""
+  score_QN, length_QN = all_scores(prepared.factors, part, queries)
+  size_Q = np.asarray(prepared.factors.size)[:queries]
+  doubtful_QN = CERTAIN * length_QN < size_Q[:, None]
+  score_QN = score_QN.copy()
+  for query in np.flatnonzero(doubtful_QN.any(axis=1)):
+    item_B = np.flatnonzero(doubtful_QN[query])
+    score_QN[query, item_B] = _in_float64(prepared, int(query), part.rows(item_B))
+  return score_QN
+
+
+def _with(best: TopK, prepared: Prepared, part: Part, pairs: Pairs) -> TopK:
+  score_P = score_pairs(prepared, part, pairs)
+  worth_P = score_P >= best.threshold[pairs.query]
+  return best.with_pairs(Pairs(pairs.query, pairs.item + part.first).take(worth_P), score_P[worth_P])
+
+
+def _deep(prepared: Prepared, part: Part, excluded: Pairs, queries: int, k: int) -> TopK:
+  """Returns the best K of a part by scoring every item."""
+  score_QN = exact_scores(prepared, part, queries)
+  score_QN[excluded.query, excluded.item] = -np.inf
+  if part.wanted is not None:
+    score_QN[:, ~part.wanted] = -np.inf
+  best = TopK.empty(queries, k)
+  order_QK = np.argsort(-score_QN, axis=1, kind="stable")[:, :k]
+  score_QK = np.take_along_axis(score_QN, order_QK, axis=1)
+  best.scores[:, : order_QK.shape[1]] = score_QK
+  best.ids[:, : order_QK.shape[1]] = np.where(score_QK > -np.inf, order_QK + part.first, -1)
+  return best

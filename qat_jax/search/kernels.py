@@ -1,0 +1,272 @@
+"""The jitted functions of search: bounds of every item, and bounds and scores of a few.
+
+All walk through blocks that a cache holds, so that what is read is the gallery, once, and what is written are the
+results. Shapes are few: a part's, and powers of two.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qat_jax.adaptation import HIGHEST, cosine, power_of_two
+from qat_jax.search.bounds import LENGTHS, UNIT, Array, Bounds, Factors, Prepared
+from qat_jax.search.gallery import Part
+
+BLOCK_ROWS = {"cpu": 1024}  # of a block of items: on a CPU, what its cache holds
+BLOCK_ROWS_ELSEWHERE = 1 << 14
+FEW_COLUMNS = 80  # so few of a float32 gallery that XLA's CPU product is fastest in one piece
+GROUP = 16  # items whose greatest bound stands for them, where there are
+PEAKS = 256  # groups or more
+ON_HOST = ("cpu",)  # where the host looks through bounds: XLA's CPU code for it takes ten times as long
+FOUND = 1 << 14  # bounds that a device finds at once, at first
+ITEMS = (32, 144, 256, 1024)  # of a query, scored at once
+AT_ONCE = {"cpu": 1}  # items of all queries that are worked on at once
+AT_ONCE_ELSEWHERE = 1 << 15
+DEEP_NUMBERS = 1 << 22  # mapped items that are held at once
+
+
+class Uppers(NamedTuple):
+  """Upper bounds of the scores of a part's items, on its device."""
+
+  upper: jax.Array  # NQ, the rows of the part's window; −inf for items not wanted
+  peak: jax.Array  # GQ: the greatest of groups; or no groups
+  part: Part
+  queries: int  # the other columns are padding
+
+  def greatest(self, count: int) -> np.ndarray:
+    """Returns a bound that about `count` items of each query reach (Q), no fewer; −inf where there are not so many."""
+    part, host = self.part, self.part.platform in ON_HOST
+    all_new = len(self.peak) and part.items == part.window
+    value_GQ = self.peak if all_new else self.upper[part.skipped : part.skipped + part.items]
+    if len(value_GQ) <= count:
+      return np.full(self.queries, -np.inf, np.float32)
+    if host:
+      return -np.partition(-np.asarray(value_GQ).T[: self.queries], count - 1, axis=1)[:, count - 1]
+    return np.asarray(_kth(value_GQ, count))[: self.queries]
+
+  def reaching(self, least_Q: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns query, item and bound (three P) of the items whose bound reaches a query's least, query by query.
+
+    On a CPU the host looks through the bounds where they lie; elsewhere the device does, and gives the host what it
+    found.
+    """
+    part = self.part
+    least_Q = np.maximum(least_Q, np.finfo(np.float32).min).astype(np.float32)
+    if part.platform in ON_HOST:
+      upper_NQ = np.asarray(self.upper)[part.skipped : part.skipped + part.items, : self.queries]
+      item_P, query_P = np.divmod(np.flatnonzero(upper_NQ >= least_Q), self.queries)
+      order_P = np.argsort(query_P.astype(np.int16), kind="stable")
+      query_P, item_P = query_P[order_P], item_P[order_P]
+      return query_P, item_P, upper_NQ[item_P, query_P]
+    least_Q = np.pad(least_Q, (0, self.upper.shape[1] - self.queries), constant_values=np.inf)
+    rows, most = np.array([part.skipped, part.skipped + part.items], np.int32), FOUND
+    while True:
+      count, place_P, upper_P = _reaching(self.upper, least_Q, rows, most)
+      if int(count) <= most:
+        place_P, upper_P = np.asarray(place_P)[: int(count)], np.asarray(upper_P)[: int(count)]
+        query_P, row_P = np.divmod(place_P.astype(np.int64), len(self.upper))
+        return query_P, row_P - part.skipped, upper_P
+      most = power_of_two(int(count))
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def _kth(value_GQ: jax.Array, count: int) -> jax.Array:
+  return jax.lax.top_k(value_GQ.T, count)[0][:, -1]
+
+
+@functools.partial(jax.jit, static_argnames="most")
+def _reaching(
+  upper_NQ: jax.Array, least_Q: jax.Array, rows: jax.Array, most: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Returns how many bounds reach their query's least, and the places (query by query) and values of `most` of them."""
+  row_N1 = jnp.arange(len(upper_NQ))[:, None]
+  reached_NQ = (upper_NQ >= least_Q) & (row_N1 >= rows[0]) & (row_N1 < rows[1])
+  place_P = jnp.nonzero(reached_NQ.T.ravel(), size=most, fill_value=0)[0]
+  return reached_NQ.sum(), place_P, upper_NQ.T.ravel()[place_P]
+
+
+def upper_bounds(bounds: Bounds, part: Part, queries: int) -> Uppers:
+  """Returns what no score of a part's items exceeds."""
+  rows = part.window
+  few = part.platform == "cpu" and bounds.square is None and bounds.columns.shape[1] <= FEW_COLUMNS
+  whole = few and part.features.dtype == jnp.float32
+  block = rows if whole else min(rows, BLOCK_ROWS.get(part.platform, BLOCK_ROWS_ELSEWHERE))
+  wanted_N = None
+  if part.wanted is not None:
+    wanted_N = np.pad(part.wanted, (part.skipped, rows - part.skipped - part.items))
+  start = np.int32(part.offset - part.skipped)
+  upper_NQ, peak_GQ = _upper_bounds(bounds, part.features, start, part.lengths, wanted_N, rows, block)
+  return Uppers(upper_NQ, peak_GQ, part, queries)
+
+
+@functools.partial(jax.jit, static_argnames=("rows", "block"))
+def _upper_bounds(
+  bounds: Bounds,
+  gallery_ND: jax.Array,
+  start: jax.Array,
+  lengths: np.ndarray,
+  wanted_N: np.ndarray | None,
+  rows: int,
+  block: int,
+) -> tuple[jax.Array, jax.Array]:
+  blocks, queries = -(-rows // block), bounds.floor.shape[0]
+
+  def one(i: jax.Array, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    upper_NQ, peak_GQ = found
+    at = jnp.minimum(i * block, rows - block)  # the last block goes over some rows again
+    upper_BQ = _upper(bounds, jax.lax.dynamic_slice_in_dim(gallery_ND, start + at, block), lengths)
+    if wanted_N is not None:
+      wanted_B = jax.lax.dynamic_slice_in_dim(wanted_N, at, block)
+      upper_BQ = jnp.where(wanted_B[:, None], upper_BQ, -jnp.inf)
+    upper_NQ = jax.lax.dynamic_update_slice_in_dim(upper_NQ, upper_BQ, at, 0)
+    if not peak_GQ.size:
+      return upper_NQ, peak_GQ
+    new_B1 = (at + jnp.arange(block) >= i * block)[:, None]
+    peak_BQ = jnp.where(new_B1, upper_BQ, -jnp.inf)[: block - block % GROUP].reshape(-1, GROUP, queries).max(axis=1)
+    return upper_NQ, jax.lax.dynamic_update_slice_in_dim(peak_GQ, peak_BQ, i * (block // GROUP), 0)
+
+  peak_GQ = jnp.zeros((blocks * (block // GROUP) if rows >= PEAKS * GROUP else 0, queries))
+  return jax.lax.fori_loop(0, blocks, one, (jnp.zeros((rows, queries)), peak_GQ))
+
+
+def _upper(bounds: Bounds, item_BD: jax.Array, lengths: np.ndarray) -> jax.Array:
+  """Returns upper bounds (BQ) of the scores of items whose squared lengths lie between two `lengths`."""
+  queries = bounds.floor.shape[0]
+  product_BC = _product(item_BD, bounds.columns)
+  square_BQ = bounds.floor * jnp.where(bounds.floor >= 0, lengths[0], lengths[1]) - bounds.slack
+  if bounds.square is not None:
+    square_BQ += jnp.matmul(jnp.square(item_BD.astype(jnp.float32)), bounds.square, precision=HIGHEST)
+  for i in range(bounds.weight.shape[0]):
+    square_BQ += bounds.weight[i] * jnp.square(product_BC[:, queries * (i + 1) : queries * (i + 2)])
+  numerator_BQ = product_BC[:, :queries] + bounds.numerator_slack
+  return jnp.minimum(_bound(numerator_BQ, square_BQ, bounds.cut, bounds.longest), bounds.most)
+
+
+def _bound(numerator: Array, square: Array, cut: Array, longest: Array | float) -> jax.Array:
+  """Returns the numerator over the least length, √square − cut; a negative one over the greatest."""
+  length = jnp.sqrt(jnp.maximum(square, 0)) - cut
+  length = jnp.where(numerator > 0, length, jnp.maximum(longest, 1e-30))
+  upper = jnp.where(length > 0, numerator / length, jnp.inf)
+  return upper + 8 * UNIT * jnp.abs(upper)
+
+
+def _product(item_BD: jax.Array, column_DC: Array) -> jax.Array:
+  """Returns items @ columns (BC, float32).
+
+  Half-precision items are multiplied as they are where hardware does that, with as many bits of the columns as float32
+  has: no copy of them is made.
+  """
+  single = lambda x, y: jnp.matmul(x.astype(jnp.float32), y, precision=HIGHEST)
+  if item_BD.dtype == jnp.float32:
+    return single(item_BD, column_DC)
+
+  def split(item_BD: jax.Array, column_DC: jax.Array) -> jax.Array:
+    scale_C = jnp.maximum(jnp.abs(column_DC).max(axis=0), 1e-30)
+    kind = jnp.finfo(item_BD.dtype)
+    rest, step, parts = column_DC / scale_C, 2.0 ** (kind.nmant + 1), []
+    for _ in range(3):
+      # a plain conversion there and back may be taken out by the compiler
+      rounded = jax.lax.reduce_precision(rest, kind.nexp, kind.nmant)
+      parts.append(rounded.astype(item_BD.dtype))
+      rest = (rest - rounded) * step
+    product_B3C = jnp.matmul(item_BD, jnp.concatenate(parts, axis=1), preferred_element_type=jnp.float32)
+    first_BC, second_BC, third_BC = jnp.split(product_B3C, 3, axis=1)
+    return scale_C * (first_BC + (second_BC + third_BC / step) / step)
+
+  return jax.lax.platform_dependent(item_BD, column_DC, cpu=single, default=split)
+
+
+def scores(factors: Factors, part: Part, query_P: np.ndarray, item_P: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Returns cosine(q', T z) and |T z| (two P, float32) of some of a part's items, query by query."""
+  score_P, length_P = _of_pairs(_scores, factors, part, query_P, item_P)
+  return score_P, length_P
+
+
+def refined_bounds(prepared: Prepared, part: Part, query_P: np.ndarray, item_P: np.ndarray) -> np.ndarray:
+  """Returns tighter upper bounds (P) of some of a part's items, by their cut maps' lengths written out."""
+  assert prepared.similar is not None
+  bounds, similar = prepared.bounds, prepared.similar
+  queries = len(bounds.floor)
+  rounding = 12 * (similar.query.shape[1] + 16) * UNIT * similar.size * LENGTHS
+  folded_QD = bounds.columns[:, :queries].T
+  tree = (similar, folded_QD, bounds.numerator_slack, prepared.similar_cut + rounding)
+  return _of_pairs(_refined, tree, part, query_P, item_P)[0]
+
+
+def _scores(factors: Factors, item_BD: jax.Array) -> tuple[jax.Array, jax.Array]:
+  query_D, gate_D, left_DR, right_DR, _ = map(jnp.asarray, factors)
+  return cosine(query_D, gate_D, left_DR, right_DR, item_BD)
+
+
+def _refined(tree: tuple, item_BD: jax.Array) -> tuple[jax.Array]:
+  similar, folded_D, numerator_slack, cut = tree
+  _, length_B = _scores(similar, item_BD)
+  numerator_B = jnp.matmul(item_BD, folded_D, precision=HIGHEST) + numerator_slack
+  return (_bound(numerator_B, jnp.square(length_B), cut, jnp.inf),)
+
+
+def _of_pairs(
+  function: Callable, tree: object, part: Part, query_P: np.ndarray, item_P: np.ndarray
+) -> list[np.ndarray]:
+  """Returns function(a query's own branch of `tree`, items BD) for pairs, some items of a query at a time."""
+  count_Q = np.bincount(query_P)
+  usual = len(query_P) / max(1, int(np.count_nonzero(count_Q)))
+  size: int = next((size for size in ITEMS if size >= min(usual, ITEMS[1]) and 4 * size >= usual), ITEMS[-1])
+  chunks_Q = -(-count_Q // size)
+  within_P = np.arange(len(query_P)) - (np.cumsum(count_Q) - count_Q)[query_P]
+  chunk_P, slot_P = (np.cumsum(chunks_Q) - chunks_Q)[query_P] + within_P // size, within_P % size
+  chunks = power_of_two(int(chunks_Q.sum()))
+  query_C, item_CB = np.zeros(chunks, np.int32), np.zeros((chunks, size), np.int32)
+  query_C[chunk_P] = query_P
+  item_CB[chunk_P, slot_P] = item_P + part.offset
+  at_once = max(1, min(chunks, AT_ONCE.get(part.platform, AT_ONCE_ELSEWHERE) // size))
+  found = _by_chunks(function, tree, part.features, query_C, item_CB, at_once)
+  return [np.asarray(x_CB)[chunk_P, slot_P] for x_CB in found]
+
+
+@functools.partial(jax.jit, static_argnames=("function", "at_once"))
+def _by_chunks(
+  function: Callable, tree: object, gallery_ND: jax.Array, query_C: np.ndarray, item_CB: np.ndarray, at_once: int
+) -> tuple[jax.Array, ...]:
+  def one(chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
+    query, item_B = chunk
+    return function(jax.tree.map(lambda x: x[query], tree), gallery_ND[item_B].astype(jnp.float32))
+
+  return jax.lax.map(one, (query_C, item_CB), batch_size=None if at_once == 1 else at_once)
+
+
+def all_scores(factors: Factors, part: Part, queries: int) -> tuple[np.ndarray, np.ndarray]:
+  """Returns cosine(q', T z) and |T z| (two QN, float32) of all of a part's items."""
+  width, rows = factors.query.shape[1], part.window
+  block = min(rows, max(16, 1 << (DEEP_NUMBERS // (len(factors.query) * width)).bit_length() - 1))
+  start = np.int32(part.offset - part.skipped)
+  found = _all_scores(factors, part.features, start, rows, block)
+  score_QN, length_QN = (np.asarray(x)[:queries, part.skipped : part.skipped + part.items] for x in found)
+  return score_QN, length_QN
+
+
+@functools.partial(jax.jit, static_argnames=("rows", "block"))
+def _all_scores(
+  factors: Factors, gallery_ND: jax.Array, start: jax.Array, rows: int, block: int
+) -> tuple[jax.Array, jax.Array]:
+  def one(i: jax.Array, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    at = jnp.minimum(i * block, rows - block)
+    item_BD = jax.lax.dynamic_slice_in_dim(gallery_ND, start + at, block).astype(jnp.float32)
+    if factors.left.shape[2]:
+      new = jax.vmap(_scores, in_axes=(0, None))(factors, item_BD)
+    else:
+      numerator_QB = jnp.matmul(factors.query * factors.gate, item_BD.T, precision=HIGHEST)
+      gate_QD = jnp.broadcast_to(factors.gate, factors.query.shape)
+      length_QB = jnp.sqrt(jnp.matmul(jnp.square(gate_QD), jnp.square(item_BD).T, precision=HIGHEST))
+      new = numerator_QB / jnp.maximum(length_QB, 1e-30), length_QB
+    score_QN, length_QN = (jax.lax.dynamic_update_slice_in_dim(x, y, at, 1) for x, y in zip(found, new, strict=True))
+    return score_QN, length_QN
+
+  empty_QN = jnp.zeros((len(factors.query), rows))
+  return jax.lax.fori_loop(0, -(-rows // block), one, (empty_QN, empty_QN))

@@ -1,0 +1,83 @@
+"""What `prepare` says of maps holds for the dense maps, in float64."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qat_jax.search.bounds import RANK, prepare
+from qat_jax.search.gallery import Part
+from qat_jax.search.kernels import refined_bounds, upper_bounds
+from qat_jax.types import Adaptation
+
+QUERIES, WIDTH, ITEMS = 4, 40, 4096
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+  return (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def make(rank: int, gate: str, decay: float) -> Adaptation:
+  rng = np.random.default_rng(rank)
+  left, right = np.linalg.qr(rng.standard_normal((2, QUERIES, WIDTH, rank)))[0] * np.sqrt(
+    0.8 * decay ** np.arange(rank)
+  )
+  gates = {
+    "one": np.ones((QUERIES, 1)),
+    "zero": np.zeros((QUERIES, 1)),
+    "each": 1 + 0.3 * rng.standard_normal((QUERIES, WIDTH)),
+  }
+  return Adaptation(
+    *(x.astype(np.float32) for x in (unit(rng.standard_normal((QUERIES, WIDTH))), gates[gate], left, right))
+  )
+
+
+def dense(adaptation: Adaptation) -> np.ndarray:
+  gate, left, right = (np.asarray(x, np.float64) for x in (adaptation.gate, adaptation.left, adaptation.right))
+  return np.stack([np.diag(np.broadcast_to(g, WIDTH)) for g in gate]) + left @ right.transpose(0, 2, 1)
+
+
+CASES = pytest.mark.parametrize(
+  ("rank", "gate", "decay"),
+  [(0, "each", 1), (4, "one", 1), (4, "zero", 1), (4, "each", 1), (12, "one", 0.7), (30, "one", 1), (30, "each", 0.6)],
+)
+
+
+@CASES
+def test_no_score_exceeds_its_bounds_and_most_come_near(rank, gate, decay):
+  adaptation = make(rank, gate, decay)
+  gallery_ND = unit(np.random.default_rng(0).standard_normal((ITEMS, WIDTH)))
+  mapped_QND = np.einsum("QDE,NE->QND", dense(adaptation), gallery_ND.astype(np.float64))
+  exact_QN = np.einsum("QD,QND->QN", adaptation.query.astype(np.float64), mapped_QND) / np.linalg.norm(
+    mapped_QND, axis=2
+  )
+  prepared = prepare(adaptation)
+  part = Part(0, ITEMS, jnp.asarray(gallery_ND), 0, ITEMS, np.array([0.9999, 1.0001], np.float32))
+  upper_QN = np.asarray(upper_bounds(prepared.bounds, part, QUERIES).upper).T
+  assert (upper_QN >= exact_QN).all()
+  if (rank, gate) != (30, "one"):  # a flat spectrum of many directions: the bound holds, no more
+    assert np.median((upper_QN - exact_QN)[exact_QN > 0]) < 0.35
+  if prepared.similar is not None:
+    query_P, item_P = np.divmod(np.arange(QUERIES * ITEMS), ITEMS)
+    refined_QN = refined_bounds(prepared, part, query_P, item_P).reshape(QUERIES, ITEMS)
+    assert (refined_QN >= np.where(exact_QN > 0, exact_QN, -1)).all()
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.9, 1.0])
+@pytest.mark.parametrize("rank", [12, 30])
+def test_lengths_differ_from_those_of_the_cut_map_by_no_more_than_it_says(rank, decay):
+  adaptation = make(rank, "one", decay)
+  prepared = prepare(adaptation)
+  kept = np.linalg.svd(dense(adaptation) - np.eye(WIDTH), compute_uv=False)[:, RANK]
+  assert (prepared.similar_cut >= kept * (1 - 1e-6)).all()
+  assert (prepared.similar_cut <= 1.15 * kept).all()
+
+
+def test_a_map_of_any_scale_is_prepared_to_the_same_bounds():
+  adaptation = make(6, "each", 0.8)
+  other = adaptation.replace(
+    gate=adaptation.gate * 2.0**-40, left=adaptation.left * 2.0**20, right=adaptation.right * 2.0**-60
+  )
+  one, two = prepare(adaptation), prepare(other)
+  np.testing.assert_allclose(
+    one.bounds.weight / one.bounds.longest**2, two.bounds.weight / two.bounds.longest**2, rtol=1e-4
+  )
