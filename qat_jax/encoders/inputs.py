@@ -45,7 +45,8 @@ class Pixels:
 
   def normalise(self, pixels_BPP3: jax.Array) -> jax.Array:
     """Returns uint8 pixels as the image tower takes them (float32)."""
-    return (pixels_BPP3 * jnp.float32(self.scale) - jnp.array(self.mean)) / jnp.array(self.std)
+    mean_3, std_3 = jnp.array(self.mean), jnp.array(self.std)
+    return (pixels_BPP3 * jnp.float32(self.scale) - mean_3[None, None, None]) / std_3[None, None, None]
 
 
 def read_pixels(folder: pathlib.Path, family: str) -> Pixels:

@@ -107,7 +107,7 @@ class VisionTower(nn.Module):
 
     classes = int(s.pool == "class")
     position_GD = self.param("position", _embedding, (classes + s.grid**2, blocks.width))
-    x_BLD += resample(position_GD[classes:], s.grid, (rows, columns), s.antialias)
+    x_BLD += resample(position_GD[classes:], s.grid, (rows, columns), s.antialias)[None]
     repeated = lambda x_LD: jnp.broadcast_to(x_LD, (batch, *x_LD.shape))
     before = []
     if classes:
@@ -149,7 +149,7 @@ class TextTower(nn.Module):
     s, blocks = self.settings, self.settings.blocks
     words_WD = self.param("words", _embedding, (s.words, blocks.width))
     position_LD = self.param("position", _embedding, (s.tokens, blocks.width))
-    x_BLD = words_WD[ids_BL] + position_LD[: ids_BL.shape[1]]
+    x_BLD = words_WD[ids_BL] + position_LD[None, : ids_BL.shape[1]]
     for layer in range(blocks.layers):
       x_BLD = Block(blocks, self.dtype, name=f"block_{layer}")(x_BLD)
     if s.pool == "last":
@@ -193,7 +193,7 @@ class Block(nn.Module):
     for number, part in ((1, Attention(s, self.dtype, name="attention")), (2, Mlp(s, self.dtype, name="mlp"))):
       change_BLD = part(norm(f"norm{number}")(x_BLD))
       if s.layer_scale:
-        change_BLD *= self.param(f"scale{number}", nn.initializers.ones, (s.width,))
+        change_BLD *= self.param(f"scale{number}", nn.initializers.ones, (s.width,))[None, None]
       x_BLD += change_BLD
     return x_BLD
 

@@ -96,6 +96,6 @@ def train_epoch(
 
 def loss(params: dict, image_BD: jax.Array, label_B: jax.Array) -> jax.Array:
   """Returns the mean cross-entropy of softmax(scale · cosine(layer(image), class)) over the batch."""
-  mapped_BE = normalise(image_BD @ params["kernel"] + params["bias"])
+  mapped_BE = normalise(image_BD @ params["kernel"] + params["bias"][None])
   logit_BC = SCALE * mapped_BE @ normalise(params["classes"]).T
   return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logit_BC, label_B))

@@ -38,7 +38,7 @@ class ClosedForm(nn.Module):
     mean_D = self.variable("constants", "mean", jnp.zeros, (self.width,)).value
     map_DE = self.variable("constants", "map", jnp.zeros, (self.width, self.width)).value
     residual = self.variable("constants", "residual", jnp.ones, ()).value
-    changed_QD = normalise(jnp.matmul(query_QD - mean_D, map_DE, precision=HIGHEST))
+    changed_QD = normalise(jnp.matmul(query_QD - mean_D[None], map_DE, precision=HIGHEST))
     return plain(changed_QD + residual * query_QD)
 
   def prepare(self, gallery_ND: jax.Array) -> jax.Array:
@@ -57,8 +57,8 @@ class AffineMap(nn.Module):
     x_ND = normalise(x_ND)
     own_D = self.param("mean", ZERO, x_ND.shape[-1:])
     map_DE = self.param("map", ZERO, (x_ND.shape[-1], self.dimensions))
-    mapped_NE = jnp.matmul(x_ND - (own_D if mean_D is None else mean_D), map_DE, precision=HIGHEST)
-    return normalise(mapped_NE + self.param("bias", ZERO, (self.dimensions,)) if self.bias else mapped_NE)
+    mapped_NE = jnp.matmul(x_ND - (own_D if mean_D is None else mean_D)[None], map_DE, precision=HIGHEST)
+    return normalise(mapped_NE + self.param("bias", ZERO, (self.dimensions,))[None] if self.bias else mapped_NE)
 
 
 class Affine(nn.Module):

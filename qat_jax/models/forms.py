@@ -38,7 +38,7 @@ class Standardise(nn.Module):
     width = query_QD.shape[-1]
     mean_D = self.variable("constants", "mean", jnp.zeros, (width,))
     scale = self.variable("constants", "scale", lambda: jnp.asarray(width**-0.5, jnp.float32))
-    return (query_QD - mean_D.value) / scale.value
+    return (query_QD - mean_D.value[None]) / scale.value
 
 
 class WideHead(nn.Module):
@@ -214,7 +214,7 @@ def with_statistics(constants: dict, query_ND: jax.Array) -> dict:
   """Returns the constants with the mean (D) and the scale (one number) of unit training queries in them."""
   query_ND = normalise(query_ND)
   mean_D = query_ND.mean(axis=0)
-  scale = jnp.sqrt(jnp.mean(jnp.square(query_ND - mean_D)))
+  scale = jnp.sqrt(jnp.mean(jnp.square(query_ND - mean_D[None])))
   return constants | {"standardise": {"mean": mean_D, "scale": jnp.maximum(scale, 1e-6)}}
 
 

@@ -71,7 +71,7 @@ class EncoderLayer(nn.Module):
     packed = _dense(3 * hidden, self.dtype, "query_key_value")(_norm("norm_attention")(token_QLH))
     ask, key, value = jnp.moveaxis(packed.reshape(queries, length, 3, self.heads, hidden // self.heads), 2, 0)
     logits = jnp.einsum("qlhe,qmhe->qhlm", ask, key, precision=precision).astype(jnp.float32)
-    weights = nn.softmax(logits * (hidden // self.heads) ** -0.5 + np.log(counts_L), axis=-1).astype(value.dtype)
+    weights = nn.softmax(logits * (hidden // self.heads) ** -0.5 + np.log(counts_L)[None, None, None], axis=-1).astype(value.dtype)
     mixed = jnp.einsum("qhlm,qmhe->qlhe", weights, value, precision=precision).reshape(queries, length, hidden)
     token_QLH += _dense(hidden, self.dtype, "attention_out")(mixed).astype(jnp.float32)
     wide = _gelu(_dense(4 * hidden, self.dtype, "wide")(_norm("norm_feed_forward")(token_QLH)))
@@ -136,7 +136,7 @@ class Released(nn.Module):
     empty_QLH = jnp.zeros((len(query_QD), *place_LH.shape), jnp.float32)
     tokens = [jnp.concatenate([control_QH[:, None], empty_QLH], axis=1)]
     for code_H in self.step(jnp.asarray(step_codes(self.steps, self.hidden))):
-      refined_QLH = tokens[-1] + jnp.concatenate([code_H[None], place_LH])
+      refined_QLH = tokens[-1] + jnp.concatenate([code_H[None], place_LH])[None]
       for layer in self.encoder:
         refined_QLH = layer(refined_QLH, counts_L)
       tokens.append(tokens[-1] + refined_QLH)

@@ -57,7 +57,7 @@ class Tokens(nn.Module):
       [control_QH[:, None], jnp.zeros((len(input_QD), 2 * self.rank, self.hidden), control_QH.dtype)], axis=1
     )
     for step in range(self.steps):
-      refined_QLH = token_QLH + place_LH
+      refined_QLH = token_QLH + place_LH[None]
       refined_QLH = refined_QLH.at[:, 0].add(step_SH[step])
       start_QLH = refined_QLH
       for block in blocks:
