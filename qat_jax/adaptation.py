@@ -104,7 +104,7 @@ def cosine(
   query_D: jax.Array, gate_D: jax.Array, left_DR: jax.Array, right_DR: jax.Array, item_BD: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   """Returns the cosine of q' and T z, and |T z| (two B), of items under one map: T z written out, no squares cancel."""
-  mapped_BD = gate_D * item_BD
+  mapped_BD = gate_D[None] * item_BD
   if left_DR.shape[1]:
     mapped_BD += _einsum("BR,DR->BD", _einsum("BD,DR->BR", item_BD, right_DR), left_DR)
   length_B = jnp.sqrt(jnp.sum(jnp.square(mapped_BD), axis=1))

@@ -71,7 +71,8 @@ class EncoderLayer(nn.Module):
     packed = _dense(3 * hidden, self.dtype, "query_key_value")(_norm("norm_attention")(token_QLH))
     ask, key, value = jnp.moveaxis(packed.reshape(queries, length, 3, self.heads, hidden // self.heads), 2, 0)
     logits = jnp.einsum("qlhe,qmhe->qhlm", ask, key, precision=precision).astype(jnp.float32)
-    weights = nn.softmax(logits * (hidden // self.heads) ** -0.5 + np.log(counts_L)[None, None, None], axis=-1).astype(value.dtype)
+    logits = logits * (hidden // self.heads) ** -0.5 + np.log(counts_L)[None, None, None]
+    weights = nn.softmax(logits, axis=-1).astype(value.dtype)
     mixed = jnp.einsum("qhlm,qmhe->qlhe", weights, value, precision=precision).reshape(queries, length, hidden)
     token_QLH += _dense(hidden, self.dtype, "attention_out")(mixed).astype(jnp.float32)
     wide = _gelu(_dense(4 * hidden, self.dtype, "wide")(_norm("norm_feed_forward")(token_QLH)))
