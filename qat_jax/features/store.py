@@ -39,8 +39,7 @@ from qat_jax.stages import checksum, digest_of_files, fingerprint, lock, made, w
 from qat_jax.types import Gallery
 
 ID_COLUMNS = ("id", "key", "image_path")
-CHUNK_ROWS = 65536
-ROWS_PER_SHARD = 65536
+CHUNK_ROWS = ROWS_PER_SHARD = 65536
 
 
 class FeatureStore:
