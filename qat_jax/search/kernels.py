@@ -25,7 +25,7 @@ GROUP = 16  # items whose greatest bound stands for them, where there are
 PEAKS = 256  # groups or more
 ON_HOST = ("cpu",)  # where the host looks through bounds: XLA's CPU code for it takes ten times as long
 FOUND = 1 << 14  # bounds that a device finds at once, at first
-ITEMS = (32, 144, 256, 1024)  # of a query, scored at once
+ITEMS = (32, 144, 512)  # of a query, scored at once
 AT_ONCE = {"cpu": 1}  # items of all queries that are worked on at once
 AT_ONCE_ELSEWHERE = 1 << 15
 DEEP_NUMBERS = 1 << 22  # mapped items that are held at once
@@ -217,7 +217,7 @@ def _of_pairs(
   """Returns function(a query's own branch of `tree`, items BD) for pairs, some items of a query at a time."""
   count_Q = np.bincount(query_P)
   usual = len(query_P) / max(1, int(np.count_nonzero(count_Q)))
-  size: int = next((size for size in ITEMS if size >= min(usual, ITEMS[1]) and 4 * size >= usual), ITEMS[-1])
+  size: int = next((size for size in ITEMS if 2 * size >= usual), ITEMS[-1])
   chunks_Q = -(-count_Q // size)
   within_P = np.arange(len(query_P)) - (np.cumsum(count_Q) - count_Q)[query_P]
   chunk_P, slot_P = (np.cumsum(chunks_Q) - chunks_Q)[query_P] + within_P // size, within_P % size
