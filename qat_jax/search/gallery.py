@@ -18,7 +18,7 @@ import numpy as np
 from qat_jax.adaptation import power_of_two
 from qat_jax.types import ArrayGallery, Gallery
 
-WINDOW = 1 << 17  # rows of a device array that are searched at once
+WINDOW = 1 << 23  # upper bounds (rows of a device array × queries) that are held at once
 CHUNK_BYTES = {"cpu": 1 << 24}  # of float32: what is sent to a device at once
 CHUNK_BYTES_ELSEWHERE = 1 << 27
 GATHER_ROWS = 16  # a touched row of a memory map brings its neighbours into memory, up to two megabytes
@@ -63,15 +63,17 @@ class Part:
     return np.asarray(jnp.take(self.features, place_B, axis=0), np.float32)[: len(item_B)]
 
 
-def parts(gallery: Gallery, devices: Sequence[jax.Device] | None, chunk_rows: int | None) -> Iterator[Part]:
-  """Yields the gallery's parts, in order on each device.
+def parts(
+  gallery: Gallery, devices: Sequence[jax.Device] | None, chunk_rows: int | None, queries: int
+) -> Iterator[Part]:
+  """Yields the gallery's parts for so many queries at once, in order on each device.
 
   A device array is used where it lies, its rows sharded or not; anything else is streamed to `devices`, chunk by chunk
   in turn. Raises ValueError that names the first item that is NaN, infinite or not of unit length.
   """
   array = gallery.array if isinstance(gallery, ArrayGallery) else None
   if isinstance(array, jax.Array) and devices is None and chunk_rows is None:
-    yield from _resident(array)
+    yield from _resident(array, max(1, WINDOW // queries))
   else:
     yield from _streamed(gallery, devices or [jnp.zeros(()).device], chunk_rows)
 
@@ -96,13 +98,13 @@ def whole_shards(array_ND: jax.Array) -> list[Part]:
   return [Part(first, len(data), data, 0, len(data), pair) for (first, data), pair in both]
 
 
-def _resident(array_ND: jax.Array) -> Iterator[Part]:
+def _resident(array_ND: jax.Array, rows: int) -> Iterator[Part]:
   whole = whole_shards(array_ND)
-  for offset in range(0, max(part.items for part in whole), WINDOW):
+  for offset in range(0, max(part.items for part in whole), rows):
     for part in whole:
-      items = min(WINDOW, part.items - offset)
+      items = min(rows, part.items - offset)
       if items > 0:
-        window = min(WINDOW, part.items)
+        window = min(rows, part.items)
         yield dataclasses.replace(part, first=part.first + offset, items=items, offset=offset, window=window)
 
 

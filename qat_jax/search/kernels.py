@@ -95,7 +95,7 @@ def upper_bounds(bounds: Bounds, part: Part, queries: int) -> Uppers:
   """Returns what no score of a part's items exceeds."""
   rows = part.window
   few = part.platform == "cpu" and bounds.square is None and bounds.columns.shape[1] <= FEW_COLUMNS
-  whole = few and part.features.dtype == jnp.float32
+  whole = few and rows == len(part.features) and part.features.dtype == jnp.float32  # a slice would be a copy
   block = rows if whole else min(rows, BLOCK_ROWS.get(part.platform, BLOCK_ROWS_ELSEWHERE))
   wanted_N = None
   if part.wanted is not None:

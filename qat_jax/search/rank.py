@@ -64,6 +64,7 @@ def rank(
   excluded = [_of_queries(masks.excluded, block) for block in _blocks(len(adaptation))]
   prepared = [prepare(_padded(adaptation, block)) for block in _blocks(len(adaptation))]
   on_device: dict[jax.Device, list[Prepared]] = {}
+  block = power_of_two(min(QUERY_BLOCK, len(adaptation)))
 
   def searched(part: Part, best: list[TopK]) -> list[TopK]:
     if part.device not in on_device:
@@ -73,7 +74,7 @@ def rank(
     return [search(*x) for x in zip(on_device[part.device], [part] * len(best), best, excluded, strict=True)]
 
   # what a part may build on is settled when it is handed out, so that every call does, and compiles, the same
-  tasks = (functools.partial(searched, part, best) for part in parts(gallery, devices, chunk_rows))
+  tasks = (functools.partial(searched, part, best) for part in parts(gallery, devices, chunk_rows, block))
   for results in _side_by_side(tasks, places(gallery, devices)):
     best = [one.merge(other) for one, other in zip(best, results, strict=True)]
   return _ranking(best, k, len(gallery))
@@ -114,7 +115,7 @@ def score(adaptation: Adaptation, gallery: GalleryLike) -> jax.Array:
   score_QN = np.empty((len(adaptation), len(gallery)), np.float32)
   for block in _blocks(len(adaptation)):
     prepared = prepare(_padded(adaptation, block))
-    for part in parts(gallery, None, None):
+    for part in parts(gallery, None, None, power_of_two(len(block))):
       score_QN[block.start : block.stop, part.first : part.first + part.items] = exact_scores(
         prepared, part, len(block)
       )

@@ -33,7 +33,7 @@ def test_a_gallery_gives_the_same_ranking_wherever_it_lies(store, tmp_path):
 
 
 def test_every_item_comes_once(store):
-  chunks = list(parts(store, None, 256))
+  chunks = list(parts(store, None, 256, 1))
   assert [(part.first, part.items, len(part.features)) for part in chunks] == [
     (0, 256, 256),
     (256, 256, 256),
@@ -43,9 +43,9 @@ def test_every_item_comes_once(store):
 
 
 def test_a_device_array_is_looked_at_window_by_window_where_it_lies(monkeypatch):
-  monkeypatch.setattr("qat_jax.search.gallery.WINDOW", 300)
+  monkeypatch.setattr("qat_jax.search.gallery.WINDOW", 1200)
   gallery_ND = jnp.asarray(unit(700))
-  windows = list(parts(as_gallery(gallery_ND), None, None))
+  windows = list(parts(as_gallery(gallery_ND), None, None, 4))
   assert [(part.first, part.items, part.window, part.skipped) for part in windows] == [
     (0, 300, 300, 0),
     (300, 300, 300, 0),
