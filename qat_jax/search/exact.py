@@ -17,7 +17,7 @@ from qat_jax.search.kernels import all_scores, refined_bounds, scores, upper_bou
 
 FIRST = 28  # items beyond k that are scored before there is a threshold
 STEP = 512  # items a query that are scored between two looks at the threshold
-DEEP = 0.25  # of a part: to find more of it, every item is scored
+DEEP = 0.25  # of a gallery: to find more of it, every item is scored
 CERTAIN = (
   8.0  # a map's size over an item's length, up to which float32 scores hold to MARGIN; others are taken in float64
 )
@@ -100,7 +100,7 @@ class TopK(NamedTuple):
     return best
 
 
-def search(prepared: Prepared, part: Part, best: TopK, excluded: Pairs) -> TopK:
+def search(prepared: Prepared, part: Part, best: TopK, excluded: Pairs, deep: bool) -> TopK:
   """Returns the best K of those so far and of a part's items.
 
   Args:
@@ -108,11 +108,12 @@ def search(prepared: Prepared, part: Part, best: TopK, excluded: Pairs) -> TopK:
     part: rows of a gallery; ids in the result are positions in the whole gallery.
     best: what other parts gave; it spares work.
     excluded: positions that a query shall not find.
+    deep: whether every item is scored. The same for all parts of a gallery: equal items then have equal scores.
   """
   queries, k = best.ids.shape
   here_P = (excluded.item >= part.first) & (excluded.item < part.first + part.items)
   excluded = Pairs(excluded.query[here_P], excluded.item[here_P] - part.first)
-  if k >= DEEP * part.items:
+  if deep:
     return best.merge(_deep(prepared, part, excluded, queries, k))
   margin_Q = MARGIN * np.asarray(prepared.bounds.most)[:queries]
   uppers = upper_bounds(prepared.bounds, part, queries)

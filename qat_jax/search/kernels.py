@@ -25,9 +25,9 @@ GROUP = 16  # items whose greatest bound stands for them, where there are
 PEAKS = 256  # groups or more
 ON_HOST = ("cpu",)  # where the host looks through bounds: XLA's CPU code for it takes ten times as long
 FOUND = 1 << 14  # bounds that a device finds at once, at first
-ITEMS = (32, 144, 512)  # of a query, scored at once
-AT_ONCE = {"cpu": 1}  # items of all queries that are worked on at once
-AT_ONCE_ELSEWHERE = 1 << 15
+ITEMS = 128  # of a query, scored at once: always so many, since other shapes round otherwise, and ties would be none
+AT_ONCE = {"cpu": 1}  # times ITEMS that are worked on at once
+AT_ONCE_ELSEWHERE = 32
 DEEP_NUMBERS = 1 << 22  # mapped items that are held at once
 
 
@@ -216,16 +216,14 @@ def _of_pairs(
 ) -> list[np.ndarray]:
   """Returns function(a query's own branch of `tree`, items BD) for pairs, some items of a query at a time."""
   count_Q = np.bincount(query_P)
-  usual = len(query_P) / max(1, int(np.count_nonzero(count_Q)))
-  size: int = next((size for size in ITEMS if 2 * size >= usual), ITEMS[-1])
-  chunks_Q = -(-count_Q // size)
+  chunks_Q = -(-count_Q // ITEMS)
   within_P = np.arange(len(query_P)) - (np.cumsum(count_Q) - count_Q)[query_P]
-  chunk_P, slot_P = (np.cumsum(chunks_Q) - chunks_Q)[query_P] + within_P // size, within_P % size
-  chunks = power_of_two(int(chunks_Q.sum()))
-  query_C, item_CB = np.zeros(chunks, np.int32), np.zeros((chunks, size), np.int32)
+  chunk_P, slot_P = (np.cumsum(chunks_Q) - chunks_Q)[query_P] + within_P // ITEMS, within_P % ITEMS
+  at_once = AT_ONCE.get(part.platform, AT_ONCE_ELSEWHERE)
+  chunks = max(at_once, power_of_two(int(chunks_Q.sum())))
+  query_C, item_CB = np.zeros(chunks, np.int32), np.zeros((chunks, ITEMS), np.int32)
   query_C[chunk_P] = query_P
   item_CB[chunk_P, slot_P] = item_P + part.offset
-  at_once = max(1, min(chunks, AT_ONCE.get(part.platform, AT_ONCE_ELSEWHERE) // size))
   found = _by_chunks(function, tree, part.features, query_C, item_CB, at_once)
   return [np.asarray(x_CB)[chunk_P, slot_P] for x_CB in found]
 

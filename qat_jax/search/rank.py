@@ -16,7 +16,7 @@ import numpy.typing as npt
 from qat_jax.adaptation import power_of_two
 from qat_jax.adaptation import score as score_by_factors
 from qat_jax.search.bounds import Prepared, prepare
-from qat_jax.search.exact import Pairs, TopK, exact_scores, score_pairs, search
+from qat_jax.search.exact import DEEP, Pairs, TopK, exact_scores, score_pairs, search
 from qat_jax.search.gallery import Part, gathered, parts, places, whole_shards
 from qat_jax.search.masks import Masks
 from qat_jax.types import Adaptation, ArrayGallery, Gallery, Ranking, as_gallery
@@ -59,7 +59,7 @@ def rank(
   masks = Masks.of(exclude, allowed, len(adaptation), len(gallery))
   if masks.allowed is not None:
     return _reranked(adaptation, gallery, masks.allowed, k)
-  found = min(k, len(gallery))
+  found, deep = min(k, len(gallery)), k >= DEEP * len(gallery)
   best = [TopK.empty(len(block), found) for block in _blocks(len(adaptation))]
   excluded = [_of_queries(masks.excluded, block) for block in _blocks(len(adaptation))]
   prepared = [prepare(_padded(adaptation, block)) for block in _blocks(len(adaptation))]
@@ -71,7 +71,8 @@ def rank(
       on_device[part.device] = jax.device_put(prepared, part.device)
     if masks.wanted_N is not None:
       part = dataclasses.replace(part, wanted=masks.wanted_N[part.first : part.first + part.items])
-    return [search(*x) for x in zip(on_device[part.device], [part] * len(best), best, excluded, strict=True)]
+    own = zip(on_device[part.device], best, excluded, strict=True)
+    return [search(bounds, part, top, without, deep) for bounds, top, without in own]
 
   # what a part may build on is settled when it is handed out, so that every call does, and compiles, the same
   tasks = (functools.partial(searched, part, best) for part in parts(gallery, devices, chunk_rows, block))
