@@ -125,7 +125,7 @@ def table(rows: list[dict], missing: dict[str, str]) -> str:
 
 
 def growth(path: str, largest: int, width: int, adapt: Callable[[int], qat_jax.Adaptation]) -> list[dict]:
-  """Measures plain and two-pass search over N and Q, draws them with fitted exponents to `path`, returns the rows."""
+  """Measures plain and adapted search over N and Q, draws them with fitted exponents to `path`, returns the rows."""
   import matplotlib
 
   matplotlib.use("Agg")
