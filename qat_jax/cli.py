@@ -1,4 +1,4 @@
-"""The command `qat-jax`: rank, convert, export, extract. An error is one line and status 1."""
+"""The command `qat-jax`: rank, convert, export, extract, split. An error is one line and status 1."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser = argparse.ArgumentParser(prog="qat-jax", description="Query-adaptive retrieval with frozen features.")
   parser.add_argument("--version", action="version", version=f"qat-jax {qat_jax.__version__}")
   commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-  for add in (_add_rank, _add_convert, _add_export, _add_extract):
+  for add in (_add_rank, _add_convert, _add_export, _add_extract, _add_split):
     add(commands)
   flags = vars(parser.parse_args(arguments))
   run = flags.pop("run")
@@ -65,6 +65,21 @@ def _add_extract(commands: argparse._SubParsersAction) -> None:
   parser.set_defaults(run=_extract)
 
 
+def _add_split(commands: argparse._SubParsersAction) -> None:
+  parser = commands.add_parser(
+    "split",
+    help="make a retrieval set of a folder of features",
+    description="Every instance goes, whole, to train, val or test. Captions and images with another view are queries.",
+  )
+  parser.add_argument("source", help="a feature folder with img_emb/ and, for text queries, text_emb/ (docs/data.md)")
+  parser.add_argument("root", help="where to write the retrieval set")
+  parser.add_argument("--by", metavar="COLUMN", help="what says which images show the same thing; default: instance")
+  parser.add_argument("--val", type=float, default=0.1, help="the share of instances to choose on (0.1)")
+  parser.add_argument("--test", type=float, default=0.1, help="the share of instances to measure on (0.1)")
+  parser.add_argument("--seed", type=int, default=0, help="another one gives another split")
+  parser.set_defaults(run=_split)
+
+
 def _rank(**flags: object) -> str:
   from qat_jax.serve.batch import rerank_files
 
@@ -88,3 +103,10 @@ def _extract(source: str, folder: str, encoder: str, batch_size: int) -> str:
   captioned = model.max_tokens > 0 and all(pictures.about(position)["caption"] for position in range(len(pictures)))
   stores = extract(pictures, model, folder, ("img", "text") if captioned else ("img",), batch_size)
   return f"{len(stores['img'])} pictures{' and their captions' if captioned else ''} are in {folder}"
+
+
+def _split(root: str, **settings: object) -> str:
+  from qat_jax.features.splitting import split
+
+  rows = split(root=root, **settings)  # type: ignore[arg-type]
+  return f"{root}: {', '.join(f'{count:,} in {place}' for place, count in rows.items())}"

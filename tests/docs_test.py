@@ -19,6 +19,7 @@ from PIL import Image
 
 import qat_jax
 from eval.pipeline import evaluate
+from qat_jax import cli
 from train.pipeline import train
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -166,15 +167,9 @@ def made(tmp_path_factory):
   """A folder where docs/data.md has been followed, and README's two commands have trained and measured on it."""
   folder = tmp_path_factory.mktemp("made")
   (folder / "configs").symlink_to(ROOT / "configs")
-  (folder / "FOLDER/metadata").mkdir(parents=True)  # of clip-retrieval, which names it so
-  pq.write_table(
-    pa.table({"image_path": [f"{i}.jpg" for i in range(3)]}), folder / "FOLDER/metadata/metadata_0.parquet"
-  )
   with pytest.MonkeyPatch.context() as patch:
     patch.chdir(folder)
     run_snippets("docs/data.md", arrays())
-    assert pq.read_table("FOLDER/metadata/metadata_0.parquet").column_names[-1] == "instance"
-    shutil.rmtree("FOLDER")
     shutil.copytree("ROOT", "FOLDER")
     train(*config_of(shown_in("README.md", "python -m train.main --config configs/features.py"), *SHORT))
   return folder
@@ -231,3 +226,18 @@ def test_the_documented_command_for_pictures_of_ones_own_trains_an_adapter(tmp_p
   assert "--config.data.source=folder" in command.words
   adapter = train(*config_of(command, "--config.encoder.name=toy_clip", *SHORT))
   assert set(adapter.heads) == {"text", "image"}
+
+
+def test_the_documented_route_of_a_clip_retrieval_folder_trains_an_adapter(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "configs").symlink_to(ROOT / "configs")
+  images_ND, _ = rows(0, "image")
+  for kind, features_ND in (("img", images_ND), ("text", images_ND[:, ::-1])):
+    (tmp_path / f"FOLDER/{kind}_emb").mkdir(parents=True)
+    np.save(tmp_path / f"FOLDER/{kind}_emb/{kind}_emb_0.npy", features_ND.astype(np.float16, order="C"))
+  (tmp_path / "FOLDER/metadata").mkdir()
+  paths = [f"{i}.jpg" for i in range(COUNT)]
+  pq.write_table(pa.table({"image_path": paths, "caption": paths}), "FOLDER/metadata/metadata_0.parquet")
+  cli.main(list(shown_in("docs/data.md", "qat-jax split").words[1:]))
+  command = shown_in("docs/data.md", "python -m train.main --config configs/features.py --config.data.root=ROOT")
+  assert train(*config_of(command, *SHORT)).heads.keys() == {"text"}

@@ -40,6 +40,7 @@ ORDER = (
   "features.writer",
   "features.store",
   "features.retrieval_set",
+  "features.splitting",
   "features.extraction",
   "features.mining",
   "models.tokens",

@@ -6,10 +6,11 @@ import collections
 import hashlib
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 KINDS = ("toybox", "tfds", "folder")
+CAPTION = "#caption"  # what the id of an image's caption ends with: it is no image's, so that its image is relevant
 CAPTIONS = 5  # text queries an image of a TFDS set: what COCO has
 Places = dict[str, tuple[Any, tuple[str, ...]]]
 
@@ -94,9 +95,9 @@ def _folder(name: str, folder: pathlib.Path) -> Places:
   items = [source.about(position) for position in range(len(source))]
   instance_of = [item["instance"] or item["id"] for item in items]
   parts: dict[str, list[int]] = {"train": [], "val": [], "test": []}
-  drawn = _drawn(set(instance_of))
+  part_of = drawn(set(instance_of))
   for position, item in enumerate(items):
-    part = item.get("split") or drawn[instance_of[position]]
+    part = item.get("split") or part_of[instance_of[position]]
     if part not in parts:
       raise ValueError(f"{item['id']!r} has the split {part!r}; use train, val or test")
     parts[part].append(position)
@@ -122,11 +123,12 @@ def _folder(name: str, folder: pathlib.Path) -> Places:
   return found
 
 
-def _drawn(instances: set[str]) -> dict[str, str]:
-  """Returns the part of each instance, the same in every run: a tenth val, a tenth test, the others train."""
-  order = sorted(instances, key=lambda name: hashlib.blake2b(name.encode()).digest())
-  tenth = max(1, len(order) // 10)
-  return {name: "val" if i < tenth else "test" if i < 2 * tenth else "train" for i, name in enumerate(order)}
+def drawn(instances: Iterable[str], val: float = 0.1, test: float = 0.1, seed: int = 0) -> dict[str, str]:
+  """Returns the part of each instance, the same in every run: shares of them are val and test, the others train."""
+  key = b"" if seed == 0 else seed.to_bytes(8, "little", signed=True)
+  order = sorted(instances, key=lambda name: hashlib.blake2b(name.encode(), key=key).digest())
+  first, second = (max(1, int(len(order) * share + 1e-9)) for share in (val, test))
+  return {name: "val" if i < first else "test" if i < first + second else "train" for i, name in enumerate(order)}
 
 
 def _own(record: dict) -> dict:
@@ -135,4 +137,4 @@ def _own(record: dict) -> dict:
 
 def _caption(record: dict) -> dict:
   """Returns a gallery item's caption as a query: with another id, so that its image counts as relevant."""
-  return {**_own(record), "id": f"{record['id']}#caption"}
+  return {**_own(record), "id": f"{record['id']}{CAPTION}"}

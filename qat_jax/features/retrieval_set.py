@@ -17,10 +17,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from qat_jax.datasets.splits import CAPTION
+from qat_jax.features.shards import KINDS
 from qat_jax.features.store import FeatureStore
 from qat_jax.types import KIND_OF_QUERY, QUERY_TYPES, Relevance
 
 LAYOUT = "a retrieval set has train/, val/ and test/ (docs/data.md)"
+SPLIT = "`qat-jax split FOLDER NEW` makes a retrieval set of one folder of features"
 
 
 class Split:
@@ -64,9 +67,13 @@ class RetrievalSet:
     root = Path(root)
     if not root.is_dir():
       raise FileNotFoundError(f"no folder {root}; data.root wants one: {LAYOUT}")
+    if any((root / f"{kind}_emb").is_dir() for kind in KINDS):
+      raise ValueError(f"{root} is one folder of features, data.root wants a retrieval set of several; {SPLIT}")
     for name in ("train", "val/gallery", "test/gallery"):
       if not (root / name).is_dir():
-        raise FileNotFoundError(f"{root} has no {name}/, only {sorted(p.name for p in root.iterdir())}; {LAYOUT}")
+        raise FileNotFoundError(
+          f"{root} has no {name}/, only {sorted(p.name for p in root.iterdir())}; {LAYOUT}; {SPLIT}"
+        )
     images = FeatureStore.open(root / "train", "img")
     texts = FeatureStore.open(root / "train", "text") if (root / "train" / "text_emb").is_dir() else None
     splits = {name: _open_split(root / name) for name in ("val", "test")}
@@ -168,7 +175,8 @@ def _check_store(store: FeatureStore, every_item: bool) -> None:
     raise ValueError(f"{_name(store)} is empty; it needs at least one item")
   if "instance" not in store.columns:
     raise ValueError(
-      f"{_name(store)} has no metadata column `instance`, only {store.columns}; it says which items match"
+      f"{_name(store)} has no metadata column `instance`, only {store.columns}; it says which items match; "
+      f"{SPLIT}, --by COLUMN names the column that says so"
     )
   if store.id_column is None:
     raise ValueError(
@@ -185,6 +193,11 @@ def _check_store(store: FeatureStore, every_item: bool) -> None:
 
 def _check_relevance(split: Split) -> None:
   for query_type, queries in split.queries.items():
+    if query_type == "text" and all(len(own) for own in split.relevance("text").ignored):
+      raise ValueError(
+        f"the ids of {queries.folder} are those of images in {split.gallery.folder}, and an image with the query's own "
+        f"id never counts as relevant: give captions ids that no image has, such as a.jpg{CAPTION}; {SPLIT} and does so"
+      )
     if split.without_positives(query_type) == len(queries):
       raise ValueError(
         f"no query in {queries.folder} has anything relevant in {split.gallery.folder}: relevant items share the "

@@ -69,6 +69,17 @@ def test_pictures_become_features(tmp_path, capsys):
     cli.main(["extract", str(tmp_path / "pictures"), str(tmp_path / "features"), "--encoder=toy_clip"])
 
 
+def test_a_folder_of_features_is_split(tmp_path, capsys):
+  rows_ND = np.eye(12, dtype=np.float32)
+  columns = {"id": [str(i) for i in range(12)], "toy": [str(i // 2) for i in range(12)]}
+  qat_jax.write_features(tmp_path / "all", {"img": rows_ND}, columns)
+  cli.main(["split", str(tmp_path / "all"), str(tmp_path / "set"), "--by=toy", "--val=0.2", "--test=0.4"])
+  said = "6 in train, 2 in val/gallery, 4 in test/gallery, 2 in val/image_queries, 4 in test/image_queries"
+  assert capsys.readouterr().out == f"{tmp_path / 'set'}: {said}\n"
+  with pytest.raises(SystemExit, match="no metadata column 'shop' in .*all; there are"):
+    cli.main(["split", str(tmp_path / "all"), str(tmp_path / "other"), "--by=shop"])
+
+
 def test_the_version_is_the_package_s(capsys):
   with pytest.raises(SystemExit, match="0"):
     cli.main(["--version"])

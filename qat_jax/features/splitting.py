@@ -1,0 +1,205 @@
+"""One folder of features → a retrieval set: every instance goes, whole, to train, val or test.
+
+Rows are drawn by a hash of their instance, so that the same seed gives the same split of any copy. The set is written
+beside its place, and gets its name when it is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from qat_jax.datasets.splits import CAPTION, drawn
+from qat_jax.features.shards import META, parquet_rows, read_meta, shard_files
+from qat_jax.features.store import ROWS_PER_SHARD, FeatureStore
+from qat_jax.features.writer import FeatureWriter
+from qat_jax.stages import check_same, fingerprint, lock, write_json
+
+MADE_FROM = "split.json"
+ADVICE = "Delete it or choose another folder"
+
+
+class Place(NamedTuple):
+  """One folder of the set: which rows of the source it has, and which features of them."""
+
+  rows: np.ndarray
+  kinds: tuple[str, ...]
+
+
+def split(
+  source: str | os.PathLike,
+  root: str | os.PathLike,
+  by: str | None = None,
+  val: float = 0.1,
+  test: float = 0.1,
+  seed: int = 0,
+  rows_per_shard: int = ROWS_PER_SHARD,
+) -> dict[str, int]:
+  """Makes a retrieval set in `root` of a folder of image features, and returns how many rows each of its folders has.
+
+  Holds ids, instances and one shard. A run that was killed goes on with the first shard that is missing; a set that is
+  there, made of the same, is not written again.
+
+  Args:
+    source: a feature folder with img_emb/, as of clip-retrieval; with text_emb/ the captions of val and test are text
+      queries, but for empty ones. Images whose instance has another one are image queries.
+    by: the metadata column that says which images show the same thing. None: `instance` if there is one, else every row
+      is an instance of its own, as is a row without a value.
+    val, test: shares of the instances.
+
+  Raises ValueError for features that were prepared, repeated ids, too few instances, nothing to search with, or a root
+  that was made with other settings; KeyError for a column that is not there; FileExistsError for a root that holds
+  anything else; BlockingIOError where another process makes it.
+  """
+  source, root = Path(source), Path(root)
+  if not (0 < val < 1 and 0 < test < 1 and val + test < 1):
+    raise ValueError(f"val is {val}, test {test}; give shares of the instances above 0 that leave some for train")
+  images = FeatureStore.open(source, "img")
+  texts = FeatureStore.open(source, "text") if shard_files(source, "text_emb", "npy") else None
+  stores = [images] if texts is None else [images, texts]
+  if images.space != "frozen":
+    raise ValueError(f"{source} was prepared by an adapter ({images.space}); give the encoder's own features")
+  if texts is not None and len(texts) != len(images):
+    raise ValueError(f"{source} has {len(images)} images and {len(texts)} captions; give one caption an image")
+  images.check_ids()
+  if texts is not None and pc.any(pc.ends_with(images.arrow_ids(), CAPTION)).as_py():
+    raise ValueError(f"{source} has an id that ends with {CAPTION}, as the ids of captions will; rename it")
+  made_from = fingerprint(
+    source={store.kind: store.fingerprint for store in stores}, by=by, val=val, test=test, seed=seed
+  )
+  if (root / MADE_FROM).is_file():
+    about = json.loads((root / MADE_FROM).read_text())
+    check_same(root, about["made_from"], made_from, ADVICE)
+    return about["rows"]
+  if root.exists():
+    raise FileExistsError(f"{root} is there already, and is no set made by splitting; delete it or choose another")
+  instance = _instances(images, by)
+  places = _places(images, texts, instance, drawn(instance.unique().to_pylist(), val, test, seed))
+  parts = root.with_name(root.name + ".parts")
+  with lock(parts):
+    for name, place in places.items():
+      _write(parts / "set" / name, stores, place, instance, {"place": name, **made_from}, rows_per_shard)
+    rows = {name: len(place.rows) for name, place in places.items()}
+    write_json(parts / "set" / MADE_FROM, {"made_from": made_from, "rows": rows})
+    os.replace(parts / "set", root)
+  shutil.rmtree(parts)
+  return rows
+
+
+def _instances(images: FeatureStore, by: str | None) -> pa.ChunkedArray:
+  """Returns the instance of each row, as text; a row without one is named by its id, which no other instance is."""
+  ids = images.arrow_ids()
+  name = by or ("instance" if "instance" in images.columns else None)
+  if name is None:
+    return ids
+  given = images.arrow_column(name).cast(pa.string())
+  given = pc.if_else(pc.equal(given, ""), pa.scalar(None, pa.string()), given)
+  alone = pc.if_else(pc.is_null(given), ids, pa.scalar(None, pa.string()))
+  both = pc.is_in(alone, value_set=given.unique().drop_null(), skip_nulls=True)
+  if pc.any(both).as_py():
+    first = alone.filter(both)[0].as_py()
+    raise ValueError(
+      f"{images.folder}: the item {first!r} has no {name}, and others have its id as theirs; give it one"
+    )
+  return pc.coalesce(given, alone)
+
+
+def _places(
+  images: FeatureStore, texts: FeatureStore | None, instance: pa.ChunkedArray, part_of: dict[str, str]
+) -> dict[str, Place]:
+  """Returns the folders of the set; raises ValueError where there is nothing to search with, or a part is empty."""
+  encoded = instance.combine_chunks().dictionary_encode()
+  code_N, names = encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
+  part_N = np.array([part_of[name] for name in names])[code_N]
+  several_N = np.bincount(code_N)[code_N] > 1
+  captioned_N = _captioned(images) if texts is not None else np.zeros(len(code_N), bool)
+  places = {"train": Place(np.flatnonzero(part_N == "train"), ("img",) if texts is None else ("img", "text"))}
+  parts = {part: part_N == part for part in ("val", "test")}
+  for part, own_N in parts.items():
+    places[f"{part}/gallery"] = Place(np.flatnonzero(own_N), ("img",))
+  empty = [name for name, place in places.items() if not len(place.rows)]
+  if empty:
+    raise ValueError(f"{images.folder} has {len(names)} instances, and none is left for {', '.join(empty)}; give more")
+  for query_type, kind, able_N in (("text", "text", captioned_N), ("image", "img", several_N)):
+    if all((own_N & able_N).any() for own_N in parts.values()):  # a set has the same types in val and test
+      for part, own_N in parts.items():
+        places[f"{part}/{query_type}_queries"] = Place(np.flatnonzero(own_N & able_N), (kind,))
+  if len(places) == 3:
+    raise ValueError(
+      f"{images.folder} has nothing to search with: no text_emb/, the captions of its images, and too few instances "
+      f"with two images (there are {np.sum(np.bincount(code_N) > 1)}). Add captions, or name the column that says "
+      f"which images show the same thing: --by COLUMN, one of {images.columns}"
+    )
+  return places
+
+
+def _captioned(images: FeatureStore) -> np.ndarray:
+  """Says which rows have a caption: those whose text is known to be empty have none (N)."""
+  if "caption" not in images.columns:
+    return np.ones(len(images), bool)
+  caption = images.arrow_column("caption").cast(pa.string())
+  return pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(caption)), 0).fill_null(False).to_numpy()
+
+
+def _write(
+  folder: Path,
+  stores: Sequence[FeatureStore],
+  place: Place,
+  instance: pa.ChunkedArray,
+  plan: dict[str, Any],
+  rows_per_shard: int,
+) -> None:
+  """Writes one folder of the set, shard by shard; what is there already is left as it is."""
+  plan = {**plan, "rows_per_shard": rows_per_shard}
+  if (folder / META).exists():
+    check_same(folder, read_meta(folder)["split"], plan, ADVICE)
+    return
+  starts = range(0, len(place.rows), rows_per_shard)
+  writer, metadata = FeatureWriter(folder, plan, len(starts)), Metadata(stores[0])
+  ids = stores[0].arrow_ids()
+  for shard in writer.missing():
+    rows = place.rows[starts[shard] : starts[shard] + rows_per_shard]
+    own = ids.take(pa.array(rows))
+    if place.kinds == ("text",):
+      own = pc.binary_join_element_wise(own, CAPTION, "")
+    columns = {"id": own, "instance": instance.take(pa.array(rows)), **metadata.take(rows)}
+    features = {store.kind: store[rows] for store in stores if store.kind in place.kinds}
+    writer.write(shard, features, pa.table(columns))
+  known = {name: value for name, value in stores[0].meta.items() if name in ("encoder", "revision")}
+  writer.finish({**known, "split": plan})
+
+
+class Metadata:
+  """The other columns of a store's rows, read one metadata shard at a time."""
+
+  def __init__(self, store: FeatureStore) -> None:
+    self.paths = store.metadata_shards
+    self.starts = np.concatenate([[0], np.cumsum([parquet_rows(path) for path in self.paths])]).astype(np.int64)
+    schemas = [pq.read_schema(path).remove_metadata() for path in self.paths]
+    whole = pa.unify_schemas(schemas, promote_options="permissive") if schemas else pa.schema([])
+    plain = lambda kind: kind.value_type if pa.types.is_dictionary(kind) else kind
+    self.types = {field.name: plain(field.type) for field in whole if field.name not in ("id", "instance")}
+
+  def take(self, rows: np.ndarray) -> dict[str, pa.ChunkedArray]:
+    """Returns the columns of ascending rows by name, but for ids and instances; null where a shard lacks one."""
+    found: dict[str, list[pa.ChunkedArray]] = {name: [] for name in self.types}
+    cuts = np.searchsorted(rows, self.starts)
+    for shard in np.flatnonzero(np.diff(cuts)):
+      table = pq.ParquetFile(self.paths[shard]).read()
+      table = table.take(pa.array(rows[cuts[shard] : cuts[shard + 1]] - self.starts[shard]))
+      for name, kind in self.types.items():
+        there = name in table.column_names
+        found[name].append(table.column(name).cast(kind) if there else pa.chunked_array([pa.nulls(len(table), kind)]))
+    return {
+      name: pa.chunked_array([c for part in parts for c in part.chunks], self.types[name])
+      for name, parts in found.items()
+    }
