@@ -57,7 +57,7 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_extract(commands: argparse._SubParsersAction) -> None:
-  parser = commands.add_parser("extract", help="encode a folder of pictures, and their captions where all have one")
+  parser = commands.add_parser("extract", help="encode a folder of pictures, and their captions where most have one")
   parser.add_argument("source", help="pictures, with captions beside them or in captions.csv (docs/data.md)")
   parser.add_argument("folder", help="where to write the features")
   parser.add_argument("--encoder", required=True, help="a model of the hub, or its folder")
@@ -96,13 +96,18 @@ def _export(source: str, folder: str, revision: str | None = None, dtype: str | 
 
 def _extract(source: str, folder: str, encoder: str, batch_size: int) -> str:
   from qat_jax.datasets.folder import FolderSource
+  from qat_jax.datasets.splits import MOST_WITHOUT_CAPTION
   from qat_jax.encoders import load_encoder
   from qat_jax.features.extraction import extract
 
   pictures, model = FolderSource(source), load_encoder(encoder, batch_size)
-  captioned = model.max_tokens > 0 and all(pictures.about(position)["caption"] for position in range(len(pictures)))
+  bare = sum(not pictures.about(position)["caption"] for position in range(len(pictures)))
+  captioned = model.max_tokens > 0 and bare <= MOST_WITHOUT_CAPTION * len(pictures)
   stores = extract(pictures, model, folder, ("img", "text") if captioned else ("img",), batch_size)
-  return f"{len(stores['img'])} pictures{' and their captions' if captioned else ''} are in {folder}"
+  without = (
+    f", without captions: {bare} have none" if model.max_tokens and 0 < bare < len(pictures) and not captioned else ""
+  )
+  return f"{len(stores['img'])} pictures{' and their captions' if captioned else ''} are in {folder}{without}"
 
 
 def _split(root: str, **settings: object) -> str:

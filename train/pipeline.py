@@ -53,8 +53,12 @@ def features(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
   # The sources first: they are what may be wrong.
   places = sources(data.source, data.name, data.folder or workdir / "data", data.limit)
   encoder = load_encoder(settings.name, settings.batch_size)
+  images, unreadable = sum(len(source) for source, kinds in places.values() if "img" in kinds), 0
   for place, (source, kinds) in places.items():
-    extract(source, encoder, workdir / "features" / place, kinds, settings.batch_size, settings.rows_per_shard)
+    beside = (images - len(source) if "img" in kinds else images, unreadable)
+    folder = workdir / "features" / place
+    stores = extract(source, encoder, folder, kinds, settings.batch_size, settings.rows_per_shard, beside=beside)
+    unreadable += stores[kinds[0]].meta["unreadable"]
   return workdir / "features"
 
 

@@ -12,6 +12,7 @@ from typing import Any
 KINDS = ("toybox", "tfds", "folder")
 CAPTION = "#caption"  # what the id of an image's caption ends with: it is no image's, so that its image is relevant
 CAPTIONS = 5  # text queries an image of a TFDS set: what COCO has
+MOST_WITHOUT_CAPTION = 0.1  # with more the captions are somewhere else
 Places = dict[str, tuple[Any, tuple[str, ...]]]
 
 TOYBOX = {
@@ -85,7 +86,8 @@ def _tfds(name: str, folder: pathlib.Path) -> Places:
 def _folder(name: str, folder: pathlib.Path) -> Places:
   """Split by instance: the table's column `split` says how, else a tenth of the instances is val and a tenth test.
 
-  Every gallery item that has a caption is a text query, and every one whose instance has another image an image query.
+  Every gallery item that has a caption is a text query, and every one whose instance has another image an image query:
+  of either type there are queries in val and test, or none.
   """
   from qat_jax.datasets.folder import FolderSource
 
@@ -108,18 +110,30 @@ def _folder(name: str, folder: pathlib.Path) -> Places:
       "column `split` (train, val, test) to the captions file"
     )
   bare = [item["id"] for item in items if not item["caption"]]
-  if 0 < len(bare) < len(items):
-    raise ValueError(f"{len(bare)} images of {folder} have no caption, the first is {bare[0]!r}; caption all or none")
-
-  found: Places = {"train": (Rows(source, parts["train"], _own), ("img",) if bare else ("img", "text"))}
+  if MOST_WITHOUT_CAPTION * len(items) < len(bare) < len(items):
+    raise ValueError(
+      f"{len(bare)} of the {len(items)} images of {folder} have no caption, the first is {bare[0]!r}; caption at least "
+      f"{1 - MOST_WITHOUT_CAPTION:.0%} of them, or none"
+    )
+  views = collections.Counter(instance_of)
+  chosen = {
+    "text": {part: [i for i in parts[part] if items[i]["caption"]] for part in ("val", "test")},
+    "image": {part: [i for i in parts[part] if views[instance_of[i]] > 1] for part in ("val", "test")},
+  }
+  asked = {query_type: found for query_type, found in chosen.items() if all(found.values())}
+  if not asked:
+    raise ValueError(
+      f"the {len(items)} images of {folder} have neither captions nor, in val and test, instances with two images: "
+      "there is nothing to learn from or to search with. Add captions (captions.csv, or a.txt beside a.jpg), or say "
+      "which images show the same thing: a column `instance`, or a subfolder each and --config.data.name=subfolders"
+    )
+  found: Places = {"train": (Rows(source, parts["train"], _own), ("img", "text") if "text" in asked else ("img",))}
   for part in ("val", "test"):
     found[f"{part}/gallery"] = (Rows(source, parts[part], _own), ("img",))
-    if not bare:
-      found[f"{part}/text_queries"] = (Rows(source, parts[part], _caption), ("text",))
-    views = collections.Counter(instance_of[position] for position in parts[part])
-    several = [position for position in parts[part] if views[instance_of[position]] > 1]
-    if several:
-      found[f"{part}/image_queries"] = (Rows(source, several, _own), ("img",))
+    if "text" in asked:
+      found[f"{part}/text_queries"] = (Rows(source, asked["text"][part], _caption), ("text",))
+    if "image" in asked:
+      found[f"{part}/image_queries"] = (Rows(source, asked["image"][part], _own), ("img",))
   return found
 
 

@@ -33,6 +33,7 @@ from qat_jax.stages import check_same, write_json
 
 UNREADABLE = "unreadable.json"
 MOST_UNREADABLE = 0.01  # a larger share is a broken source, not a few broken files
+MOST_WITHOUT_CAPTION = 0.5  # with more the captions are somewhere else
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # Pillow names objects by their address, which is another in every run
 TYPES = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
 
@@ -47,22 +48,28 @@ def extract(
   dtype: str = "float16",
   threads: int = 8,
   progress: bool = True,
+  beside: tuple[int, int] = (0, 0),
 ) -> dict[str, FeatureStore]:
   """Encodes a source into `folder` and returns the stores by kind; what is there already is not encoded again.
 
   `kinds` says what to encode: "img" and "text" (the captions) give one row an item each; all scalar fields of the
   records become metadata. Images that cannot be decoded are left out, listed in unreadable.json and counted in
-  meta.json, as are captions longer than the encoder takes. Holds two batches of decoded images and one shard.
+  meta.json. So are, where captions are encoded, items without one; captions longer than the encoder takes are cut and
+  counted. Holds two batches of decoded images and one shard.
 
-  Raises ValueError where more than 1% of the images are unreadable, ids repeat, a caption is missing, a feature is NaN
-  (named by id), or the folder was begun with other settings; OSError where the disk is too small or gets full.
+  `beside` is of the other parts of the same set: how many images they have, and how many of these are known to be
+  unreadable; the share of 1% is one of all.
+
+  Raises ValueError where more than 1% of the images are unreadable, more than half of the captions are missing, ids
+  repeat, a feature is NaN (named by id), or the folder was begun with other settings; OSError where the disk is too
+  small or gets full.
   """
   folder = Path(folder)
   _check_settings(len(source), kinds, batch_size, rows_per_shard, dtype)
   plan = _plan(source, encoder, kinds, batch_size, rows_per_shard, dtype)
   if not (folder / META).exists():
     writer = FeatureWriter(folder, plan, -(-len(source) // rows_per_shard))
-    _Extraction(source, encoder, writer, plan, threads, progress).run()
+    _Extraction(source, encoder, writer, plan, threads, progress, beside).run()
   else:
     check_same(folder, read_meta(folder).get("extraction", {}), plan, "Delete it or choose another folder")
     shutil.rmtree(folder / INCOMPLETE, ignore_errors=True)  # a kill after meta.json may have left the notes
@@ -79,6 +86,7 @@ class _Extraction:
   plan: dict[str, Any]
   threads: int
   progress: bool
+  beside: tuple[int, int]
 
   def run(self) -> None:
     """Encodes and writes what is missing, then declares the folder whole."""
@@ -86,7 +94,9 @@ class _Extraction:
     ranges = {shard: range(shard * size, min((shard + 1) * size, len(self.source))) for shard in missing}
     left = sum(map(len, ranges.values()))
     self._check_room(left)
-    self.unreadable = [entry for report in self.writer.reports() for entry in report["unreadable"]]
+    reports = self.writer.reports()
+    self.unreadable = [entry for report in reports for entry in report["unreadable"]]
+    self.bare = [name for report in reports for name in report["without_caption"]]
     self.seen = self._finished_ids()
     self.schema = self._schema()
     positions = itertools.chain.from_iterable(ranges.values())
@@ -105,7 +115,7 @@ class _Extraction:
       kind: [np.empty((0, self.encoder.width), self.plan["dtype"])] for kind in kinds
     }
     rows: list[dict[str, Any]] = []
-    report: dict[str, Any] = {"unreadable": []}
+    report: dict[str, Any] = {"unreadable": [], "without_caption": []}
     truncated_before = self.encoder.truncated
     for start in range(positions.start, positions.stop, size):
       batch = []
@@ -115,8 +125,12 @@ class _Extraction:
           report["unreadable"].append({"position": position, "id": record.id, "reason": ADDRESS.sub("", record.reason)})
           self._check_share(report["unreadable"])
         else:
-          self._check_new(record, position)
-          batch.append(record)
+          self._check_new(record["id"], position)
+          if "text" in kinds and not record.get("caption"):
+            report["without_caption"].append(record["id"])
+            self._check_captions(report["without_caption"])
+          else:
+            batch.append(record)
       for kind in kinds if batch else ():
         parts[kind].append(self._encode(kind, batch))
       rows += [{name: record.get(name) for name in self.schema.names} for record in batch]
@@ -125,6 +139,7 @@ class _Extraction:
     table = _table(rows, self.schema)
     self.writer.write(shard, {kind: np.concatenate(part) for kind, part in parts.items()}, table, report)
     self.unreadable += report["unreadable"]
+    self.bare += report["without_caption"]
 
   def _encode(self, kind: str, batch: list[dict[str, Any]]) -> np.ndarray:
     """Returns the features of a batch in the stored dtype; raises ValueError that names items without sound ones."""
@@ -139,21 +154,28 @@ class _Extraction:
     check_rows(features_BD, f"{self.encoder.name} ({kind})", lambda row: batch[row]["id"])
     return features_BD
 
-  def _check_new(self, record: dict[str, Any], position: int) -> None:
-    name = record["id"]
+  def _check_new(self, name: str, position: int) -> None:
     if name in self.seen:
       raise ValueError(f"the id {name!r} occurs again at position {position} of the source; give each item its own")
     self.seen.add(name)
-    if "text" in self.plan["kinds"] and not isinstance(record.get("caption"), str):
-      raise ValueError(f"item {name!r} has no caption; give it one, or extract with kinds=('img',)")
+
+  def _check_captions(self, here: list[str]) -> None:
+    bare, items = self.bare + here, len(self.source)
+    if len(bare) > MOST_WITHOUT_CAPTION * items:
+      names = ", ".join(map(repr, bare[:5]))
+      raise ValueError(
+        f"{len(bare)} items of {items} and maybe more have no caption, more than half: {names}; "
+        "give them one, leave them out, or extract with kinds=('img',)"
+      )
 
   def _check_share(self, here: list[dict[str, Any]]) -> None:
-    bad = self.unreadable + here
-    if len(bad) > MOST_UNREADABLE * len(self.source):
+    bad, (others, bad_others) = self.unreadable + here, self.beside
+    count, items = len(bad) + bad_others, len(self.source) + others
+    if count > MOST_UNREADABLE * items:
       write_json(self.writer.folder / INCOMPLETE / UNREADABLE, bad)
       names = ", ".join(f"{entry['id']!r} ({entry['reason']})" for entry in bad[:5])
       raise ValueError(
-        f"{len(bad)} images of {len(self.source)} cannot be read, more than 1%: {names}; mend or remove them. "
+        f"{count} images of {items} cannot be read, more than 1%: {names}; mend or remove them. "
         f"All so far are in {self.writer.folder / INCOMPLETE / UNREADABLE}"
       )
 
@@ -182,11 +204,14 @@ class _Extraction:
 
   def _finish(self) -> None:
     truncated = sum(report["truncated"] for report in self.writer.reports())
-    notes = {"unreadable": len(self.unreadable), "truncated_captions": truncated}
+    notes = {"unreadable": len(self.unreadable), "truncated_captions": truncated, "without_caption": len(self.bare)}
     if self.unreadable:
       write_json(self.writer.folder / UNREADABLE, self.unreadable)
-      names = ", ".join(entry["id"] for entry in self.unreadable[:5]) + (", …" if len(self.unreadable) > 5 else "")
+      names = _first([entry["id"] for entry in self.unreadable])
       tqdm.tqdm.write(f"{len(self.unreadable)} unreadable images left out ({names}): {self.writer.folder / UNREADABLE}")
+    if self.bare:
+      where = self.writer.folder
+      tqdm.tqdm.write(f"{len(self.bare)} of {len(self.source)} left out of {where}: no caption ({_first(self.bare)})")
     if truncated:
       tqdm.tqdm.write(f"{truncated} captions were longer than the {self.encoder.max_tokens} tokens that are read; cut")
     about = {"encoder": self.plan["encoder"], "revision": self.plan["revision"], "space": "frozen"}
@@ -214,6 +239,10 @@ def _record(source: Source, position: int, images: bool = False) -> dict[str, An
     return {**record, "id": str(record["id"]), "image": decode(record) if images else None}
   except UnreadableImage as error:
     return error
+
+
+def _first(names: list[str]) -> str:
+  return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
 
 
 def _table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:

@@ -64,6 +64,9 @@ def test_pictures_become_features(tmp_path, capsys):
   for kind in ("img", "text"):
     store = qat_jax.FeatureStore.open(tmp_path / "features", kind)
     assert store.ids.tolist() == ["a.png", "b.png"]
+  (tmp_path / "pictures/b.txt").unlink()
+  cli.main(["extract", str(tmp_path / "pictures"), str(tmp_path / "alone"), "--encoder=toy_clip"])
+  assert capsys.readouterr().out == f"2 pictures are in {tmp_path / 'alone'}, without captions: 1 have none\n"
   (tmp_path / "pictures/b.txt").write_text("a green square")
   with pytest.raises(SystemExit, match="features was made with other inputs or settings: source.content was"):
     cli.main(["extract", str(tmp_path / "pictures"), str(tmp_path / "features"), "--encoder=toy_clip"])

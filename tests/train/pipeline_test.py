@@ -3,11 +3,13 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import qat_jax
 from configs import features as recipe
 from eval.pipeline import evaluate
 from qat_jax.features.store import write_features
+from train import pipeline
 from train.pipeline import train
 
 WIDTH, INSTANCES = 8, 40
@@ -112,3 +114,38 @@ def test_the_adapter_says_what_serves_and_serves_it(run):
   served = qat_jax.load(workdir / "candidates" / "text" / chosen["name"])
   query_QD = np.random.default_rng(0).normal(size=(3, WIDTH)).astype(np.float32)
   np.testing.assert_array_equal(adapter(query_QD, "text").query, served(query_QD, "text").query)
+
+
+def pictures(folder, count):
+  """Returns the config of a folder of pictures, which are numbered by their colour."""
+  folder.mkdir()
+  for i in range(count):
+    Image.new("RGB", (4, 4), (i, 0, 255 - i)).save(folder / f"{i}.png")
+  config = recipe.get_config()
+  config.data.update({"source": "folder", "folder": str(folder)})
+  return config
+
+
+def test_pictures_alone_are_refused_before_an_encoder_is_looked_for(tmp_path):
+  config = pictures(tmp_path / "pictures", 30)
+  config.encoder.name = "nowhere/to-be-found"
+  with pytest.raises(ValueError, match=r"30 images .* neither captions nor.*Add captions"):
+    train(config, tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
+def test_of_150_pictures_one_that_is_broken_and_one_without_a_caption_are_left_out(tmp_path, capsys):
+  config = pictures(tmp_path / "pictures", 150)
+  config.encoder.update({"name": "toy_clip", "batch_size": 16})
+  split = ["train"] * 124 + ["val"] * 13 + ["test"] * 13
+  captions = [f"no. {i}" if i != 7 else "" for i in range(150)]
+  lines = [f"{i}.png,{caption},{part}" for i, (caption, part) in enumerate(zip(captions, split, strict=True))]
+  (tmp_path / "pictures/captions.csv").write_text("file,caption,split\n" + "\n".join(lines))
+  (tmp_path / "pictures/130.png").write_bytes(b"no picture")
+  data = pipeline.RetrievalSet.open(pipeline.features(config, tmp_path / "run"))
+  assert (len(data.train_images), len(data.train_texts), len(data.split("val").gallery)) == (123, 123, 12)
+  said = capsys.readouterr().out
+  assert "1 unreadable images left out (130.png)" in said and "1 of 124 left out of" in said and "(7.png)" in said
+  (tmp_path / "pictures/140.png").write_bytes(b"no picture")  # the second of 150 is more than 1%
+  with pytest.raises(ValueError, match=r"2 images of 150 cannot be read, more than 1%: '140.png'"):
+    pipeline.features(config, tmp_path / "again")

@@ -1,4 +1,5 @@
 import io
+import re
 
 import numpy as np
 import pytest
@@ -119,18 +120,30 @@ def test_queries_of_a_folder_are_its_captions_and_the_images_that_have_a_second_
   assert decode(found["val/gallery"][0][1]).getpixel((0, 0)) == (1, 1, 0)
 
 
-def test_images_without_captions_or_instances_are_instances_of_their_own(tmp_path):
-  for i, part in enumerate(("train", "val", "test")):
+@pytest.mark.parametrize("views", [1, 2])
+def test_pictures_alone_are_refused_with_what_to_add(tmp_path, views):
+  for i in range(30):
     Image.new("RGB", (4, 4)).save(tmp_path / f"{i}.png")
+  if views == 2:  # in train alone
+    lines = [f"{i}.png,{i // 2},{'train' if i < 20 else 'val' if i < 25 else 'test'}" for i in range(30)]
+    (tmp_path / "captions.csv").write_text(
+      "file,instance,split\n" + "\n".join(line for line in lines if "train" in line)
+    )
     with open(tmp_path / "captions.csv", "a") as file:
-      file.write(("file,split\n" if i == 0 else "") + f"{i}.png,{part}\n")
+      file.write("\n" + "\n".join(f"{i}.png,{i},{'val' if i < 25 else 'test'}" for i in range(20, 30)))
+  with pytest.raises(
+    ValueError, match="30 images .* neither captions nor.*Add captions .*or say which images show the same"
+  ):
+    sources("folder", "", tmp_path)
+
+
+def test_there_are_queries_of_a_type_in_both_splits_or_in_none(tmp_path):
+  put_images(tmp_path, 30, 1, "file,caption,instance,split", "{file},toy {i},toy{i},train")
+  text = (tmp_path / "captions.csv").read_text().replace("toy28,train", "toy27,val").replace("toy27,train", "toy27,val")
+  (tmp_path / "captions.csv").write_text(text.replace("toy29,train", "toy29,test"))
   found = sources("folder", "", tmp_path)
-  assert {place: kinds for place, (_, kinds) in found.items()} == {
-    "train": ("img",),
-    "val/gallery": ("img",),
-    "test/gallery": ("img",),
-  }
-  assert column(found, "train", "instance") == ["0.png"]
+  assert not [place for place in found if place.endswith("image_queries")]
+  assert column(found, "val/text_queries", "instance") == ["toy27", "toy27"]
 
 
 @pytest.mark.parametrize(
@@ -146,11 +159,25 @@ def test_a_folder_that_cannot_be_split_is_refused(tmp_path, row, words):
     sources("folder", "", tmp_path)
 
 
-def test_a_caption_that_is_missing_is_named(tmp_path):
+def test_an_image_without_a_caption_is_no_text_query(tmp_path):
+  put_images(tmp_path, 40, 2)
+  chosen = column(sources("folder", "", tmp_path), "test/gallery", "id")
+  table = tmp_path / "captions.csv"
+  number = chosen[0].split("_")[0]
+  table.write_text(table.read_text().replace(f"{chosen[0]},toy {number},", f"{chosen[0]},,"))
+  found = sources("folder", "", tmp_path)
+  assert column(found, "test/gallery", "id") == chosen
+  assert column(found, "test/text_queries", "id") == [f"{name}#caption" for name in chosen[1:]]
+  assert found["train"][1] == ("img", "text")
+
+
+def test_where_many_captions_are_missing_the_folder_is_refused(tmp_path):
   put_images(tmp_path, 40, 2)
   table = tmp_path / "captions.csv"
-  table.write_text(table.read_text().replace("3_1.png,toy 3", "3_1.png,"))
-  with pytest.raises(ValueError, match="1 images of .* have no caption, the first is '3_1.png'"):
+  table.write_text(re.sub(r",toy 3\d?,", ",,", table.read_text()))
+  with pytest.raises(
+    ValueError, match="22 of the 80 images of .* have no caption, the first is '3_0.png'; caption at least 90%"
+  ):
     sources("folder", "", tmp_path)
 
 

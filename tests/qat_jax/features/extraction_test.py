@@ -204,6 +204,26 @@ def test_more_than_one_percent_unreadable_stops_the_extraction(tmp_path):
     extract(Source(200, broken=[0, 1, 50, 60]), Encoder(), tmp_path, rows_per_shard=40, progress=False)
 
 
+def test_unreadable_images_are_counted_over_the_whole_set(tmp_path):
+  settings = {"rows_per_shard": 40, "progress": False}
+  stores = extract(Source(13, broken=[4]), Encoder(), tmp_path / "small", beside=(150, 0), **settings)
+  assert (len(stores["img"]), stores["img"].meta["unreadable"]) == (12, 1)
+  with pytest.raises(ValueError, match=r"2 images of 163 cannot be read, more than 1%: 'item4'"):
+    extract(Source(13, broken=[4]), Encoder(), tmp_path / "next", beside=(150, 1), **settings)
+
+
+def test_items_without_a_caption_are_left_out_of_texts_and_counted(tmp_path, capsys):
+  source = Source(150, at7={"caption": None}, at111={"caption": ""})
+  with pytest.raises(ValueError, match="NaN"):  # a failure between the two loses no count
+    extract(source, Encoder(broken="no. 60"), tmp_path, rows_per_shard=50, progress=False)
+  stores = extract(source, Encoder(), tmp_path, rows_per_shard=50, progress=False)
+  assert len(stores["img"]) == len(stores["text"]) == 148 and not {"item7", "item111"} & set(stores["img"].ids)
+  assert stores["text"].meta["without_caption"] == 2
+  assert f"2 of 150 left out of {tmp_path}: no caption (item7, item111)" in capsys.readouterr().out
+  pictures = extract(source, Encoder(), tmp_path / "pictures", kinds=("img",), progress=False)["img"]
+  assert (len(pictures), pictures.meta["without_caption"]) == (150, 0)
+
+
 def test_texts_are_encoded_without_looking_at_images(tmp_path):
   source = Source(5, broken=range(5))
   assert list(extract(source, Encoder(), tmp_path, kinds=("text",), progress=False)) == ["text"]
@@ -220,7 +240,11 @@ def test_cut_captions_are_counted_and_reported(tmp_path, capsys):
   ("source", "settings", "words"),
   [
     (Source(30, at25={"id": "item3"}), {}, "the id 'item3' occurs again at position 25"),
-    (Source(30, at7={"caption": None}), {}, r"item 'item7' has no caption.*kinds=\('img',\)"),
+    (
+      Source(3, at0={"caption": None}, at2={"caption": ""}),
+      {},
+      r"2 items of 3 .* more than half: 'item0', 'item2'.*'img'",
+    ),
     (
       Source(30, at7={"year": "long ago"}),
       {},
