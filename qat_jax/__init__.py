@@ -26,7 +26,12 @@ from qat_jax.adaptation import fold, plain
 from qat_jax.adapter import Adapter, export, load
 from qat_jax.features.store import FeatureStore, write_features
 from qat_jax.models.head import Head
-from qat_jax.search.index import ExactIndex, ScannIndex
+from qat_jax.search.index import ExactIndex
+from qat_jax.search.indexes.faiss import FaissIndex
+from qat_jax.search.indexes.lancedb import LanceIndex
+from qat_jax.search.indexes.pgvector import PgvectorIndex
+from qat_jax.search.indexes.qdrant import QdrantIndex
+from qat_jax.search.indexes.scann import ScannIndex
 from qat_jax.search.rank import rank, rerank, score
 from qat_jax.types import Adaptation, Gallery, Ranking, SemiPositives, as_gallery
 
@@ -39,9 +44,13 @@ __all__ = [
   "Adaptation",
   "Adapter",
   "ExactIndex",
+  "FaissIndex",
   "FeatureStore",
   "Gallery",
   "Head",
+  "LanceIndex",
+  "PgvectorIndex",
+  "QdrantIndex",
   "Ranking",
   "ScannIndex",
   "SemiPositives",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from flax import struct
 
 KIND_OF_QUERY = {"text": "text", "image": "img"}  # the kind of features, on disk, that a type of query has
 QUERY_TYPES = tuple(KIND_OF_QUERY)
+MISSING = {True: -1, False: None}  # what stands for no item in a Ranking, by whether its ids are integers
 
 
 @runtime_checkable
@@ -41,6 +42,20 @@ class Gallery(Protocol):
 
   def __getitem__(self, rows: slice | np.ndarray, /) -> np.ndarray | jax.Array:
     """Returns rows (ND): a slice, or positions in any order, with repeats."""
+
+
+@runtime_checkable
+class Fetchable(Protocol):
+  """An index that gives vectors back by the ids that it knows its items by, so that a shortlist can be reranked."""
+
+  space: str  # as Gallery's
+
+  @property
+  def width(self) -> int:
+    """D."""
+
+  def fetch(self, ids: Sequence[Any] | np.ndarray, /) -> np.ndarray:
+    """Returns the items (ND, float32, unit) of some ids; raises KeyError for an id that is not there."""
 
 
 @dataclass(frozen=True)
@@ -108,10 +123,11 @@ class Adaptation(struct.PyTreeNode):
 class Ranking(struct.PyTreeNode):
   """The best K gallery items of each query, best first.
 
-  `ids` are positions in the gallery, −1 (score −inf) where fewer than K items were to be had.
+  `ids` are positions in the gallery, −1 (score −inf) where fewer than K items were to be had. An index that knows its
+  items by ids of its own gives those: int64, or objects (str, UUID), and then None instead of −1.
   """
 
-  ids: np.ndarray  # QK, int32
+  ids: np.ndarray  # QK, int32 where they are positions
   scores: np.ndarray  # QK, float32
 
 

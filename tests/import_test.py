@@ -29,6 +29,7 @@ ORDER = (
   "search.masks",
   "search.rank",
   "search.index",
+  "search.indexes",
   "datasets",
   "encoders.tower",
   "encoders.families",
@@ -66,11 +67,25 @@ ORDER = (
 
 FENCES = {
   "orbax": ("qat_jax/checkpoints.py",),
-  "scann": ("qat_jax/search/index.py",),
+  "faiss": ("qat_jax/search/indexes/faiss.py", "eval/speed/ways.py"),  # which measures it bare
+  "lancedb": ("qat_jax/search/indexes/lancedb.py",),
+  "pgvector": ("qat_jax/search/indexes/pgvector.py",),
+  "psycopg": ("qat_jax/search/indexes/pgvector.py",),
+  "qdrant_client": ("qat_jax/search/indexes/qdrant.py",),
+  "scann": ("qat_jax/search/indexes/scann.py",),
   "tensorflow_datasets": ("qat_jax/datasets/", "train/batches.py"),
   "transformers": ("qat_jax/encoders/", "train/encoder.py", "train/vocabulary.py"),  # these two make an encoder
 }
-ON_USE = ("orbax", "scann", "transformers")  # missing on some systems, or slow to import
+ON_USE = (
+  "faiss",
+  "lancedb",
+  "orbax",
+  "pgvector",
+  "psycopg",
+  "qdrant_client",
+  "scann",
+  "transformers",
+)  # missing on some systems, or slow to import
 
 
 def imports(path, nodes=ast.walk):

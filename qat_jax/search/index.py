@@ -1,6 +1,7 @@
-"""Indexes over unit gallery items for inner-product search: exact, and ScaNN's approximate one.
+"""What an index over gallery items is, and the exact one. Those of others are in `indexes`, one file each.
 
-Two verbs, `build` and `search`. A query vector is anything D wide: a raw query, or `fold(adaptation)`.
+Two verbs: `build` (or `connect`, to what exists already) and `search`. A query vector is anything of the index's width:
+a raw query, or `fold(adaptation)`. Scores are inner products with the stored items, whatever the index computes itself.
 """
 
 from __future__ import annotations
@@ -9,37 +10,48 @@ import json
 import os
 import pathlib
 import shutil
-from typing import Any, Protocol, Self
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, Protocol, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
 
 from qat_jax.adaptation import plain
+from qat_jax.search.gallery import LENGTH_ERROR
 from qat_jax.search.rank import GalleryLike, rank
-from qat_jax.types import Gallery, Ranking, as_gallery
+from qat_jax.types import MISSING, Gallery, Ranking, as_gallery
 
-SMALL = 20_000  # below this many items ScaNN compares with all of them: partitions would be too small to learn
+SMALL = 20_000  # below this many items all are compared: partitions and graphs would be too small to pay
+CHUNK_NUMBERS = 1 << 19  # of a gallery that are written to another's index at once
+
+Metric = Literal["ip", "cosine", "l2"]  # inner product, cosine similarity, squared distance
+Ids = Sequence[int] | Sequence[str] | Sequence[uuid.UUID] | np.ndarray
 
 
 class Index(Protocol):
-  """What every index does."""
+  """What every index does. Further arguments of `build` are the index's own."""
 
   space: str  # the gallery's FeatureStore.space
 
+  @property
+  def width(self) -> int:
+    """How wide its items and queries are: a prepared gallery may be wider than the encoder's features."""
+
   @classmethod
   def build(cls, gallery: GalleryLike) -> Self:
-    """Returns the index of a gallery: an array (ND, unit rows) or a FeatureStore."""
+    """Returns the index of a prepared gallery: an array (ND) or a FeatureStore.
+
+    Raises ValueError for a gallery that is empty or has NaN, named by position.
+    """
 
   def search(self, query_QD: np.ndarray | jax.Array, k: int) -> Ranking:
-    """Returns the k items with the largest inner products; id −1, score −inf where there are fewer."""
+    """Returns the k items with the largest inner products; id −1 (None), score −inf where there are fewer.
 
-  def save(self, folder: str | os.PathLike) -> None:
-    """Writes the index to a folder, whole or not at all."""
-
-  @classmethod
-  def load(cls, folder: str | os.PathLike) -> Self:
-    """Returns the index that `save` wrote; the folder may have moved."""
+    ids are positions in the gallery, or the ids that the index knows its items by.
+    """
 
 
 class ExactIndex:
@@ -47,6 +59,10 @@ class ExactIndex:
 
   def __init__(self, gallery: GalleryLike, space: str = "frozen") -> None:
     self.gallery, self.space = as_gallery(gallery), space
+
+  @property
+  def width(self) -> int:
+    return self.gallery.width
 
   @classmethod
   def build(cls, gallery: GalleryLike) -> ExactIndex:
@@ -60,64 +76,20 @@ class ExactIndex:
     length_Q1 = np.linalg.norm(query_QD, axis=1, keepdims=True)
     return ranking.replace(scores=np.where(ranking.ids < 0, -np.inf, length_Q1 * ranking.scores).astype(np.float32))
 
+  def fetch(self, ids: Ids) -> np.ndarray:
+    """Returns the items (ND, float32) at some positions."""
+    return np.asarray(self.gallery[np.asarray(ids, np.int64)], np.float32)
+
   def save(self, folder: str | os.PathLike) -> None:
-    with _whole(folder, {"kind": "exact", "space": self.space}) as temporary:
+    """Writes the index to a folder, whole or not at all."""
+    with whole(folder, {"kind": "exact", "space": self.space}) as temporary:
       np.save(temporary / "gallery.npy", np.asarray(self.gallery[:]))
 
   @classmethod
   def load(cls, folder: str | os.PathLike) -> ExactIndex:
-    about = _about(folder, "exact")
+    """Returns the index that `save` wrote; the folder may have moved."""
+    about = read_about(folder, "exact")
     return cls(np.load(pathlib.Path(folder) / "gallery.npy", mmap_mode="r"), about["space"])
-
-
-class ScannIndex:
-  """ScaNN: partitions, quantised scores, and exact inner products of the best few."""
-
-  def __init__(self, searcher: Any, items: int, width: int, space: str) -> None:
-    self.searcher, self.items, self.width, self.space = searcher, items, width, space
-
-  @classmethod
-  def build(cls, gallery: GalleryLike, leaves_searched: float = 0.1, reordered: int = 1000) -> ScannIndex:
-    """Returns the index; a gallery of under 20,000 items is searched exhaustively.
-
-    `leaves_searched`: the share of partitions that a search looks into; `reordered`: how many of the best quantised
-    scores are computed exactly.
-    """
-    gallery = check_gallery(gallery)
-    gallery_ND = np.ascontiguousarray(gallery[:], np.float32)
-    items, width = gallery_ND.shape
-    builder = _scann().builder(gallery_ND, min(reordered, items), "dot_product")
-    if items < SMALL:
-      builder = builder.score_brute_force()
-    else:
-      leaves = round(items**0.5)
-      builder = builder.tree(leaves, max(1, round(leaves * leaves_searched)), training_sample_size=min(items, 250_000))
-      builder = builder.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(reordered)
-    return cls(builder.build(), items, width, gallery.space or "frozen")
-
-  def search(self, query_QD: np.ndarray | jax.Array, k: int) -> Ranking:
-    query_QD = as_queries(query_QD, self.width, k)
-    found = min(k, self.items)
-    ids_QK, scores_QK = self.searcher.search_batched_parallel(query_QD, found, max(found, min(self.items, 1000)))
-    ids_QK, scores_QK = np.asarray(ids_QK).astype(np.int32), np.asarray(scores_QK, np.float32)
-    missing_QK = ~np.isfinite(scores_QK)  # ScaNN fills up with NaN where the partitions searched hold fewer
-    missing = ((0, 0), (0, k - found))
-    return Ranking(
-      np.pad(np.where(missing_QK, -1, ids_QK), missing, constant_values=-1),
-      np.pad(np.where(missing_QK, -np.inf, scores_QK).astype(np.float32), missing, constant_values=-np.inf),
-    )
-
-  def save(self, folder: str | os.PathLike) -> None:
-    about = {"kind": "scann", "space": self.space, "items": self.items, "width": self.width}
-    with _whole(folder, about) as temporary:
-      (temporary / "scann").mkdir()
-      self.searcher.serialize(str(temporary / "scann"), relative_path=True)
-
-  @classmethod
-  def load(cls, folder: str | os.PathLike) -> ScannIndex:
-    about = _about(folder, "scann")
-    searcher = _scann().load_searcher(str(pathlib.Path(folder) / "scann"))
-    return cls(searcher, about["items"], about["width"], about["space"])
 
 
 def check_gallery(gallery: GalleryLike) -> Gallery:
@@ -126,6 +98,17 @@ def check_gallery(gallery: GalleryLike) -> Gallery:
   if len(gallery) == 0:
     raise ValueError("the gallery is empty; an index wants at least one item")
   return gallery
+
+
+def chunks(gallery: Gallery) -> Iterator[tuple[int, np.ndarray]]:
+  """Yields (position of the first, items ND in float32); raises ValueError that names an item with NaN or infinity."""
+  rows = max(1, CHUNK_NUMBERS // gallery.width)
+  for start in range(0, len(gallery), rows):
+    item_ND = np.ascontiguousarray(gallery[start : start + rows], np.float32)
+    finite_N = np.isfinite(item_ND).all(axis=1)
+    if not finite_N.all():
+      raise ValueError(f"gallery item {start + int(np.argmin(finite_N))} is NaN or infinite; leave such items out")
+    yield start, item_ND
 
 
 def as_queries(query_QD: np.ndarray | jax.Array, width: int, k: int) -> np.ndarray:
@@ -141,17 +124,103 @@ def as_queries(query_QD: np.ndarray | jax.Array, width: int, k: int) -> np.ndarr
   return query_QD
 
 
-def _scann() -> Any:
-  try:
-    from scann import scann_ops_pybind
-  except ImportError as error:
-    raise ImportError(
-      "ScannIndex wants the package scann (Linux only): pip install scann, or use ExactIndex"
-    ) from error
-  return scann_ops_pybind
+def check_ids(ids: Ids | None, items: int) -> Sequence[Any]:
+  """Returns an id an item, the positions if None, as Python's own types.
+
+  Raises ValueError unless they are as many as the items, each once, and all int from 0 on, all str or all UUID.
+  """
+  if ids is None:
+    return range(items)
+  names = np.asarray(ids).tolist() if isinstance(ids, np.ndarray) else list(ids)
+  kinds = {type(name) for name in names}
+  if len(names) != items or len(kinds) != 1 or not kinds <= {int, str, uuid.UUID}:
+    found = ", ".join(sorted(kind.__name__ for kind in kinds))
+    raise ValueError(f"{len(names)} ids ({found}) for {items} items; give one an item, all int, all str or all UUID")
+  if kinds == {int} and min(names) < 0:
+    raise ValueError(f"the id {min(names)} is negative, and −1 is padding; give ids from 0 on")
+  if len(set(names)) < items:
+    seen: set[Any] = set()
+    twice = next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+    raise ValueError(f"the id {twice!r} occurs twice; give each item its own")
+  return names
 
 
-class _whole:  # noqa: N801
+def check_columns(
+  columns: Mapping[str, Any] | pa.Table | None, items: int, reserved: tuple[str, ...]
+) -> pa.Table | None:
+  """Returns what is stored beside the items, to filter by, as a table.
+
+  Raises ValueError unless it has a row an item, and none of the reserved names.
+  """
+  if columns is None:
+    return None
+  table = columns if isinstance(columns, pa.Table) else pa.table(dict(columns))
+  if len(table) != items or set(table.column_names) & set(reserved):
+    got = f"{len(table)} rows of {table.column_names}"
+    raise ValueError(f"the columns are {got}; wanted {items} rows, and the names {list(reserved)} left to the index")
+  return table
+
+
+def check_stored(where: str, metric: Metric, unit: bool, sample_ND: np.ndarray | None) -> None:
+  """Raises ValueError where the order of a collection's scores would not be that of cosines, as far as a sample shows.
+
+  With unit items (|z| = 1) inner product, cosine and distance order alike; `unit=False` says that they are not unit.
+  """
+  if not unit and metric == "l2":
+    raise ValueError(f"{where} compares distances, which order vectors of any length otherwise than inner products do")
+  if not unit or sample_ND is None:
+    return
+  length_N = np.linalg.norm(sample_ND.astype(np.float32), axis=1)
+  bad_N = ~(np.abs(np.square(length_N) - 1) < LENGTH_ERROR)
+  if bad_N.any():
+    raise ValueError(
+      f"{where} holds vectors of length {length_N[np.argmax(bad_N)]:.4g}, wanted 1; store unit vectors, or say "
+      "connect(…, unit=False): then its own order makes the shortlist, and what is fetched is normalised"
+    )
+
+
+def inner_products(metric: Metric, values: Any, length: float) -> np.ndarray:
+  """Returns w·z of unit items z from what an index computes for a query w of a length."""
+  value_K = np.asarray(values, np.float64)
+  if metric == "cosine":
+    return length * value_K
+  return value_K if metric == "ip" else (length**2 + 1 - value_K) / 2
+
+
+def as_ranking(found: Sequence[tuple[Sequence[Any], np.ndarray]], k: int, integers: bool) -> Ranking:
+  """Returns what was found for each query, ids and scores in any order, as a Ranking of k; NaN scores are left out.
+
+  ids are int64 where `integers` says so and all of them are, else objects.
+  """
+  integers = integers and all(type(name) is int and name < 1 << 63 for names, _ in found for name in names)
+  ids_QK = np.full((len(found), k), MISSING[integers], np.int64 if integers else object)
+  score_QK = np.full((len(found), k), -np.inf, np.float32)
+  for row, (names, scores) in enumerate(found):
+    score_K = np.asarray(scores, np.float32)
+    name_K = np.empty(len(names), ids_QK.dtype)
+    name_K[:] = names
+    kept = np.flatnonzero(np.isfinite(score_K))
+    # of equal scores the lower id, where ids are numbers
+    order = np.lexsort((name_K[kept], -score_K[kept])) if integers else np.argsort(-score_K[kept], kind="stable")
+    best = kept[order[:k]]
+    ids_QK[row, : len(best)], score_QK[row, : len(best)] = name_K[best], score_K[best]
+  return Ranking(ids_QK, score_QK)
+
+
+def fetched(vectors: Mapping[Any, Any], ids: Ids, unit: bool, where: str) -> np.ndarray:
+  """Returns the vectors (ND, float32) of some ids, of unit length unless they are so already.
+
+  Raises KeyError for an id that has none.
+  """
+  names = list(ids.tolist() if isinstance(ids, np.ndarray) else ids)
+  absent = [name for name in names if name not in vectors]
+  if absent:
+    raise KeyError(f"{where} has no vector for the id {absent[0]!r} ({len(absent)} such ids); search again")
+  item_ND = np.array([vectors[name] for name in names], np.float32)
+  return item_ND if unit else item_ND / np.maximum(np.linalg.norm(item_ND, axis=1, keepdims=True), 1e-30)
+
+
+class whole:  # noqa: N801
   """A folder that appears under its name when everything in it is written."""
 
   def __init__(self, folder: str | os.PathLike, about: dict) -> None:
@@ -172,7 +241,8 @@ class _whole:  # noqa: N801
     os.replace(self.temporary, self.folder)
 
 
-def _about(folder: str | os.PathLike, kind: str) -> dict:
+def read_about(folder: str | os.PathLike, kind: str) -> dict:
+  """Returns what `whole` wrote beside an index; raises ValueError where it is of another kind."""
   path = pathlib.Path(folder) / "index.json"
   if not path.exists():
     raise FileNotFoundError(f"no index in {folder}: it has no index.json. Write one with index.save(folder)")

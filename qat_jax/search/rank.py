@@ -19,7 +19,7 @@ from qat_jax.search.bounds import Prepared, prepare
 from qat_jax.search.exact import DEEP, Pairs, TopK, exact_scores, score_pairs, search
 from qat_jax.search.gallery import Part, gathered, parts, places, whole_shards
 from qat_jax.search.masks import Masks
-from qat_jax.types import Adaptation, ArrayGallery, Gallery, Ranking, as_gallery
+from qat_jax.types import MISSING, Adaptation, ArrayGallery, Fetchable, Gallery, Ranking, as_gallery
 
 __all__ = ["rank", "rerank", "score"]
 
@@ -82,13 +82,16 @@ def rank(
 
 
 def rerank(
-  adaptation: Adaptation, gallery: GalleryLike, shortlist: Ranking | npt.ArrayLike, k: int | None = None
+  adaptation: Adaptation, gallery: GalleryLike | Fetchable, shortlist: Ranking | npt.ArrayLike, k: int | None = None
 ) -> Ranking:
   """Returns each query's shortlist in the order of the exact adapted scores, the first k of it (all by default).
 
   `shortlist` is a Ranking or positions (QS): −1 is padding, and what occurs twice counts once. `gallery` is what `rank`
-  takes. Raises as `rank` does, and ValueError for positions outside the gallery.
+  takes, or an index that gives its items back by its own ids (`fetch`), which the shortlist then holds and the ranking
+  too. Raises as `rank` does, and ValueError for positions outside the gallery.
   """
+  if isinstance(gallery, Fetchable):
+    return _fetched(adaptation, gallery, shortlist, k)
   position_QS = np.asarray(shortlist.ids if isinstance(shortlist, Ranking) else shortlist)
   gallery, k = check(adaptation, gallery, position_QS.shape[-1] if k is None else k)
   if position_QS.ndim != 2 or position_QS.dtype.kind not in "iu" or len(position_QS) != len(adaptation):
@@ -173,6 +176,27 @@ def _reranked(adaptation: Adaptation, gallery: Gallery, pairs: Pairs, k: int) ->
       top = top.with_pairs(Pairs(local.query, position_P), score_pairs(prepared, part, local))
     best.append(top)
   return _ranking(best, k, len(gallery))
+
+
+def _fetched(adaptation: Adaptation, index: Fetchable, shortlist: Ranking | npt.ArrayLike, k: int | None) -> Ranking:
+  """As `rerank`, where the shortlist holds an index's own ids: its items are fetched once, and ranked by position."""
+  ids_QS = np.asarray(shortlist.ids if isinstance(shortlist, Ranking) else shortlist)
+  if ids_QS.ndim != 2 or len(ids_QS) != len(adaptation):
+    raise ValueError(
+      f"the shortlist has shape {ids_QS.shape}; wanted a row of ids for each of {len(adaptation)} queries"
+    )
+  missing = MISSING[ids_QS.dtype.kind in "iu"]
+  names: Sequence = list(dict.fromkeys(name for row in ids_QS.tolist() for name in row if name != missing))
+  if len({type(name) for name in names}) == 1:
+    names = sorted(names)  # of equal scores the lower id comes first
+  place = {name: position for position, name in enumerate(names)} | {missing: -1}
+  position_QS = np.array([[place[name] for name in row] for row in ids_QS.tolist()], np.int64).reshape(ids_QS.shape)
+  # where nothing was found for any query, any item will do to say so
+  item_ND = index.fetch(names) if names else np.eye(1, index.width, dtype=np.float32)
+  ranking = rerank(adaptation, ArrayGallery(item_ND, index.space), position_QS, k)
+  own_N = np.empty(len(names) + 1, ids_QS.dtype if missing == -1 else object)
+  own_N[:-1], own_N[-1] = names, missing  # position −1 is the last
+  return ranking.replace(ids=own_N[np.asarray(ranking.ids)])
 
 
 def _where_they_lie(gallery: Gallery, pairs: Pairs) -> Iterator[tuple[Part, Pairs, np.ndarray]]:

@@ -1,0 +1,248 @@
+"""Qdrant: a collection in a server, by its URL, or in its client's embedded mode (a folder, or memory)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import pyarrow as pa
+
+from qat_jax.search.index import (
+  Ids,
+  Metric,
+  as_queries,
+  as_ranking,
+  check_columns,
+  check_gallery,
+  check_ids,
+  check_stored,
+  chunks,
+  fetched,
+  inner_products,
+)
+from qat_jax.search.rank import GalleryLike
+from qat_jax.types import Ranking
+
+QUERIES = 64  # of one request
+FETCHED = 1000  # vectors of one request
+SAMPLE = 256  # items whose length tells whether a collection holds unit vectors
+ID_FIELD = "id"  # of the payload: names that are no UUIDs, which Qdrant's own ids must be where they are no numbers
+MARK = "qat_jax"  # of the collection's metadata
+
+
+class QdrantIndex:
+  """A collection; its ids are the points' own (int or UUID), or a field of their payload."""
+
+  def __init__(
+    self,
+    client: Any,
+    collection: str,
+    width: int,
+    metric: Metric,
+    unit: bool = True,
+    space: str = "frozen",
+    vector: str | None = None,
+    id_field: str | None = None,
+    integers: bool = True,
+  ) -> None:
+    """Use `build` or `connect`. `integers`: its ids are, as far as is known."""
+    self.client, self.collection, self.width, self.metric, self.unit = client, collection, width, metric, unit
+    self.space, self.vector, self.id_field, self.integers = space, vector, id_field, integers
+
+  @classmethod
+  def build(
+    cls,
+    gallery: GalleryLike,
+    location: Any = ":memory:",
+    collection: str = "gallery",
+    ids: Ids | None = None,
+    columns: Mapping[str, Any] | pa.Table | None = None,
+    **options: Any,
+  ) -> QdrantIndex:
+    """Returns the index of a gallery in a new collection, compared by inner product.
+
+    `location` is a URL, a folder, ":memory:" or a QdrantClient, `options` go to the client (api_key, timeout, …);
+    `columns`, a row an item, become the payload. Raises ValueError if there is such a collection, ConnectionError if
+    the server does not answer. What fails on the way leaves nothing; a killed build leaves what `connect` refuses.
+    """
+    gallery = check_gallery(gallery)
+    names = check_ids(ids, len(gallery))
+    by_field = isinstance(names[0], str)
+    table = check_columns(columns, len(gallery), (ID_FIELD,) if by_field else ())
+    client, models = _client(location, options), _qdrant().models
+    space = gallery.space or "frozen"
+    with _one_line(location):
+      if client.collection_exists(collection):
+        raise ValueError(f"Qdrant has a collection {collection!r} already; connect to it, delete it or name another")
+      vectors = models.VectorParams(size=gallery.width, distance=models.Distance.DOT)
+      about = {"space": space, "id_field": ID_FIELD if by_field else None}
+      client.create_collection(collection, vectors_config=vectors, metadata={MARK: {**about, "complete": False}})
+      try:
+        if by_field:
+          _index_field(client, collection)
+        for start, item_ND in chunks(gallery):
+          part = names[start : start + len(item_ND)]
+          payloads = table.slice(start, len(part)).to_pylist() if table is not None else [{} for _ in part]
+          if by_field:
+            payloads = [{**row, ID_FIELD: name} for row, name in zip(payloads, part, strict=True)]
+            points: list[int | str] = list(range(start, start + len(part)))
+          else:
+            points = [name if isinstance(name, int) else str(name) for name in part]
+          batch = models.Batch(ids=points, vectors=item_ND.tolist(), payloads=payloads)
+          client.upsert(collection, points=batch, wait=True)
+        client.update_collection(collection, metadata={MARK: {**about, "complete": True}})
+      except BaseException:
+        with contextlib.suppress(Exception):
+          client.delete_collection(collection)
+        raise
+    integers = isinstance(names[0], int)
+    return cls(client, collection, gallery.width, "ip", True, space, None, about["id_field"], integers)
+
+  @classmethod
+  def connect(
+    cls,
+    location: Any,
+    collection: str,
+    unit: bool = True,
+    space: str | None = None,
+    vector: str | None = None,
+    id_field: str | None = None,
+    **options: Any,
+  ) -> QdrantIndex:
+    """Returns the index over a collection that exists.
+
+    `unit`: its vectors are of unit length (those of a cosine collection always are); `vector`: which of several named
+    ones; `id_field`: the field of the payload that names an item; default: the point's own id, or what `build` chose.
+    Raises ValueError where there is no such collection or vector, where `build` was killed, or it compares otherwise
+    than by inner product, cosine or Euclidean distance.
+    """
+    client = _client(location, options)
+    with _one_line(location):
+      if not client.collection_exists(collection):
+        there = sorted(c.name for c in client.get_collections().collections)
+        raise ValueError(f"Qdrant at {_shown(location)} has no collection {collection!r}; it has {there}")
+      config = client.get_collection(collection).config
+      ours = (config.metadata or {}).get(MARK, {})
+      if ours.get("complete") is False:
+        raise ValueError(f"the collection {collection!r} was not written to its end; delete it and build it again")
+      given = config.params.vectors
+      choice = {"": given} if not isinstance(given, dict) else given
+      if (vector or "") not in choice:
+        raise ValueError(f"the collection {collection!r} has no vector {vector!r}; say which: vector={sorted(choice)}")
+      params = choice[vector or ""]
+      metrics: dict[str, Metric] = {"Dot": "ip", "Cosine": "cosine", "Euclid": "l2"}
+      if params.distance.value not in metrics or params.multivector_config:
+        what = "several vectors an item" if params.multivector_config else f"distance {params.distance.value}"
+        raise ValueError(f"the collection {collection!r} has {what}; wanted one vector, and one of {sorted(metrics)}")
+      metric = metrics[params.distance.value]
+      found = cls(client, collection, params.size, metric, unit, space or ours.get("space", "frozen"), vector)
+      found.id_field = id_field or ours.get("id_field")
+      points, _ = client.scroll(collection, limit=SAMPLE, with_vectors=[vector] if vector else True, with_payload=True)
+    # a cosine collection normalised what it took
+    check_stored(f"the collection {collection!r}", metric, unit or metric == "cosine", found._vectors_of(points))
+    found.integers = all(isinstance(found._name_of(point), int) for point in points)
+    return found
+
+  def search(
+    self,
+    query_QD: np.ndarray | jax.Array,
+    k: int,
+    filter: Any = None,
+    params: Any = None,
+  ) -> Ranking:
+    """As `Index.search`; `filter` and `params` are Qdrant's own: models.Filter, models.SearchParams."""
+    query_QD, models = as_queries(query_QD, self.width, k), _qdrant().models
+    payload = [self.id_field] if self.id_field else False
+    found = []
+    for start in range(0, len(query_QD), QUERIES):
+      requests = [
+        models.QueryRequest(
+          query=query_D.tolist(), using=self.vector, limit=k, filter=filter, params=params, with_payload=payload
+        )
+        for query_D in query_QD[start : start + QUERIES]
+      ]
+      with _one_line(self.collection):
+        answers = self.client.query_batch_points(self.collection, requests)
+      for query_D, answer in zip(query_QD[start : start + QUERIES], answers, strict=True):
+        value_K = np.array([point.score for point in answer.points], np.float64)
+        value_K = np.square(value_K) if self.metric == "l2" else value_K
+        score_K = inner_products(self.metric, value_K, float(np.linalg.norm(query_D)))
+        found.append(([self._name_of(point) for point in answer.points], score_K))
+    return as_ranking(found, k, self.integers)
+
+  def fetch(self, ids: Ids) -> np.ndarray:
+    """Returns the vectors (ND, float32) of some of its ids; raises KeyError for one that is not there."""
+    models, names = _qdrant().models, np.asarray(ids, object).tolist()
+    vectors: dict[Any, Any] = {}
+    for start in range(0, len(names), FETCHED):
+      some, which = names[start : start + FETCHED], [self.vector] if self.vector else True
+      with _one_line(self.collection):
+        if self.id_field:
+          condition = models.FieldCondition(key=self.id_field, match=models.MatchAny(any=some))
+          points, _ = self.client.scroll(
+            self.collection, scroll_filter=models.Filter(must=[condition]), limit=len(some) + 1, with_vectors=which
+          )
+        else:
+          known = [str(name) if isinstance(name, uuid.UUID) else name for name in some]
+          points = self.client.retrieve(self.collection, known, with_vectors=which, with_payload=False)
+      if len(points) > len(some):
+        raise ValueError(f"{self.id_field!r} names several points of {self.collection!r}; it must name one item each")
+      vectors |= zip(map(self._name_of, points), self._vectors_of(points), strict=True)
+    return fetched(vectors, names, self.unit, f"the collection {self.collection!r}")
+
+  def _name_of(self, point: Any) -> Any:
+    if self.id_field is None:
+      return point.id if isinstance(point.id, int) else uuid.UUID(point.id)
+    name = (point.payload or {}).get(self.id_field)
+    if name is None:
+      raise ValueError(f"point {point.id} of {self.collection!r} has no field {self.id_field!r}, which is to name it")
+    return name
+
+  def _vectors_of(self, points: list[Any]) -> np.ndarray:
+    rows = [point.vector[self.vector] if self.vector else point.vector for point in points]
+    return np.array(rows, np.float32).reshape(len(rows), self.width)
+
+
+def _client(location: Any, options: Mapping[str, Any]) -> Any:
+  client = _qdrant().QdrantClient
+  if isinstance(location, client):
+    return location
+  name = os.fspath(location)
+  if name == ":memory:":
+    return client(":memory:", **options)
+  return client(url=name, **options) if "://" in name else client(path=name, **options)
+
+
+def _index_field(client: Any, collection: str) -> None:
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # the embedded mode looks through all payloads, and says so
+    client.create_payload_index(collection, ID_FIELD, _qdrant().models.PayloadSchemaType.KEYWORD)
+
+
+@contextlib.contextmanager
+def _one_line(location: Any) -> Iterator[None]:
+  """Tells what the server says, or that there is none, in one line."""
+  from qdrant_client.http.exceptions import ApiException
+
+  try:
+    yield
+  except ApiException as error:
+    raise ConnectionError(f"Qdrant ({_shown(location)}): {' '.join(str(error).split())}") from error
+
+
+def _shown(location: Any) -> str:
+  return location if isinstance(location, str) else type(location).__name__
+
+
+def _qdrant() -> Any:
+  try:
+    import qdrant_client
+  except ImportError as error:
+    raise ImportError("QdrantIndex wants the package qdrant-client: pip install 'qat-jax[qdrant]'") from error
+  return qdrant_client

@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+
+from qat_jax.search.indexes.faiss import FaissIndex
+
+faiss = pytest.importorskip("faiss", reason="pip install 'qat-jax[faiss]'")
+
+
+def features(rows: int, width: int = 32, seed: int = 0) -> np.ndarray:
+  x = np.random.default_rng(seed).standard_normal((rows, width)).astype(np.float32)
+  return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("metric", [faiss.METRIC_INNER_PRODUCT, faiss.METRIC_L2], ids=["ip", "l2"])
+@pytest.mark.parametrize("factory", ["Flat", "HNSW32", "IVF16,Flat"])
+def test_an_index_that_exists_gives_inner_products_whatever_it_computes(metric, factory):
+  gallery_ND, query_QD = features(600), 3 * features(8, seed=1)
+  own = faiss.index_factory(32, factory, metric)
+  own.train(gallery_ND)
+  own.add(gallery_ND)
+  if factory.startswith("IVF"):
+    own.nprobe = 16
+  ranking = FaissIndex.connect(own).search(query_QD, 5)
+  score_QN = query_QD @ gallery_ND.T
+  np.testing.assert_allclose(ranking.scores, np.take_along_axis(score_QN, ranking.ids, 1), atol=1e-5)
+  best_QK = np.argsort(-score_QN, axis=1)[:, :5]
+  assert np.mean([len(set(a) & set(b)) / 5 for a, b in zip(ranking.ids, best_QK, strict=True)]) > 0.9
+
+
+@pytest.mark.parametrize("factory", ["Flat", "HNSW16", "IVF8,Flat"])
+def test_vectors_are_fetched_from_whatever_keeps_them(factory, tmp_path):
+  gallery_ND = features(400)
+  index = FaissIndex.build(gallery_ND, factory)
+  np.testing.assert_array_equal(index.fetch(np.array([7, 3])), gallery_ND[[7, 3]])
+
+
+def test_codes_are_good_for_a_shortlist_but_not_for_its_reranking():
+  index = FaissIndex.build(features(600), "IVF8,SQ8")
+  assert (index.search(features(2, seed=1), 10).ids >= 0).any()
+  with pytest.raises(ValueError, match="codes of 32 bytes instead of vectors; rerank with the gallery"):
+    index.fetch([0, 1])
+  with pytest.raises(ValueError, match="no vectors that can be read back"):
+    FaissIndex.build(features(600), "PCA16,Flat").fetch([0])
+
+
+def test_labels_without_a_map_to_vectors_are_told_apart():
+  own = faiss.IndexIDMap(faiss.IndexFlatIP(32))
+  own.add_with_ids(features(5), np.arange(100, 105))
+  index = FaissIndex.connect(own)
+  assert index.search(features(5)[2:3], 1).ids.tolist() == [[102]]
+  with pytest.raises(ValueError, match="IDMap2"):
+    index.fetch([102])
+
+
+def test_what_an_index_cannot_do_is_said_in_one_line(tmp_path):
+  with pytest.raises(ValueError, match="FAISS refuses 'IVF64,Flat' for 5 items") as caught:
+    FaissIndex.build(features(5), "IVF64,Flat")
+  assert "\n" not in str(caught.value) and "/" not in str(caught.value)
+  with pytest.raises(ValueError, match="FAISS refuses 'Nonsense'"):
+    FaissIndex.build(features(5), "Nonsense")
+  with pytest.raises(TypeError, match=r"give a faiss\.Index"):
+    FaissIndex.connect(faiss.IndexBinaryFlat(32))
+  with pytest.raises(ValueError, match="metric 23"):
+    FaissIndex.connect(faiss.IndexFlat(32, faiss.METRIC_Jaccard))
+  (tmp_path / "half.faiss").write_bytes(b"IxFI\x20\x00")
+  with pytest.raises(ValueError, match="no whole FAISS index"):
+    FaissIndex.connect(tmp_path / "half.faiss")
+  with pytest.raises(FileNotFoundError, match="no FAISS index"):
+    FaissIndex.connect(tmp_path / "none.faiss")
+
+
+def test_vectors_that_are_not_unit_are_refused_until_one_says_so():
+  own = faiss.IndexFlatIP(32)
+  own.add(5 * features(20))
+  with pytest.raises(ValueError, match="vectors of length 5"):
+    FaissIndex.connect(own)
+  np.testing.assert_allclose(FaissIndex.connect(own, unit=False).fetch([3]), features(20)[[3]], atol=1e-6)
+  with pytest.raises(ValueError, match="compares distances"):
+    FaissIndex.connect(faiss.IndexFlatL2(32), unit=False)
+
+
+def test_a_selector_of_labels_is_passed_through():
+  index = FaissIndex.build(features(50))
+  some = faiss.SearchParameters(sel=faiss.IDSelectorBatch([3, 9, 30]))
+  ranking = index.search(features(1, seed=1), 5, filter=some)
+  assert set(ranking.ids[0]) == {3, 9, 30, -1}
+
+
+def test_an_index_file_is_opened(tmp_path):
+  own = faiss.IndexFlatIP(32)
+  own.add(features(20))
+  faiss.write_index(own, str(tmp_path / "own.faiss"))
+  index = FaissIndex.connect(tmp_path / "own.faiss", ids=[f"n{i}" for i in range(20)])
+  assert index.search(features(20)[4:5], 1).ids.tolist() == [["n4"]]

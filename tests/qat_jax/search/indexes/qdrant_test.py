@@ -1,0 +1,107 @@
+import uuid
+
+import numpy as np
+import pytest
+
+import qat_jax
+from qat_jax.search.indexes.qdrant import QdrantIndex
+
+qdrant = pytest.importorskip("qdrant_client", reason="pip install 'qat-jax[qdrant]'")
+models = qdrant.models
+
+
+def features(rows: int, width: int = 16, seed: int = 0) -> np.ndarray:
+  x = np.random.default_rng(seed).standard_normal((rows, width)).astype(np.float32)
+  return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+@pytest.fixture
+def client():
+  client = qdrant.QdrantClient(":memory:")
+  yield client
+  client.close()
+
+
+def filled(client, config, gallery_ND, **options):
+  client.create_collection("own", vectors_config=config)
+  ids = options.pop("ids", list(range(len(gallery_ND))))
+  client.upsert("own", points=models.Batch(ids=ids, vectors=options.pop("vectors", gallery_ND.tolist()), **options))
+
+
+@pytest.mark.parametrize("distance", ["Dot", "Cosine", "Euclid"])
+def test_every_kind_of_collection_gives_inner_products(client, distance):
+  gallery_ND, query_QD = features(100), 3 * features(3, seed=1)
+  filled(client, models.VectorParams(size=16, distance=distance), gallery_ND)
+  ranking = QdrantIndex.connect(client, "own").search(query_QD, 5)
+  score_QN = query_QD @ gallery_ND.T
+  np.testing.assert_array_equal(ranking.ids, np.argsort(-score_QN, axis=1)[:, :5])
+  np.testing.assert_allclose(ranking.scores, np.take_along_axis(score_QN, ranking.ids, 1), atol=1e-5)
+
+
+def test_a_cosine_collection_of_any_vectors_serves_as_it_normalised_them(client):
+  gallery_ND = features(50)
+  lengths = np.linspace(0.5, 9, 50, dtype=np.float32)[:, None]
+  filled(client, models.VectorParams(size=16, distance="Cosine"), lengths * gallery_ND)
+  index = QdrantIndex.connect(client, "own")
+  adaptation = qat_jax.plain(features(2, seed=1))
+  ranking = qat_jax.rerank(adaptation, index, index.search(qat_jax.fold(adaptation), 50))
+  np.testing.assert_array_equal(ranking.ids, qat_jax.rank(adaptation, gallery_ND, 50).ids)
+
+
+def test_other_vectors_are_refused_until_one_says_that_they_are_not_unit(client):
+  filled(client, models.VectorParams(size=16, distance="Dot"), 4 * features(5))
+  with pytest.raises(ValueError, match="vectors of length 4"):
+    QdrantIndex.connect(client, "own")
+  index = QdrantIndex.connect(client, "own", unit=False)
+  np.testing.assert_allclose(index.fetch([2]), features(5)[[2]], atol=1e-6)
+
+
+def test_a_named_vector_and_a_field_of_the_payload_that_names_items(client):
+  gallery_ND = features(30)
+  both = {name: models.VectorParams(size=16, distance="Dot") for name in ("image", "text")}
+  vectors = {"image": gallery_ND.tolist(), "text": features(30, seed=2).tolist()}
+  filled(client, both, gallery_ND, vectors=vectors, payloads=[{"sku": f"s{i}"} for i in range(30)])
+  index = QdrantIndex.connect(client, "own", vector="image", id_field="sku")
+  assert index.search(gallery_ND[[7]], 1).ids.tolist() == [["s7"]]
+  np.testing.assert_allclose(index.fetch(["s3", "s9"]), gallery_ND[[3, 9]], atol=1e-6)
+  with pytest.raises(ValueError, match=r"vector=\['image', 'text'\]"):
+    QdrantIndex.connect(client, "own")
+  with pytest.raises(ValueError, match="no field 'nothing'"):
+    QdrantIndex.connect(client, "own", vector="image", id_field="nothing")
+
+
+def test_numbers_and_uuids_may_be_mixed(client):
+  names = [5, str(uuid.UUID(int=9)), 2**64 - 1]
+  filled(client, models.VectorParams(size=16, distance="Dot"), features(3), ids=names)
+  index = QdrantIndex.connect(client, "own")
+  assert set(index.search(features(1), 4).ids[0]) == {5, uuid.UUID(int=9), 2**64 - 1, None}
+  np.testing.assert_allclose(index.fetch([uuid.UUID(int=9)]), features(3)[[1]], atol=1e-6)
+
+
+def test_a_collection_that_was_not_written_to_its_end_is_refused(client, monkeypatch):
+  monkeypatch.setattr(client, "update_collection", lambda *_, **__: None)  # as if it had been killed before
+  QdrantIndex.build(features(5), client, "own")
+  with pytest.raises(ValueError, match="not written to its end"):
+    QdrantIndex.connect(client, "own")
+
+
+@pytest.mark.parametrize(
+  ("vectors", "message"),
+  [
+    (models.VectorParams(size=16, distance="Manhattan"), "distance Manhattan"),
+    (
+      models.VectorParams(size=16, distance="Dot", multivector_config={"comparator": "max_sim"}),
+      "several vectors an item",
+    ),
+  ],
+)
+def test_a_collection_that_ranks_otherwise_is_refused(client, vectors, message):
+  client.create_collection("own", vectors_config=vectors)
+  with pytest.raises(ValueError, match=message):
+    QdrantIndex.connect(client, "own")
+
+
+def test_a_server_that_does_not_answer_is_named_in_one_line():
+  with pytest.raises(ConnectionError, match=r"Qdrant \(http://127\.0\.0\.1:1\)") as caught:
+    QdrantIndex.connect("http://127.0.0.1:1", "own", check_compatibility=False)
+  assert "\n" not in str(caught.value)
