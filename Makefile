@@ -9,7 +9,7 @@ PIP := -m pip install --quiet
 FLOOR := jax==0.7.2 jaxlib==0.7.2 flax==0.11.2 numpy==2.1.3
 TESTS ?= tests
 
-.PHONY: setup demo demo-short test rules wheel-test test-floor smoke-floor test-newest docs lint format clean
+.PHONY: setup demo demo-short test test-indexes rules wheel-test test-floor smoke-floor test-newest docs lint format clean
 
 setup: .venv/installed
 
@@ -30,6 +30,11 @@ demo-short: setup
 
 test: setup lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# the indexes of others, with those that make setup leaves out for their size
+test-indexes: setup
+	$(BIN)/python $(PIP) --constraint constraints.txt --editable '.[indexes]'
+	$(BIN)/python -m pytest tests/qat_jax/search/index_test.py tests/qat_jax/search/indexes
 
 # who may import whom, and what is declared: seconds
 rules: setup

@@ -1,27 +1,62 @@
-"""How much of the exact adapted ranking a ScaNN shortlist holds: python -m eval.speed.shortlists --items 10000,100000.
+"""How much of the exact adapted ranking a shortlist holds: python -m eval.speed.shortlists --index scann faiss:HNSW32.
 
 Two shortlists from the same index, searched with the raw query and with the folded one. Random clusters and a random
-map, or a trained adapter's map on stored features. Prints recall@k for each shortlist length.
+map, or a trained adapter's map on stored features. Prints recall@k for each shortlist length, and the milliseconds a
+query that the longest one takes, all queries at once.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import tempfile
+import time
+import warnings
 from pathlib import Path
 
 import numpy as np
 
 import qat_jax
 from eval.speed.ways import make_adaptation
+from qat_jax.search.index import Index
+
+KINDS = "exact, scann, faiss:FACTORY, qdrant[:URL], pgvector[:hnsw], lancedb"
+
+
+REPEATS = 3  # of a search that is timed; the fastest counts
+
+
+def built(name: str, gallery: qat_jax.Gallery | np.ndarray, folder: Path, postgres: str | None) -> Index:
+  """Returns the index that a name asks for: a kind, and after a colon what it is to be, as in faiss:HNSW32."""
+  kind, _, what = name.partition(":")
+  if kind == "exact":
+    return qat_jax.ExactIndex.build(gallery)
+  if kind == "scann":
+    return qat_jax.ScannIndex.build(gallery)
+  if kind == "faiss":
+    return qat_jax.FaissIndex.build(gallery, what or "Flat")
+  if kind == "qdrant":
+    with warnings.catch_warnings():
+      warnings.simplefilter("ignore")  # above 20,000 items it recommends a server
+      return qat_jax.QdrantIndex.build(gallery, what or ":memory:", folder.name)
+  if kind == "lancedb":
+    return qat_jax.LanceIndex.build(gallery, folder / "lance")
+  if kind == "pgvector" and postgres:
+    return qat_jax.PgvectorIndex.build(gallery, postgres, folder.name, graph=what == "hnsw")
+  raise ValueError(f"the index is {name!r}; wanted one of {KINDS}, and pgvector with --postgres ADDRESS")
 
 
 def recalls(
-  adaptation: qat_jax.Adaptation, raw_QD: np.ndarray, gallery: qat_jax.Gallery | np.ndarray, k: int, lengths: list[int]
+  adaptation: qat_jax.Adaptation,
+  raw_QD: np.ndarray,
+  gallery: qat_jax.Gallery | np.ndarray,
+  index: Index,
+  k: int,
+  lengths: list[int],
 ) -> list[dict]:
   """Returns for each kind of query and shortlist length the share of the exact top k that the shortlist holds."""
-  index = qat_jax.ScannIndex.build(gallery)
   exact_QK = qat_jax.rank(adaptation, gallery, k).ids
+  raw_QD = np.pad(raw_QD, ((0, 0), (0, index.width - raw_QD.shape[1])))  # a prepared gallery may be wider
   rows = []
   for name, query_QD in (("raw", raw_QD), ("folded", np.asarray(qat_jax.fold(adaptation)))):
     for length in lengths:
@@ -29,7 +64,15 @@ def recalls(
       pairs = zip(exact_QK, shortlist_QS, strict=True)
       recall = float(np.mean([np.isin(exact_K[exact_K >= 0], list_S).mean() for exact_K, list_S in pairs]))
       rows.append({"query": name, "items": len(gallery), "length": length, "k": k, "recall": recall})
+    ms = 1000 * min(_seconds(index, query_QD, max(lengths)) for _ in range(REPEATS)) / len(query_QD)
+    rows[-len(lengths) :] = [row | {"ms": ms} for row in rows[-len(lengths) :]]
   return rows
+
+
+def _seconds(index: Index, query_QD: np.ndarray, length: int) -> float:
+  start = time.perf_counter()
+  index.search(query_QD, length)
+  return time.perf_counter() - start
 
 
 def clusters(items: int, width: int, queries: int) -> tuple[np.ndarray, np.ndarray]:
@@ -45,12 +88,15 @@ def clusters(items: int, width: int, queries: int) -> tuple[np.ndarray, np.ndarr
 
 
 def table(rows: list[dict]) -> str:
-  """Returns a Markdown table: a line for each gallery and kind of query, a column for each length."""
+  """Returns a Markdown table: a line for each gallery, index and kind of query, a column for each length."""
   lengths = sorted({row["length"] for row in rows})
-  lines = ["| items | query | " + " | ".join(map(str, lengths)) + " |", "|---|---|" + "---|" * len(lengths)]
-  for items, query in dict.fromkeys((row["items"], row["query"]) for row in rows):
-    found = {row["length"]: row["recall"] for row in rows if (row["items"], row["query"]) == (items, query)}
-    lines.append(f"| {items} | {query} | " + " | ".join(f"{found[length]:.3f}" for length in lengths) + " |")
+  head = ["items", "index", "query", *map(str, lengths), "ms a query"]
+  lines = [" | ".join(["", *head, ""]).strip(), "|" + "---|" * len(head)]
+  for key in dict.fromkeys((row["items"], row["index"], row["query"]) for row in rows):
+    own = [row for row in rows if (row["items"], row["index"], row["query"]) == key]
+    found = {row["length"]: f"{row['recall']:.3f}" for row in own}
+    cells = [*map(str, key), *(found[length] for length in lengths), f"{own[0]['ms']:.2f}"]
+    lines.append(" | ".join(["", *cells, ""]).strip())
   return "\n".join(lines)
 
 
@@ -62,6 +108,8 @@ def integers(text: str) -> list[int]:
 def command_line() -> argparse.Namespace:
   """Returns what the command line asks for."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--index", nargs="+", default=["scann"], help=f"one or more of {KINDS}")
+  parser.add_argument("--postgres", help="address of a PostgreSQL with pgvector, where tables may be made")
   parser.add_argument("--items", type=integers, default="10000,100000", help="gallery sizes, commas between")
   parser.add_argument("--lengths", type=integers, default="100,200,500,1000", help="shortlist lengths, commas between")
   parser.add_argument("--width", type=int, default=128, help="width D of random features")
@@ -80,18 +128,26 @@ def command_line() -> argparse.Namespace:
 def main() -> None:
   """Measures, prints the table, writes the rows."""
   options = command_line()
-  rows = []
+  rows: list[dict] = []
+
+  def measure(adaptation: qat_jax.Adaptation, raw_QD: np.ndarray, gallery: qat_jax.Gallery | np.ndarray) -> None:
+    for name in options.index:
+      with tempfile.TemporaryDirectory(prefix="shortlists_") as folder:
+        index = built(name, gallery, Path(folder), options.postgres)
+        found = recalls(adaptation, raw_QD, gallery, index, options.k, options.lengths)
+      rows.extend({"index": name} | row for row in found)
+
   if options.adapter:
     store = qat_jax.FeatureStore.open(options.query_features)
     raw_QD = np.asarray(store[: options.queries], np.float32)
     adaptation = qat_jax.load(options.adapter)(raw_QD, "text" if store.kind == "text" else "image")
-    rows = recalls(adaptation, raw_QD, qat_jax.FeatureStore.open(options.gallery), options.k, options.lengths)
+    measure(adaptation, raw_QD, qat_jax.FeatureStore.open(options.gallery))
   else:
     strengths_R = options.strength * options.decay ** np.arange(options.rank)
     adaptation = make_adaptation(options.queries, options.width, options.rank, strengths_R)
     for items in options.items:
       gallery_ND, query_QD = clusters(items, options.width, options.queries)
-      rows += recalls(adaptation.replace(query=query_QD), query_QD, gallery_ND, options.k, options.lengths)
+      measure(adaptation.replace(query=query_QD), query_QD, gallery_ND)
   print(f"recall@{options.k} of the exact adapted ranking, by shortlist length")
   print(table(rows))
   if options.json:

@@ -12,7 +12,7 @@ import pathlib
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -32,20 +32,17 @@ Ids = Sequence[int] | Sequence[str] | Sequence[uuid.UUID] | np.ndarray
 
 
 class Index(Protocol):
-  """What every index does. Further arguments of `build` are the index's own."""
+  """What every index does.
+
+  Each also has `build(gallery, …)`, of a prepared gallery, an array (ND) or a FeatureStore, which raises ValueError for
+  one that is empty or has NaN; the further arguments, and `connect` or `save` and `load`, are the index's own.
+  """
 
   space: str  # the gallery's FeatureStore.space
 
   @property
   def width(self) -> int:
     """How wide its items and queries are: a prepared gallery may be wider than the encoder's features."""
-
-  @classmethod
-  def build(cls, gallery: GalleryLike) -> Self:
-    """Returns the index of a prepared gallery: an array (ND) or a FeatureStore.
-
-    Raises ValueError for a gallery that is empty or has NaN, named by position.
-    """
 
   def search(self, query_QD: np.ndarray | jax.Array, k: int) -> Ranking:
     """Returns the k items with the largest inner products; id −1 (None), score −inf where there are fewer.
