@@ -46,7 +46,7 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path) -> list[Row]:
   rows = summarise(results, config.seed)
   curves = gather_curves(workdir / "candidates", folder / "curves.jsonl")
   about = f"Benchmark: {config.benchmark.name}." if config.benchmark.name else ""
-  record = provenance(config.to_dict(), config.seed)
+  record = provenance(config.to_dict(), config.seed) | {"adapter": run.adapter.fingerprint}
   write_report(folder, rows, record, about=about, sheets=sheets, curves=curves, skipped=skipped)
   return rows
 

@@ -23,7 +23,7 @@ The verbs on a gallery of four items, with the adaptation that changes nothing:
 from typing import TYPE_CHECKING, Any
 
 from qat_jax.adaptation import fold, plain
-from qat_jax.adapter import Adapter, export, load
+from qat_jax.adapter import Adapter, load
 from qat_jax.features.store import FeatureStore, write_features
 from qat_jax.models.head import Head
 from qat_jax.search.index import ExactIndex
@@ -33,6 +33,7 @@ from qat_jax.search.indexes.pgvector import PgvectorIndex
 from qat_jax.search.indexes.qdrant import QdrantIndex
 from qat_jax.search.indexes.scann import ScannIndex
 from qat_jax.search.rank import rank, rerank, score
+from qat_jax.share import export, push
 from qat_jax.types import Adaptation, Gallery, Ranking, SemiPositives, as_gallery
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ __all__ = [
   "load",
   "load_encoder",
   "plain",
+  "push",
   "rank",
   "rerank",
   "score",

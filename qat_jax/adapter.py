@@ -12,7 +12,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, overload
 
 import flax.linen as nn
@@ -20,16 +20,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qat_jax import checkpoints
+from qat_jax import card, checkpoints, hub
 from qat_jax.features.shards import is_unit
 from qat_jax.features.store import FeatureStore, prepared_features
 from qat_jax.models import quari as released
 from qat_jax.models import quari_files as released_files
 from qat_jax.models.head import Head, read_variables, write_variables
-from qat_jax.stages import checksum, write_json
+from qat_jax.stages import checksum, write_json, write_whole
 from qat_jax.types import KIND_OF_QUERY, QUERY_TYPES, Adaptation, ArrayGallery, Gallery, as_gallery
 
 FORMAT = 2  # of the folder; 1 had its parameters in a folder that orbax wrote
+FILES = ("adapter.json", "params-*.safetensors")  # patterns of what `load` reads
 QUERY_BLOCK = 1024  # queries adapted at once
 SAMPLE_ROWS = 1024  # gallery rows whose length tells whether the gallery is normalised
 PREPARE_ROWS = 65536  # gallery rows mapped at once
@@ -158,6 +159,18 @@ class Adapter:
         left.unlink()
     shutil.rmtree(folder / "params", ignore_errors=True)  # of format 1
 
+  def export(
+    self, folder: str | os.PathLike, report: Mapping[str, Any] | None = None, license_: str | None = None
+  ) -> None:
+    """As `save`, for others: with a model card (README.md) and config.json, and without paths of this machine.
+
+    `report` is the metrics.json of an evaluation, for the card's results; `license_` what the card says of the licence.
+    """
+    about, folder = card.shareable(self.info), pathlib.Path(folder)
+    Adapter(self.width, self.heads, about).save(folder)
+    write_json(folder / "config.json", card.config(self.width, self.heads, about))
+    write_whole(folder / "README.md", card.card(self.width, self.heads, about, report, license_).encode())
+
   def _name(self, query_type: str | None) -> str:
     if query_type is None:
       name, *others = self.heads
@@ -172,14 +185,19 @@ class Adapter:
 def load(path: str | os.PathLike, revision: str | None = None) -> Adapter:
   """Returns the adapter in a run's folder, in an exported adapter's own, or in a released QuARI checkpoint.
 
-  `path` may be `hf://owner/name`, a released checkpoint on the Hugging Face hub, of the `revision` wanted.
+  `path` may be `hf://owner/name`, either of the two on the Hugging Face hub, of the `revision` wanted.
   Raises FileNotFoundError if there is none, ValueError if it is damaged, of a later format, or its parameters do not
   fit what it says it is.
   """
   address = str(path)
   if address.startswith("hf://"):
-    folder = released_files.download(address, revision)
-    return _load_released(folder, f"{address}@{folder.name}")
+    folder = hub.download(address, (*FILES, *released_files.FILES), revision)
+    source = f"{address}@{folder.name}"
+    if not (folder / "adapter.json").exists():
+      return _load_released(folder, source)
+    adapter = load(folder)
+    adapter.info["source"] = source
+    return adapter
   if revision is not None:
     raise ValueError(f"revision is {revision!r}, but {path} is no address on the hub; leave it out")
   path = pathlib.Path(path).resolve()
@@ -208,25 +226,6 @@ def load(path: str | os.PathLike, revision: str | None = None) -> Adapter:
     trees = read_variables(folder, about["parameters"], wanted)
   heads = {name: dataclasses.replace(head, variables=trees[places[name]]) for name, head in heads.items()}
   return Adapter(about["width"], heads, about["info"])
-
-
-def export(
-  source: str | os.PathLike, folder: str | os.PathLike, revision: str | None = None, dtype: str | None = None
-) -> Adapter:
-  """Writes the adapter in `source`, which is what `load` takes, to a folder of its own; returns it.
-
-  `dtype` is of a released checkpoint's matrix products: "float32" or "bfloat16"; the numbers are kept in float32.
-  Raises what `load` raises, and ValueError for a dtype where the source is no released checkpoint.
-  """
-  adapter = load(source, revision)
-  if dtype is not None:
-    for name, head in adapter.heads.items():
-      if head.form != "released":
-        raise ValueError(f"{source} has the form {head.form!r} for {name} queries: it is no released checkpoint")
-    heads = {n: dataclasses.replace(h, settings=h.settings | {"dtype": dtype}) for n, h in adapter.heads.items()}
-    adapter = Adapter(adapter.width, heads, adapter.info)
-  adapter.save(folder)
-  return adapter
 
 
 def check_queries(query_QD: np.ndarray, width: int) -> None:

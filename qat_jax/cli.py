@@ -1,4 +1,4 @@
-"""The command `qat-jax`: rank, convert, export, extract, split. An error is one line and status 1."""
+"""The command `qat-jax`: rank, convert, export, push, extract, split. An error is one line and status 1."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser = argparse.ArgumentParser(prog="qat-jax", description="Query-adaptive retrieval with frozen features.")
   parser.add_argument("--version", action="version", version=f"qat-jax {qat_jax.__version__}")
   commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-  for add in (_add_rank, _add_convert, _add_export, _add_extract, _add_split):
+  for add in (_add_rank, _add_convert, _add_export, _add_push, _add_extract, _add_split):
     add(commands)
   flags = vars(parser.parse_args(arguments))
   run = flags.pop("run")
@@ -50,10 +50,28 @@ def _add_convert(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_export(commands: argparse._SubParsersAction) -> None:
-  parser = commands.add_parser("export", help="write a run's adapter to a folder of its own")
+  parser = commands.add_parser("export", help="write a run's adapter to a folder of its own, with its model card")
   parser.add_argument("source", help="a run's folder, or an adapter's")
   parser.add_argument("folder", help="where to write the adapter")
+  parser.add_argument("--license", dest="license_", help="what the card says of the licence: apache-2.0, …")
+  parser.add_argument(
+    "--format",
+    dest="format_",
+    choices=["adapter", "stablehlo"],
+    default="adapter",
+    help="stablehlo: programs beside it",
+  )
+  parser.add_argument("--queries", type=int, default=1, help="how many queries at once a program takes")
   parser.set_defaults(run=_export)
+
+
+def _add_push(commands: argparse._SubParsersAction) -> None:
+  parser = commands.add_parser("push", help="send an exported adapter to the Hugging Face hub")
+  parser.add_argument("folder", help="what `qat-jax export` wrote")
+  parser.add_argument("name", help="owner/name on the hub")
+  parser.add_argument("--private", action="store_true", help="where the repository is made: for its owner alone")
+  parser.add_argument("--message", help="of the commit")
+  parser.set_defaults(run=_push)
 
 
 def _add_extract(commands: argparse._SubParsersAction) -> None:
@@ -86,12 +104,18 @@ def _rank(**flags: object) -> str:
   return f"rankings are in {rerank_files(**flags)}"  # type: ignore[arg-type]
 
 
-def _export(source: str, folder: str, revision: str | None = None, dtype: str | None = None) -> str:
-  from qat_jax.adapter import export
+def _export(source: str, folder: str, **flags: object) -> str:
+  from qat_jax.share import export
 
-  adapter = export(source, folder, revision, dtype)
+  adapter = export(source, folder, **flags)  # type: ignore[arg-type]
   encoder = f", for features of {adapter.info['encoder']}" if "encoder" in adapter.info else ""
   return f"{folder}: {adapter.info.get('source', source)}, {adapter.width} wide{encoder}"
+
+
+def _push(folder: str, name: str, private: bool, message: str | None) -> str:
+  from qat_jax.share import push
+
+  return f"{folder} is at {push(folder, name, private, message)}"
 
 
 def _extract(source: str, folder: str, encoder: str, batch_size: int) -> str:

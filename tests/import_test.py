@@ -52,7 +52,10 @@ ORDER = (
   "models.forms",
   "models.head",
   "checkpoints",
+  "card",
+  "hub",
   "adapter",
+  "share",
   "validation",
   "fit.training",
   "fit.discriminant",
@@ -68,6 +71,7 @@ ORDER = (
 FENCES = {
   "orbax": ("qat_jax/checkpoints.py",),
   "faiss": ("qat_jax/search/indexes/faiss.py", "eval/speed/ways.py"),  # which measures it bare
+  "huggingface_hub": ("qat_jax/hub.py", "qat_jax/encoders/encoder.py"),
   "lancedb": ("qat_jax/search/indexes/lancedb.py",),
   "pgvector": ("qat_jax/search/indexes/pgvector.py",),
   "psycopg": ("qat_jax/search/indexes/pgvector.py",),
@@ -78,6 +82,7 @@ FENCES = {
 }
 ON_USE = (
   "faiss",
+  "huggingface_hub",
   "lancedb",
   "orbax",
   "pgvector",

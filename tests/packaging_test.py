@@ -34,7 +34,7 @@ MAY_USE = {
   "qat_jax/search/indexes/qdrant": ("core", "qdrant"),
   "qat_jax/search/indexes/scann": ("core", "scann"),
   "qat_jax/fit/linear": ("core", "eval"),  # ILIAS' layer, fitted for the table
-  "qat_jax/models/quari_files": ("core", "encoders"),  # the hub, on use
+  "qat_jax/hub": ("core", "encoders"),  # on use
   "qat_jax/checkpoints": ("core", "train"),  # of training, on use
   "qat_jax/": ("core",),
   "eval/speed/": ("core", "eval", "bench"),

@@ -84,6 +84,8 @@ def read_variables(
   if written is not None:
     source = folder / written["file"]
     try:
+      if pathlib.Path(written["file"]).name != written["file"]:
+        raise ValueError("its name is no name of a file")
       data = source.read_bytes()
       if _digest(data) != written["checksum"]:
         raise ValueError(f"its checksum is not the one in {folder / 'adapter.json'}")

@@ -64,16 +64,6 @@ def is_released(folder: pathlib.Path) -> bool:
   return any((folder / name).exists() for name in FILES)
 
 
-def download(address: str, revision: str | None) -> pathlib.Path:
-  """Returns the local folder of `hf://owner/name`, fetched from the hub or its cache (which serves offline too)."""
-  name = address.removeprefix("hf://")
-  if len(name.split("/")) != 2 or not all(name.split("/")):
-    raise ValueError(f"the address is {address!r}; wanted hf://owner/name, the revision apart (revision=…)")
-  from huggingface_hub import snapshot_download
-
-  return pathlib.Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
-
-
 def read_config(path: str | os.PathLike) -> Config:
   """Returns the settings in a `config.yml`; raises ValueError that names an unknown, missing or ill-typed key."""
   try:

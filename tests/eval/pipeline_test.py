@@ -21,11 +21,12 @@ from eval.benchmarks.ilias import Ilias
 from eval.benchmarks.inquire import Inquire
 from eval.pipeline import evaluate
 from eval.ranking import Method
-from qat_jax.adapter import Adapter, Head
+from qat_jax.adapter import Adapter, Head, load
 from qat_jax.features.retrieval_set import RetrievalSet
 from qat_jax.features.store import write_features
 from qat_jax.fit.training import PLAIN
 from qat_jax.models import forms as hypernetwork
+from qat_jax.share import report_of
 from qat_jax.types import Ranking
 
 VECTORS = Path(__file__).parents[1] / "data" / "metric_vectors"
@@ -312,6 +313,7 @@ def test_a_killed_evaluation_goes_on_with_the_methods_that_are_missing(config, w
   for part in ("results", "differences"):
     assert metrics[part] == expected[part]
   before = (workdir / "eval" / "metrics.json").read_text()
+  assert report_of(workdir, load(workdir)) == metrics  # which a model card of this very adapter may tell
   called.clear()
   run(config, workdir)
   assert called == []

@@ -300,12 +300,3 @@ adapter.save(sys.argv[2])
     seen.append(expected is adapter)
   assert seen == sorted(seen) and not seen[0] and seen[-1] and seen[-2]
   assert sorted(path.suffix for path in (tmp_path / "a").iterdir()) == [".json", ".safetensors"]
-
-
-def test_an_adapter_is_exported_with_all_it_has(adapter, features, tmp_path):
-  adapter.save(tmp_path / "run/adapter")
-  qat_jax.export(tmp_path / "run", tmp_path / "mine")
-  again = qat_jax.load(tmp_path / "mine")
-  assert again.fingerprint == adapter.fingerprint and again.info == adapter.info
-  with pytest.raises(ValueError, match="'adaptive' for text queries: it is no released checkpoint"):
-    qat_jax.export(tmp_path / "run", tmp_path / "mine", dtype="bfloat16")

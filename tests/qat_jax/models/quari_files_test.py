@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 import qat_jax
-from qat_jax.adapter import Head, export
+from qat_jax.adapter import Head
 from qat_jax.models import quari as released
 from qat_jax.models import quari_files as released_files
+from qat_jax.share import export
 
 ANCHORED = pathlib.Path(__file__).parents[2] / "data" / "reference_vectors" / "anchored"
 
@@ -181,7 +182,7 @@ def test_an_address_on_the_hub_is_fetched_in_the_revision_wanted(folder, monkeyp
 
   monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
   adapter = qat_jax.load("hf://owner/name", revision="abc")
-  assert asked == [("owner/name", "abc", ["config.yml", "weights.pt"])]
+  assert asked == [("owner/name", "abc", ["adapter.json", "config.yml", "params-*.safetensors", "weights.pt"])]
   assert adapter.info["source"] == "hf://owner/name@quari"
   with pytest.raises(ValueError, match="wanted hf://owner/name"):
     qat_jax.load("hf://owner")

@@ -1,0 +1,57 @@
+"""The Hugging Face hub: folders of adapters and released checkpoints, fetched and sent."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+
+def repository(address: str) -> str:
+  """Returns owner/name of `hf://owner/name`, or of the name itself; raises ValueError for anything else."""
+  name = address.removeprefix("hf://")
+  if len(name.split("/")) != 2 or not all(name.split("/")):
+    raise ValueError(f"the address is {address!r}; wanted hf://owner/name, the revision apart (revision=…)")
+  return name
+
+
+def download(address: str, files: Sequence[str], revision: str | None) -> pathlib.Path:
+  """Returns the local folder with some files (patterns) of `hf://owner/name`, from the hub or its cache.
+
+  The cache serves offline too.
+  """
+  name = repository(address)
+  return pathlib.Path(_hub().snapshot_download(name, revision=revision, allow_patterns=list(files)))
+
+
+def upload(
+  folder: str | os.PathLike, address: str, files: Sequence[str], private: bool, message: str, token: str | None = None
+) -> str:
+  """Sends some files (patterns) of a folder as one commit, makes the repository where there is none; returns its page.
+
+  Files of these patterns that the repository has and the folder lacks go. `token` is by default what `hf auth login`
+  left, or HF_TOKEN. Raises ConnectionError in one line where the hub is not reached, or refuses.
+  """
+  name, hub = repository(address), _hub()
+  api = hub.HfApi(token=token)
+  try:
+    api.create_repo(name, private=private, exist_ok=True)
+    done = api.upload_folder(
+      repo_id=name,
+      folder_path=folder,
+      allow_patterns=list(files),
+      delete_patterns=list(files),
+      commit_message=message,
+    )
+  except (OSError, ValueError) as error:  # what the client raises for a refusal, too
+    raise ConnectionError(f"{name} was not sent: {' '.join(str(error).split())}") from error
+  return str(getattr(done, "repo_url", None) or name)
+
+
+def _hub() -> Any:
+  try:
+    import huggingface_hub
+  except ImportError as error:
+    raise ImportError("the hub wants the package huggingface_hub: pip install 'qat-jax[encoders]'") from error
+  return huggingface_hub
