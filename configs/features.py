@@ -50,6 +50,7 @@ def get_config() -> ConfigDict:
     {
       "batch_size": 256,
       "steps": 2000,
+      "epochs": 100,  # fewer steps where this is how often each row has been looked at; 0: never fewer
       "learning_rate": 1e-3,
       "end_learning_rate": 1e-5,
       "warmup_steps": 200,

@@ -185,7 +185,8 @@ def _best_candidate(run: Run, problem: Problem, names: tuple[str, ...]) -> Metho
     return f"none of {', '.join(names)} was trained in this run"
   best = max(there, key=lambda adapter: adapter.info["val_map"])
   made = of_head(best.head(problem.query_type), run, problem)
-  return made._replace(note=best.info["name"], seconds=best.info["offline_seconds"])
+  note = ", ".join(filter(None, (best.info["name"], best.info.get("note"))))
+  return made._replace(note=note, seconds=best.info["offline_seconds"])
 
 
 def _shortlisted(run: Run, problem: Problem, rerank: bool) -> Method:

@@ -30,6 +30,8 @@ def config(config: ConfigDict, devices: int) -> None:
   for name in POSITIVE:
     if not _get(config, name) > 0:
       raise ValueError(f"config.{name} is {_get(config, name)}; wanted a number above 0")
+  if config.train.epochs < 0:
+    raise ValueError(f"config.train.epochs is {config.train.epochs}; give 0 for no limit, or a number above 0")
   for name, pairs in config.memory.items():
     if pairs < 0 or pairs == 1:
       raise ValueError(f"config.memory.{name} is {pairs}; give 0 for none, or at least 2 training pairs")

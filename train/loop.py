@@ -7,10 +7,11 @@ checkpointed whole, and batches and randomness depend on (seed, step) alone.
 from __future__ import annotations
 
 import json
+import math
 import os
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -40,6 +41,7 @@ class LoopSettings(NamedTuple):
   temperature: float = 0.07
   validate_every: int = 200
   patience: int = 0  # stop after so many steps without a better validation; 0: never
+  target: float | None = None  # what another candidate has on validation: stop when that can no longer be reached
 
 
 class Trained(NamedTuple):
@@ -49,6 +51,7 @@ class Trained(NamedTuple):
   value: float
   step: int
   seconds: float
+  steps: int  # that were run
 
 
 def train(
@@ -91,11 +94,12 @@ def train(
   log = MetricsLog(folder, name, int(state.step))
   bar = tqdm.tqdm(total=settings.steps, initial=int(state.step), desc=name, unit="step", mininterval=2, leave=False)
   pending: list[tuple[int, dict]] = []
+  values = {row["step"]: row["val_map"] for row in read_metrics(log.path) if "val_map" in row}
 
   def finished(state: TrainState) -> bool:
     step = int(state.step)
     stale = settings.patience and step - int(state.best_step) >= settings.patience
-    return step >= settings.steps or bool(stale)
+    return step >= settings.steps or bool(stale) or not may_reach(settings.target, values, step, settings.steps)
 
   try:
     if int(state.step) == 0:
@@ -110,7 +114,7 @@ def train(
       log.write(check_finite(pending, checkpoints))
       pending.clear()
       value = validate({"params": jax.device_get(state.params["form"]), "constants": constants})
-      state = keep_best(state, value)
+      state, values[until] = keep_best(state, value), value
       log.write([(until, {"val_map": value, "seconds": time.perf_counter() - began})])
       bar.set_postfix(val_map=f"{value:.4f}", best=f"{float(state.best_value):.4f}")
       checkpoints.save(until, state)
@@ -119,7 +123,22 @@ def train(
     log.close()
     bar.close()
   best_params = jax.device_get(state.best_params["form"])  # off the mesh: it is served on one device, or on any
-  return Trained(best_params, float(state.best_value), int(state.best_step), time.perf_counter() - began)
+  seconds = time.perf_counter() - began
+  return Trained(best_params, float(state.best_value), int(state.best_step), seconds, int(state.step))
+
+
+def may_reach(target: float | None, values: Mapping[int, float], step: int, steps: int) -> bool:
+  """Says whether a run may still reach a target, from its validations by step.
+
+  What trains gains about as much whenever its steps double, or less. So what the latter half of its steps gained is
+  granted once more for each doubling that is left, and once beyond that; a run whose first half had no validation goes
+  on.
+  """
+  before = [value for at, value in values.items() if 2 * at <= step]
+  best = max(values.values(), default=math.inf)
+  if target is None or not before or best >= target:
+    return True
+  return best + (best - max(before)) * (1 + math.log2(steps / step)) > target
 
 
 def keep_best(state: TrainState, value: float) -> TrainState:

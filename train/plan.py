@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import pathlib
 import shutil
 import time
@@ -18,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
 from qat_jax.adapter import Adapter, load
 from qat_jax.fit import discriminant, memory
@@ -34,6 +36,7 @@ FORMAT = 2  # of candidates; higher where the same settings make another head
 MADE_FROM = "made_from.json"
 ADVICE = "Use another --workdir, or what it was made with"
 ENOUGH_SECOND_VIEWS = 0.5  # of the training images, for a trained image head to be worth trying
+FEWEST_STEPS = 400
 SHRINKAGE = [0.01, 0.03, 0.1, 0.3, 1.0]
 RESIDUAL = [0.0, 0.25, 0.5, 0.75, 1.0, 1.5]
 STATISTICS_ROWS = 100_000  # training queries that the input's mean and scale are taken over
@@ -70,7 +73,12 @@ def candidates(config: ConfigDict, material: Material, folder: pathlib.Path) -> 
   if wants_training(config, training):
     loss = LossSettings(config.noise.kind, config.noise.scale, config.semi_positives.share if semi else 0.0)
     for name, (form, own) in trained_forms(config, training).items():
-      schedule, size = loop_settings(config, form), config.train.batch_size
+      schedule = loop_settings(config, form, len(training.instance))
+      size = config.train.batch_size
+      if form != "static":  # which is quick, and what the others are compared with
+        schedule = schedule._replace(
+          target=to_beat(fitted, own["maps_gallery"] or not config.memory[training.query_type])
+        )
       settings = {"form": form, form: own, **loss._asdict(), **schedule._asdict(), "batch_size": size}
       add(name, settings, functools.partial(by_gradient, material, form, own, size, loss, schedule, folder / name))
   pairs = config.memory[training.query_type]
@@ -126,6 +134,7 @@ def measured(
     "gain_over_plain": [float(gain_Q.mean()), float(gain_Q.std() / np.sqrt(len(gain_Q)))],
     "offline_seconds": round(seconds, 2),
     "parameters": forms.parameters(head.variables),
+    "note": head.note,
   }
   adapter = Adapter(training.width, {training.query_type: head}, info)
   adapter.save(folder)
@@ -144,6 +153,16 @@ def choose(fitted: dict[str, Adapter]) -> tuple[Head, dict]:
   name = best if gain > error else "plain"
   (head,) = fitted[name].heads.values()
   return head, {"name": name, "val_map": {name: adapter.info["val_map"] for name, adapter in fitted.items()}}
+
+
+def to_beat(fitted: dict[str, Adapter], all_count: bool) -> float:
+  """Returns what a head has to reach on validation to be of use: the best so far.
+
+  Where a memory is tried beside the best head for an untouched gallery, such heads compete with each other alone.
+  """
+  return max(fitted.values() if all_count else [best_untouched(fitted)], key=lambda one: one.info["val_map"]).info[
+    "val_map"
+  ]
 
 
 def best_untouched(fitted: dict[str, Adapter]) -> Adapter:
@@ -188,11 +207,17 @@ def by_gradient(
     folder,
     f"{training.query_type}/{folder.name}",
   )
-  return Head(form, settings, {"params": trained.params, "constants": variables["constants"]})
+  note = ""
+  if schedule.target is not None and trained.steps < schedule.steps and trained.value < schedule.target:
+    note = f"stopped at step {trained.steps:,} of {schedule.steps:,}, since it could no longer win"
+    tqdm.write(
+      f"{training.query_type}/{folder.name}: {note} ({100 * trained.value:.1f}, to beat {100 * schedule.target:.1f})"
+    )
+  return Head(form, settings, {"params": trained.params, "constants": variables["constants"]}, note)
 
 
 def trained_forms(config: ConfigDict, training: Training) -> dict[str, tuple[str, dict]]:
-  """Returns the forms to train by name: the baselines, the config's form, and each with a map of the gallery."""
+  """Returns the forms to train by name, the cheap first: the baselines, the config's form, each with a gallery map."""
   settings = {name: dict(values) for name, values in config.forms.items()}
   form = config.form
   if form not in ("static", "query_only") and not settings["query_only"]["hidden"]:
@@ -203,8 +228,10 @@ def trained_forms(config: ConfigDict, training: Training) -> dict[str, tuple[str
   untouched = {name: (name, settings[name] | {"maps_gallery": False}) for name in names}
   mapped = {f"{name}_mapped": (name, settings[name] | {"maps_gallery": True}) for name in names}
   if config.gallery_map == "always" or (config.gallery_map == "auto" and training.query_type == "image"):
-    return untouched | mapped
-  return untouched | {"static_mapped": mapped["static_mapped"]}
+    found = untouched | mapped
+  else:
+    found = untouched | {"static_mapped": mapped["static_mapped"]}
+  return dict(sorted(found.items(), key=lambda entry: entry[1][0] != "static"))  # of the others the order stays
 
 
 def wants_training(config: ConfigDict, training: Training) -> bool:
@@ -215,11 +242,22 @@ def wants_training(config: ConfigDict, training: Training) -> bool:
   return choice == "always"
 
 
-def loop_settings(config: ConfigDict, form: str) -> loop.LoopSettings:
-  """Returns how a form trains: the static map has a schedule of its own."""
-  own = dict(config.static_train) if form == "static" else {}
-  values = {name: value for name, value in config.train.items() if name != "batch_size"}
-  return loop.LoopSettings(seed=config.seed, validate_every=config.validation.every, **(values | own))
+def loop_settings(config: ConfigDict, form: str, rows: int) -> loop.LoopSettings:
+  """Returns how a form trains on so many rows: the static map, which is quick, has a schedule of its own.
+
+  Few rows are learned by heart in few steps: a schedule that looks at each more than `train.epochs` times is shortened,
+  and validation and patience with it.
+  """
+  values = {name: value for name, value in config.train.items() if name not in ("batch_size", "epochs")}
+  every = config.validation.every
+  if form == "static":
+    return loop.LoopSettings(seed=config.seed, validate_every=every, **(values | dict(config.static_train)))
+  enough = max(FEWEST_STEPS, math.ceil(config.train.epochs * rows / config.train.batch_size))
+  if config.train.epochs and enough < config.train.steps:
+    share = enough / config.train.steps
+    every = max(1, round(share * every))
+    values |= {"steps": enough, "patience": math.ceil(share * values["patience"])}
+  return loop.LoopSettings(seed=config.seed, validate_every=every, **values)
 
 
 def fit_to_devices(batch_size: int, devices: int) -> int:

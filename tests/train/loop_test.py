@@ -73,6 +73,47 @@ def test_patience_ends_a_run_that_no_longer_gains(tmp_path):
   assert read_metrics(tmp_path / "metrics.jsonl")[-1]["step"] == 8
 
 
+@pytest.mark.parametrize(
+  ("values", "step", "target", "may"),
+  [
+    ({4: 0.2}, 4, 0.9, True),  # nothing to tell from yet
+    ({4: 0.2, 8: 0.3}, 8, None, True),
+    ({4: 0.2, 8: 0.3}, 8, 0.3, True),  # it has it
+    ({4: 0.2, 8: 0.3}, 8, 0.69, True),  # 0.1 for each of three doublings, to 64, and one more: 0.7
+    ({4: 0.2, 8: 0.3}, 8, 0.71, False),
+    (
+      {4: 0.2, 8: 0.3, 12: 0.35, 16: 0.34},
+      16,
+      0.49,
+      True,
+    ),  # the best of the latter half, not the last: 0.35 + 3 · 0.05
+    ({4: 0.2, 8: 0.3, 12: 0.35, 16: 0.34}, 16, 0.51, False),
+    ({4: 0.3, 8: 0.1}, 8, 0.31, False),
+  ],
+)
+def test_a_run_may_reach_what_its_latest_doublings_would_bring(values, step, target, may):
+  assert loop.may_reach(target, values, step, steps=64) is may
+
+
+def test_a_run_that_can_no_longer_win_is_stopped_also_when_it_goes_on_after_a_kill(tmp_path):
+  class Cut(Exception):
+    pass
+
+  def cut(step):
+    if step == 10:
+      raise Cut
+
+  settings = SETTINGS._replace(steps=1000, target=0.6)
+  gains = lambda: iter([0.1, 0.2, 0.25, 0.26, 0.26, *[2.0] * 300])  # at step 0, 4, 8, 12, 16
+  whole, cut_short, continued = gains(), gains(), iter([0.26, 0.26, *[2.0] * 300])
+  trained = run(tmp_path / "whole", settings, validate=lambda variables: next(whole))
+  assert (trained.value, trained.steps) == (pytest.approx(0.26), 16)
+  with pytest.raises(Cut):
+    run(tmp_path / "cut", settings, validate=lambda variables: next(cut_short), slow=cut)
+  assert run(tmp_path / "cut", settings, validate=lambda variables: next(continued)).steps == 16
+  assert run(tmp_path / "cut", settings, validate=None).steps == 16  # and once more, after its end
+
+
 def test_a_nan_loss_names_the_step_and_the_last_good_checkpoint(tmp_path):
   with pytest.raises(FloatingPointError, match=r"nan .* at step 7; .*checkpoints/4\."):
     run(tmp_path, spoil_at=6)
