@@ -20,8 +20,10 @@ from eval.report.sheets import Sheet
 from qat_jax.adapter import load
 from qat_jax.datasets.splits import sources
 from qat_jax.features.retrieval_set import RetrievalSet
+from qat_jax.features.store import FeatureStore
 from qat_jax.runs import provenance
 from qat_jax.stages import differences
+from qat_jax.types import check_encoders
 
 
 def evaluate(config: ConfigDict, workdir: pathlib.Path) -> list[Row]:
@@ -62,6 +64,8 @@ def opened(config: ConfigDict, workdir: pathlib.Path) -> methods.Run:
       f"{root} is {data.width} wide, the adapter {adapter.width}: give the set that it was trained on, or another of "
       "the same encoder"
     )
+  if data is not None:
+    check_encoders(str(root), data.encoder, f"the adapter in {workdir}", adapter.encoder)
   scratch = workdir / "eval" / "scratch"
   parts = {} if data is None else data.fingerprint
   trained_on = adapter.info.get("made_from", {}).get("train", parts.get("train", {}))
@@ -101,6 +105,9 @@ def problems(config: ConfigDict, run: methods.Run) -> list[Problem]:
         f"{settings.features} is {problem.query_QD.shape[1]} wide, the adapter {run.adapter.width}: "
         "encode the benchmark with the adapter's encoder"
       )
+    for store in (problem.queries, problem.gallery):
+      if isinstance(store, FeatureStore):
+        check_encoders(str(store.folder), store.encoder, "the adapter", run.adapter.encoder)
   return served
 
 

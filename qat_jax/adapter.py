@@ -27,7 +27,16 @@ from qat_jax.models import quari as released
 from qat_jax.models import quari_files as released_files
 from qat_jax.models.head import Head, read_variables, write_variables
 from qat_jax.stages import checksum, write_json, write_whole
-from qat_jax.types import KIND_OF_QUERY, QUERY_TYPES, Adaptation, ArrayGallery, Gallery, as_gallery
+from qat_jax.types import (
+  KIND_OF_QUERY,
+  QUERY_TYPES,
+  Adaptation,
+  ArrayGallery,
+  EncoderName,
+  Gallery,
+  as_gallery,
+  check_encoders,
+)
 
 FORMAT = 2  # of the folder; 1 had its parameters in a folder that orbax wrote
 FILES = ("adapter.json", "params-*.safetensors")  # patterns of what `load` reads
@@ -60,6 +69,14 @@ class Adapter:
     """All that the adapter computes with, as `stages.fingerprint` takes it; `info` is not in it."""
     return {"width": self.width, "heads": {name: head.fingerprint for name, head in self.heads.items()}}
 
+  @property
+  def encoder(self) -> EncoderName | None:
+    """The encoder whose features the adapter was trained on; None where that is not known for certain.
+
+    A released checkpoint names its encoder in words of its own: that is in `info` alone.
+    """
+    return (self.info["encoder"], self.info["revision"]) if {"encoder", "revision"} <= self.info.keys() else None
+
   def head(self, query_type: str | None = None) -> Head:
     """Returns the head of a query type; None will do where all queries have the same head.
 
@@ -72,10 +89,13 @@ class Adapter:
 
     `query_type` is "text" or "image"; it need not be named where a FeatureStore's kind says it, or where all heads are
     the same. Any number of queries runs without compiling anew for each: blocks are padded to a power of two.
-    Raises ValueError for another width, no queries, a type that is missing or contradicts the store's, or a query with
-    NaN or of length zero, named by its position.
+    Raises ValueError for another width or encoder, no queries, a type that is missing or contradicts the store's, or a
+    query with NaN or of length zero, named by its position.
     """
+    encoder = self.encoder
     if isinstance(query_QD, FeatureStore):
+      check_encoders(f"the queries {query_QD.folder}", query_QD.encoder, "the adapter", encoder)
+      encoder = query_QD.encoder or encoder
       query_type, query_QD = _type_of(query_QD, query_type), query_QD[:]
     name = self._name(query_type)
     head, query_QD = self.heads[name], np.asarray(query_QD)
@@ -90,7 +110,7 @@ class Adapter:
       adaptation = self._calls[name](self._on_device[name], jnp.asarray(padded_QD))
       blocks.append(adaptation if size == len(block_QD) else adaptation[: len(block_QD)])
     whole = blocks[0] if len(blocks) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *blocks)
-    return whole.replace(space=head.space)
+    return whole.replace(space=head.space, encoder=encoder)
 
   @overload
   def prepare(
@@ -116,13 +136,14 @@ class Adapter:
     nothing is to be done. Where the head maps the gallery, or it is not normalised, the new features are written to
     `folder`, a feature folder that remembers what was applied to what: a second call with the same gallery opens it, a
     call with another one says so and writes it anew.
-    Raises ValueError if the gallery was prepared by another adapter or is of another width, or if `folder` is wanted
-    and missing; FileExistsError where the folder holds what `prepare` did not make.
+    Raises ValueError if the gallery was prepared by another adapter or is of another width or encoder, or if `folder`
+    is wanted and missing; FileExistsError where the folder holds what `prepare` did not make.
     """
     head, rows = self.head(query_type), as_gallery(gallery)
     name = str(getattr(rows, "folder", "")) or f"of {len(rows)} items"
     if rows.width != self.width:
       raise ValueError(f"the gallery {name} is {rows.width} wide; this adapter wants {self.width}")
+    check_encoders(f"the gallery {name}", getattr(rows, "encoder", None), "the adapter", self.encoder)
     space = rows.space or "frozen"
     if space not in ("frozen", head.space):
       raise ValueError(f"the gallery {name} was prepared by another adapter ({space}); give prepare() the frozen one")

@@ -7,6 +7,7 @@ thing, the second takes the next letter of the alphabet: `map_QDE`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -19,6 +20,7 @@ from flax import struct
 KIND_OF_QUERY = {"text": "text", "image": "img"}  # the kind of features, on disk, that a type of query has
 QUERY_TYPES = tuple(KIND_OF_QUERY)
 MISSING = {True: -1, False: None}  # what stands for no item in a Ranking, by whether its ids are integers
+EncoderName = tuple[str, str | None]  # an encoder's name, and its revision where that is known
 
 
 @runtime_checkable
@@ -100,6 +102,22 @@ def as_gallery(gallery: Gallery | np.ndarray | jax.Array) -> Gallery:
   return ArrayGallery(gallery)
 
 
+def check_encoders(one: str, encoder: EncoderName | None, other: str, other_encoder: EncoderName | None) -> None:
+  """Raises ValueError that names both where the encoders of two things are known, and are not the same.
+
+  Equal names are the same encoder unless two revisions differ; so are equal revisions that are a hash, whatever the
+  folder was called.
+  """
+  if encoder is None or other_encoder is None:
+    return
+  (name, revision), (other_name, other_revision) = encoder, other_encoder
+  same = revision == other_revision
+  content = same and revision is not None and re.fullmatch("[0-9a-f]{32,}", revision)
+  if not content and (name != other_name or not (same or revision is None or other_revision is None)):
+    names = ["@".join(filter(None, known)) for known in (encoder, other_encoder)]
+    raise ValueError(f"{one} is of the encoder {names[0]}, {other} of {names[1]}; use one encoder for both")
+
+
 class Adaptation(struct.PyTreeNode):
   """What an adapter predicts for Q queries: q' and T = diag(gate) + left @ rightᵀ (float32).
 
@@ -111,6 +129,7 @@ class Adaptation(struct.PyTreeNode):
   left: jax.Array  # QDR
   right: jax.Array  # QDR
   space: str = struct.field(pytree_node=False, default="frozen")  # which gallery it is for: FeatureStore.space
+  encoder: EncoderName | None = struct.field(pytree_node=False, default=None)  # of the queries, where it is known
 
   def __len__(self) -> int:
     return self.query.shape[0]

@@ -36,8 +36,9 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> Adapter:
     fitted = candidates(config, material, workdir / "candidates" / query_type)
     heads[query_type], chosen[query_type] = choose(fitted)
     print(account(query_type, chosen[query_type]), flush=True)
-  encoder = {name: data.train_images.meta[name] for name in ("encoder", "revision") if data.train_images.meta.get(name)}
-  info = {"chosen": chosen, "made_from": made_from, **encoder, **provenance(config.to_dict(), config.seed)}
+  name, revision = data.encoder or (config.encoder.name, None)
+  about = {"encoder": name, "revision": revision} if name else {}
+  info = {"chosen": chosen, **about, "made_from": made_from, **provenance(config.to_dict(), config.seed)}
   adapter = Adapter(data.width, heads, info)
   adapter.save(workdir / "adapter")
   return adapter

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from qat_jax.datasets.splits import CAPTION
 from qat_jax.features.shards import KINDS
 from qat_jax.features.store import FeatureStore
-from qat_jax.types import KIND_OF_QUERY, QUERY_TYPES, Relevance
+from qat_jax.types import KIND_OF_QUERY, QUERY_TYPES, EncoderName, Relevance, check_encoders
 
 LAYOUT = "a retrieval set has train/, val/ and test/ (docs/data.md)"
 SPLIT = "`qat-jax split FOLDER NEW` makes a retrieval set of one folder of features"
@@ -103,6 +103,12 @@ class RetrievalSet:
     return self.train_images.width
 
   @property
+  def encoder(self) -> EncoderName | None:
+    """The encoder of the features, where one of the folders says it."""
+    splits = [store for split in self._splits.values() for store in (split.gallery, *split.queries.values())]
+    return next((store.encoder for store in (self.train_images, *splits) if store.encoder), None)
+
+  @property
   def query_types(self) -> tuple[str, ...]:
     """The types of queries there are, text first."""
     return tuple(self._splits["val"].queries)
@@ -157,7 +163,7 @@ def _open_split(folder: Path) -> Split:
 
 
 def _check_alike(stores: list[FeatureStore]) -> None:
-  first = stores[0]
+  first = next((store for store in stores if store.encoder), stores[0])
   for store in stores:
     if store.width != first.width:
       raise ValueError(
@@ -165,9 +171,7 @@ def _check_alike(stores: list[FeatureStore]) -> None:
       )
     if store.space != "frozen":
       raise ValueError(f"{_name(store)} was prepared by an adapter ({store.space}); give the encoder's own features")
-    encoders = [tuple(s.meta.get(key) for key in ("encoder", "revision")) for s in (first, store)]
-    if all(name for name, _ in encoders) and encoders[0] != encoders[1]:
-      raise ValueError(f"{_name(store)} is of the encoder {encoders[1]}, {_name(first)} of {encoders[0]}; use one")
+    check_encoders(_name(store), store.encoder, _name(first), first.encoder)
 
 
 def _check_store(store: FeatureStore, every_item: bool) -> None:

@@ -36,7 +36,7 @@ from qat_jax.features.shards import (
 )
 from qat_jax.features.writer import FeatureWriter, RowStream
 from qat_jax.stages import checksum, digest_of_files, fingerprint, lock, made, write_json
-from qat_jax.types import Gallery
+from qat_jax.types import EncoderName, Gallery
 
 ID_COLUMNS = ("id", "key", "image_path")
 CHUNK_ROWS = ROWS_PER_SHARD = 65536
@@ -113,6 +113,12 @@ class FeatureStore:
   def space(self) -> str:
     """Either "frozen", or the space of the adapter that prepared these features."""
     return self.meta.get("space", "frozen")
+
+  @property
+  def encoder(self) -> EncoderName | None:
+    """Name and revision of the encoder, as meta.json has them; None where it does not say."""
+    name, revision = self.meta.get("encoder"), self.meta.get("revision")
+    return (str(name), str(revision) if revision else None) if name else None
 
   @property
   def fingerprint(self) -> dict[str, Any]:

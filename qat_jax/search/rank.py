@@ -19,7 +19,16 @@ from qat_jax.search.bounds import Prepared, prepare
 from qat_jax.search.exact import DEEP, Pairs, TopK, exact_scores, score_pairs, search
 from qat_jax.search.gallery import Part, gathered, parts, places, whole_shards
 from qat_jax.search.masks import Masks
-from qat_jax.types import MISSING, Adaptation, ArrayGallery, Fetchable, Gallery, Ranking, as_gallery
+from qat_jax.types import (
+  MISSING,
+  Adaptation,
+  ArrayGallery,
+  Fetchable,
+  Gallery,
+  Ranking,
+  as_gallery,
+  check_encoders,
+)
 
 __all__ = ["rank", "rerank", "score"]
 
@@ -51,9 +60,9 @@ def rank(
     devices: where a streamed gallery goes, chunk by chunk in turn; the default device if None.
     chunk_rows: how many rows are streamed at once.
 
-  Raises ValueError for a gallery that is empty, of another width or space, or has rows that are NaN or not of unit
-  length (named by position), for an adaptation with NaN, and for k < 1; TypeError for what is no adaptation, gallery or
-  whole number.
+  Raises ValueError for a gallery that is empty, of another width, space or encoder, or has rows that are NaN or not of
+  unit length (named by position), for an adaptation with NaN, and for k < 1; TypeError for what is no adaptation,
+  gallery or whole number.
   """
   gallery, k = check(adaptation, gallery, k)
   masks = Masks.of(exclude, allowed, len(adaptation), len(gallery))
@@ -156,6 +165,8 @@ def check(adaptation: Adaptation, gallery: GalleryLike, k: int) -> tuple[Gallery
       f"the gallery is in the space {gallery.space!r}, the adaptation wants {adaptation.space!r}; "
       "use adapter.prepare(gallery)"
     )
+  where = str(getattr(gallery, "folder", "")) or f"of {len(gallery)} items"
+  check_encoders("the adaptation", adaptation.encoder, f"the gallery {where}", getattr(gallery, "encoder", None))
   leaves = [np.asarray(x).reshape(len(adaptation), -1) for x in jax.tree.leaves(adaptation)]
   finite_Q = np.all([np.isfinite(x).all(axis=1) for x in leaves], axis=0)
   if not finite_Q.all():

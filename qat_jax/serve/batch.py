@@ -5,6 +5,7 @@ Done block by block of queries. A finished block lies in a folder beside the out
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -21,7 +22,7 @@ from qat_jax.adapter import Adapter, load
 from qat_jax.features.store import FeatureStore
 from qat_jax.search.rank import rank, rerank
 from qat_jax.stages import check_same, digest_of_files, fingerprint, lock, write_json, write_whole
-from qat_jax.types import KIND_OF_QUERY, Gallery, Ranking, as_gallery
+from qat_jax.types import KIND_OF_QUERY, Gallery, Ranking, as_gallery, check_encoders
 
 
 def rerank_files(
@@ -66,7 +67,10 @@ def rerank_files(
       f"the queries {queries} are {query.width} wide, the gallery {gallery} {store.width}; the adapter {adapter} wants "
       f"{model.width}"
     )
-  _check_encoders(query, store)
+  encoders = [("the adapter", model.encoder), (f"the gallery {gallery}", store.encoder)]
+  encoders.append((f"the queries {queries}", getattr(query, "encoder", None)))
+  for (one, own), (other, its) in itertools.combinations(encoders, 2):
+    check_encoders(one, own, other, its)
   if store.space not in ("frozen", space):
     raise ValueError(f"the gallery {gallery} was prepared by another adapter ({store.space}); give the frozen one")
   query_ids, item_ids = _ids(query), store.arrow_ids()
@@ -173,15 +177,6 @@ def _ids(queries: Gallery) -> pa.Array:
   if isinstance(queries, FeatureStore):
     return queries.arrow_ids().combine_chunks()
   return pa.array(np.arange(len(queries))).cast(pa.string())
-
-
-def _check_encoders(queries: Gallery, gallery: FeatureStore) -> None:
-  """Raises ValueError where both say which encoder they are of, and it is not the same."""
-  if not isinstance(queries, FeatureStore):
-    return
-  own, other = ([store.meta.get(name) for name in ("encoder", "revision")] for store in (queries, gallery))
-  if own[0] and other[0] and own != other:
-    raise ValueError(f"{queries.folder} is of the encoder {own}, {gallery.folder} of {other}; use one for both")
 
 
 def _begin(parts: Path, reads: dict[str, Any]) -> None:

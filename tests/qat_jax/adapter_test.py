@@ -300,3 +300,36 @@ adapter.save(sys.argv[2])
     seen.append(expected is adapter)
   assert seen == sorted(seen) and not seen[0] and seen[-1] and seen[-2]
   assert sorted(path.suffix for path in (tmp_path / "a").iterdir()) == [".json", ".safetensors"]
+
+
+def test_queries_gallery_and_adapter_are_of_one_encoder(features, tmp_path):
+  adapter = Adapter(WIDTH, {"text": head("plain")}, {"encoder": "clip", "revision": "1"})
+  rows_ND = features / np.linalg.norm(features, axis=1, keepdims=True)
+  stores = {
+    name: write_features(tmp_path / name, {kind: rows_ND}, {"id": list("abcde")}, {"encoder": encoder, "revision": "1"})
+    for name, kind, encoder in (("own", "text", "clip"), ("own_items", "img", "clip"))
+  }
+  others = {
+    name: write_features(
+      tmp_path / name, {kind: rows_ND}, {"id": list("abcde")}, {"encoder": "siglip", "revision": "7"}
+    )
+    for name, kind in (("other", "text"), ("other_items", "img"))
+  }
+  adaptation = adapter(stores["own"])
+  assert adaptation.encoder == adapter(features).encoder == ("clip", "1")
+  qat_jax.rank(adaptation, adapter.prepare(stores["own_items"]), k=2)
+  qat_jax.rank(adaptation, rows_ND, k=2)  # an array is of nobody knows what
+  shortlist = np.zeros((5, 1), np.int32)
+  for refused in (
+    lambda: adapter(others["other"]),
+    lambda: adapter.prepare(others["other_items"]),
+    lambda: qat_jax.rank(adaptation, others["other_items"], k=2),
+    lambda: qat_jax.rerank(adaptation, others["other_items"], shortlist, k=1),
+  ):
+    with pytest.raises(ValueError, match="of the encoder .*(clip@1.*siglip@7|siglip@7.*clip@1)"):
+      refused()
+  unknown = Adapter(WIDTH, adapter.heads, {"encoder": "in the words of a released checkpoint"})
+  assert unknown.encoder is None
+  qat_jax.rank(unknown(others["other"]), unknown.prepare(others["other_items"]), k=2)
+  with pytest.raises(ValueError, match="the adaptation is of the encoder siglip@7, the gallery .*own_items of clip@1"):
+    qat_jax.rank(unknown(others["other"]), stores["own_items"], k=2)

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from qat_jax.features.store import write_features
-from qat_jax.types import Gallery, Relevance, as_gallery
+from qat_jax.types import Gallery, Relevance, as_gallery, check_encoders
 
 
 def test_taking_some_queries_keeps_each_with_its_own_lists():
@@ -49,3 +49,26 @@ def test_a_store_is_a_gallery_as_it_is(tmp_path):
 def test_what_is_no_gallery_is_refused(thing, error, message):
   with pytest.raises(error, match=message):
     as_gallery(thing)
+
+
+@pytest.mark.parametrize(
+  ("one", "other", "same"),
+  [
+    (("clip", "1"), ("clip", "1"), True),
+    (("clip", "1"), ("clip", "2"), False),
+    (("clip", "1"), ("siglip", None), False),
+    (("clip", "1"), ("clip", None), True),
+    (("clip", "ab" * 16), ("/models/clip", "ab" * 16), True),  # the same files in another place
+    (("clip", "main"), ("siglip", "main"), False),
+    (("clip", "1"), None, True),
+  ],
+)
+def test_encoders_are_told_apart_as_far_as_they_are_known(one, other, same):
+  for given in ((one, other), (other, one)):
+    if same:
+      check_encoders("a", given[0], "b", given[1])
+    else:
+      with pytest.raises(
+        ValueError, match=r"^a is of the encoder \w+(@\w+)?, b of \w+(@\w+)?; use one encoder for both$"
+      ):
+        check_encoders("a", given[0], "b", given[1])

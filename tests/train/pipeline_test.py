@@ -116,6 +116,26 @@ def test_the_adapter_says_what_serves_and_serves_it(run):
   np.testing.assert_array_equal(adapter(query_QD, "text").query, served(query_QD, "text").query)
 
 
+def test_an_adapter_knows_the_encoder_of_its_features(run, tmp_path):
+  config, workdir = run[0].copy_and_resolve_references(), tmp_path / "run"
+  assert "encoder" not in qat_jax.load(run[1]).info
+  for part in ("text", "image"):
+    config.trained[part] = "never"
+  config.memory.update({"text": 0, "image": 0})
+  config.encoder.name = "clip"
+  assert train(config, workdir).encoder == ("clip", None)
+  root = shutil.copytree(config.data.root, tmp_path / "set")
+  meta = json.loads((root / "val/gallery/meta.json").read_text())
+  (root / "val/gallery/meta.json").write_text(json.dumps(meta | {"encoder": "siglip", "revision": "7"}))
+  config.data.root = str(root)  # what the features say of themselves counts more
+  assert train(config, workdir).encoder == ("siglip", "7")
+  config.eval.methods = ("plain",)
+  evaluate(config, workdir)
+  (root / "val/gallery/meta.json").write_text(json.dumps(meta | {"encoder": "siglip", "revision": "8"}))
+  with pytest.raises(ValueError, match="set is of the encoder siglip@8, the adapter in .*run of siglip@7"):
+    evaluate(config, workdir)
+
+
 def pictures(folder, count):
   """Returns the config of a folder of pictures, which are numbered by their colour."""
   folder.mkdir()

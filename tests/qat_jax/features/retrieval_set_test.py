@@ -139,9 +139,10 @@ def test_an_empty_gallery_is_refused(root):
 
 
 def test_features_of_two_encoders_are_refused(root):
+  assert RetrievalSet.open(root).encoder is None
   put(root / "train", ["img"], list("pq"), ["A", "A"], meta={"encoder": "clip", "revision": "1"})
   put(root / "val/gallery", ["img"], ["g"], ["x"], meta={"encoder": "clip", "revision": "2"})
-  with pytest.raises(ValueError, match=r"of the encoder \('clip', '2'\).*of \('clip', '1'\)"):
+  with pytest.raises(ValueError, match="of the encoder clip@2, .*of clip@1; use one"):
     RetrievalSet.open(root)
 
 

@@ -170,8 +170,12 @@ def test_queries_and_gallery_of_different_encoders_are_refused(files, tmp_path):
   rows_ND, ids = np.eye(8, dtype=np.float32), {"id": list("abcdefgh")}
   for name, kind in (("q", "text"), ("g", "img")):
     write_features(tmp_path / name, {kind: rows_ND}, ids, meta={"encoder": f"clip-{name}", "revision": "1"})
-  with pytest.raises(ValueError, match=r"q is of the encoder \['clip-q', '1'\], .*g of \['clip-g', '1'\]; use one"):
+  with pytest.raises(ValueError, match="g is of the encoder clip-g@1, .*q of clip-q@1; use one"):
     reranking.rerank_files(**files | {"queries": tmp_path / "q", "gallery": tmp_path / "g"})
+  Adapter(8, qat_jax.load(files["adapter"]).heads, {"encoder": "clip-a", "revision": "1"}).save(files["adapter"])
+  with pytest.raises(ValueError, match="the adapter is of the encoder clip-a@1, the gallery .*g of clip-g@1"):
+    reranking.rerank_files(**files | {"gallery": tmp_path / "g"})
+  assert not list(tmp_path.glob("out*"))
 
 
 def test_an_output_inside_the_adapter_s_folder_can_be_resumed(files, monkeypatch):
