@@ -64,10 +64,10 @@ def test_a_head_that_can_no_longer_win_says_so(tmp_path, capsys):
   rows_ND = np.random.default_rng(0).normal(size=(16, 4)).astype(np.float32)
   training = Training("text", rows_ND, rows_ND, np.arange(16))
   material = plan.Material(training, None, lambda head: 0.4, {})
-  schedule = LoopSettings(seed=0, steps=40, validate_every=2, warmup_steps=2, target=0.5)
+  schedule = LoopSettings(seed=0, steps=12, validate_every=2, warmup_steps=2, target=0.5)
   settings = {"maps_gallery": False}
   head = plan.by_gradient(material, "static", settings, 8, LossSettings(), schedule, tmp_path / "slow")
-  assert head.note == "stopped at step 4 of 40, since it could no longer win"
+  assert head.note == "stopped at step 4 of 12, since it could no longer win"
   assert f"text/slow: {head.note} (40.0, to beat 50.0)" in capsys.readouterr().out
   schedule = schedule._replace(target=0.3, steps=6)
   assert not plan.by_gradient(material, "static", settings, 8, LossSettings(), schedule, tmp_path / "better").note

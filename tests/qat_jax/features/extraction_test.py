@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import inspect
 import io
@@ -5,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -82,7 +84,7 @@ extract(Source(300, broken=[23]), Encoder(pause=0.02), sys.argv[2], batch_size=8
 
 
 def contents(folder):
-  """Returns the files of a folder; one that is being written has a temporary name, and may go at any time."""
+  """Returns the files of a folder that nobody writes; a temporary file that a kill left does not count."""
   files = [p for p in sorted(Path(folder).rglob("*")) if p.is_file() and p.suffix != ".tmp"]
   return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
@@ -300,21 +302,35 @@ def test_killed_at_five_moments_the_bytes_are_those_of_an_uninterrupted_run(tmp_
   script = tmp_path / "run.py"
   script.write_text(RUN.format(code="\n".join(map(inspect.getsource, (png, Source, Encoder)))))
 
-  def start(folder):
-    return subprocess.Popen([sys.executable, script, Path(qat_jax.__file__).parent, folder], stdout=subprocess.DEVNULL)
+  @contextlib.contextmanager
+  def started(folder):
+    """Runs the script; however the block ends, the process is gone after it."""
+    arguments = [sys.executable, script, Path(qat_jax.__file__).parent, folder]
+    with subprocess.Popen(arguments, stdout=subprocess.DEVNULL) as process:
+      try:
+        yield process
+      finally:
+        process.kill()
 
-  assert start(tmp_path / "whole").wait() == 0
+  def finished_shards(folder):
+    """Counts by names alone: what is listed may be renamed or removed before it could be opened."""
+    notes = folder / "incomplete"
+    return (
+      sum(name.startswith("shard_") and name.endswith(".json") for name in os.listdir(notes)) if notes.is_dir() else 0
+    )
+
+  with started(tmp_path / "whole") as process:
+    assert process.wait(60) == 0
   rng = random.Random(0)
   for _ in range(5):
-    process = start(tmp_path / "killed")
-    before = len(contents(tmp_path / "killed"))
-    deadline = time.monotonic() + 20
-    try:
-      while len(contents(tmp_path / "killed")) == before and process.poll() is None and time.monotonic() < deadline:
+    before = finished_shards(tmp_path / "killed")
+    with started(tmp_path / "killed") as process:
+      deadline = time.monotonic() + 60
+      while finished_shards(tmp_path / "killed") == before and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
       time.sleep(rng.uniform(0, 0.08))
-    finally:
-      process.kill()
-    assert process.wait() != 0, "the run ended before it could be killed; make the source longer"
-  assert start(tmp_path / "killed").wait() == 0
+    assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed; make the source longer"
+    assert finished_shards(tmp_path / "killed") > before
+  with started(tmp_path / "killed") as process:
+    assert process.wait(60) == 0
   assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
