@@ -246,7 +246,7 @@ def loop_settings(config: ConfigDict, form: str, rows: int) -> loop.LoopSettings
   """Returns how a form trains on so many rows: the static map, which is quick, has a schedule of its own.
 
   Few rows are learned by heart in few steps: a schedule that looks at each more than `train.epochs` times is shortened,
-  and validation and patience with it.
+  and validation and patience with it, patience to no less than half of it: a head may dip before it rises.
   """
   values = {name: value for name, value in config.train.items() if name not in ("batch_size", "epochs")}
   every = config.validation.every
@@ -256,7 +256,8 @@ def loop_settings(config: ConfigDict, form: str, rows: int) -> loop.LoopSettings
   if config.train.epochs and enough < config.train.steps:
     share = enough / config.train.steps
     every = max(1, round(share * every))
-    values |= {"steps": enough, "patience": math.ceil(share * values["patience"])}
+    patience = values["patience"] and min(values["patience"], max(math.ceil(share * values["patience"]), enough // 2))
+    values |= {"steps": enough, "patience": patience}
   return loop.LoopSettings(seed=config.seed, validate_every=every, **values)
 
 

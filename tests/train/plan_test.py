@@ -34,12 +34,14 @@ def test_the_frozen_feature_stays_where_a_gain_is_within_its_error():
 def test_few_rows_are_looked_at_so_often_and_no_more():
   config = features.get_config()
   short = plan.loop_settings(config, "adaptive", 2048)  # 8 steps an epoch
-  assert (short.steps, short.validate_every, short.patience) == (800, 80, 240)
+  assert (short.steps, short.validate_every, short.patience) == (800, 80, 400)
   assert plan.loop_settings(config, "adaptive", 100).steps == 400
   whole = plan.loop_settings(config, "adaptive", 24000)
   assert (whole.steps, whole.validate_every, whole.patience) == (2000, 200, 600)
   assert plan.loop_settings(config, "static", 2048).steps == 2000
-  config.train.epochs = 0
+  config.train.patience = 0  # never
+  assert plan.loop_settings(config, "adaptive", 2048).patience == 0
+  config.train.update({"epochs": 0, "patience": 600})
   assert plan.loop_settings(config, "adaptive", 2048) == whole
 
 
