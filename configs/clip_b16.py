@@ -9,7 +9,7 @@ Hardware:  meant for one GPU or a TPU host; not yet run here, so there is no tim
 Result:    not yet known. COCO asks for what a caption says, not for one particular object, and CLIP has seen much of
            its kind: the gain may be small. Check first that recall@1 of `plain` is near the published zero-shot figure.
 
-Images of your own instead: --config.data.source=folder --config.data.folder=FOLDER (docs/data.md).
+Images of your own instead: --config.data.source=folder --config.data.folder=PICTURES (docs/data.md).
 A first look: --config.data.limit=2000.
 """
 

@@ -1,7 +1,7 @@
 """Adapters for any retrieval set on disk: features of a frozen encoder, no images needed.
 
-Command:   python -m train.main --config configs/features.py --config.data.root=FOLDER --workdir runs/mine
-           python -m eval.main  --config configs/features.py --config.data.root=FOLDER --workdir runs/mine
+Command:   python -m train.main --config configs/features.py --config.data.root=ROOT --workdir runs/mine
+           python -m eval.main  --config configs/features.py --config.data.root=ROOT --workdir runs/mine
 The folder's layout: docs/data.md. Hardware, time and result: docs/results.md.
 
 Every other recipe starts from this one and changes what differs, so this is also the list of all that can be set:

@@ -3,7 +3,7 @@ r"""ILIAS with CLIP ViT-L/14 features: the published form, with the published si
 Files:     image_ids/ of the dataset's download in ROOT; its published features of this encoder, or your own in the
            same form, in FEATURES: features_queries.hdf5, features_text_queries.hdf5, features_positives.hdf5 and
            features_distractors_00000.hdf5 to …_00099.hdf5. Adapters train on COCO's captions (configs/clip_b16.py),
-           or on any features of the same encoder with --config.data.root=FOLDER.
+           or on any features of the same encoder with --config.data.root=ROOT.
 Command:   python -m train.main --config configs/ilias_clip_l14.py
            python -m eval.main  --config configs/ilias_clip_l14.py --config.benchmark.root=ROOT \
              --config.benchmark.features=FEATURES

@@ -170,7 +170,6 @@ def made(tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
     patch.chdir(folder)
     run_snippets("docs/data.md", arrays())
-    shutil.copytree("ROOT", "FOLDER")
     train(*config_of(shown_in("README.md", "python -m train.main --config configs/features.py"), *SHORT))
   return folder
 

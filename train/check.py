@@ -48,7 +48,7 @@ def config(config: ConfigDict, devices: int) -> None:
   if config.data.source and config.data.source not in KINDS:
     raise ValueError(f"data.source is {config.data.source!r}; use one of {', '.join(KINDS)}")
   if not config.data.root and not config.data.source:
-    raise ValueError("config.data has neither root nor source; give --config.data.root=FOLDER, a retrieval set")
+    raise ValueError("config.data has neither root nor source; give --config.data.root=ROOT, a retrieval set")
 
 
 def _get(config: ConfigDict, name: str) -> Any:

@@ -1,5 +1,6 @@
 """Trains an adapter:  python -m train.main --config configs/demo.py [--workdir runs/demo] [--config.train.steps=500]"""
 
+import shlex
 import sys
 
 from absl import app, flags, logging
@@ -20,9 +21,11 @@ def main(argv: list[str]) -> None:
   from train.pipeline import train
 
   logging.set_verbosity(logging.WARNING)
+  workdir = configs.workdir()
   with explained():
-    train(FLAGS.config, configs.workdir())
-  sys.stdout.flush()
+    train(FLAGS.config, workdir)
+  print(f"adapter: {workdir / 'adapter'}")
+  print(f"next: {shlex.join(['python', '-m', 'eval.main', *sys.argv[1:]])}", flush=True)
 
 
 if __name__ == "__main__":

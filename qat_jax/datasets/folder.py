@@ -7,6 +7,7 @@ pictures/captions.csv      file,caption,instance     (or .tsv, .jsonl, .parquet;
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from pathlib import Path
@@ -22,7 +23,8 @@ FILE_COLUMNS = ("file", "file_name", "image", "image_path", "path")
 class FolderSource:
   """Random access to the images in a folder; ids are their paths within it, "/" between the parts.
 
-  With a table there is one row a line, in its order, and its further columns come along. Without one there is a row
+  Hidden files, which begin with a dot, are passed over. With a table there is one row a line, in its order, and its
+  further columns come along. Without one there is a row
   an image, in the order of the paths; the caption is the text file of the same name, if any.
   """
 
@@ -34,7 +36,7 @@ class FolderSource:
     With `instance_by_folder` images in one subfolder are of one instance, unless the table says otherwise.
 
     Raises FileNotFoundError for a missing folder or table, or images that the table names and the folder lacks;
-    ValueError for a table without a column of file names.
+    ValueError for a table without a column of file names, or a line that cannot be read; it is named.
     """
     self.folder = Path(folder)
     if not self.folder.is_dir():
@@ -54,7 +56,7 @@ class FolderSource:
     beside = (self.folder / row["file"]).with_suffix(".txt")
     caption = _text(row.get("caption"))
     if "caption" not in row and beside.is_file():
-      caption = beside.read_text("utf-8", "replace").strip()
+      caption = _decoded(beside).strip()
     instance = _text(row.get("instance")) or (str(Path(row["file"]).parent) if self.instance_by_folder else None)
     return {**row, "id": _text(row.get("id")) or row["file"], "caption": caption, "instance": instance}
 
@@ -86,8 +88,12 @@ def _text(value: Any) -> str | None:
 
 
 def _listed(folder: Path) -> list[dict[str, Any]]:
-  paths = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in IMAGES and p.is_file())
-  return [{"file": name} for name in sorted(paths)]
+  paths = (p.relative_to(folder) for p in folder.rglob("*") if p.suffix.lower() in IMAGES and p.is_file())
+  names = sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
+  for name in names:
+    if not _is_text(name):
+      raise ValueError(f"the file name {name!r} in {folder} is not UTF-8; rename the file")
+  return [{"file": name} for name in names]
 
 
 def _named(folder: Path, table: Path) -> list[dict[str, Any]]:
@@ -97,6 +103,9 @@ def _named(folder: Path, table: Path) -> list[dict[str, Any]]:
     return []
   if column is None:
     raise ValueError(f"{table} has the columns {list(rows[0])}; one of {FILE_COLUMNS} must name the image files")
+  for number, row in enumerate(rows, start=1):
+    if not row.get(column):
+      raise ValueError(f"row {number} of {table} names no image: its {column!r} is empty; give it or remove the row")
   rows = [{"file": str(row[column]), **{k: v for k, v in row.items() if k != column}} for row in rows]
   missing = [row["file"] for row in rows if not (folder / row["file"]).is_file()]
   if missing:
@@ -112,8 +121,51 @@ def _read(table: Path) -> list[dict[str, Any]]:
 
     return pq.read_table(table).to_pylist()
   if table.suffix == ".jsonl":
-    return [json.loads(line) for line in table.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [_object(table, number, line) for number, line in enumerate(_decoded(table).split("\n"), 1) if line.strip()]
   if table.suffix not in (".csv", ".tsv"):
     raise ValueError(f"{table} is no .csv, .tsv, .jsonl or .parquet file")
-  with open(table, newline="", encoding="utf-8-sig") as file:
-    return list(csv.DictReader(file, delimiter="\t" if table.suffix == ".tsv" else ","))
+  reader = csv.DictReader(io.StringIO(_decoded(table), newline=""), delimiter="\t" if table.suffix == ".tsv" else ",")
+  rows = []
+  try:
+    for row in reader:
+      if None in row:
+        raise ValueError(
+          f"{table}, line {reader.line_num}: more cells than the {len(reader.fieldnames or ())} columns; put text with "
+          "a comma in quotes"
+        )
+      rows.append(row)
+  except csv.Error as error:
+    raise ValueError(f"{table}, line {reader.line_num}: {error}; save it as plain CSV") from error
+  return rows
+
+
+def _object(table: Path, number: int, line: str) -> dict[str, Any]:
+  try:
+    row = json.loads(line)
+  except json.JSONDecodeError as error:
+    raise ValueError(f"{table}, line {number}, is no JSON: {error.msg} at character {error.colno}; mend it") from error
+  if not isinstance(row, dict):
+    raise ValueError(f"{table}, line {number}, is a JSON {type(row).__name__}; wanted an object a line")
+  return row
+
+
+def _decoded(path: Path) -> str:
+  """Returns a text file's content; raises ValueError that names the line where it is not UTF-8."""
+  data = path.read_bytes()
+  if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+    raise ValueError(f"{path} is UTF-16; save it as UTF-8")
+  try:
+    return data.decode("utf-8-sig")
+  except UnicodeDecodeError as error:
+    line = data.count(b"\n", 0, error.start) + 1
+    raise ValueError(
+      f"{path}, line {line}, is not UTF-8 (byte {data[error.start]:#04x}); save it as UTF-8, it may be Latin-1"
+    ) from error
+
+
+def _is_text(name: str) -> bool:
+  try:
+    name.encode()
+  except UnicodeEncodeError:
+    return False
+  return True

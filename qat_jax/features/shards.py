@@ -21,6 +21,7 @@ META = "meta.json"
 INCOMPLETE = "incomplete"
 OURS = re.compile(rf"\.lock|{INCOMPLETE}|{re.escape(META)}\..*tmp")  # what a kill may leave of an earlier call
 DTYPES = (np.dtype(np.float16), np.dtype(np.float32))
+MAGIC = b"\x93NUMPY"
 BLOCK_ROWS = 8192  # what is looked at in float32 at once
 
 
@@ -38,6 +39,7 @@ class Shard:
   @classmethod
   def of(cls, path: Path) -> Shard:
     """Reads the header; raises ValueError where the file is not as long as it says, or holds no features."""
+    check_npy(path)
     try:
       array = np.load(path, mmap_mode="r", allow_pickle=False)
       whole = array.offset + array.nbytes == path.stat().st_size
@@ -79,6 +81,14 @@ class Shard:
   def _check(self, file: IO[bytes]) -> None:
     if _stamp(os.fstat(file.fileno())) != self.stamp:
       raise OSError(f"{self.path} was changed while it was open; open its store again")
+
+
+def check_npy(path: Path) -> None:
+  """Raises ValueError for a file that is no .npy, with its first bytes: NumPy would speak of pickles."""
+  with open(path, "rb") as file:
+    head = file.read(16)
+  if not head.startswith(MAGIC):
+    raise ValueError(f"{path} is no .npy file: it begins with {head!r}; write it with numpy.save")
 
 
 def _stamp(about: os.stat_result) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from qat_jax.adapter import Adapter, load
+from qat_jax.features.shards import check_npy
 from qat_jax.features.store import FeatureStore
 from qat_jax.search.rank import rank, rerank
 from qat_jax.stages import check_same, digest_of_files, fingerprint, lock, write_json, write_whole
@@ -167,6 +168,7 @@ def _open_queries(path: Path, model: Adapter, query_type: str | None) -> tuple[G
 
 
 def _read_array(path: Path, what: str) -> np.ndarray:
+  check_npy(path)
   try:
     return np.load(path, mmap_mode="r", allow_pickle=False)
   except (ValueError, EOFError) as error:

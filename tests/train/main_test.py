@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shlex
 import shutil
 import subprocess
 import sys
@@ -211,6 +212,18 @@ def test_the_same_data_somewhere_else_is_the_same_data(trained, config, tmp_path
   workdir = shutil.copytree(trained[1], tmp_path / "run")
   monkeypatch.setattr("train.loop.train", None)
   pipeline.train(config, workdir)
+
+
+def test_the_program_says_where_the_adapter_is_and_what_comes_next(trained):
+  settings = {"data.root": trained[0], "form": "query_only", "forms.query_only.hidden": 8, "train.batch_size": 8}
+  settings |= {"train.steps": 2, "static_train.steps": 2, "validation.every": 2}
+  given = [f"--config.{name}={value}" for name, value in settings.items()]
+  arguments = ["--config", "configs/features.py", *given, "--workdir", str(trained[1])]
+  done = subprocess.run([sys.executable, "-m", "train.main", *arguments], capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stderr
+  *_, adapter, following = done.stdout.splitlines()
+  assert adapter == f"adapter: {trained[1] / 'adapter'}" and (trained[1] / "adapter/adapter.json").is_file()
+  assert shlex.split(following) == ["next:", "python", "-m", "eval.main", *arguments]
 
 
 @pytest.mark.parametrize("left", ["adapter.json", "checkpoints"])

@@ -1,4 +1,5 @@
 import json
+import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -103,6 +104,49 @@ def test_a_file_that_went_away_is_an_unreadable_image(folder):
 def test_bad_tables_are_refused(folder, text, error, words):
   (folder / "captions.csv").write_text(text)
   with pytest.raises(error, match=words):
+    FolderSource(folder)
+
+
+@pytest.mark.parametrize(
+  ("name", "content", "words"),
+  [
+    (
+      "captions.csv",
+      "file,caption\na.JPG,une caf\u00e9\n".encode("latin-1"),
+      "captions.csv, line 2, is not UTF-8 .byte 0xe9.",
+    ),
+    ("captions.csv", "file,caption\na.JPG,x\n".encode("utf-16"), "captions.csv is UTF-16; save it as UTF-8"),
+    ("captions.csv", b"file,caption\na.JPG,one, two\n", "captions.csv, line 2: more cells than the 2 columns"),
+    ("captions.csv", b"file,caption\n,one\n", "row 1 of .*captions.csv names no image: its 'file' is empty"),
+    (
+      "captions.jsonl",
+      b'{"file": "a.JPG"}\n\n{"file": \n',
+      "captions.jsonl, line 3, is no JSON: Expecting value at character",
+    ),
+    ("captions.jsonl", b'["a.JPG"]\n', "captions.jsonl, line 1, is a JSON list; wanted an object a line"),
+    ("a.txt", "fine\na caf\u00e9".encode("latin-1"), "a.txt, line 2, is not UTF-8"),
+  ],
+)
+def test_what_cannot_be_read_is_named_with_its_line(folder, name, content, words):
+  (folder / name).write_bytes(content)
+  with pytest.raises(ValueError, match=words):
+    FolderSource(folder).about(0)
+
+
+def test_tables_with_a_byte_order_mark_and_line_ends_of_windows_are_read(folder):
+  (folder / "captions.csv").write_bytes('file,caption\r\nb.jpg,"a\r\nb\u00e9"\r\n'.encode("utf-8-sig"))
+  assert FolderSource(folder)[0]["caption"] == "a\r\nb\u00e9"
+
+
+def test_odd_file_names(folder):
+  for name in ("._a.JPG", ".thumbs/b.jpg"):  # of other programs
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(b"")
+  (folder / "a b, #1 \u00e9.png").write_bytes((folder / "more/c.png").read_bytes())
+  assert [row["file"] for row in FolderSource(folder).rows] == ["a b, #1 \u00e9.png", "a.JPG", "b.jpg", "more/c.png"]
+  with open(os.fsencode(folder) + b"/caf\xe9.png", "wb"):
+    pass
+  with pytest.raises(ValueError, match=r"the file name 'caf\\udce9.png' in .* is not UTF-8; rename the file"):
     FolderSource(folder)
 
 

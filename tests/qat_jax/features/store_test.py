@@ -317,3 +317,11 @@ def test_a_shard_that_changes_while_it_is_open_is_noticed(tmp_path, array):
     with pytest.raises(OSError, match="img_emb_0000.npy was changed while it was open; open its store again"):
       store[rows]
   np.testing.assert_array_equal(FeatureStore.open(store.folder)[:], -array)
+
+
+def test_a_text_file_that_is_called_npy_is_told_apart_without_advice_about_pickles(tmp_path):
+  write_features(tmp_path / "f", {"img": np.eye(2, 4, dtype=np.float32)}, {"id": ["a", "b"]})
+  (tmp_path / "f/img_emb/img_emb_0000.npy").write_text("0.1, 0.2\n")
+  with pytest.raises(ValueError, match=r"img_emb_0000.npy is no .npy file: it begins with b'0.1, 0.2") as caught:
+    FeatureStore.open(tmp_path / "f")
+  assert "pickle" not in str(caught.value)
