@@ -27,9 +27,9 @@ needs_browser = pytest.mark.skipif(not (CHROMIUM and AXE), reason="no Chromium, 
 
 def result(method, best, seed=0, **more):
   rng = np.random.default_rng(seed)
-  return Result(
-    "text", method, rng.random(40) * best, np.ones(40), hit10_Q=np.repeat([0.0, 1.0], 20), ms_per_query=0.1, **more
-  )
+  costs = {"ms_per_query": 0.1, "offline_seconds": 1234.0, "extra_bytes_per_item": 1024.0, "parameters": 2_200_000}
+  hits_Q = np.repeat([0.0, 1.0], 20)
+  return Result("text", method, rng.random(40) * best, np.ones(40), hit10_Q=hits_Q, **costs, **more)
 
 
 @pytest.fixture
