@@ -18,6 +18,7 @@ def get_config() -> ConfigDict:
 
   # Images and texts → features. With `root` the features are there already; else `source` is encoded into the workdir.
   config.data = ConfigDict({"root": "", "source": "", "name": "", "folder": "", "limit": 0})
+  config.data.allow_shared_instances = False  # of train with val or test; refused else (docs/data.md)
   config.encoder = ConfigDict({"name": "", "batch_size": 256, "rows_per_shard": 8192})
 
   # Features → semi-positives: the nearest `keep` training images of other instances. 0: none; the paper has 10.
@@ -40,9 +41,13 @@ def get_config() -> ConfigDict:
   # Whether a learned map of the gallery is tried too: "always", "never", or "auto", for image queries alone.
   config.gallery_map = "auto"
 
-  # How many training pairs the best head for an untouched gallery may remember; it is tried with them and without. A
-  # query moves as training queries like it would have to. 4 · pairs · width bytes of the adapter; 0: none.
+  # Parts, tried beside the best head, each kept only where validation says so; 0: not tried (docs/which.md).
+  # Pairs that a query remembers: it moves as training queries like it would have to. 4 · width bytes a pair.
   config.memory = ConfigDict({"text": 32768, "image": 0})
+  # Pairs that say what an item is called: captions of training images like it, beside it. Doubles the width of items.
+  config.captions = ConfigDict({"text": 32768, "image": 32768})
+  # Training queries that level the items: one number against hubs, which many queries find and few mean.
+  config.levelled = ConfigDict({"text": 8000, "image": 8000})
 
   # Training.
   config.noise = ConfigDict({"kind": "relative", "scale": 0.5})
@@ -61,7 +66,8 @@ def get_config() -> ConfigDict:
     }
   )
   config.static_train = ConfigDict({"steps": 2000, "learning_rate": 2e-3})
-  config.validation = ConfigDict({"every": 200, "queries": 1000})
+  # Queries that a head is validated on while it trains, and that the gate chooses by, once.
+  config.validation = ConfigDict({"every": 200, "queries": 1000, "gate_queries": 4000})
 
   # Evaluation: on the retrieval set's test split, or on a public benchmark by its own rule (docs/benchmarks.md).
   config.benchmark = ConfigDict(
@@ -80,7 +86,10 @@ def get_config() -> ConfigDict:
     {
       "queries": 0,
       "shortlist": 1000,
-      "methods": ("plain", "static", "query_only", "neighbours", "adapted", "adapted_shortlist"),
+      "methods": (
+        *("plain", "static", "neighbours", "query_only"),
+        *("head_alone", "head_with_memory", "head_with_captions", "adapted", "adapted_shortlist"),
+      ),
     }
   )
   config.lock()

@@ -25,7 +25,7 @@ from eval.ranking import Method, Search
 from eval.report.results import METHOD_NAMES
 from qat_jax.adapter import Adapter, load
 from qat_jax.features.retrieval_set import RetrievalSet
-from qat_jax.fit import discriminant, linear, memory, whitening
+from qat_jax.fit import discriminant, levels, linear, memory, whitening
 from qat_jax.fit.training import PLAIN, Training
 from qat_jax.models import forms
 from qat_jax.models.head import Head
@@ -43,6 +43,9 @@ STATIC = ("static", "static_mapped", "closed_form_both")
 QUERY_ONLY = ("query_only", "closed_form")
 HEADS: dict[str, Callable[[Training, Validator], Head | None]] = {
   "neighbours": memory.neighbours,
+  "csls": levels.csls,
+  "inverted_softmax": levels.inverted_softmax,
+  "nearest_neighbour_normalisation": levels.nearest_neighbour_normalisation,
   "whitening": whitening.fit,
   "lda": discriminant.both_sides,
   "lda_query": discriminant.query_alone,
@@ -150,6 +153,21 @@ def fold_only(run: Run, problem: Problem) -> Method:
   return _shortlisted(run, problem, rerank=False)
 
 
+def head_alone(run: Run, problem: Problem) -> Method | str:
+  """The head of what the adapter serves, without the parts beside it."""
+  return _without_parts(run, problem, 0)
+
+
+def head_with_memory(run: Run, problem: Problem) -> Method | str:
+  """That head with the memory of the query."""
+  return _without_parts(run, problem, "_remembering")
+
+
+def head_with_captions(run: Run, problem: Problem) -> Method | str:
+  """That head with the captions of the items, and the memory of the query where that is served."""
+  return _without_parts(run, problem, "_captioned")
+
+
 def of_head(head: Head, run: Run, problem: Problem) -> Method:
   """Returns the method that ranks the whole gallery, prepared as the head wants it."""
   query_type = problem.query_type
@@ -159,7 +177,8 @@ def of_head(head: Head, run: Run, problem: Problem) -> Method:
     prepared = galleries.prepared(adapter, query_type, gallery, run.scratch)
     return lambda query_QD, k: qat_jax.rank(adapter(query_QD, query_type), prepared, k)
 
-  return Method(prepare, head.note, forms.parameters(head.variables))
+  wider = head.items_wide(run.adapter.width) - run.adapter.width
+  return Method(prepare, head.note, forms.parameters(head.variables), 4.0 * max(wider, 0))
 
 
 def fitted(fit: Callable[[Training, Validator], Head | None], run: Run, problem: Problem) -> Method | str:
@@ -189,6 +208,20 @@ def _best_candidate(run: Run, problem: Problem, names: tuple[str, ...]) -> Metho
   return made._replace(note=note, seconds=best.info["offline_seconds"])
 
 
+def _without_parts(run: Run, problem: Problem, step: int | str) -> Method | str:
+  """Returns a step of the gate's ladder to what is served: by its place, or by how its name ends."""
+  served, query_type = run.served(problem.query_type), problem.query_type
+  names = [s["name"] for s in run.adapter.info.get("chosen", {}).get(query_type, {}).get("steps", [])]
+  wanted = names[step : step + 1] if isinstance(step, int) else [name for name in names if name.endswith(step)]
+  if not wanted or wanted[0] == served:
+    return f"{served or 'what serves'} has no such step before it"
+  candidate = run.candidate(query_type, wanted[0])
+  if candidate is None:
+    return f"the run has no candidate {wanted[0]}"
+  made, info = of_head(candidate.head(query_type), run, problem), candidate.info
+  return made._replace(note=info["note"] or info["name"], seconds=info["offline_seconds"])
+
+
 def _shortlisted(run: Run, problem: Problem, rerank: bool) -> Method:
   adapter, query_type, gallery = run.adapter, problem.query_type, problem.gallery
   length = min(run.shortlist, len(gallery))
@@ -208,8 +241,9 @@ def _shortlisted(run: Run, problem: Problem, rerank: bool) -> Method:
     return search
 
   note = f"{'exact inner product' if exact else 'ScaNN'}'s {length:,} on the folded query"
-  extra = 0.0 if exact else scann_bytes(len(gallery), adapter.width)
-  parameters = forms.parameters(adapter.head(query_type).variables)
+  head = adapter.head(query_type)
+  wide, parameters = head.items_wide(adapter.width), forms.parameters(head.variables)
+  extra = 4.0 * max(wide - adapter.width, 0) + (0.0 if exact else scann_bytes(len(gallery), wide))
   return Method(prepare, note, parameters, extra, run.seconds(query_type))
 
 
@@ -223,6 +257,7 @@ def scann_bytes(items: int, width: int) -> float:
 
 _MADE: dict[str, Callable[[Run, Problem], Method | str]] = {
   **{f.__name__: f for f in (plain, static, query_only, adapted, adapted_shortlist, fold_only)},
+  **{f.__name__: f for f in (head_alone, head_with_memory, head_with_captions)},
   **{name: functools.partial(fitted, fit) for name, fit in HEADS.items()},
   **{name: functools.partial(tuned, fit) for name, fit in SEARCHES.items()},
 }

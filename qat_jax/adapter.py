@@ -42,7 +42,6 @@ FORMAT = 2  # of the folder; 1 had its parameters in a folder that orbax wrote
 FILES = ("adapter.json", "params-*.safetensors")  # patterns of what `load` reads
 QUERY_BLOCK = 1024  # queries adapted at once
 SAMPLE_ROWS = 1024  # gallery rows whose length tells whether the gallery is normalised
-PREPARE_ROWS = 65536  # gallery rows mapped at once
 
 
 class Adapter:
@@ -141,27 +140,25 @@ class Adapter:
     """
     head, rows = self.head(query_type), as_gallery(gallery)
     name = str(getattr(rows, "folder", "")) or f"of {len(rows)} items"
-    if rows.width != self.width:
-      raise ValueError(f"the gallery {name} is {rows.width} wide; this adapter wants {self.width}")
     check_encoders(f"the gallery {name}", getattr(rows, "encoder", None), "the adapter", self.encoder)
     space = rows.space or "frozen"
     if space not in ("frozen", head.space):
       raise ValueError(f"the gallery {name} was prepared by another adapter ({space}); give prepare() the frozen one")
-    prepare = functools.partial(_prepare, head.module(self.width), head.variables)
+    wanted = self.width if space == "frozen" else head.items_wide(self.width)
+    if rows.width != wanted:
+      raise ValueError(f"the gallery {name} is {rows.width} wide; this adapter wants {wanted}")
     if not isinstance(gallery, Gallery):
-      return prepare(jnp.asarray(gallery))
+      return _prepared(head, self.width, gallery)
     if space == head.space and is_unit(np.asarray(rows[:SAMPLE_ROWS])):
       return gallery
     if isinstance(gallery, ArrayGallery):
-      return ArrayGallery(prepare(jnp.asarray(gallery.array)), head.space)
+      return ArrayGallery(_prepared(head, self.width, gallery.array), head.space)
     if folder is None:
       what = "the adapter maps the gallery" if head.space != "frozen" else "the gallery's rows are not of unit length"
       raise ValueError(f"{what}, so it has to be written anew; say where: prepare(gallery, folder=…)")
-    mapped = (
-      np.asarray(prepare(jnp.asarray(rows[start : start + PREPARE_ROWS])), rows.dtype)
-      for start in range(0, len(rows), PREPARE_ROWS)
+    return prepared_features(
+      folder, rows, lambda rows_ND: np.asarray(_prepared(head, self.width, rows_ND), rows.dtype), head.space
     )
-    return prepared_features(folder, rows, mapped, head.space)
 
   def save(self, folder: str | os.PathLike) -> None:
     """Writes the adapter to a folder, whole or not at all; an adapter that was there is replaced, the rest stays."""
@@ -301,6 +298,10 @@ def _load_released(folder: pathlib.Path, source: str) -> Adapter:
 def _jitted(head: Head, width: int) -> Callable[[dict, jax.Array], Adaptation]:
   module = head.module(width)
   return jax.jit(lambda variables, query_QD: module.apply(variables, query_QD))
+
+
+def _prepared(head: Head, width: int, gallery_ND: np.ndarray | jax.Array) -> jax.Array:
+  return _prepare(head.module(width), head.variables, jnp.asarray(gallery_ND))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -142,6 +142,22 @@ def paired_interval(
   return mean, *bootstrap_interval(difference_Q, seed, samples)
 
 
+def clustered_error(values_Q: np.ndarray, group_Q: np.ndarray) -> float:
+  """Returns the standard error of the mean of values of which those of one group go together (NaN: no values).
+
+  Queries that ask for the same instance are right and wrong together, so they count for less than as many others. With
+  a group for each value it is the ordinary standard error.
+
+  >>> clustered_error(np.array([1.0, 3.0]), np.array([0, 1])), clustered_error(np.array([1.0, 3.0]), np.array([0, 0]))
+  (1.0, 0.0)
+  """
+  deviation_Q = np.asarray(values_Q, np.float64) - np.mean(values_Q)
+  _, code_Q = np.unique(group_Q, return_inverse=True)
+  groups = int(code_Q.max()) + 1
+  total = float(np.sum(np.square(np.bincount(code_Q, deviation_Q))))
+  return float(np.sqrt(total * groups / max(groups - 1, 1)) / len(deviation_Q))
+
+
 class _Hits:
   """Where positives stand, one entry a positive found: its query, its rank from 1, and how many were found by then."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -14,7 +14,7 @@ import numpy as np
 
 from qat_jax.adaptation import score
 from qat_jax.features.retrieval_set import Split
-from qat_jax.metrics import average_precision
+from qat_jax.metrics import average_precision, clustered_error
 from qat_jax.models.head import Head
 from qat_jax.types import Ranking, Relevance
 
@@ -32,6 +32,8 @@ class Validator:
     self.query_QD = np.asarray(query_QD[usable], np.float32)
     self.gallery_ND = jnp.asarray(gallery_ND, jnp.float32)
     self.relevance = relevance.take(usable)
+    of_instance = zip(self.relevance.positives, self.relevance.ignored, strict=True)
+    self.group_Q = np.array([min(np.concatenate(items)) for items in of_instance], int)  # queries of one instance
 
   @classmethod
   def of(cls, split: Split, query_type: str, limit: int, seed: int) -> Validator:
@@ -54,11 +56,35 @@ class Validator:
       ids.append(np.argsort(-score_QN[: len(block_QD)], axis=1, kind="stable").astype(np.int32))
     return average_precision(np.concatenate(ids), self.relevance)
 
+  def gain(self, precision_Q: np.ndarray, other_Q: np.ndarray) -> tuple[float, float]:
+    """Returns the mean of the paired difference of two heads' precisions, and its standard error.
+
+    Queries of one instance stand and fall together; the error counts them so (`metrics.clustered_error`).
+    """
+    return float(np.mean(precision_Q - other_Q)), clustered_error(precision_Q - other_Q, self.group_Q)
+
+  def mildest(self, heads: Iterable[Head]) -> Head:
+    """Returns the first of several heads, given from the mildest to the strongest, that the best does not clearly beat.
+
+    By the one-standard-error rule: the best on validation wins, unless a milder one is within one standard error of the
+    paired difference, since what looks best there is in part luck.
+    """
+    heads = list(heads)
+    precision = [self.precisions(head) for head in heads]
+    return heads[self.mildest_of(precision)]
+
+  def mildest_of(self, precision: Sequence[np.ndarray]) -> int:
+    """Returns which of several heads `mildest` takes, by their precisions."""
+    best_Q = max(precision, key=np.mean)
+    lost = (self.gain(best_Q, own_Q) for own_Q in precision)
+    return next(i for i, (loss, error) in enumerate(lost) if loss <= error)
+
   def subset(self, count: int) -> Validator:
     """Returns the same validation with `count` of its queries, evenly spaced; all if there are no more."""
     rows = np.unique(np.linspace(0, len(self.query_QD) - 1, min(count, len(self.query_QD))).astype(int))
     other = copy.copy(self)
     other.query_QD, other.relevance = self.query_QD[rows], self.relevance.take(rows)
+    other.group_Q = self.group_Q[rows]
     return other
 
   def of_search(self, search: Callable[[np.ndarray, int], Ranking]) -> float:

@@ -45,7 +45,6 @@ MAY_USE = {
 # Used without an import of ours.
 NOT_IMPORTED = {
   "array-record": "TFDS reads and writes its files with it",
-  "axe-core-python": "a test reads its script",
   "mypy": "make lint",
   "ruff": "make lint",
   "pytest-xdist": "make test",

@@ -32,9 +32,10 @@ def config(config: ConfigDict, devices: int) -> None:
       raise ValueError(f"config.{name} is {_get(config, name)}; wanted a number above 0")
   if config.train.epochs < 0:
     raise ValueError(f"config.train.epochs is {config.train.epochs}; give 0 for no limit, or a number above 0")
-  for name, pairs in config.memory.items():
-    if pairs < 0 or pairs == 1:
-      raise ValueError(f"config.memory.{name} is {pairs}; give 0 for none, or at least 2 training pairs")
+  for part in ("memory", "captions", "levelled"):
+    for name, rows in config[part].items():
+      if rows < 0 or rows == 1:
+        raise ValueError(f"config.{part}.{name} is {rows}; give 0 for none, or at least 2 training pairs")
   for form, settings in config.forms.items():
     try:
       hypernetwork.FORMS[form](2, **dict(settings))

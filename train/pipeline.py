@@ -5,6 +5,7 @@ A stage whose result is in the working folder is skipped.
 
 from __future__ import annotations
 
+import functools
 import pathlib
 from typing import Any
 
@@ -13,32 +14,42 @@ from ml_collections import ConfigDict
 
 from qat_jax.adapter import Adapter
 from qat_jax.datasets.splits import sources
-from qat_jax.features import mining
+from qat_jax.features import leaks, mining
 from qat_jax.features.retrieval_set import RetrievalSet
 from qat_jax.fit.training import Training
 from qat_jax.runs import provenance
 from qat_jax.stages import fingerprint
 from qat_jax.validation import Validator
 from train import check
-from train.plan import Material, candidates, choose
+from train.gate import account, choose
+from train.plan import Material, candidates
 
 
 def train(config: ConfigDict, workdir: pathlib.Path) -> Adapter:
   """Trains what the config asks for and returns the adapter, which is also in `workdir/adapter`."""
   check.config(config, jax.local_device_count())
   data = RetrievalSet.open(features(config, workdir))
+  types, shared = servable(data), leaks.check(data, config.data.allow_shared_instances)
   semi = mining.ensure(config.semi_positives, data.train_images, workdir / "semi_positives.npz")
   made_from = read_from(config, data)
   heads, chosen = {}, {}
-  for query_type in servable(data):
-    validator = Validator.of(data.split("val"), query_type, config.validation.queries, config.seed)
-    material = Material(Training.of(data, query_type), semi, validator, made_from)
+  for query_type in types:
+    of = functools.partial(Validator.of, data.split("val"), query_type, seed=config.seed)
+    validator, gate = of(limit=config.validation.queries), of(limit=config.validation.gate_queries)
+    material = Material(Training.of(data, query_type), data.train_texts, semi, validator, gate, made_from)
     fitted = candidates(config, material, workdir / "candidates" / query_type)
-    heads[query_type], chosen[query_type] = choose(fitted)
+    chosen[query_type] = choose(fitted, gate)
+    heads[query_type] = fitted[chosen[query_type]["name"]].head
     print(account(query_type, chosen[query_type]), flush=True)
   name, revision = data.encoder or (config.encoder.name, None)
   about = {"encoder": name, "revision": revision} if name else {}
-  info = {"chosen": chosen, **about, "made_from": made_from, **provenance(config.to_dict(), config.seed)}
+  info = {
+    "chosen": chosen,
+    "shared": shared,
+    **about,
+    "made_from": made_from,
+    **provenance(config.to_dict(), config.seed),
+  }
   adapter = Adapter(data.width, heads, info)
   adapter.save(workdir / "adapter")
   return adapter
@@ -67,7 +78,7 @@ def features(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
 def read_from(config: ConfigDict, data: RetrievalSet) -> dict[str, Any]:
   """Returns the fingerprint of all that every candidate is made from: features, semi-positives, validation."""
   parts = data.fingerprint
-  asked = {"queries": config.validation.queries, "seed": config.seed}
+  asked = {name: config.validation[name] for name in ("queries", "gate_queries")} | {"seed": config.seed}
   semi = dict(config.semi_positives) if config.semi_positives.keep else None
   return fingerprint(train=parts["train"], semi_positives=semi, val=parts["val"], validation=asked)
 
@@ -81,9 +92,3 @@ def servable(data: RetrievalSet) -> list[str]:
       "images. Add it, or image_queries/ to val and test"
     )
   return types
-
-
-def account(query_type: str, chosen: dict) -> str:
-  """Returns a line that says what serves a query type, and what the others reached on validation."""
-  others = ", ".join(f"{name} {100 * value:.1f}" for name, value in chosen["val_map"].items())
-  return f"{query_type} queries: {chosen['name']} serves (validation mAP × 100: {others})"

@@ -1,4 +1,4 @@
-"""The candidates of one query type: which heads are fitted, with which settings, and which of them serves.
+"""The candidates of one query type: which heads are fitted, and with which settings, from the simplest on.
 
 A candidate that is in the working folder is not fitted again. From its first step on it says what it is made from; one
 that was made from anything else is refused.
@@ -6,13 +6,14 @@ that was made from anything else is refused.
 
 from __future__ import annotations
 
-import functools
+import io
 import json
 import math
 import pathlib
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -22,18 +23,18 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from qat_jax.adapter import Adapter, load
-from qat_jax.fit import discriminant, memory
+from qat_jax.fit import discriminant, levels, memory
 from qat_jax.fit.training import PLAIN, Training
 from qat_jax.models import forms
 from qat_jax.models.head import Head
-from qat_jax.stages import check_same, fingerprint, write_json
+from qat_jax.stages import check_same, fingerprint, write_json, write_whole
 from qat_jax.types import SemiPositives
 from qat_jax.validation import Validator
 from train import batches, loop
 from train.step import Batch, LossSettings
 
-FORMAT = 2  # of candidates; higher where the same settings make another head
-MADE_FROM = "made_from.json"
+FORMAT = 3  # of candidates; higher where the same settings make another head
+MADE_FROM, PRECISIONS = "made_from.json", "validation.npy"
 ADVICE = "Use another --workdir, or what it was made with"
 ENOUGH_SECOND_VIEWS = 0.5  # of the training images, for a trained image head to be worth trying
 FEWEST_STEPS = 400
@@ -46,50 +47,79 @@ class Material(NamedTuple):
   """What the candidates of one query type are made from and compared on."""
 
   training: Training
+  captions: Any | None  # of the training images (ND), where there are any
   semi: SemiPositives | None
-  validator: Validator
-  made_from: dict[str, Any]  # the fingerprint of all three
+  validator: Validator  # for a head while it trains
+  gate: Validator  # with more queries, for what is chosen once
+  made_from: dict[str, Any]  # the fingerprint of all of them
 
 
-def candidates(config: ConfigDict, material: Material, folder: pathlib.Path) -> dict[str, Adapter]:
-  """Returns every candidate of the query type, by name, fitted or read from `folder`."""
-  training, validator, semi = material.training, material.validator, material.semi
-  frozen_Q = validator.precisions(PLAIN)
-  fitted: dict[str, Adapter] = {}
+class Candidate(NamedTuple):
+  """A head that was fitted, and what it reaches on the gate's validation queries (average precision, Q)."""
 
-  def add(name: str, settings: dict[str, Any], fit: Callable[[], Head | None], before: float = 0.0) -> None:
+  adapter: Adapter
+  precision_Q: np.ndarray
+
+  @property
+  def head(self) -> Head:
+    """Its only head."""
+    (head,) = self.adapter.heads.values()
+    return head
+
+
+def candidates(config: ConfigDict, material: Material, folder: pathlib.Path) -> dict[str, Candidate]:
+  """Returns every candidate of the query type, by name, fitted or read from `folder`; the simplest first."""
+  training, gate, semi = material.training, material.gate, material.semi
+  fitted: dict[str, Candidate] = {}
+
+  def add(name: str, settings: dict[str, Any], fit: Callable[[], Head | None], before: float = 0.0) -> str:
     made_from = fingerprint(format=FORMAT, settings=settings, **material.made_from)
-    if claimed(folder / name, made_from):
-      fitted[name] = load(folder / name)
-    else:
-      fitted[name] = measured(folder / name, material, frozen_Q, settings, fit, before)
+    if not claimed(folder / name, made_from):
+      measure(folder / name, material, settings, fit, before)
+    fitted[name] = Candidate(load(folder / name), np.load(folder / name / PRECISIONS))
+    return name
+
+  def beside(name: str, part: str, settings: dict[str, Any], fit: Callable[..., Head]) -> str:
+    head, info = fitted[name].head, fitted[name].adapter.info
+    settings = {"beside": info["settings"], part: settings}
+    return add(f"{name}_{part}", settings, lambda: fit(training, gate, head), info["offline_seconds"])
 
   add("plain", {}, lambda: PLAIN)
   if training.query_type == "image" and training.second_views:
     grid: dict[str, Any] = {"shrinkage": SHRINKAGE, "residual": RESIDUAL}
-    add("closed_form", grid, lambda: discriminant.query_alone(training, validator, SHRINKAGE, RESIDUAL))
+    add("closed_form", grid, lambda: discriminant.query_alone(training, gate, SHRINKAGE, RESIDUAL))
     grid = {"shrinkage": SHRINKAGE}
-    add("closed_form_both", grid, lambda: discriminant.both_sides(training, validator, SHRINKAGE))
+    add("closed_form_both", grid, lambda: discriminant.both_sides(training, gate, SHRINKAGE))
   if wants_training(config, training):
     loss = LossSettings(config.noise.kind, config.noise.scale, config.semi_positives.share if semi else 0.0)
     for name, (form, own) in trained_forms(config, training).items():
       schedule = loop_settings(config, form, len(training.instance))
       size = config.train.batch_size
       if form != "static":  # which is quick, and what the others are compared with
-        schedule = schedule._replace(
-          target=to_beat(fitted, own["maps_gallery"] or not config.memory[training.query_type])
-        )
+        schedule = schedule._replace(target=to_beat(fitted, own["maps_gallery"]))
       settings = {"form": form, form: own, **loss._asdict(), **schedule._asdict(), "batch_size": size}
-      add(name, settings, functools.partial(by_gradient, material, form, own, size, loss, schedule, folder / name))
-  pairs = config.memory[training.query_type]
-  if pairs and (training.query_type == "text" or training.second_views):
-    base = best_untouched(fitted)
-    (head,) = base.heads.values()
-    grid = {"temperature": memory.TEMPERATURE, "scale": memory.SCALE, "weight": memory.WEIGHT, "queries": memory.FEW}
-    settings = {"beside": base.info["settings"], "memory": pairs, **grid}
-    fit = lambda: memory.remembering(training, validator, head, pairs)
-    add(f"{base.info['name']}_remembering", settings, fit, base.info["offline_seconds"])
+      add(name, settings, partial(by_gradient, material, form, own, size, loss, schedule, folder / name))
+  for name in bases(fitted):
+    with_parts = [name]
+    pairs = config.memory[training.query_type]
+    if pairs and training.queries is not None and (training.query_type == "text" or training.second_views):
+      with_parts.append(beside(name, "remembering", {"pairs": pairs}, partial(memory.remembering, most=pairs)))
+    pairs, captions = config.captions[training.query_type], material.captions
+    if pairs and captions is not None and memory.can_be_captioned(training, fitted[name].head):
+      fit = partial(memory.captioned, texts=captions, most=pairs)
+      with_parts.append(beside(with_parts[-1], "captioned", {"pairs": pairs}, fit))
+    queries = config.levelled[training.query_type]
+    if queries and training.queries is not None and len(np.unique(training.instance)) > 1:
+      for one in with_parts:
+        beside(one, "levelled", {"queries": queries}, partial(levels.levelled, queries=queries))
   return fitted
+
+
+def bases(fitted: dict[str, Candidate]) -> list[str]:
+  """Returns what parts are tried beside: the best on validation for an untouched gallery, and the best of all."""
+  best = max(fitted, key=lambda name: fitted[name].precision_Q.mean())
+  untouched = [name for name, one in fitted.items() if one.head.space == "frozen"]
+  return list(dict.fromkeys([max(untouched, key=lambda name: fitted[name].precision_Q.mean()), best]))
 
 
 def claimed(folder: pathlib.Path, made_from: dict[str, Any]) -> bool:
@@ -108,67 +138,50 @@ def claimed(folder: pathlib.Path, made_from: dict[str, Any]) -> bool:
   return (folder / "adapter.json").exists()
 
 
-def measured(
+def measure(
   folder: pathlib.Path,
   material: Material,
-  frozen_Q: np.ndarray,
   settings: dict[str, Any],
   fit: Callable[[], Head | None],
   before: float,
-) -> Adapter:
-  """Returns a candidate, fitted and measured on validation, as an adapter with one head, which is also in `folder`.
+) -> None:
+  """Fits a candidate and measures it on validation, into `folder`: an adapter with one head, and its precisions.
 
   `before` is how many seconds what it builds on took.
   """
-  training = material.training
+  training, gate = material.training, material.gate
   began = time.perf_counter()
   head = fit()
   assert head is not None, f"{folder.name} cannot be fitted on this training set"
   seconds = before + time.perf_counter() - began
-  precision_Q = material.validator.precisions(head)
-  gain_Q = precision_Q - frozen_Q
+  precision_Q = gate.precisions(head)
   info = {
     "name": folder.name,
     "settings": settings,
+    "note": head.note,
     "val_map": float(precision_Q.mean()),
-    "gain_over_plain": [float(gain_Q.mean()), float(gain_Q.std() / np.sqrt(len(gain_Q)))],
+    "train_val_map": material.validator(head),
     "offline_seconds": round(seconds, 2),
     "parameters": forms.parameters(head.variables),
-    "note": head.note,
   }
-  adapter = Adapter(training.width, {training.query_type: head}, info)
-  adapter.save(folder)
+  write_whole(folder / PRECISIONS, as_npy(precision_Q))
+  Adapter(training.width, {training.query_type: head}, info).save(folder)
   shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # tens of MB that nobody will go on from
-  return adapter
 
 
-def choose(fitted: dict[str, Adapter]) -> tuple[Head, dict]:
-  """The gate: returns the head that serves, and an account of the choice: {name, val_map of all}.
+def as_npy(array: np.ndarray) -> bytes:
+  """Returns the bytes of a .npy file."""
+  stream = io.BytesIO()
+  np.save(stream, array)
+  return stream.getvalue()
 
-  The best mean average precision on validation wins, but the frozen feature stays unless the gain over it is more than
-  one standard error of the paired difference over queries: a small validation set can flatter.
+
+def to_beat(fitted: dict[str, Candidate], maps_gallery: bool) -> float:
+  """Returns what a head has to reach on validation while it trains, to be of use: the best so far.
+
+  Parts are tried beside the best head for an untouched gallery too, so such heads compete with each other alone.
   """
-  best = max(fitted, key=lambda name: fitted[name].info["val_map"])
-  gain, error = fitted[best].info["gain_over_plain"]
-  name = best if gain > error else "plain"
-  (head,) = fitted[name].heads.values()
-  return head, {"name": name, "val_map": {name: adapter.info["val_map"] for name, adapter in fitted.items()}}
-
-
-def to_beat(fitted: dict[str, Adapter], all_count: bool) -> float:
-  """Returns what a head has to reach on validation to be of use: the best so far.
-
-  Where a memory is tried beside the best head for an untouched gallery, such heads compete with each other alone.
-  """
-  return max(fitted.values() if all_count else [best_untouched(fitted)], key=lambda one: one.info["val_map"]).info[
-    "val_map"
-  ]
-
-
-def best_untouched(fitted: dict[str, Adapter]) -> Adapter:
-  """Returns the best candidate on validation among those for a gallery that nothing was done to."""
-  untouched = [one for one in fitted.values() if all(head.space == "frozen" for head in one.heads.values())]
-  return max(untouched, key=lambda adapter: adapter.info["val_map"])
+  return fitted[bases(fitted)[-1 if maps_gallery else 0]].adapter.info["train_val_map"]
 
 
 def by_gradient(
@@ -181,7 +194,7 @@ def by_gradient(
   folder: pathlib.Path,
 ) -> Head:
   """Returns a form trained with the contrastive loss: the best on validation of its run."""
-  training, semi, validator, _ = material
+  training, semi, validator = material.training, material.semi, material.validator
   queries = training.queries
   assert queries is not None, "text queries without captions cannot be trained"
   devices = jax.local_device_count()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -282,13 +282,13 @@ def write_features(
 
 
 def prepared_features(
-  folder: str | os.PathLike, gallery: Gallery, prepared: Iterable[np.ndarray], space: str
+  folder: str | os.PathLike, gallery: Gallery, prepare: Callable[[np.ndarray], np.ndarray], space: str
 ) -> FeatureStore:
-  """Writes chunks of a gallery that was prepared for `space` as a feature folder, or opens it where it is there.
+  """Writes what `prepare` makes of a gallery's rows (ND → NE) as a feature folder of `space`; opens it if it is there.
 
-  A folder that was made from another gallery, or for another space, is written anew; a line of the log says so. Raises
-  FileExistsError where the folder holds anything that was not made here, BlockingIOError where another process writes
-  it.
+  What a killed call left is gone on with. A folder that was made from another gallery, or for another space, is written
+  anew; a line of the log says so. Raises FileExistsError where the folder holds anything that was not made here,
+  BlockingIOError where another process writes it.
   """
   folder, kind = Path(folder), getattr(gallery, "kind", "img")
   made_with = fingerprint(space=space, gallery=getattr(gallery, "fingerprint", None))
@@ -299,8 +299,15 @@ def prepared_features(
     if before:
       FeatureWriter.undo(folder)
     if isinstance(gallery, FeatureStore):
-      columns, meta = gallery.metadata(), gallery.meta
+      table, meta = gallery.metadata(), gallery.meta
     else:
-      columns, meta = {"id": [str(name) for name in getattr(gallery, "ids", range(len(gallery)))]}, {}
-    meta = {**meta, "space": space, "normalised": True, "prepared": made_with}
-    return write_features(folder, {kind: prepared}, columns, meta)
+      table, meta = as_table({"id": [str(name) for name in getattr(gallery, "ids", range(len(gallery)))]}), {}
+    starts, plan = range(0, len(gallery), ROWS_PER_SHARD), {"rows": len(gallery), "prepared": made_with}
+    if not made_with["gallery"] or FeatureWriter.begun(folder) != {**plan, "shards": len(starts)}:
+      FeatureWriter.discard(folder)
+    writer = FeatureWriter(folder, plan, len(starts))
+    for shard in writer.missing():
+      rows = slice(starts[shard], min(starts[shard] + ROWS_PER_SHARD, len(gallery)))
+      writer.write(shard, {kind: prepare(np.asarray(gallery[rows]))}, table.slice(rows.start, rows.stop - rows.start))
+    writer.finish({**meta, "space": space, "normalised": True, "prepared": made_with})
+    return FeatureStore.open(folder, kind)

@@ -52,9 +52,15 @@ class FeatureWriter:
     write_json(path, plan)
 
   @staticmethod
+  def begun(folder: Path) -> dict[str, Any] | None:
+    """Returns the plan of what was begun in a folder and never finished; None where there is nothing of the kind."""
+    path = folder / INCOMPLETE / "plan.json"
+    return json.loads(path.read_text()) if path.exists() and not (folder / META).exists() else None
+
+  @staticmethod
   def discard(folder: Path) -> None:
     """Removes what was begun in a folder and never finished; leaves everything else alone."""
-    if not (folder / INCOMPLETE / "plan.json").exists() or (folder / META).exists():
+    if FeatureWriter.begun(folder) is None:
       return
     for part in (*(f"{kind}_emb" for kind in KINDS), "metadata", INCOMPLETE):  # the mark goes last
       shutil.rmtree(folder / part, ignore_errors=True)

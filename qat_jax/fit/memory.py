@@ -1,24 +1,28 @@
-"""Heads that remember training pairs: the neighbour residual alone, and beside another head.
+"""Heads that remember training pairs: the neighbour residual alone, and beside another head; captions of the items.
 
-A query moves as training queries like it would have to, to reach their images. It costs O(M·D) for M pairs, a gallery
-item nothing.
+A query moves as training queries like it would have to, to reach their images; an item is called what training images
+like it are called. Each costs O(M·D) for M pairs, an item offline.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qat_jax.fit.training import Training
+from qat_jax.fit.training import Training, mean_of
 from qat_jax.models.head import Head
-from qat_jax.models.memory import Bank, image_bank, text_bank
+from qat_jax.models.memory import PAIRS, Bank, image_bank, text_bank
+from qat_jax.types import Adaptation
 from qat_jax.validation import Validator
 
 TEMPERATURE, SCALE, WEIGHT = (0.01, 0.02, 0.035, 0.05, 0.1), (0.5, 1.0, 1.5), (0.25, 0.5, 1.0)
 ALONE = (0.25, 0.5, 1.0, 1.5)  # scales
+ITEM_TEMPERATURE, SHARE = (0.01, 0.02, 0.035, 0.05, 0.1), (0.1, 0.2, 0.4)
 FEW = 400  # validation queries that choose the numbers of a memory beside another head
 
 
@@ -47,27 +51,94 @@ def neighbours(training: Training, validator: Validator) -> Head | None:
 def remembering(training: Training, validator: Validator, head: Head, most: int) -> Head:
   """Returns another head with up to `most` training pairs that it remembers: a sample where there are more.
 
-  Temperature, scale and weight are the best on validation. Image queries want instances of several images.
+  Temperature and scale are the best on a few validation queries, then the weight on all of them.
+  Image queries want instances of several images.
   """
+  rows = pairs_kept(training, most)
   bank: Bank | None
   if training.query_type == "text":
     assert training.queries is not None, "text queries without captions have no pairs"
-    rows = np.linspace(0, len(training.instance) - 1, min(len(training.instance), most)).astype(int)
     bank = text_bank(training.queries[rows], training.images[rows])
   else:
-    rows = with_second_views(training.instance, most)
     bank = image_bank(training.images[rows], training.instance[rows])
   assert bank is not None, "no instance has two images"
   settings = {"form": head.form, "settings": head.settings, "pairs": len(bank.query_MD)}
-  pairs = {"queries": bank.query_MD.astype(jnp.float16), "images": bank.image_MD.astype(jnp.float16)}
+
+  pairs = halves(bank)
+
+  def moving(temperature: float, scale: float, weight: float) -> Head:
+    numbers = {"temperature": temperature, "scale": scale, "weight": weight}
+    note = f"memory of {len(rows):,} pairs, temperature {temperature}, scale {scale}, weight {weight}"
+    return Head("remembering", settings, beside(head, pairs | _numbers(numbers)), note)
+
+  few, middle = validator.subset(FEW), WEIGHT[len(WEIGHT) // 2]
+  pairs_of_numbers = itertools.product(TEMPERATURE, SCALE)
+  temperature, scale = max(pairs_of_numbers, key=lambda both: few(moving(both[0], both[1], middle)))
+  return max((moving(temperature, scale, weight) for weight in WEIGHT), key=validator)
+
+
+def captioned(training: Training, validator: Validator, head: Head, texts: Any, most: int) -> Head:
+  """Returns a head whose items also carry their captions: what training images like them are called.
+
+  `texts` are the captions of the training images, of which up to `most` are kept; a text head that remembers pairs uses
+  those. The temperature is the best on validation, the captions' share of the score the mildest that holds there.
+  """
+  if head.form == "remembering" and training.query_type == "text":
+    settings, variables = head.settings, head.variables
+    own = variables["constants"]
+  else:
+    rows = evenly(len(training.instance), most)
+    settings = {"form": head.form, "settings": head.settings, "pairs": len(rows), "moves": False}
+    own = halves(text_bank(texts[rows], training.images[rows]))
+    variables = beside(head, own)
+  settings = settings | {"captions": training.query_type}
+  mean_D = jnp.asarray(mean_of(own["queries"]), jnp.float32)
+
+  def with_numbers(temperature: float, share: float) -> Head:
+    numbers = _numbers({"item_temperature": temperature, "share": share}) | {"mean": mean_D}
+    note = f"captions of {settings['pairs']:,} pairs, temperature {temperature}, share {share}"
+    return Head("remembering", settings, variables | {"constants": variables["constants"] | numbers}, note)
+
+  few = validator.subset(FEW)
+  best = max(ITEM_TEMPERATURE, key=lambda number: few(with_numbers(number, SHARE[-1])))
+  return validator.mildest(with_numbers(best, share) for share in SHARE)
+
+
+def halves(bank: Bank) -> dict[str, jax.Array]:
+  """Returns the constants of a form that hold a bank, in half precision."""
+  return {name: half.astype(jnp.float16) for name, half in zip(PAIRS, bank, strict=True)}
+
+
+def beside(head: Head, constants: dict[str, jax.Array]) -> dict:
+  """Returns the variables of a form around another one: those of the other, and constants of its own."""
   inner = {name: {"head": tree} if tree else {} for name, tree in head.variables.items()}
+  return inner | {"constants": inner["constants"] | constants}
 
-  def heads() -> Iterator[Head]:
-    for numbers in itertools.product(TEMPERATURE, SCALE, WEIGHT):
-      constants = {n: jnp.float32(x) for n, x in zip(("temperature", "scale", "weight"), numbers, strict=True)}
-      yield Head("remembering", settings, inner | {"constants": inner["constants"] | pairs | constants})
 
-  return max(heads(), key=validator.subset(FEW))
+def can_be_captioned(training: Training, head: Head) -> bool:
+  """Says whether captions fit beside a head: its T must leave other dimensions as they are, so one gate must be 1."""
+  sample_QD = jnp.asarray(np.asarray(training.images[:4], np.float32))
+  adaptation = head.module(training.width).apply(head.variables, sample_QD)
+  assert isinstance(adaptation, Adaptation)
+  return adaptation.gate.shape[1] > 1 or bool(jnp.all(adaptation.gate == 1))
+
+
+def _numbers(named: dict[str, float]) -> dict[str, jax.Array]:
+  return {name: jnp.float32(number) for name, number in named.items()}
+
+
+def pairs_kept(training: Training, most: int) -> np.ndarray:
+  """Returns the training rows that a memory of up to `most` pairs keeps, in its order."""
+  if training.query_type == "text":
+    return evenly(len(training.instance), most)
+  rows = with_second_views(training.instance, most)
+  _, code_N, count = np.unique(training.instance[rows], return_inverse=True, return_counts=True)
+  return rows[count[code_N] >= 2]
+
+
+def evenly(rows: int, most: int) -> np.ndarray:
+  """Returns up to `most` of so many rows, evenly spaced."""
+  return np.linspace(0, rows - 1, min(rows, most)).astype(int)
 
 
 def with_second_views(instance_N: np.ndarray, most: int) -> np.ndarray:

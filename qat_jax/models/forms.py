@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from qat_jax.adaptation import normalise, plain
 from qat_jax.models.closed_forms import Affine, ClosedForm, Plain
+from qat_jax.models.levels import Levelled
 from qat_jax.models.memory import Neighbours, Remembering
 from qat_jax.models.quari import Released
 from qat_jax.models.tokens import ZERO, Factor, Tokens
@@ -185,12 +186,21 @@ def paper(
   return Paper(width, Tokens(rank, token_hidden, layers, steps, heads, dropout), maps_gallery)
 
 
-def remembering(width: int, form: str, settings: dict, pairs: int) -> Remembering:
-  """Another form, with `pairs` training pairs whose neighbour residual moves its query further."""
-  return Remembering(width, FORMS[form](width, **settings), pairs)
+def remembering(
+  width: int, form: str, settings: dict, pairs: int, moves: bool = True, captions: str = ""
+) -> Remembering:
+  """Another form, with `pairs` training pairs that move its query, say what its items are called, or both."""
+  return Remembering(width, FORMS[form](width, **settings), pairs, moves, captions)
 
 
-FORMS = {f.__name__: f for f in (static, query_only, adaptive, gated, paper, remembering)} | {
+def levelled(
+  width: int, form: str, settings: dict, queries: int, items: int, nearest: int, sharpness: float = 0.0
+) -> Levelled:
+  """Another form, whose items (`items` wide) are levelled against hubs by what `queries` training queries score."""
+  return Levelled(width, FORMS[form](width, **settings), queries, items, nearest, sharpness)
+
+
+FORMS = {f.__name__: f for f in (static, query_only, adaptive, gated, paper, remembering, levelled)} | {
   "plain": Plain,
   "closed_form": ClosedForm,
   "affine": Affine,

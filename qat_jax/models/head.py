@@ -41,14 +41,19 @@ class Head:
 
   @functools.cached_property
   def space(self) -> str:
-    """The gallery that the head is for: `frozen`, or the name of its own map of the gallery."""
-    gallery_map = self.variables.get("params", {}).get("gallery_map")
-    if gallery_map is None:
+    """The gallery that the head is for: `frozen`, or the name of what it makes of the gallery's items."""
+    arrays = jax.tree.leaves(_gallery_side(self.form, self.settings, self.variables))
+    if not arrays:
       return "frozen"
     digest = hashlib.blake2b(digest_size=8)
-    for leaf in jax.tree.leaves(gallery_map):
-      digest.update(np.asarray(leaf, np.float32).tobytes())
+    for array in arrays:
+      digest.update(np.asarray(array, np.float32).tobytes())
     return f"mapped-{digest.hexdigest()}"
+
+  def items_wide(self, width: int) -> int:
+    """Returns how wide the items are that the head wants, of a gallery of this width."""
+    module, row_1D = self.module(width), jax.ShapeDtypeStruct((1, width), np.float32)
+    return int(jax.eval_shape(lambda v, x: module.apply(v, x, method="prepare"), self.variables, row_1D).shape[1])
 
   @functools.cached_property
   def fingerprint(self) -> dict[str, Any]:
@@ -58,6 +63,17 @@ class Head:
       digest.update(f"{name_of(path)} {leaf.dtype} {leaf.shape}".encode())
       digest.update(np.asarray(leaf).tobytes())
     return fingerprint(form=self.form, settings=self.settings, variables=digest.hexdigest())
+
+
+def _gallery_side(form: str, settings: dict, variables: dict) -> dict:
+  """Returns all of a form's variables that decide what it makes of the gallery's items; empty where it is normalise."""
+  if "form" not in settings:
+    return variables.get("params", {}).get("gallery_map", {})
+  inner = {name: tree.get("head", {}) for name, tree in variables.items()}
+  side = {"head": _gallery_side(settings["form"], settings["settings"], inner)}
+  if form == "levelled" or settings.get("captions"):
+    side |= {name: array for name, array in variables["constants"].items() if name != "head"}
+  return side
 
 
 def write_variables(folder: pathlib.Path, trees: Mapping[str, object]) -> dict[str, str] | None:

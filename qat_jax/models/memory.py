@@ -1,11 +1,13 @@
-"""What training pairs near a query say of where its images lie: the neighbour residual, and a form that adds it.
+"""What training pairs near a query or an item say of it, and the forms that add it to another.
 
-A training query t_i and an image v_i of its instance show how far a query like it has to move. Nothing is trained; a
-query costs O(M·D) for M pairs, and a gallery item nothing.
+A training query t_i and an image v_i of its instance show how far a query like it has to move: the neighbour residual.
+The captions t_i of the training images v_i nearest to an item say what such images are called. Nothing is trained; a
+query costs O(M·D) for M pairs, and an item the same, once, offline.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -17,6 +19,8 @@ from qat_jax.adaptation import HIGHEST, normalise, plain
 from qat_jax.types import Adaptation
 
 PAIRS = ("queries", "images")  # the names of a bank's halves among a form's constants
+NEAREST = 16  # pairs that an item's captions are taken from
+ROWS = 256  # items compared with a bank at once
 
 
 class Bank(NamedTuple):
@@ -24,6 +28,13 @@ class Bank(NamedTuple):
 
   query_MD: jax.Array
   image_MD: jax.Array
+
+
+class Own(NamedTuple):
+  """Whose the pairs and the queries are, as codes of instances: a query in training must not look up its own answer."""
+
+  pair_M: jax.Array
+  query_Q: jax.Array
 
 
 def text_bank(texts: Any, images: Any) -> Bank:
@@ -44,13 +55,57 @@ def image_bank(images: Any, instance_N: np.ndarray) -> Bank | None:
   return Bank(jnp.asarray(image_ND[rows]), jnp.asarray(others_MD))
 
 
-def moved(bank: Bank, query_QD: jax.Array, temperature: jax.Array | float, scale: jax.Array | float) -> jax.Array:
-  """Returns unit queries q + scale · Σ softmax(cos(q, t_i) / temperature) (v_i − t_i) over the bank (QD, float32)."""
+def moved(
+  bank: Bank,
+  query_QD: jax.Array,
+  temperature: jax.Array | float,
+  scale: jax.Array | float,
+  hidden_QM: jax.Array | None = None,
+) -> jax.Array:
+  """Returns unit queries q + scale · Σ softmax(cos(q, t_i) / temperature) (v_i − t_i) over the bank (QD, float32).
+
+  `hidden_QM` says which pairs a query shall not look at: those of its own instance, where it is in training.
+  """
   query_QD = normalise(query_QD)
-  remembered_MD, image_MD = bank.query_MD.astype(jnp.float32), bank.image_MD.astype(jnp.float32)
+  remembered_MD, image_MD = (jnp.asarray(half, jnp.float32) for half in bank)
   cosine_QM = jnp.matmul(query_QD, remembered_MD.T, precision=HIGHEST)
+  if hidden_QM is not None:
+    cosine_QM = jnp.where(hidden_QM, -jnp.inf, cosine_QM)
   weight_QM = jax.nn.softmax(cosine_QM / temperature, axis=1)
   return normalise(query_QD + scale * jnp.matmul(weight_QM, image_MD - remembered_MD, precision=HIGHEST))
+
+
+def captions_of(
+  bank: Bank, image_ND: jax.Array, mean_D: jax.Array, temperature: jax.Array | float, own: Own | None = None
+) -> jax.Array:
+  """Returns what training images like these are called: normalise(Σ softmax(v·v_i / temperature) t_i − mean t) (ND).
+
+  The sum goes over the NEAREST pairs by image, which hold all of the weight that matters. `own` hides pairs.
+  """
+  caption_MD, remembered_MD = (jnp.asarray(half, jnp.float32) for half in bank)
+  nearest = min(NEAREST, len(caption_MD))
+
+  def block(image_BD: jax.Array, instance_B: jax.Array | None = None) -> jax.Array:
+    cosine_BM = jnp.matmul(image_BD, remembered_MD.T, precision=HIGHEST)
+    if own is not None and instance_B is not None:
+      cosine_BM = jnp.where(instance_B[:, None] == own.pair_M[None], -jnp.inf, cosine_BM)
+    cosine_BK, pair_BK = jax.lax.top_k(cosine_BM, nearest)
+    weight_BK = jax.nn.softmax(cosine_BK / temperature, axis=1)
+    called_BD = jnp.einsum("BK,BKD->BD", weight_BK, caption_MD[pair_BK], precision=HIGHEST)
+    return normalise(called_BD - mean_D[None])
+
+  return in_blocks(block, normalise(image_ND), *([] if own is None else [own.query_Q]))
+
+
+def in_blocks(block: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+  """Returns what a function makes of rows, ROWS at a time: N × M numbers are never held."""
+  rows = len(arrays[0])
+  if rows <= ROWS:
+    return block(*arrays)
+  spare = -rows % ROWS
+  padded = [jnp.concatenate([x, jnp.repeat(x[-1:], spare, axis=0)]).reshape(-1, ROWS, *x.shape[1:]) for x in arrays]
+  made = jax.lax.map(lambda x: block(*x), tuple(padded))
+  return made.reshape(-1, *made.shape[2:])[:rows]
 
 
 class Neighbours(nn.Module):
@@ -72,26 +127,71 @@ class Neighbours(nn.Module):
 
 
 class Remembering(nn.Module):
-  """Another form, its query and the remembered one in one vector: normalise(q' + weight · moved(q)); T stays.
+  """Another form with M training pairs of a text and an image, or of two images, which it remembers on two sides.
 
-  The bank of M pairs (half precision) and the three numbers are constants; with weight 0 it is the other form.
+  The query's side, where it `moves`: normalise(q' + weight · moved(q)); T stays. The item's side, where there are
+  `captions`: [z, √share · c(z)], of unit length, c being `captions_of`; the query is widened alike, by
+  normalise(q − mean t) where queries are texts ("text"), by its own captions where they are images ("image"). So the
+  score is q'·z + share · c(q)·c(z), over 1 + share. T leaves the second half alone.
+
+  The bank (half precision) and the numbers are constants; with weight 0 and without captions it is the other form. A
+  collection "instances", of codes for `pairs` and `queries`, hides from every query the pairs of its own instance.
   """
 
   width: int
   head: nn.Module
   pairs: int
+  moves: bool = True
+  captions: str = ""
 
-  @nn.compact
+  def setup(self) -> None:
+    shape = (self.pairs, self.width)
+    self.bank = [self.variable("constants", name, jnp.zeros, shape, jnp.float16) for name in PAIRS]
+    number = lambda name: self.variable("constants", name, jnp.ones, ())
+    if self.moves:
+      self.temperature, self.scale, self.weight = (number(name) for name in ("temperature", "scale", "weight"))
+    if self.captions:
+      self.share, self.item_temperature = number("share"), number("item_temperature")
+      self.mean = self.variable("constants", "mean", jnp.zeros, (self.width,))
+
   def __call__(self, query_QD: jax.Array, train: bool = False) -> Adaptation:
     """Returns the adaptation of Q unit queries (any float dtype, QD)."""
-    adaptation = self.head(query_QD, train)
-    shape = (self.pairs, self.width)
-    bank = Bank(*(self.variable("constants", name, jnp.zeros, shape, jnp.float16).value for name in PAIRS))
-    temperature, scale, weight = (
-      self.variable("constants", name, jnp.ones, ()).value for name in ("temperature", "scale", "weight")
-    )
-    return adaptation.replace(query=normalise(adaptation.query + weight * moved(bank, query_QD, temperature, scale)))
+    adaptation, bank, own = self.head(query_QD, train), self._bank(), None
+    if self.has_variable("instances", "pairs"):
+      own = Own(self.get_variable("instances", "pairs"), self.get_variable("instances", "queries"))
+    if self.moves:
+      hidden_QM = None if own is None else own.query_Q[:, None] == own.pair_M[None]
+      moved_QD = moved(bank, query_QD, self.temperature.value, self.scale.value, hidden_QM)
+      adaptation = adaptation.replace(query=normalise(adaptation.query + self.weight.value * moved_QD))
+    if not self.captions:
+      return adaptation
+    if self.captions == "text":
+      called_QD = normalise(normalise(query_QD) - self.mean.value[None])
+    else:
+      called_QD = captions_of(bank, query_QD, self.mean.value, self.item_temperature.value, own)
+    return widened(adaptation, self._beside(adaptation.query, called_QD))
 
   def prepare(self, gallery_ND: jax.Array) -> jax.Array:
-    """Returns the unit items (ND, float32) that the adaptation is for: the other form's."""
-    return self.head.prepare(gallery_ND)
+    """Returns the unit items (float32) that the adaptation is for: the other form's, with captions D wider."""
+    item_NE = self.head.prepare(gallery_ND)
+    if not self.captions:
+      return item_NE
+    called_ND = captions_of(self._bank(), gallery_ND, self.mean.value, self.item_temperature.value)
+    return self._beside(item_NE, called_ND)
+
+  def _bank(self) -> Bank:
+    return Bank(*(half.value for half in self.bank))
+
+  def _beside(self, x_NE: jax.Array, called_ND: jax.Array) -> jax.Array:
+    return normalise(jnp.concatenate([x_NE, jnp.sqrt(self.share.value) * called_ND], axis=1))
+
+
+def widened(adaptation: Adaptation, query_QF: jax.Array) -> Adaptation:
+  """Returns the adaptation with a wider unit query, of items that are as wide; T leaves the new dimensions alone.
+
+  One gate for all dimensions serves the new ones too, so it must be 1, or T a multiple of the identity.
+  """
+  more = query_QF.shape[1] - adaptation.query.shape[1]
+  wider = lambda x, value: jnp.pad(x, ((0, 0), (0, more), (0, 0))[: x.ndim], constant_values=value)
+  gate = adaptation.gate if adaptation.gate.shape[1] == 1 else wider(adaptation.gate, 1)
+  return adaptation.replace(query=query_QF, gate=gate, left=wider(adaptation.left, 0), right=wider(adaptation.right, 0))

@@ -12,6 +12,7 @@ import pytest
 import qat_jax
 from qat_jax.adapter import Adapter, Head
 from qat_jax.features.store import FeatureStore, write_features
+from qat_jax.features.writer import FeatureWriter
 from qat_jax.models import forms as hypernetwork
 from qat_jax.types import as_gallery
 
@@ -172,6 +173,67 @@ def test_a_kill_while_preparing_anew_leaves_a_folder_that_is_made_again(
     FeatureStore.open(tmp_path / "mapped")
   again = adapter.prepare(other, "image", tmp_path / "mapped")
   np.testing.assert_array_equal(again[:], adapter.prepare(frozen, "image", tmp_path / "c")[::-1])
+
+
+def with_parts() -> Head:
+  """Returns a head with a memory, captions of its items, and levels."""
+  rng = np.random.default_rng(8)
+  rows = lambda *shape: rng.normal(size=shape).astype(np.float16)
+  numbers = {name: np.float32(0.5) for name in ("temperature", "scale", "weight", "share", "item_temperature")}
+  memory = {"queries": rows(6, WIDTH), "images": rows(6, WIDTH), "mean": np.zeros(WIDTH, np.float32), **numbers}
+  settings = {"form": "plain", "settings": {}, "pairs": 6, "captions": "text"}
+  levels = {"folded": rows(4, 2 * WIDTH), "weight": np.float32(0.5), "centre": np.float32(0.1)}
+  settings = {"form": "remembering", "settings": settings, "queries": 4, "items": 2 * WIDTH, "nearest": 2}
+  return Head("levelled", settings, {"params": {}, "constants": {"head": memory, **levels}})
+
+
+def test_a_wider_gallery_says_so_and_is_refused_elsewhere(features, tmp_path):
+  adapter = Adapter(WIDTH, {"text": with_parts()})
+  frozen = write_features(tmp_path / "frozen", {"img": features}, {"id": list("abcde")})
+  prepared = adapter.prepare(frozen, folder=tmp_path / "prepared")
+  assert (prepared.width, prepared.space) == (2 * WIDTH + 2, adapter.head().space)
+  np.testing.assert_allclose(prepared[:], adapter.prepare(features), atol=1e-6)
+  assert adapter.prepare(prepared) is prepared
+  ranking = qat_jax.rank(adapter(features[:2]), prepared, 5)
+  np.testing.assert_allclose(
+    ranking.scores, np.sort(qat_jax.score(adapter(features[:2]), prepared[:]))[:, ::-1], atol=1e-6
+  )
+  with pytest.raises(ValueError, match="was prepared by another adapter"):
+    Adapter(WIDTH, {"text": head("plain")}).prepare(prepared)
+  with pytest.raises(ValueError, match="8 wide"):
+    qat_jax.rank(adapter(features[:2]), frozen)
+  adapter.save(tmp_path / "adapter")
+  again = qat_jax.load(tmp_path / "adapter")
+  assert again.head().space == prepared.space
+  assert again.prepare(prepared) is prepared
+  chex.assert_trees_all_equal(again(features), adapter(features))
+
+
+def test_a_killed_preparation_goes_on_where_it_stopped(features, tmp_path, monkeypatch):
+  monkeypatch.setattr("qat_jax.features.store.ROWS_PER_SHARD", 2)
+  adapter = Adapter(WIDTH, {"text": with_parts()})
+  frozen = write_features(tmp_path / "frozen", {"img": features}, {"id": list("abcde")}, rows_per_shard=2)
+  whole = adapter.prepare(frozen, folder=tmp_path / "whole")
+  calls, write = [], FeatureWriter.write
+
+  def killed_at_the_second(writer, shard, *parts):
+    calls.append(shard)
+    if len(calls) == 2:
+      raise KeyboardInterrupt
+    write(writer, shard, *parts)
+
+  monkeypatch.setattr(FeatureWriter, "write", killed_at_the_second)
+  with pytest.raises(KeyboardInterrupt):
+    adapter.prepare(frozen, folder=tmp_path / "killed")
+  resumed = adapter.prepare(frozen, folder=tmp_path / "killed")
+  assert calls == [0, 1, 1, 2]
+  files = lambda folder: {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+  assert files(resumed.folder) == files(whole.folder)
+  calls.clear()
+  with pytest.raises(KeyboardInterrupt):
+    adapter.prepare(frozen, folder=tmp_path / "other")
+  longer = write_features(tmp_path / "longer", {"img": features[::-1]}, {"id": list("abcde")})
+  np.testing.assert_allclose(adapter.prepare(longer, folder=tmp_path / "other")[:], whole[:][::-1], atol=1e-6)
 
 
 def test_anything_with_rows_can_be_prepared(adapter, features, tmp_path):

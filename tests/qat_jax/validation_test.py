@@ -53,3 +53,33 @@ def test_a_search_is_measured_over_the_whole_gallery(parts):
   expected = validator(PLAIN)
   assert validator.of_search(search) == pytest.approx(expected, abs=1e-9)
   assert validator.of_search(lambda query_QD, k: search(query_QD, 1)) < expected
+
+
+def test_of_several_heads_the_mildest_within_one_error_of_the_best_is_taken():
+  features_QD = np.eye(4, dtype=np.float32)
+  validator = Validator(
+    features_QD, features_QD, Relevance([np.array([q]) for q in range(4)], [np.array([], int)] * 4), 0, 0
+  )
+  strong_Q, mild_Q, milder_Q = (
+    np.array([0.8, 0.6, 0.4, 0.2]),
+    np.array([0.2, 0.6, 0.8, 0.2]),
+    np.array([0.7, 0.5, 0.3, 0.1]),
+  )
+  assert validator.gain(strong_Q, milder_Q) == pytest.approx((0.1, 0.0))
+  gain, error = validator.gain(strong_Q, mild_Q)
+  assert (gain, error) == pytest.approx((0.05, np.std([0.6, 0, -0.4, 0], ddof=1) / 2))
+  assert validator.mildest_of([milder_Q, mild_Q, strong_Q]) == 1
+  assert validator.mildest_of([milder_Q, strong_Q]) == 1
+  assert validator.mildest_of([strong_Q, mild_Q]) == 0
+  assert validator.mildest([PLAIN, PLAIN]) is PLAIN
+
+
+def test_queries_of_one_instance_are_one_group():
+  features_ND = np.eye(5, dtype=np.float32)
+  positives, own = (
+    [np.array([1, 3]), np.array([3]), np.array([4])],
+    [np.array([], int), np.array([1]), np.array([], int)],
+  )
+  validator = Validator(features_ND[:3], features_ND, Relevance(positives, own), 0, 0)
+  assert validator.group_Q.tolist() == [1, 1, 4]
+  assert validator.subset(2).group_Q.tolist() == [1, 4]

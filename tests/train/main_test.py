@@ -33,7 +33,9 @@ PLACES = {
 def put(folder, kinds, width=WIDTH):
   shutil.rmtree(folder, ignore_errors=True)
   rng = np.random.default_rng(len(str(folder)))
-  columns = {"id": [f"{folder.name}-{i}" for i in range(COUNT)], "instance": [f"toy{i}" for i in range(COUNT)]}
+  split = next(part for part in ("train", "val", "test") if part in folder.parts[-2:])
+  columns = {"id": [f"{split}-{folder.name}-{i}" if folder.name != split else f"{split}-{i}" for i in range(COUNT)]}
+  columns["instance"] = [f"{split}-toy{i}" for i in range(COUNT)]
   write_features(folder, {kind: rng.normal(size=(COUNT, width)).astype(np.float32) for kind in kinds}, columns)
 
 
@@ -62,6 +64,7 @@ def make_config(root):
   config.train.update({"batch_size": 8, "steps": 2})
   config.static_train.steps = 2
   config.validation.every = 2
+  config.levelled.text = 0
   return config
 
 

@@ -1,9 +1,12 @@
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 
 from qat_jax.adaptation import unit
 from qat_jax.fit import memory
 from qat_jax.fit.training import PLAIN, Training
+from qat_jax.models.head import Head
 from qat_jax.types import Relevance
 from qat_jax.validation import Validator
 
@@ -46,3 +49,35 @@ def test_a_memory_closes_a_gap_that_the_plain_score_cannot():
   assert constants["queries"].shape == (50, 8)
   np.testing.assert_array_equal(constants["queries"][-1], jnp.asarray(text_ND[199], jnp.float16))
   assert validator(head) > validator(PLAIN) + 0.1
+
+
+def named():
+  """Returns training and validation whose images look alike but are called apart: captions find what cosine cannot."""
+  rng = np.random.default_rng(1)
+  look_KD, name_KD = unit(rng.normal(size=(12, 8))), unit(rng.normal(size=(12, 8)))
+  kind_N = np.arange(240) % 12
+  image_ND = unit(look_KD[kind_N] + 0.4 * rng.normal(size=(240, 8))).astype(np.float32)
+  text_ND = unit(name_KD[kind_N] + 0.2 * rng.normal(size=(240, 8))).astype(np.float32)
+  asked_KD = unit(name_KD + 0.1 * rng.normal(size=(12, 8))).astype(np.float32)
+  relevance = Relevance([np.flatnonzero(kind_N[180:] == kind) for kind in range(12)], [np.array([], int)] * 12)
+  validator = Validator(asked_KD, image_ND[180:], relevance, limit=0, seed=0)
+  return Training("text", text_ND[:180], image_ND[:180], np.arange(180)), validator
+
+
+def test_captions_of_the_items_find_by_name_what_looks_like_nothing():
+  training, validator = named()
+  head = memory.captioned(training, validator, PLAIN, training.queries, 120)
+  assert head.settings["pairs"] == 120
+  assert head.settings["captions"] == "text"
+  assert validator(head) > validator(PLAIN) + 0.05
+  both = memory.captioned(training, validator, memory.remembering(training, validator, PLAIN, 120), None, 0)
+  assert both.form == "remembering"  # one bank for both sides
+  assert both.settings["form"] == "plain"
+  assert {"weight", "share"} <= both.variables["constants"].keys()
+
+
+def test_captions_fit_only_where_the_map_leaves_other_dimensions_alone():
+  training, _ = named()
+  assert memory.can_be_captioned(training, PLAIN)
+  paper = Head("paper", {"rank": 1, "token_hidden": 8, "heads": 1, "layers": 1}, {})
+  assert not memory.can_be_captioned(training, dataclasses.replace(paper, variables=paper.initialise(8)))

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from qat_jax.models.memory import widened
 from qat_jax.search.exact import Pairs, TopK
 from qat_jax.search.rank import rank, score
 from qat_jax.types import Adaptation
@@ -133,3 +134,19 @@ def test_merging_is_associative_and_counts_an_item_once():
   other = parts[2].merge(parts[1].merge(parts[0]))
   np.testing.assert_array_equal(one.ids, other.ids)
   np.testing.assert_array_equal(one.scores, other.scores)
+
+
+@pytest.mark.parametrize("part", ["gated", "plain", "both"])
+def test_levelled_and_widened_items_are_ranked_exactly(part):
+  query_QD, left, right, gallery_ND = random()
+  rng = np.random.default_rng(3)
+  gate = np.ones((QUERIES, 1)) if part == "plain" else 1 + 0.3 * rng.standard_normal((QUERIES, 32))
+  alone = adaptation(query_QD, gate, *(x if part == "both" else x[:, :, :0] for x in (left, right)))
+  level_N = np.float32(0.5) * np.abs(rng.standard_normal(ITEMS)).clip(max=1.5)
+  called = lambda rows: unit(rng.standard_normal((rows, 32)))
+  beside = lambda x, y: unit(np.concatenate([x, y], axis=1))
+  captioned_ND = beside(gallery_ND, 0.6 * called(ITEMS))
+  items_ND = beside(captioned_ND, np.stack([-level_N, np.sqrt(1 - np.square(level_N))], axis=1))
+  captioned_QD = beside(query_QD, 0.6 * called(QUERIES))
+  wide = widened(widened(alone, captioned_QD), beside(captioned_QD, np.tile(np.float32([1, 0]), (QUERIES, 1))))
+  assert_exact(wide, items_ND)

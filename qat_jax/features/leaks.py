@@ -1,0 +1,88 @@
+"""What training shares with validation or test: a memory of training pairs would answer such queries by heart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from qat_jax.features.retrieval_set import RetrievalSet
+from qat_jax.features.store import FeatureStore
+
+ADVICE = (
+  "a model that has seen them shows nothing about images it has not seen. Split by instance (qat-jax split), or say "
+  "--config.data.allow_shared_instances=True, and the report will carry these counts"
+)
+SHOWN = 3  # names in a message
+
+
+def shared(data: RetrievalSet) -> dict[str, dict[str, list[str]]]:
+  """Returns what the training images share with each split that has any: {split: {what: names}}.
+
+  `instances`, by their names; `ids` and bit-identical `features` of images, by the ids of the split. Ids that only
+  number the rows of both folders are no names of images, and captions may well be the same: neither counts.
+  """
+  found = {}
+  for name in ("val", "test"):
+    split, own = data.split(name), {}
+    stores = [split.gallery, *(store for kind, store in split.queries.items() if kind == "image")]
+    columns = [store.arrow_column("instance") for store in (split.gallery, *split.queries.values())]
+    own["instances"] = _common(columns, data.train_images.arrow_column("instance"))
+    named = [store.arrow_ids() for store in stores if not (_numbered(store) and _numbered(data.train_images))]
+    own["ids"] = _common(named, data.train_images.arrow_ids())
+    own["features"] = sorted({item for store in stores for item in _same_features(store, data.train_images)})
+    if any(own.values()):
+      found[name] = {what: names for what, names in own.items() if names}
+  return found
+
+
+def check(data: RetrievalSet, allowed: bool) -> dict[str, dict[str, int]]:
+  """Returns the counts of what training shares with a split: {split: {what: count}}, empty as it should be.
+
+  Raises ValueError that names some of it, unless it is `allowed`.
+  """
+  found = shared(data)
+  counts = {name: {what: len(names) for what, names in own.items()} for name, own in found.items()}
+  if found and not allowed:
+    told = [
+      f"{len(names):,} {what} of {name} ({', '.join(map(repr, names[:SHOWN]))}{', …' if len(names) > SHOWN else ''})"
+      for name, own in found.items()
+      for what, names in own.items()
+    ]
+    raise ValueError(f"{data.root}: train/ holds {'; '.join(told)}: {ADVICE}")
+  return counts
+
+
+def _common(columns: list[pa.ChunkedArray], trained: pa.ChunkedArray) -> list[str]:
+  known = pc.unique(trained.cast(pa.string()))
+  values = [pc.unique(column.cast(pa.string())) for column in columns]
+  there = {name for one in values for name in one.filter(pc.is_in(one, value_set=known, skip_nulls=True)).to_pylist()}
+  return sorted(name for name in there if name is not None)
+
+
+def _numbered(store: FeatureStore) -> bool:
+  return bool(pc.all(pc.equal(store.arrow_ids(), pa.array(np.arange(len(store))).cast(pa.string()))).as_py())
+
+
+def _same_features(store: FeatureStore, trained: FeatureStore) -> Iterator[str]:
+  """Yields the ids of rows that training has as well, every bit of them in half precision."""
+  digest_N, known_N = _digests(store), _digests(trained)
+  order_N = np.argsort(known_N)
+  place_N = np.searchsorted(known_N[order_N], digest_N).clip(max=len(order_N) - 1)
+  twin_N = order_N[place_N]
+  for row in np.flatnonzero(known_N[twin_N] == digest_N):
+    if np.array_equal(_half(store[row : row + 1]), _half(trained[twin_N[row : row + 1]])):
+      yield store.ids[row]
+
+
+def _digests(store: FeatureStore) -> np.ndarray:
+  """Returns a number for each row (N, uint64): a random linear hash of its bits."""
+  weight_D = np.random.default_rng(0).integers(1, 1 << 63, store.width, np.uint64) | np.uint64(1)
+  parts = [_half(rows_ND).view(np.uint16).astype(np.uint64) @ weight_D for _, rows_ND in store.chunks(16384)]
+  return np.concatenate(parts)
+
+
+def _half(rows_ND: np.ndarray) -> np.ndarray:
+  return np.ascontiguousarray(rows_ND, np.float16)

@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+
+from qat_jax.adaptation import unit
+from qat_jax.fit import levels, memory
+from qat_jax.fit.training import PLAIN, Training
+from qat_jax.types import Relevance
+from qat_jax.validation import Validator
+
+WIDTH = 6
+
+
+def with_hubs():
+  """Returns training and validation: half of the gallery lies in the middle of the queries and answers none."""
+  rng = np.random.default_rng(0)
+  middle_D = np.ones(WIDTH) / np.sqrt(WIDTH)
+  around = lambda count, far: unit(middle_D + far * rng.normal(size=(count, WIDTH))).astype(np.float32)
+  query_QD, hub_ND = around(60, 0.4), around(40, 0.1)
+  item_ND = unit(query_QD + 0.25 * rng.normal(size=query_QD.shape)).astype(np.float32)
+  relevance = Relevance([np.array([i]) for i in range(60)], [np.array([], int)] * 60)
+  validator = Validator(query_QD, np.concatenate([item_ND, hub_ND]), relevance, limit=0, seed=0)
+  return Training("text", around(500, 0.4), around(500, 0.4), np.arange(500)), validator
+
+
+def test_levelling_takes_hubs_out_of_the_way():
+  training, validator = with_hubs()
+  plain = validator(PLAIN)
+  head = levels.levelled(training, validator, PLAIN)
+  assert validator(head) > plain + 0.05
+  assert head.settings["queries"] == 500
+  for fit in (levels.csls, levels.inverted_softmax, levels.nearest_neighbour_normalisation):
+    assert validator(fit(training, validator)) > plain + 0.03
+
+
+def test_csls_ranks_by_twice_the_cosine_less_the_neighbourhood():
+  training, validator = with_hubs()
+  (head,) = levels._heads(training, PLAIN, levels.served(training, PLAIN, 500), [(10, 0.0, 0.5)])
+  query_QD, item_ND = unit(validator.query_QD), unit(np.asarray(validator.gallery_ND))
+  near_N = np.sort(item_ND @ unit(training.queries).T, axis=1)[:, -10:].mean(axis=1)
+  expected_QN = np.argsort(-(2 * query_QD @ item_ND.T - near_N), axis=1)
+  module = head.module(WIDTH)
+  items = module.apply(head.variables, item_ND, method="prepare")
+  got_QN = np.argsort(-np.asarray(module.apply(head.variables, query_QD).query @ items.T), axis=1)
+  assert np.mean(got_QN[:, :5] == expected_QN[:, :5]) > 0.99  # the training queries are kept in half precision
+
+
+def test_training_queries_are_served_without_what_a_memory_keeps_of_their_instance():
+  training, validator = with_hubs()
+  training = training._replace(instance=np.arange(500) // 2)
+  head = memory.remembering(training, validator, PLAIN, 100)
+  rows = memory.evenly(500, 100)
+  assert np.array_equal(memory.pairs_kept(training, 100), rows)
+  folded_MD = levels.served(training, head, 500)
+  query = int(rows[7])
+  left = rows[training.instance[rows] != training.instance[query]]
+  assert len(left) < len(rows)
+  constants = head.variables["constants"]
+  kept = np.isin(rows, left)
+  fewer = constants | {name: np.asarray(constants[name])[kept] for name in ("queries", "images")}
+  module = type(head)(head.form, head.settings | {"pairs": len(left)}, {}).module(WIDTH)
+  expected = module.apply({"params": {}, "constants": fewer}, training.queries[query : query + 1]).query
+  np.testing.assert_allclose(folded_MD[query], expected[0], atol=1e-3)
+  seen = head.module(WIDTH).apply(head.variables, training.queries[query : query + 1]).query
+  assert np.abs(folded_MD[query] - seen[0]).max() > 1e-2
+
+
+def test_one_instance_alone_levels_nothing():
+  training, validator = with_hubs()
+  with pytest.raises(ValueError, match="all training rows are of one instance"):
+    levels.levelled(training._replace(instance=np.zeros(500)), validator, PLAIN)
+  assert levels.csls(training._replace(queries=None), validator) is None
