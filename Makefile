@@ -1,4 +1,4 @@
-# setup, demo, test, docs, lint, clean. Every target makes the environment that it needs first, if it is missing.
+# setup, demo, serve, test, docs, lint, clean. Every target makes the environment that it needs first, if it is missing.
 PYTHON ?= python3
 BIN := .venv/bin
 WORKDIR ?= runs/demo
@@ -9,7 +9,7 @@ PIP := -m pip install --quiet
 FLOOR := jax==0.7.2 jaxlib==0.7.2 flax==0.11.2 numpy==2.1.3
 TESTS ?= tests
 
-.PHONY: setup demo demo-short test test-indexes rules wheel-test test-floor smoke-floor test-newest docs lint format clean
+.PHONY: setup demo serve demo-short test test-indexes rules wheel-test test-floor smoke-floor test-newest docs lint format clean
 
 setup: .venv/installed
 
@@ -22,6 +22,14 @@ setup: .venv/installed
 demo: setup
 	$(BIN)/python -m train.main --config configs/demo.py --workdir $(WORKDIR)
 	$(BIN)/python -m eval.main --config configs/demo.py --workdir $(WORKDIR)
+
+# the search page on the demo; trains it first if it is not there
+PORT ?= 8000
+serve: setup
+	test -f $(WORKDIR)/adapter/adapter.json || $(BIN)/python -m train.main --config configs/demo.py --workdir $(WORKDIR)
+	$(BIN)/python -m qat_jax.serve.demo $(WORKDIR)
+	$(BIN)/qat-jax serve --adapter $(WORKDIR) --gallery $(WORKDIR)/features/test/gallery \
+	  --images $(WORKDIR)/pictures --port $(PORT)
 
 # the demo's path in a minute or two, on the toybox's tiny config: that it runs, not what it shows
 demo-short: setup

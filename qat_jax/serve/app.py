@@ -1,0 +1,309 @@
+"""The web application: routes, and the description of them. The one file that knows FastAPI."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from importlib import resources
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import FileResponse
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from qat_jax.serve import clip_retrieval, schemas, views
+from qat_jax.serve.guard import BROKEN, Guard
+from qat_jax.serve.limits import Limits, Refused, invalid
+from qat_jax.serve.metrics import Metrics
+from qat_jax.serve.pictures import media_type, read
+from qat_jax.serve.queue import Queue
+from qat_jax.serve.searches import Part, Search
+from qat_jax.serve.service import SIZES, Service
+
+PAGE = {
+  "/": ("index.html", "text/html"),
+  "/page.js": ("page.js", "text/javascript"),
+  "/results.js": ("results.js", "text/javascript"),
+  "/page.css": ("page.css", "text/css"),
+}
+TITLE = "qat-jax: query-adaptive search"
+
+
+class State:
+  """What a running server holds: the service, which a reload replaces whole, and the queue in front of it."""
+
+  def __init__(self, limits: Limits, reopen: Callable[[], Service] | None = None) -> None:
+    """`reopen` reads gallery and adapter anew; None where that cannot be asked for."""
+    self.limits, self.reopen = limits, reopen
+    self.service: Service | None = None
+    self.reloading = asyncio.Lock()
+    self.queue = Queue(self._work, SIZES[-1], limits.waiting, limits.seconds)
+    self.metrics = Metrics(lambda: len(self.queue), lambda: len(self.service.items) if self.service else 0)
+    self.queue.observe = self.metrics.batch
+
+  def ready(self) -> Service:
+    """Returns the service; raises Refused (503) while there is none."""
+    if self.service is None:
+      raise Refused(503, "starting", "the server is loading the gallery and compiling; ask again soon", 2)
+    return self.service
+
+  def _work(self, jobs: Any) -> list[Any]:
+    """Answers a batch: searches of one service together, anything else one by one."""
+    results: list[Any] = [None] * len(jobs)
+    groups: dict[int, list[int]] = {}
+    for i, (service, job) in enumerate(jobs):
+      if isinstance(job, Search):
+        groups.setdefault(id(service), []).append(i)
+        continue
+      try:
+        results[i] = job()
+      except Exception as error:
+        results[i] = error
+    for members in groups.values():
+      found = jobs[members[0]][0].search([jobs[i][1] for i in members])
+      for i, result in zip(members, found, strict=True):
+        results[i] = result
+      spent: dict[str, float] = next((one.seconds for one in found if not isinstance(one, Exception)), {})
+      self.metrics.spent(spent)
+    return results
+
+  async def do(self, service: Service, job: Any) -> Any:
+    """Returns what the queue's thread makes of a search, or of a function."""
+    return await asyncio.wrap_future(self.queue.put((service, job)))
+
+
+def create(
+  state: State, key: str | None = None, hosts: frozenset[str] | None = None, origins: tuple[str, ...] = ()
+) -> Any:
+  """Returns the ASGI application.
+
+  `key`: what requests have to give, None: nothing. `hosts`: the names that the server goes by, None: any. `origins`:
+  whose pages may read answers.
+  """
+  app = FastAPI(title=TITLE, version="1", docs_url=None, redoc_url=None, openapi_url=None)
+
+  @app.exception_handler(Refused)
+  async def refused(request: Request, error: Refused) -> Response:
+    request.scope.setdefault("state", {})["code"] = error.code
+    return _json(error.as_json(), error.status, error.headers())
+
+  @app.exception_handler(HTTPException)
+  async def not_found(request: Request, error: HTTPException) -> Response:
+    message = {404: "there is nothing at this address; /openapi.json has what there is"}
+    said = message.get(error.status_code, "this address takes other methods")
+    return _json({"error": {"code": "not_found", "message": said}}, error.status_code, dict(error.headers or {}))
+
+  @app.exception_handler(Exception)  # logged by the guard, to which it goes on
+  async def broken(request: Request, error: Exception) -> Response:
+    return _json(BROKEN.as_json(), BROKEN.status)
+
+  for route in (_searches, _items, _clip_retrieval, _about):
+    route(app, state, key)
+  if origins:
+    app.add_middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["GET", "POST"], allow_headers=["*"])
+  _describe(app)
+
+  def count(route: str, status: int, seconds: float, code: str | None) -> None:
+    state.metrics.requests.labels(route, str(status)).inc()
+    state.metrics.latency.labels(route).observe(seconds)
+    if code:
+      state.metrics.refused.labels(code).inc()
+
+  return Guard(app, state.limits, key, hosts, count, bool(origins))
+
+
+def _searches(app: FastAPI, state: State, key: str | None) -> None:
+  @app.post("/v1/search", openapi_extra=_body("Search", upload=True), summary="Search the gallery")
+  async def search(request: Request) -> Response:
+    """By text, a picture, an item, a vector, or several with weights: plain, adapted or both."""
+    service = state.ready()
+    asked, picture = await _asked(request, schemas.Search)
+    job, notes = await asyncio.to_thread(_prepared, service, asked, picture, state.limits)
+    began = time.perf_counter()
+    found = await state.do(service, job)
+    waited = max(0.0, time.perf_counter() - began - sum(found.seconds.values()))
+    return _json(await asyncio.to_thread(views.found_json, service, found, asked.k, notes, waited))
+
+  def alone(model: Any, answer: Callable) -> Callable:
+    """Returns a handler of a request that the queue's thread answers by itself."""
+
+    async def handler(request: Request) -> Response:
+      service = state.ready()
+      asked = views.parse(model, await request.body())
+      parts = await asyncio.to_thread(views.parts_of, service, asked.query, state.limits)
+      return _json(await state.do(service, lambda: answer(service, asked, parts)))
+
+    handler.__name__ = model.__name__.lower()
+    return handler
+
+  for path, model, answer, summary in (
+    ("/v1/rerank", schemas.Rerank, views.reranked, "Candidates in the order of their exact scores"),
+    ("/v1/adapt", schemas.Adapt, views.adapted_json, "The folded query, for an inner-product index of yours"),
+    ("/v1/why", schemas.Why, views.why_json, "Why items are where they are"),
+  ):
+    app.post(path, openapi_extra=_body(model.__name__), summary=summary)(alone(model, answer))
+
+
+def _items(app: FastAPI, state: State, key: str | None) -> None:
+  @app.get("/v1/items/{id:path}/picture", summary="An item's picture")
+  async def picture(id: str) -> Response:
+    service = state.ready()
+
+    def found() -> Any:
+      return service.pictures.path(service.items.records(service.items.positions([id]))[0])
+
+    path = await asyncio.to_thread(found)
+    return FileResponse(path, media_type=media_type(path), headers={"Cache-Control": "private, max-age=300"})
+
+  @app.get("/v1/items/{id:path}/thumbnail", summary="An item's picture, small")
+  async def thumbnail(id: str) -> Response:
+    service = state.ready()
+
+    def found() -> bytes:
+      return service.pictures.thumbnail(service.items.records(service.items.positions([id]))[0])
+
+    data = await asyncio.to_thread(found)
+    return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=300"})
+
+  @app.get("/v1/items/{id:path}", summary="An item's metadata")
+  async def item(id: str) -> Response:
+    return _json(await asyncio.to_thread(views.record_json, state.ready(), id))
+
+
+def _clip_retrieval(app: FastAPI, state: State, key: str | None) -> None:
+  @app.get("/indices-list", summary="clip-retrieval: the names to search by")
+  async def indices() -> list[str]:
+    return list(clip_retrieval.INDICES)
+
+  @app.post("/knn-service", summary="clip-retrieval: search", openapi_extra=_body(None))
+  async def knn(request: Request) -> Response:
+    service, said = state.ready(), clip_retrieval.parse(await request.body())
+    job, images = await asyncio.to_thread(clip_retrieval.search_of, service, said, state.limits)
+    found = await state.do(service, job)
+    return _json(await asyncio.to_thread(clip_retrieval.results, service, found, images))
+
+  @app.post("/metadata", summary="clip-retrieval: metadata", openapi_extra=_body(None))
+  async def metadata(request: Request) -> Response:
+    service, said = state.ready(), clip_retrieval.parse(await request.body())
+    return _json(await asyncio.to_thread(clip_retrieval.metadata, service, said))
+
+
+def _about(app: FastAPI, state: State, key: str | None) -> None:
+  pages = {path: (resources.files("qat_jax.serve") / "page" / name).read_bytes() for path, (name, _) in PAGE.items()}
+
+  def page(path: str) -> Callable:
+    async def handler() -> Response:
+      return Response(pages[path], media_type=PAGE[path][1], headers={"Cache-Control": "no-cache"})
+
+    return handler
+
+  for path in PAGE:
+    app.get(path, include_in_schema=False)(page(path))
+
+  @app.get("/health", summary="Whether the process answers")
+  async def health() -> dict[str, str]:
+    return {"status": "ok"}
+
+  @app.get("/ready", summary="Whether searches are answered")
+  async def ready() -> dict[str, str]:
+    state.ready()
+    return {"status": "ready"}
+
+  @app.get("/v1/info", summary="Adapter, encoder, gallery, what can be filtered by")
+  async def info() -> Response:
+    service = state.ready()
+    encoder = service.encoder
+    searches = {"text": encoder is not None and encoder.max_tokens > 0, "image": encoder is not None}
+    limits = {"k": state.limits.k, "body_bytes": state.limits.body_bytes, "image_pixels": state.limits.image_pixels}
+    pictures = service.pictures.folder is not None
+    about = {**service.about, "searches": searches, "pictures": pictures, "limits": limits}
+    return _json({**about, "examples": service.items.examples, "columns": service.items.facets})
+
+  @app.get("/metrics", summary="For Prometheus")
+  async def metrics() -> Response:
+    return Response(state.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+  @app.post("/v1/admin/reload", summary="Read gallery and adapter anew, and serve them when they are whole")
+  async def reload() -> Response:
+    """Wants a key to be set. The old ones serve until the new ones are loaded, checked and compiled."""
+    if key is None or state.reopen is None:
+      raise Refused(403, "no_key_set", "reloading wants a key: start the server with QAT_JAX_API_KEY")
+    if state.reloading.locked():
+      raise Refused(409, "reloading", "a reload is under way already", 5)
+    async with state.reloading:
+      try:
+        state.service = await asyncio.to_thread(state.reopen)
+      except (ValueError, TypeError, OSError, KeyError, ImportError) as error:
+        state.metrics.reloads.labels("failed").inc()
+        said = " ".join(str(error).split())
+        raise Refused(409, "not_reloaded", f"what is served has not changed: {said}") from error
+    state.metrics.reloads.labels("done").inc()
+    return _json({"status": "reloaded", **state.service.about})
+
+
+def _prepared(
+  service: Service, asked: schemas.Search, picture: bytes | None, limits: Limits
+) -> tuple[Search, list[str]]:
+  """Returns the search of a request, and of the picture that was uploaded with it; in a thread of its own."""
+  return views.search_of(service, asked, limits, () if picture is None else (_uploaded(service, picture, limits),))
+
+
+def _uploaded(service: Service, picture: bytes, limits: Limits) -> Part:
+  return Part(pixels=service.pixels(read(picture, limits.image_pixels)))
+
+
+async def _asked(request: Request, model: Any) -> tuple[Any, bytes | None]:
+  """Returns a request and the picture beside it: JSON whatever its content type says, or a form with both."""
+  if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+    return views.parse(model, await request.body()), None
+  try:
+    form = await MultiPartParser(request.headers, request.stream(), max_files=1, max_fields=1).parse()
+  except (MultiPartException, KeyError, ValueError, UnicodeError) as error:
+    raise invalid("the form cannot be read; send a file `image`, and the rest as JSON in a field `request`") from error
+  image = form.get("image")
+  if image is None or isinstance(image, str):
+    raise invalid("the form has no file `image`")
+  said = form.get("request", "{}")
+  data = await image.read()
+  await form.close()
+  return views.parse(model, str(said).encode("utf-8", "surrogatepass")), data
+
+
+def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+  return Response(views.json_bytes(content), status, headers, media_type="application/json")
+
+
+def _body(name: str | None, upload: bool = False) -> dict[str, Any]:
+  """Returns the description of a request's body."""
+  schema: dict[str, Any] = {"type": "object"} if name is None else {"$ref": f"#/components/schemas/{name}"}
+  content: dict[str, Any] = {"application/json": {"schema": schema}}
+  if upload:
+    fields = {"image": {"type": "string", "format": "binary"}, "request": {"type": "string", "description": "JSON"}}
+    form = {"type": "object", "properties": fields, "required": ["image"]}
+    content["multipart/form-data"] = {"schema": form}
+  error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+  said = {"413": "Too large", "422": "Something wrong in it", "429": "Too many", "503": "Busy, or not ready"}
+  responses = {status: {"description": text, "content": error} for status, text in said.items()}
+  return {"requestBody": {"required": True, "content": content}, "responses": responses}
+
+
+def _describe(app: FastAPI) -> None:
+  """Puts the models of bodies, which handlers parse themselves, into the description."""
+  plain = app.openapi()
+  components = plain.setdefault("components", {}).setdefault("schemas", {})
+  for model in schemas.MODELS:
+    own = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    components |= own.pop("$defs", {})
+    components[model.__name__] = own
+  text = {"type": "string"}
+  about = {"type": "object", "properties": {"code": text, "message": text}, "required": ["code", "message"]}
+  components["Error"] = {"type": "object", "properties": {"error": about}, "required": ["error"]}
+  plain["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+  written = views.json_bytes(plain)
+
+  @app.get("/openapi.json", include_in_schema=False)
+  async def openapi() -> Response:
+    return Response(written, media_type="application/json")

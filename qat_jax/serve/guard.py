@@ -1,0 +1,149 @@
+"""What every request passes before the application sees it: host, key, rate, size, time; and the headers of answers.
+
+A middleware of plain ASGI: nothing that goes wrong behind it reaches a client as a traceback.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from qat_jax.serve.limits import Limits, Rates, Refused, check_host, check_key
+
+OPEN = ("/", "/page.js", "/results.js", "/page.css", "/health", "/ready")  # without a key
+BODY_SECONDS = 30.0  # to send a body in
+UNKNOWN = "unknown"
+BROKEN = Refused(500, "broken", "something went wrong here; the server's log has it")
+POLICY = (
+  "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+  "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+HEADERS = (
+  (b"content-security-policy", POLICY.encode()),
+  (b"x-content-type-options", b"nosniff"),
+  (b"referrer-policy", b"no-referrer"),
+  (b"cross-origin-resource-policy", b"same-origin"),
+)
+log = logging.getLogger("qat_jax.serve")
+
+
+class Guard:
+  """Wraps an ASGI application. `count(route, status, seconds, code)` is told of every answer."""
+
+  def __init__(
+    self,
+    app: Any,
+    limits: Limits,
+    key: str | None,
+    hosts: frozenset[str] | None,
+    count: Callable[[str, int, float, str | None], None],
+    cross_origin: bool = False,
+  ) -> None:
+    """`hosts`: the names the server goes by; None: any. `cross_origin`: pages of named origins may read answers."""
+    self.app, self.limits, self.key, self.hosts, self.count = app, limits, key, hosts, count
+    self.rates, self.active = Rates(limits.rate, limits.burst), 0
+    self.headers = [pair for pair in HEADERS if not (cross_origin and pair[0] == b"cross-origin-resource-policy")]
+
+  async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    """Answers one request."""
+    if scope["type"] != "http":
+      await self.app(scope, receive, send)
+      return
+    began, status, started = time.perf_counter(), 500, False
+    code: str | None = None
+
+    async def sending(message: Any) -> None:
+      nonlocal status, started
+      if message["type"] == "http.response.start":
+        status, started = message["status"], True
+        there = {name.lower() for name, _ in message.get("headers", [])}
+        message["headers"] = [*message.get("headers", []), *(pair for pair in self.headers if pair[0] not in there)]
+      await send(message)
+
+    self.active += 1
+    try:
+      self._check(scope)
+      body = await self._body(scope, receive)
+      await self.app(scope, _replay(body, receive), sending)
+    except Refused as error:
+      code = error.code
+      if not started:
+        await _answer(error, sending)
+    except Exception:
+      code = "broken"
+      log.exception("a request to %s failed", route_of(scope))
+      if not started:
+        await _answer(BROKEN, sending)
+    finally:
+      self.active -= 1
+      seconds = time.perf_counter() - began
+      self.count(route_of(scope), status, seconds, code or scope.get("state", {}).get("code"))
+      level = logging.DEBUG if scope["path"] in OPEN else logging.INFO
+      log.log(level, "%s %s %d %.1f ms", scope["method"], route_of(scope), status, 1000 * seconds)
+
+  def _check(self, scope: Any) -> None:
+    headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+    if self.hosts is not None:
+      check_host(headers.get(b"host"), self.hosts)
+    if self.active > 2 * self.limits.waiting + 64:
+      raise Refused(503, "busy", "too many requests at once; try again later", 1)
+    if scope["path"] in OPEN or scope["method"] == "OPTIONS":
+      return
+    self.rates.take((scope.get("client") or (UNKNOWN,))[0])
+    check_key(self.key, headers.get(b"authorization"), headers.get(b"x-api-key"))
+    length = headers.get(b"content-length", "")
+    if length.isdigit() and int(length) > self.limits.body_bytes:
+      raise self._too_large()
+
+  async def _body(self, scope: Any, receive: Any) -> bytes:
+    """Returns the whole body; raises Refused where it is too large (413) or too slow (408)."""
+    if scope["method"] in ("GET", "HEAD", "OPTIONS"):
+      return b""
+    pieces, size = [], 0
+    try:
+      async with asyncio.timeout(BODY_SECONDS):
+        while True:
+          message = await receive()
+          if message["type"] == "http.disconnect":
+            raise Refused(400, "gone", "the client went away")
+          pieces.append(message.get("body", b""))
+          size += len(pieces[-1])
+          if size > self.limits.body_bytes:
+            raise self._too_large()
+          if not message.get("more_body"):
+            return b"".join(pieces)
+    except TimeoutError:
+      raise Refused(408, "slow", f"the body did not arrive within {BODY_SECONDS:g} s") from None
+
+  def _too_large(self) -> Refused:
+    return Refused(413, "too_large", f"the body is larger than {self.limits.body_bytes >> 20} MiB; send less")
+
+
+def route_of(scope: Any) -> str:
+  """Returns the pattern of a request's path, without what it asks for."""
+  return getattr(scope.get("route"), "path", scope["path"] if scope["path"] in OPEN else UNKNOWN)
+
+
+def _replay(body: bytes, receive: Any) -> Any:
+  given = False
+
+  async def replayed() -> Any:
+    nonlocal given
+    if given:
+      return await receive()
+    given = True
+    return {"type": "http.request", "body": body, "more_body": False}
+
+  return replayed
+
+
+async def _answer(error: Refused, send: Any) -> None:
+  body = json.dumps(error.as_json()).encode()
+  own = [(name.lower().encode(), value.encode()) for name, value in error.headers().items()]
+  headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *own]
+  await send({"type": "http.response.start", "status": error.status, "headers": headers})
+  await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,296 @@
+// The search page: what is asked lies in the address, so that a link opens the same search again.
+
+import { SIDES, at, card, explained, make } from "./results.js";
+
+let info = null; // what GET /v1/info says
+let subject = null; // {item} or {file, url}: the picture that is searched with
+let running = null; // the AbortController of the search under way
+
+// --- the server
+
+async function ask(path, options = {}) {
+  const key = sessionStorage.getItem("key");
+  const headers = { ...options.headers, ...(key ? { "X-API-Key": key } : {}) };
+  let answer;
+  try {
+    answer = await fetch(path, { ...options, headers });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Error("The server cannot be reached. Is it running?");
+  }
+  if (answer.status === 401) {
+    await askForKey();
+    return ask(path, options);
+  }
+  if (!answer.ok) {
+    const said = await answer.json().catch(() => null);
+    throw new Error(said?.error?.message ?? `The server answered ${answer.status}.`);
+  }
+  return answer;
+}
+
+const send = (path, body, signal) =>
+  ask(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal }).then((a) => a.json());
+
+function askForKey() {
+  const dialog = at("ask");
+  if (!dialog.open) dialog.showModal();
+  return new Promise((done) => {
+    dialog.addEventListener("close", () => {
+      sessionStorage.setItem("key", at("key").value);
+      done();
+    }, { once: true });
+  });
+}
+
+// A picture's address takes no key, so where there is one the page fetches it itself.
+async function show(image, id) {
+  const path = `v1/items/${id.split("/").map(encodeURIComponent).join("/")}/thumbnail`;
+  if (!sessionStorage.getItem("key")) {
+    image.src = path;
+    return;
+  }
+  try {
+    image.src = URL.createObjectURL(await (await ask(path)).blob());
+    image.addEventListener("load", () => URL.revokeObjectURL(image.src), { once: true });
+  } catch {
+    image.dispatchEvent(new Event("error"));
+  }
+}
+
+// --- what is asked, to the address and back
+
+function asked() {
+  const filters = {};
+  for (const field of at("columns").querySelectorAll("[data-column]")) {
+    if (field.value === "") continue;
+    const { column, end, kind } = field.dataset;
+    const value = kind === "number" ? Number(field.value) : kind === "bool" ? field.value === "true" : field.value;
+    if (end) filters[column] = { ...filters[column], [end]: value };
+    else filters[column] = value;
+  }
+  return { text: at("text").value.trim(), weight: Number(at("weight").value), mode: at("mode").value, k: Number(at("k").value), filters };
+}
+
+function remember() {
+  const { text, weight, mode, k, filters } = asked();
+  const link = new URLSearchParams();
+  if (text) link.set("q", text);
+  if (subject?.item) link.set("item", subject.item);
+  if (subject && text) link.set("weight", weight);
+  if (mode !== "both") link.set("mode", mode);
+  if (k !== 12) link.set("k", k);
+  if (Object.keys(filters).length) link.set("filters", JSON.stringify(filters));
+  if (at("scores").checked) link.set("scores", 1);
+  const hash = `#${link}`;
+  if (hash !== location.hash && !(hash === "#" && !location.hash)) history.pushState(null, "", hash);
+}
+
+function recall() {
+  const link = new URLSearchParams(location.hash.slice(1));
+  at("text").value = link.get("q") ?? "";
+  at("weight").value = link.get("weight") ?? 0.5;
+  at("weight-value").value = at("weight").value;
+  at("mode").value = SIDES.includes(link.get("mode")) ? link.get("mode") : "both";
+  at("k").value = ["12", "24", "48", "96"].includes(link.get("k")) ? link.get("k") : "12";
+  at("scores").checked = link.has("scores");
+  let filters = {};
+  try {
+    filters = JSON.parse(link.get("filters") ?? "{}") ?? {};
+  } catch {
+    fail(new Error("The filters in this link cannot be read; they are left out."));
+  }
+  for (const field of at("columns").querySelectorAll("[data-column]")) {
+    const value = filters[field.dataset.column];
+    field.value = (field.dataset.end ? value?.[field.dataset.end] : value) ?? "";
+  }
+  countFilters();
+  choose(link.has("item") ? { item: link.get("item") } : null);
+}
+
+function choose(next) {
+  if (subject?.url) URL.revokeObjectURL(subject.url);
+  subject = next;
+  at("subject").hidden = !subject;
+  if (!subject) return;
+  at("subject-name").textContent = subject.item ? `Like ${subject.item}` : subject.file.name || "Your picture";
+  const image = at("subject-picture");
+  image.hidden = Boolean(subject.item) && !info?.pictures;
+  if (subject.url) image.src = subject.url;
+  else if (info?.pictures) show(image, subject.item);
+}
+
+// --- searching
+
+async function search() {
+  const { text, weight, mode, k, filters } = asked();
+  const query = [];
+  if (subject?.item) query.push({ item: subject.item });
+  if (text) query.push(subject ? { text, weight } : { text });
+  at("error").textContent = "";
+  at("weight-label").hidden = !text;
+  at("examples").hidden = query.length > 0 || Boolean(subject) || !info.examples.length || !info.searches.text;
+  running?.abort();
+  if (!query.length && !subject) {
+    for (const side of SIDES) at(side).hidden = true;
+    at("status").textContent = "";
+    return;
+  }
+  running = new AbortController();
+  const body = { mode, k, filters, ...(query.length ? { query } : {}) };
+  at("results").classList.add("busy");
+  at("status").textContent = "Searching…";
+  try {
+    let found;
+    if (subject?.file) {
+      const form = new FormData();
+      form.append("request", JSON.stringify(body));
+      form.append("image", subject.file);
+      found = await ask("v1/search", { method: "POST", body: form, signal: running.signal }).then((a) => a.json());
+    } else {
+      found = await send("v1/search", body, running.signal);
+    }
+    draw(found);
+  } catch (error) {
+    if (error.name !== "AbortError") fail(error);
+  } finally {
+    at("results").classList.remove("busy");
+  }
+}
+
+function fail(error) {
+  at("error").textContent = error.message;
+  at("status").textContent = "";
+}
+
+function draw(found) {
+  let count = 0;
+  for (const side of SIDES) {
+    const entries = found.results[side];
+    at(side).hidden = !entries;
+    at(side).querySelector("ol").replaceChildren(...(entries ?? []).map((entry) => card(entry, { picture: info.pictures && show, scores: at("scores").checked, moreLike, why })));
+    count = Math.max(count, entries?.length ?? 0);
+  }
+  const { wait, ...spent } = found.milliseconds;
+  const total = Object.values(spent).reduce((a, b) => a + b, wait);
+  const notes = found.notes.map((note) => `; ${note}`).join("");
+  at("status").textContent = `${count ? `${count} items` : "Nothing found"} in ${total.toFixed(0)} ms${notes}`;
+}
+
+function moreLike(item) {
+  at("text").value = "";
+  choose({ item });
+  go();
+  scrollTo({ top: 0 });
+}
+
+function go() {
+  remember();
+  search();
+}
+
+// --- why
+
+async function why(entry) {
+  const { text, weight } = asked();
+  const dialog = at("why");
+  at("why-body").replaceChildren("Looking…");
+  dialog.showModal();
+  try {
+    const query = [];
+    if (subject?.item) query.push({ item: subject.item });
+    if (subject?.file) query.push({ image: await asBase64(subject.file) });
+    if (text) query.push(subject ? { text, weight } : { text });
+    const { items, moved: how, notes } = await send("v1/why", { query, items: [entry.id] });
+    at("why-body").replaceChildren(...explained(items[0], how, notes, entry, info.pictures && show));
+  } catch (error) {
+    at("why-body").replaceChildren(error.message);
+  }
+}
+
+const asBase64 = (file) =>
+  new Promise((done, failed) => {
+    const reader = new FileReader();
+    reader.onload = () => done(reader.result);
+    reader.onerror = () => failed(new Error("The picture cannot be read."));
+    reader.readAsDataURL(file);
+  });
+
+// --- filters and the rest of the page
+
+function columnFields() {
+  const fields = [];
+  for (const [column, about] of Object.entries(info.columns)) {
+    const data = { column };
+    if (about.values) {
+      const kind = about.type === "bool" ? "bool" : "text";
+      const options = about.values.map((value) => make("option", { value: String(value) }, String(value)));
+      fields.push(make("label", {}, column, make("select", { data: { ...data, kind } }, make("option", { value: "" }, "any"), ...options)));
+    } else if ("least" in about) {
+      const end = (name, hint) => make("input", { type: "number", step: "any", placeholder: `${hint} ${about[name] ?? ""}`, ariaLabel: `${column}, ${name}`, data: { ...data, kind: "number", end: name } });
+      fields.push(make("fieldset", {}, make("legend", {}, column), make("div", {}, end("least", "from"), end("most", "to"))));
+    } else if (about.type.endsWith("string")) {
+      fields.push(make("label", {}, `${column} is`, make("input", { type: "text", data: { ...data, kind: "text" } })));
+    }
+  }
+  return fields;
+}
+
+function countFilters() {
+  const count = Object.keys(asked().filters).length;
+  at("filter-count").textContent = count ? ` (${count})` : "";
+  at("filters").open ||= count > 0;
+}
+
+function take(file) {
+  if (!file) return;
+  if (file.size > info.limits.body_bytes - 10000) {
+    fail(new Error(`The picture has ${(file.size / 2 ** 20).toFixed(0)} MiB; at most ${info.limits.body_bytes >> 20} are taken.`));
+    return;
+  }
+  choose({ file, url: URL.createObjectURL(file) });
+  go();
+}
+
+function listen() {
+  at("form").addEventListener("submit", (event) => (event.preventDefault(), go()));
+  for (const id of ["mode", "k", "scores"]) at(id).addEventListener("change", go);
+  at("columns").addEventListener("change", () => (countFilters(), go()));
+  at("weight").addEventListener("input", () => (at("weight-value").value = at("weight").value));
+  at("weight").addEventListener("change", go);
+  at("remove").addEventListener("click", () => (choose(null), go(), at("text").focus()));
+  at("file").addEventListener("change", (event) => (take(event.target.files[0]), (event.target.value = "")));
+  addEventListener("paste", (event) => take([...event.clipboardData.files].find((file) => file.type.startsWith("image/"))));
+  addEventListener("popstate", () => (recall(), search()));
+  addEventListener("dragenter", (event) => (at("drop").hidden = !event.dataTransfer.types.includes("Files")));
+  at("drop").addEventListener("dragleave", () => (at("drop").hidden = true));
+  addEventListener("dragover", (event) => event.preventDefault());
+  addEventListener("drop", (event) => (event.preventDefault(), (at("drop").hidden = true), take(event.dataTransfer.files[0])));
+  addEventListener("keydown", (event) => {
+    if (event.key === "/" && !/INPUT|SELECT|TEXTAREA/.test(document.activeElement.tagName)) (event.preventDefault(), at("text").focus());
+  });
+}
+
+async function start() {
+  try {
+    info = await (await ask("v1/info")).json();
+  } catch (error) {
+    at("about").textContent = "";
+    fail(error);
+    setTimeout(start, 3000);
+    return;
+  }
+  at("error").textContent = "";
+  at("about").textContent = `${info.gallery.items.toLocaleString()} items${info.encoder ? `, ${info.encoder.name}` : ""}`;
+  at("text").disabled = !info.searches.text;
+  at("choose").hidden = !info.searches.image;
+  at("columns").replaceChildren(...columnFields());
+  at("filters").hidden = !at("columns").childElementCount;
+  const examples = info.searches.text ? info.examples : [];
+  at("examples").append(...examples.map((text) => make("button", { type: "button", onclick: () => (choose(null), (at("text").value = text), go()) }, text)));
+  listen();
+  recall();
+  search();
+}
+
+start();

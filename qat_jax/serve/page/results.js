@@ -1,0 +1,70 @@
+// What the page draws: items, and why they are where they are.
+
+export const SIDES = ["plain", "adapted"];
+
+export const at = (id) => document.getElementById(id);
+
+export function make(tag, properties = {}, ...children) {
+  const { data = {}, ...own } = properties;
+  const element = Object.assign(document.createElement(tag), own);
+  Object.assign(element.dataset, data);
+  element.append(...children);
+  return element;
+}
+
+// One item. `on` has what its buttons do, how a picture is shown (false: there are none), and whether scores are.
+export function card(entry, on) {
+  const name = entry.metadata.caption ?? entry.metadata.text ?? entry.id;
+  const like = make("button", { type: "button", className: "like", title: `${name}\nMore like this`, onclick: () => on.moreLike(entry.id) });
+  const words = () => make("span", { className: "words" }, name);
+  if (on.picture) {
+    const image = make("img", { alt: name, loading: "lazy", decoding: "async", width: 160, height: 160 });
+    image.onerror = () => image.replaceWith(words());
+    on.picture(image, entry.id);
+    like.append(image);
+  } else {
+    like.append(words());
+  }
+  like.append(make("span", { className: "hidden" }, ", more like this"));
+  const line = make("div", { className: "line" }, make("span", {}, String(entry.rank)), ...moved(entry));
+  if (on.scores) line.append(make("span", { className: "score" }, entry.score.toFixed(3)));
+  line.append(make("button", { type: "button", className: "why", onclick: () => on.why(entry), ariaLabel: `Why ${name}` }, "why"));
+  return make("li", { className: "card", data: { id: entry.id } }, like, line);
+}
+
+function moved(entry) {
+  if (!("plain_rank" in entry)) return [];
+  const by = entry.plain_rank === null ? null : entry.plain_rank - entry.rank;
+  if (by === 0) return [];
+  const [className, sign, words] =
+    by === null ? ["up", "▲ new", "not among the first 100 before"] : by > 0 ? ["up", `▲ ${by}`, `up ${by} places`] : ["down", `▼ ${-by}`, `down ${-by} places`];
+  return [make("span", { className, title: words }, make("span", { ariaHidden: "true" }, sign), make("span", { className: "hidden" }, words))];
+}
+
+// Why an item is where it is, as elements.
+export function explained(item, how, notes, entry, picture) {
+  const number = (value, digits = 4) => make("td", { className: "number" }, value === null || value === undefined ? "–" : typeof value === "number" && digits ? value.toFixed(digits) : value.toLocaleString());
+  const row = (name, key, digits) => make("tr", {}, make("th", { scope: "row" }, name), number(item.plain[key], digits), number(item.adapted?.[key], digits));
+  const head = (...names) => make("tr", {}, ...names.map((name, i) => make("th", { scope: "col", className: i ? "number" : "" }, name)));
+  const parts = [
+    make("p", { className: "faint" }, entry.metadata.caption ?? entry.id),
+    make("table", {}, head("", "plain", "adapted"), row("rank among all", "rank", 0), row("score", "score"), row("numerator q′·T z", "numerator"), row("length |T z|", "length")),
+  ];
+  if (how.cosine !== null) parts.push(make("p", {}, `The adapted query has a cosine of ${how.cosine.toFixed(3)} with the query as it was.`));
+  if (how.remembered.length) {
+    const rows = how.remembered.map((pair) => {
+      const cell = make("td", {});
+      if (picture) {
+        const image = make("img", { alt: pair.like });
+        image.onerror = () => image.replaceWith(pair.like);
+        picture(image, pair.like);
+        cell.append(image);
+      } else cell.append(pair.like);
+      return make("tr", {}, cell, number(pair.share, 3), number(pair.cosine, 3));
+    });
+    parts.push(make("h3", {}, `What moved it: the nearest of ${how.pairs.toLocaleString()} remembered training pairs`));
+    parts.push(make("table", {}, head("most like its image here", "share", "cosine of its query"), ...rows));
+  } else if (item.adapted) parts.push(make("p", { className: "faint" }, "This head remembers no training pairs; the network moved the query."));
+  for (const note of notes) parts.push(make("p", {}, note));
+  return parts;
+}

@@ -1,0 +1,131 @@
+"""Pictures: those of items, by id alone, from one folder; and those that people send, within limits."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import collections
+import io
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from qat_jax.datasets import UnreadableImage, decode
+from qat_jax.datasets.folder import FILE_COLUMNS, IMAGES
+from qat_jax.serve.limits import Refused, invalid
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+TYPES = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp", ".bmp": "bmp", ".gif": "gif"}  # image/…
+SIDE = 320  # of a thumbnail, its longer one
+KEPT_BYTES = 64 << 20  # of thumbnails
+
+
+class Pictures:
+  """The pictures of items, files of one folder; nothing outside of it is ever opened."""
+
+  def __init__(self, folder: str | os.PathLike | None, pixels: int) -> None:
+    """Raises FileNotFoundError where the folder is missing; None: there are no pictures."""
+    self.folder = None if folder is None else Path(folder).resolve()
+    if self.folder is not None and not self.folder.is_dir():
+      raise FileNotFoundError(f"no folder {folder}; give the one that holds the gallery's pictures")
+    self.pixels = pixels
+    self._thumbnails: collections.OrderedDict[Path, tuple[int, bytes]] = collections.OrderedDict()
+    self._bytes, self._lock = 0, threading.Lock()
+
+  def path(self, record: dict[str, Any]) -> Path:
+    """Returns the file of an item's record; raises Refused (404) where there is none.
+
+    It is what a column such as image_path names, or the id, with one of the endings of pictures.
+    """
+    if self.folder is not None:
+      for name in _names(record):
+        if (path := self._inside(name)) is not None:
+          return path
+    raise Refused(404, "no_picture", f"there is no picture of {record['id'][:200]!r}")
+
+  def thumbnail(self, record: dict[str, Any]) -> bytes:
+    """Returns a small JPEG of an item's picture, kept for the next time; Refused (404) where it cannot be read."""
+    path = self.path(record)
+    try:
+      changed = path.stat().st_mtime_ns
+      with self._lock:
+        if path in self._thumbnails and self._thumbnails[path][0] == changed:
+          self._thumbnails.move_to_end(path)
+          return self._thumbnails[path][1]
+      picture = read(path.read_bytes(), self.pixels)
+    except (OSError, Refused) as error:
+      raise Refused(404, "no_picture", f"the picture of {record['id'][:200]!r} cannot be read") from error
+    picture.thumbnail((SIDE, SIDE))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=85)
+    self._keep(path, changed, buffer.getvalue())
+    return buffer.getvalue()
+
+  def _keep(self, path: Path, changed: int, data: bytes) -> None:
+    with self._lock:
+      before = self._thumbnails.pop(path, None)
+      self._thumbnails[path] = changed, data
+      self._bytes += len(data) - (len(before[1]) if before else 0)
+      while self._bytes > KEPT_BYTES:
+        self._bytes -= len(self._thumbnails.popitem(last=False)[1][1])
+
+  def _inside(self, name: str) -> Path | None:
+    """Returns the file of a name within the folder, links followed; None where it is outside, or no picture's."""
+    assert self.folder is not None
+    if "\0" in name or Path(name).suffix.lower() not in IMAGES:
+      return None
+    try:
+      path = (self.folder / name).resolve()
+      return path if path.is_relative_to(self.folder) and path.is_file() else None
+    except (OSError, ValueError):  # a name that the system does not take
+      return None
+
+
+def read(data: bytes, pixels: int) -> Image.Image:
+  """Returns the bytes of a picture as RGB, upright; raises Refused (422) for what is none, or has too many pixels.
+
+  The header tells the size before anything is unpacked.
+  """
+  try:
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    width, height = image.size
+    if width * height > pixels:
+      raise invalid(f"the picture has {width}×{height} pixels; at most {pixels:,} are read: make it smaller")
+    return decode({"id": "the picture", "image": image})
+  except Refused:
+    raise
+  except UnreadableImage as error:
+    raise invalid("the picture is damaged or cut short; send another") from error
+  except Exception as error:  # broken headers make Pillow raise anything
+    raise invalid(f"this is no picture that can be read; send one of {', '.join(FORMATS)}") from error
+
+
+def from_base64(text: str) -> bytes:
+  """Returns what base64 says, bare or as a data: address; raises Refused (422) for anything else."""
+  if text.startswith("data:"):
+    text = text.partition(",")[2]
+  try:
+    return base64.b64decode("".join(text.split()), validate=True)
+  except (binascii.Error, ValueError) as error:
+    raise invalid("image is no base64 of a picture's bytes") from error
+
+
+def media_type(path: Path) -> str:
+  """Returns the Content-Type of a picture's file; a TIFF, which browsers do not show, is only to be saved."""
+  kind = TYPES.get(path.suffix.lower())
+  return f"image/{kind}" if kind else "application/octet-stream"
+
+
+def _names(record: dict[str, Any]) -> Iterator[str]:
+  """Yields what the file of an item may be called."""
+  about = record["metadata"]
+  for column in FILE_COLUMNS:
+    if isinstance(about.get(column), str):
+      yield about[column]
+  yield record["id"]
+  for ending in IMAGES:
+    yield record["id"] + ending

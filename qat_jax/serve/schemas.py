@@ -1,0 +1,112 @@
+"""What requests say, as pydantic models: the OpenAPI description is made of them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StrictBool, StrictInt, StrictStr
+
+from qat_jax.serve.limits import FILTERS, IDS, PARTS, TEXT_LETTERS, VALUES, VECTOR
+
+Id = Annotated[str, Field(strict=True, max_length=4096)]
+Text = Annotated[str, Field(strict=True, min_length=1, max_length=TEXT_LETTERS)]
+Vector = Annotated[list[FiniteFloat], Field(min_length=1, max_length=VECTOR)]
+QueryType = Literal["text", "image"]
+Value = StrictBool | StrictInt | FiniteFloat | StrictStr
+
+
+class _Strict(BaseModel):
+  model_config = ConfigDict(extra="forbid")
+
+
+class Part(_Strict):
+  """One of text, image, item and vector, and how much it counts in the query."""
+
+  text: Text | None = None
+  image: str | None = Field(default=None, description="the bytes of a picture in base64, or as a data: address")
+  item: Id | None = Field(default=None, description="the id of an item of the gallery")
+  vector: Vector | None = Field(default=None, description="a frozen feature of the gallery's encoder")
+  weight: FiniteFloat = Field(default=1.0, ge=-100, le=100)
+  query_type: QueryType | None = Field(default=None, description="what a vector is of")
+
+
+class Range(_Strict):
+  """Values between two ends, both inside; either may be left out."""
+
+  least: Value | None = None
+  most: Value | None = None
+
+
+Query = Text | Part | Annotated[list[Part], Field(min_length=1, max_length=PARTS)]
+Filters = Annotated[
+  dict[Annotated[str, Field(max_length=200)], Value | Annotated[list[Value], Field(max_length=VALUES)] | Range],
+  Field(max_length=FILTERS),
+]
+Ids = Annotated[list[Id], Field(max_length=IDS)]
+
+
+class Asked(_Strict):
+  """What is searched with: a text, a part, or several parts with weights."""
+
+  query: Query
+  query_type: QueryType | None = Field(default=None, description="which head; default: the heaviest part's")
+
+
+class Search(Asked):
+  """A search of the gallery."""
+
+  model_config = ConfigDict(
+    extra="forbid",
+    json_schema_extra={
+      "examples": [
+        {"query": "a red mug", "k": 5},
+        {"query": [{"item": "a-17"}, {"text": "in red", "weight": 0.5}], "mode": "both", "filters": {"shape": "ball"}},
+      ]
+    },
+  )
+
+  query: Query | None = None  # type: ignore[assignment]  # a picture uploaded beside it will do
+  k: StrictInt = Field(default=20, ge=1, description="how many items")
+  mode: Literal["plain", "adapted", "both"] = "adapted"
+  exclude: Ids = Field(default=[], description="ids that shall not be found; items in the query never are")
+  allowed: Ids | None = Field(default=None, description="the only ids that may be found")
+  filters: Filters = Field(default={}, description="column → a value, a list of values, or a range; all must hold")
+
+
+class Rerank(BaseModel):
+  """Candidates in the order of the exact scores; the shape is that of the rerank calls of Cohere and Jina."""
+
+  model_config = ConfigDict(
+    extra="ignore", json_schema_extra={"examples": [{"query": "a red mug", "documents": ["a-17", "b-2"], "top_n": 1}]}
+  )
+
+  query: Query
+  query_type: QueryType | None = None
+  documents: list[Id | dict[str, object]] | None = Field(
+    default=None, max_length=10_000, description='ids, or {"id": …}'
+  )
+  vectors: list[Vector] | None = Field(
+    default=None, min_length=1, max_length=10_000, description="frozen features instead"
+  )
+  top_n: StrictInt | None = Field(default=None, ge=1)
+  mode: Literal["plain", "adapted"] = "adapted"
+  return_documents: bool = False
+
+
+class Adapt(Asked):
+  """A query for another index."""
+
+  model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"query": "a red mug"}]})
+
+  adaptation: bool = Field(default=False, description="whether to return q', gate, left and right too")
+
+
+class Why(Asked):
+  """Why items are where they are."""
+
+  model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"query": "a red mug", "items": ["a-17"]}]})
+
+  items: list[Id] = Field(min_length=1, max_length=20)
+
+
+MODELS = (Part, Range, Search, Rerank, Adapt, Why)

@@ -1,0 +1,64 @@
+"""What one search asks, and what it found."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from qat_jax.types import Ranking
+
+Mode = Literal["plain", "adapted", "both"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """A part of a query: one of text, pixels (what `Service.pixels` made), an item's position, a vector (D)."""
+
+  text: str | None = None
+  pixels: Any = None
+  position: int | None = None
+  vector: np.ndarray | None = None
+  weight: float = 1.0
+  query_type: str | None = None
+
+  @property
+  def type(self) -> str | None:
+    """The query type that the part is of; None for a vector that does not say."""
+    return self.query_type or ("text" if self.text is not None else None if self.vector is not None else "image")
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+  """One search: parts of a query, and what it may find."""
+
+  parts: tuple[Part, ...]
+  k: int = 20
+  mode: Mode = "adapted"
+  query_type: str | None = None
+  exclude: np.ndarray | None = None  # positions
+  allowed: np.ndarray | None = None  # positions, or bool N; arrays that are the same object go together
+
+
+@dataclasses.dataclass
+class Found:
+  """What a search found; the rankings are of one query each."""
+
+  query_type: str
+  feature: np.ndarray  # D, unit
+  plain: Ranking | None = None
+  adapted: Ranking | None = None
+  notes: tuple[str, ...] = ()
+  seconds: dict[str, float] = dataclasses.field(default_factory=dict)  # of the batch, by stage
+
+
+def ragged(lists: Sequence[np.ndarray | None], rows: int) -> np.ndarray:
+  """Returns lists of positions as one array, −1 as padding; the last stands for rows beyond them."""
+  arrays = [np.zeros(0, np.int64) if one is None else np.asarray(one, np.int64) for one in lists]
+  filled = np.full((rows, max(map(len, arrays))), -1, np.int64)
+  for row in range(rows):
+    own = arrays[min(row, len(arrays) - 1)]
+    filled[row, : len(own)] = own
+  return filled

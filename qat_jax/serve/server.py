@@ -1,0 +1,97 @@
+"""What qat-jax serve runs: one process that loads, answers, and drains when it is told to stop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from qat_jax.serve.limits import Limits, host_of, is_loopback
+from qat_jax.serve.opening import Settings, open_service
+
+KEY = "QAT_JAX_API_KEY"
+DRAIN = 10  # seconds that accepted requests have, after SIGTERM
+COMPILED = "~/.cache/qat-jax/compiled"  # so that a restart compiles nothing; JAX_COMPILATION_CACHE_DIR is another place
+
+
+def serve(
+  settings: Settings,
+  limits: Limits,
+  host: str = "127.0.0.1",
+  port: int = 8000,
+  names: tuple[str, ...] = (),
+  origins: tuple[str, ...] = (),
+) -> None:
+  """Serves until SIGTERM or SIGINT, then answers what was accepted, for 10 seconds at most.
+
+  The key is read from QAT_JAX_API_KEY. Raises ValueError where another address than this machine's own is to be bound
+  without one, or what is to be served is missing or damaged; ImportError without the extra `serve`.
+  """
+  key = os.environ.get(KEY) or None
+  if key is None and not is_loopback(host):
+    raise ValueError(f"{host} is reached from other machines: set a key, {KEY}, or bind 127.0.0.1")
+  try:
+    import uvicorn
+
+    from qat_jax.serve.app import State, create
+  except ImportError as error:
+    raise ImportError(f"the server wants the extra serve ({error}): pip install 'qat-jax[serve]'") from error
+  log = logging.getLogger("qat_jax.serve")
+  logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+  for name in ("jax", "uvicorn", "asyncio"):
+    logging.getLogger(name).setLevel(logging.WARNING)
+
+  _keep_compiled()
+  reopen = lambda: open_service(settings, limits, log.info)
+  state = State(limits, reopen)
+  hosts = None if key else frozenset({"localhost", "127.0.0.1", "::1", host.lower(), *map(host_of, names)})
+  app = create(state, key, hosts, origins)
+  config = uvicorn.Config(
+    app,
+    host=host,
+    port=port,
+    access_log=False,
+    log_config=None,
+    server_header=False,
+    timeout_graceful_shutdown=DRAIN,
+    timeout_keep_alive=15,
+    limit_max_requests=None,
+  )
+  server = uvicorn.Server(config)
+  failed: list[BaseException] = []
+
+  def load() -> None:
+    try:
+      state.service = reopen()
+      shown = f"[{host}]" if ":" in host else host
+      print(f"serving on http://{shown}:{port}/", flush=True)
+    except BaseException as error:  # told by the main thread
+      failed.append(error)
+      server.should_exit = True
+
+  threading.Thread(target=load, name="load", daemon=True).start()
+  for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn handles them, and raises them again when it is done
+    signal.signal(number, lambda *_: None)
+  server.run()
+  state.queue.close(DRAIN)
+  if failed:
+    raise failed[0]
+
+
+def _keep_compiled() -> None:
+  """Has JAX keep what it compiles, where it can be written."""
+  import jax
+
+  if getattr(jax.config, "jax_compilation_cache_dir", None) is not None:
+    return
+  folder = Path(COMPILED).expanduser()
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError:
+    return
+  jax.config.update("jax_compilation_cache_dir", str(folder))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

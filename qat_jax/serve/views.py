@@ -1,0 +1,220 @@
+"""Requests → searches, and what was found → JSON; without the web framework."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import jax.numpy as jnp
+import numpy as np
+from pydantic import BaseModel, ValidationError
+
+from qat_jax.adaptation import fold, plain, unit
+from qat_jax.adapter import check_queries
+from qat_jax.search.rank import rerank
+from qat_jax.serve import schemas
+from qat_jax.serve.limits import Limits, Refused, invalid
+from qat_jax.serve.pictures import from_base64, read
+from qat_jax.serve.searches import Found, Part, Search
+from qat_jax.serve.service import FEW, Service
+from qat_jax.types import Gallery, Ranking, as_gallery
+
+BEFORE = 100  # of the plain ranking are looked at to say where adapted items were
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def parse(model: type[Model], body: bytes) -> Model:
+  """Returns a request; raises Refused (422) that names the first thing wrong with it."""
+  try:
+    return model.model_validate_json(body)
+  except ValidationError as error:
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    raise invalid(f"{where[:200] or 'the body'}: {first['msg'][:300]}") from None
+
+
+def search_of(
+  service: Service, asked: schemas.Search, limits: Limits, more: tuple[Part, ...] = ()
+) -> tuple[Search, list[str]]:
+  """Returns the search that a request asks for, `more` parts added, and notes of ids that the gallery does not have.
+
+  Decodes pictures. Raises Refused (404, 422).
+  """
+  if asked.k > limits.k:
+    raise invalid(f"k is {asked.k}; at most {limits.k} items are found: ask for fewer")
+  parts = (*more, *parts_of(service, asked.query, limits))
+  if not parts:
+    raise invalid("query is missing; say what to search for")
+  notes = []
+  own = [part.position for part in parts if part.position is not None]
+  exclude, unknown = service.items.known(asked.exclude)
+  if unknown:
+    notes.append(f"{len(unknown)} ids of exclude are not in the gallery")
+  exclude = np.unique(np.concatenate([exclude, np.array(own, np.int64)]))
+  allowed: np.ndarray | None = service.items.mask(asked.model_dump()["filters"])
+  if asked.allowed is not None:
+    wanted, unknown = service.items.known(asked.allowed)
+    if unknown:
+      notes.append(f"{len(unknown)} ids of allowed are not in the gallery")
+    allowed = wanted if allowed is None else wanted[allowed[wanted]]
+  elif allowed is not None and (count := int(allowed.sum())) <= FEW:
+    allowed = np.flatnonzero(allowed)
+    if not count:
+      notes.append("no item passes the filters")
+  k = max(asked.k, min(BEFORE, limits.k)) if asked.mode == "both" else asked.k
+  return Search(parts, k, asked.mode, asked.query_type, exclude, allowed), notes
+
+
+def parts_of(service: Service, query: Any, limits: Limits) -> tuple[Part, ...]:
+  """Returns the parts of a query; raises Refused for one that says nothing, or several things at once."""
+  if query is None:
+    return ()
+  given = [schemas.Part(text=query)] if isinstance(query, str) else query if isinstance(query, list) else [query]
+  return tuple(_part(service, part, limits) for part in given)
+
+
+def _part(service: Service, part: schemas.Part, limits: Limits) -> Part:
+  said = [name for name in ("text", "image", "item", "vector") if getattr(part, name) is not None]
+  if len(said) != 1:
+    raise invalid(f"a part of a query has {said or 'nothing'}; give exactly one of text, image, item and vector")
+  if part.query_type and part.vector is None:
+    raise invalid("query_type of a part is for a vector alone; set it for the whole query instead")
+  if part.text is not None:
+    if not part.text.strip():
+      raise invalid("the text is empty; write something to search for")
+    return Part(text=part.text, weight=part.weight)
+  if part.image is not None:
+    return Part(pixels=service.pixels(read(from_base64(part.image), limits.image_pixels)), weight=part.weight)
+  if part.item is not None:
+    return Part(position=int(service.items.positions([part.item])[0]), weight=part.weight)
+  return Part(vector=vector_of(part.vector, service.adapter.width), weight=part.weight, query_type=part.query_type)
+
+
+def vector_of(numbers: Any, width: int) -> np.ndarray:
+  """Returns a vector of a request (D, float32); raises Refused for another width, or numbers that float32 has not."""
+  with np.errstate(over="ignore"):
+    vector_D = np.asarray(numbers, np.float32)
+  try:
+    check_queries(vector_D[None], width)
+  except ValueError as error:
+    raise invalid(f"the vector: {error}") from None
+  return vector_D
+
+
+def found_json(service: Service, found: Found, k: int, notes: list[str], waited: float) -> dict[str, Any]:
+  """Returns the answer of a search."""
+  before = {} if found.plain is None else {p: i + 1 for i, p in enumerate(found.plain.ids.tolist())}
+  results: dict[str, Any] = {}
+  for side, ranking in (("plain", found.plain), ("adapted", found.adapted)):
+    if ranking is not None:
+      results[side] = _entries(service, ranking, k)
+  if found.plain is not None and found.adapted is not None:
+    for entry, position in zip(results["adapted"], found.adapted.ids.tolist(), strict=False):
+      entry["plain_rank"] = before.get(position)
+  milliseconds = {name: round(1000 * value, 2) for name, value in {"wait": waited, **found.seconds}.items()}
+  return {
+    "query_type": found.query_type,
+    "results": results,
+    "notes": [*found.notes, *notes],
+    "milliseconds": milliseconds,
+  }
+
+
+def _entries(service: Service, ranking: Ranking, k: int) -> list[dict[str, Any]]:
+  records = service.items.records(ranking.ids[:k])
+  scores = ranking.scores[:k].tolist()
+  return [
+    {"id": record["id"], "rank": i, "score": score, "metadata": record["metadata"]}
+    for i, (record, score) in enumerate(zip(records, scores, strict=True), start=1)
+  ]
+
+
+def reranked(service: Service, asked: schemas.Rerank, parts: tuple[Part, ...]) -> dict[str, Any]:
+  """Returns candidates in the order of their scores; runs in the queue's thread."""
+  if (asked.documents is None) == (asked.vectors is None):
+    raise invalid("give documents (ids) or vectors to rerank, one of them")
+  job = Search(parts, mode=asked.mode, query_type=asked.query_type)
+  (found,) = service.features([job])
+  if isinstance(found, Exception):
+    raise found
+  adapted = asked.mode == "adapted"
+  adaptation = service.adapted(job)[1] if adapted else plain(jnp.asarray(found.feature[None]))
+  names: list[str] = []
+  gallery: Gallery
+  if asked.documents is not None:
+    names = [_id_of(document) for document in asked.documents]
+    if not names:
+      return {"results": [], "query_type": found.query_type, "mode": asked.mode}
+    once = list(dict.fromkeys(names))
+    positions = service.items.positions(once)
+    first = {position: names.index(name) for position, name in zip(positions.tolist(), once, strict=True)}
+    gallery = service.prepared[found.query_type] if adapted else service.frozen
+  else:
+    rows_ND = np.stack([vector_of(row, service.adapter.width) for row in asked.vectors or ()])
+    rows = as_gallery(unit(rows_ND, np.float32))
+    positions, first = np.arange(len(rows_ND)), {i: i for i in range(len(rows_ND))}
+    gallery = service.adapter.prepare(rows, found.query_type) if adapted else rows
+  ranking = rerank(adaptation, gallery, positions[None])
+  results = []
+  for position, score in zip(ranking.ids[0].tolist(), ranking.scores[0].tolist(), strict=True):
+    if position >= 0:
+      index = first[position]
+      entry: dict[str, Any] = {"index": index, "relevance_score": score}
+      if names:
+        entry["id"] = names[index]
+        if asked.return_documents:
+          entry["document"] = service.items.records([position])[0]
+      results.append(entry)
+  return {"results": results[: asked.top_n], "query_type": found.query_type, "mode": asked.mode}
+
+
+def _id_of(document: Any) -> str:
+  name = document.get("id") if isinstance(document, Mapping) else document
+  if not isinstance(name, str):
+    raise invalid('a document is an id of the gallery, or {"id": …}')
+  return name
+
+
+def adapted_json(service: Service, asked: schemas.Adapt, parts: tuple[Part, ...]) -> dict[str, Any]:
+  """Returns the folded query, and the adaptation where it is asked for; runs in the queue's thread."""
+  job = Search(parts, query_type=asked.query_type)
+  found, adaptation = service.adapted(job)
+  folded_D = np.asarray(fold(adaptation))[0]
+  answer: dict[str, Any] = {
+    "query_type": found.query_type,
+    "space": adaptation.space,
+    "width": len(folded_D),
+    "folded": folded_D.tolist(),
+  }
+  if asked.adaptation:
+    arrays = {name: getattr(adaptation, name)[0] for name in ("query", "gate", "left", "right")}
+    answer["adaptation"] = {name: np.asarray(array).tolist() for name, array in arrays.items()}
+  return answer
+
+
+def why_json(service: Service, asked: schemas.Why, parts: tuple[Part, ...]) -> dict[str, Any]:
+  """Returns why items are where they are; runs in the queue's thread."""
+  positions = service.items.positions(asked.items)
+  job = Search(parts, mode="plain", query_type=asked.query_type)
+  found, how, scores = service.why(job, positions)
+  for entry in how["remembered"]:
+    entry.pop("query")
+    entry["like"] = service.items.id(entry.pop("position"))
+  items = [{"id": service.items.id(p), **both} for p, both in zip(positions.tolist(), scores, strict=True)]
+  return {"query_type": found.query_type, "moved": how, "items": items, "notes": list(found.notes)}
+
+
+def record_json(service: Service, name: str) -> dict[str, Any]:
+  """Returns an item; raises Refused (404) where there is none."""
+  record = service.items.records(service.items.positions([name]))[0]
+  try:
+    service.pictures.path(record)
+    return {**record, "picture": True}
+  except Refused:
+    return {**record, "picture": False}
+
+
+def json_bytes(content: object) -> bytes:
+  """Returns JSON; what is no number in it would be an error of ours."""
+  return json.dumps(content, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")

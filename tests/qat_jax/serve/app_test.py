@@ -1,0 +1,353 @@
+import base64
+import io
+import json
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+import qat_jax
+from qat_jax.serve.app import State, create
+from qat_jax.serve.limits import Limits, Refused
+
+HOSTS = frozenset({"localhost"})
+
+
+def client_of(service, limits=None, key=None, reopen=None, hosts=HOSTS, origins=()):
+  state = State(limits or Limits(), reopen)
+  state.service = service
+  client = TestClient(create(state, key, hosts, origins), "http://localhost", raise_server_exceptions=False)
+  client.state = state
+  return client
+
+
+@pytest.fixture(scope="module")
+def client(served):
+  return client_of(served)
+
+
+def png(colour, size=(40, 40)):
+  buffer = io.BytesIO()
+  Image.new("RGB", size, colour).save(buffer, "PNG")
+  return buffer.getvalue()
+
+
+def ids(answer, side="adapted"):
+  assert answer.status_code == 200, answer.text
+  return [entry["id"] for entry in answer.json()["results"][side]]
+
+
+def code(answer):
+  return answer.status_code, answer.json()["error"]["code"]
+
+
+def test_a_search_says_rank_score_metadata_and_how_far_items_moved(client, served):
+  answer = client.post("/v1/search", json={"query": "a red box", "k": 4, "mode": "both"}).json()
+  assert answer["query_type"] == "text" and answer["notes"] == [] and "adapted" in answer["milliseconds"]
+  plain, adapted = answer["results"]["plain"], answer["results"]["adapted"]
+  assert [entry["rank"] for entry in adapted] == [1, 2, 3, 4]
+  whole = ids(client.post("/v1/search", json={"query": "a red box", "k": 36, "mode": "plain"}), "plain")
+  assert [entry["plain_rank"] for entry in adapted] == [whole.index(entry["id"]) + 1 for entry in adapted]
+  assert [entry["id"] for entry in plain] == whole[:4]
+  assert plain[0]["metadata"]["caption"].endswith("box") and isinstance(plain[0]["metadata"]["number"], str)
+
+
+def test_a_picture_is_found_by_upload_and_by_base64_and_with_words(client):
+  data = png((205, 35, 30))
+  asked = {"k": 6, "mode": "plain"}
+  said = {"request": json.dumps(asked)}
+  uploaded = ids(client.post("/v1/search", files={"image": ("x.png", data)}, data=said), "plain")
+  text = base64.b64encode(data).decode()
+  assert uploaded == ids(client.post("/v1/search", json={**asked, "query": {"image": text}}), "plain")
+  with_words = {"request": json.dumps({**asked, "query": [{"text": "a blue box", "weight": 3}]})}
+  assert ids(client.post("/v1/search", files={"image": ("x.png", data)}, data=with_words), "plain") != uploaded
+  colours = client.post("/v1/search", json={**asked, "query": {"image": text}}).json()["results"]["plain"]
+  assert {entry["metadata"]["colour"] for entry in colours} == {"red"}
+
+
+def test_items_filters_and_lists_narrow_a_search(client):
+  asked = {"query": {"item": "shop/3"}, "k": 50, "filters": {"colour": "green", "price": {"most": 6}}}
+  found = ids(client.post("/v1/search", json=asked))
+  assert sorted(found) == sorted(f"shop/{i}" for i in (1, 4, 7, 10))
+  found = ids(client.post("/v1/search", json={**asked, "allowed": ["shop/1", "shop/2", "shop/4", "gone"]}))
+  assert sorted(found) == ["shop/1", "shop/4"]
+  answer = client.post("/v1/search", json={"query": {"item": "shop/3"}, "k": 50, "exclude": ["shop/0", "gone"]})
+  assert set(ids(answer)) == {f"shop/{i}" for i in range(36)} - {"shop/0", "shop/3"}
+  assert answer.json()["notes"] == ["1 ids of exclude are not in the gallery"]
+  empty = client.post("/v1/search", json={"query": "red", "filters": {"colour": "pink"}})
+  assert ids(empty) == [] and empty.json()["notes"] == ["no item passes the filters"]
+
+
+def test_reranking_takes_ids_and_vectors_in_the_shape_of_cohere(client, served):
+  names = [f"shop/{i}" for i in (5, 9, 9, 2, 30)]
+  asked = {"model": "any", "query": "a red box", "documents": names, "top_n": 3, "return_documents": True}
+  first = client.post("/v1/rerank", json=asked).json()["results"]
+  order = [name for name in ids(client.post("/v1/search", json={"query": "a red box", "k": 36})) if name in names]
+  assert [entry["id"] for entry in first] == [names[entry["index"]] for entry in first] == order[:3]
+  assert first[0]["document"]["metadata"]["colour"] in ("red", "green", "blue")
+  vectors = np.asarray(served.frozen[np.array([5, 9, 2, 30])], np.float32).tolist()
+  by_vector = client.post("/v1/rerank", json={"query": "a red box", "vectors": vectors}).json()["results"]
+  assert [(5, 9, 2, 30)[entry["index"]] for entry in by_vector] == [int(name.split("/")[1]) for name in order]
+  assert client.post("/v1/rerank", json={"query": "x", "documents": []}).json()["results"] == []
+  assert code(client.post("/v1/rerank", json={"query": "x", "documents": ["gone"]})) == (404, "no_item")
+  assert code(client.post("/v1/rerank", json={"query": "x"})) == (422, "invalid")
+
+
+def test_the_folded_query_ranks_by_its_numerator_in_any_index(client, served):
+  answer = client.post("/v1/adapt", json={"query": {"item": "shop/3"}, "adaptation": True}).json()
+  assert answer["query_type"] == "image" and answer["space"].startswith("mapped-")
+  arrays = {name: np.array([array], np.float32) for name, array in answer["adaptation"].items()}
+  width = served.adapter.width
+  for name in ("left", "right"):
+    arrays[name] = arrays[name].reshape(1, width, -1)
+  adaptation = qat_jax.Adaptation(**arrays, space=answer["space"])
+  np.testing.assert_allclose(np.asarray(qat_jax.fold(adaptation))[0], answer["folded"], atol=1e-6)
+  assert answer["width"] == len(answer["folded"]) == width
+
+
+def test_items_have_metadata_picture_and_thumbnail(client, shop):
+  item = client.get("/v1/items/shop/7").json()
+  assert item["id"] == "shop/7" and item["picture"] and item["metadata"]["file"] == "more/7.png"
+  picture = client.get("/v1/items/shop/7/picture")
+  assert picture.content == (shop / "pictures/more/7.png").read_bytes()
+  assert picture.headers["content-type"] == "image/png" and picture.headers["x-content-type-options"] == "nosniff"
+  small = client.get("/v1/items/shop%2F7/thumbnail")
+  assert Image.open(io.BytesIO(small.content)).format == "JPEG"
+  for path in ("/v1/items/nobody", "/v1/items/nobody/picture", "/v1/items/..%2F..%2Fetc%2Fpasswd/picture"):
+    assert code(client.get(path)) == (404, "no_item")
+
+
+@pytest.mark.parametrize(
+  ("asked", "word"),
+  [
+    ({}, "query"),
+    ({"query": ""}, "query"),
+    ({"query": "  "}, "empty"),
+    ({"query": []}, "query"),
+    ({"query": "x" * 2001}, "query"),
+    ({"query": {"text": "a", "item": "b"}}, "exactly one"),
+    ({"query": {}}, "exactly one"),
+    ({"query": {"vector": [1.0, 2.0]}, "query_type": "text"}, "wanted floats of shape"),
+    ({"query": {"vector": [0.0] * 96}, "query_type": "text"}, "zero"),
+    ({"query": {"vector": [1e300] * 96}, "query_type": "text"}, "infinite"),
+    ({"query": {"vector": [1.0] * 96}}, "query_type"),
+    ({"query": {"image": "?"}}, "base64"),
+    ({"query": "a", "k": 0}, "k"),
+    ({"query": "a", "k": 1001}, "at most 1000"),
+    ({"query": "a", "k": 10**30}, "k"),
+    ({"query": "a", "mode": "best"}, "mode"),
+    ({"query": "a", "kk": 3}, "kk"),
+    ({"query": "a", "filters": {"size": 3}}, "size"),
+    ({"query": "a", "filters": {"colour": {"near": 3}}}, "filters"),
+    ({"query": [{"text": "a"}] * 9}, "query"),
+  ],
+)
+def test_what_is_wrong_is_said(client, asked, word):
+  answer = client.post("/v1/search", json=asked)
+  assert code(answer) == (422, "invalid") and word in answer.json()["error"]["message"]
+
+
+def test_no_body_breaks_it(client):
+  bodies = [
+    b"",
+    b"{",
+    b"[]",
+    b"null",
+    b"\xff\xfe",
+    b'{"query": "\\ud800"}',
+    b'{"query": {"vector": [NaN]}}',
+    b"[" * 100_000,
+  ]
+  bodies += [b'{"query": ' + b"9" * 5000 + b"}", b'{"query":"a","k":1e3}', '{"query":"\u202e\u0000é"}'.encode()]
+  for path in ("/v1/search", "/v1/rerank", "/v1/adapt", "/v1/why", "/knn-service", "/metadata"):
+    for body in bodies:
+      for kind in ("application/json", "text/plain", "multipart/form-data; boundary=x", "multipart/form-data"):
+        answer = client.post(path, content=body, headers={"Content-Type": kind})
+        assert answer.status_code in (200, 404, 422), (path, body[:40], answer.text)
+        assert "Traceback" not in answer.text
+
+
+def test_clip_retrieval_s_calls_are_answered_whatever_their_content_type(client):
+  assert client.get("/indices-list").json() == ["adapted", "plain"]
+  asked = {"text": "a red box", "image": None, "image_url": None, "embedding_input": None, "modality": "image"}
+  asked |= {"num_images": 2, "num_result_ids": 3000, "indice_name": "plain", "deduplicate": True, "aesthetic_score": ""}
+  found = client.post("/knn-service", content=json.dumps(asked)).json()
+  whole = ids(client.post("/v1/search", json={"query": "a red box", "k": 36, "mode": "plain"}), "plain")
+  assert [entry["id"] for entry in found] == [int(name.split("/")[1]) for name in whole]
+  assert (
+    "caption" in found[1] and Image.open(io.BytesIO(base64.b64decode(found[1]["image"]))) and "caption" not in found[2]
+  )
+  body = json.dumps({"ids": [7, "3"], "indice_name": "adapted"})
+  rows = client.post("/metadata", content=body, headers={"Content-Type": "text/plain;charset=UTF-8"}).json()
+  assert [(row["id"], row["metadata"]["item"]) for row in rows] == [(7, "shop/7"), (3, "shop/3")]
+  vector = np.ones(96).tolist()
+  assert len(client.post("/knn-service", content=json.dumps({"embedding_input": vector, "num_images": 5})).json()) == 5
+  for wrong in (
+    {"image_url": "http://localhost/x.png"},
+    {"text": "a", "modality": "text"},
+    {"text": "a", "indice_name": "x"},
+  ):
+    assert code(client.post("/knn-service", json={"num_images": 1, **wrong})) == (422, "invalid")
+  assert code(client.post("/metadata", json={"ids": [1 << 60]})) == (404, "no_item")
+  assert code(client.post("/metadata", json={"ids": [1.5]})) == (422, "invalid")
+
+
+def test_a_key_is_asked_of_everything_but_the_page_and_health(served):
+  client = client_of(served, key="secret", hosts=None)
+  for path in ("/", "/page.js", "/results.js", "/page.css", "/health", "/ready"):
+    assert client.get(path).status_code == 200
+  for path in (
+    "/v1/info",
+    "/v1/items/shop/1",
+    "/v1/items/shop/1/picture",
+    "/metrics",
+    "/indices-list",
+    "/openapi.json",
+  ):
+    assert code(client.get(path)) == (401, "no_key")
+    assert client.get(path, headers={"X-API-Key": "secret"}).status_code == 200
+  assert code(client.post("/v1/search", json={"query": "a"}, headers={"Authorization": "Bearer x"})) == (401, "no_key")
+  assert client.post("/v1/search", json={"query": "a"}, headers={"Authorization": "Bearer secret"}).status_code == 200
+
+
+def test_without_a_key_it_answers_to_its_own_names_alone(client):
+  assert code(client.get("/v1/info", headers={"Host": "evil.example"})) == (421, "wrong_host")
+
+
+def test_limits_of_size_rate_and_readiness(served):
+  client = client_of(served, Limits(body_bytes=1000, rate=0.001, burst=2))
+  assert code(client.post("/v1/search", content=b"x" * 1001)) == (413, "too_large")
+  assert code(client.post("/v1/search", content=iter([b"x" * 600] * 2))) == (413, "too_large")
+  slow = client.get("/v1/info")
+  assert code(slow) == (429, "too_many") and int(slow.headers["retry-after"]) > 1
+  starting = client_of(None)
+  assert code(starting.get("/ready")) == (503, "starting") and starting.get("/health").status_code == 200
+  assert code(starting.post("/v1/search", json={"query": "a"})) == (503, "starting")
+
+
+def test_every_answer_has_the_headers_of_security(client):
+  for answer in (
+    client.get("/"),
+    client.get("/nowhere"),
+    client.post("/v1/search", content=b"{"),
+    client.put("/v1/info"),
+  ):
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert "'unsafe" not in answer.headers["content-security-policy"]
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "access-control-allow-origin" not in answer.headers
+  assert client.get("/").headers["content-type"].startswith("text/html")
+  assert client.get("/page.js").headers["content-type"].startswith("text/javascript")
+
+
+def test_pages_of_a_named_origin_alone_may_read_answers(served):
+  client = client_of(served, origins=("https://named.example",))
+  for origin, wanted in (("https://named.example", "https://named.example"), ("https://other.example", None)):
+    answer = client.get("/v1/info", headers={"Origin": origin})
+    assert answer.headers.get("access-control-allow-origin") == wanted
+
+
+def test_the_description_has_every_route_and_its_examples_are_answered(client):
+  about = client.get("/openapi.json").json()
+  assert {"/v1/search", "/v1/rerank", "/v1/adapt", "/v1/why", "/v1/items/{id}", "/v1/info", "/knn-service"} <= set(
+    about["paths"]
+  )
+  components = about["components"]["schemas"]
+  names = {part["$ref"].split("/")[-1] for part in find(about, "$ref")}
+  assert names <= set(components)
+  for example in components["Search"]["examples"]:
+    answer = client.post("/v1/search", json=example)
+    assert answer.status_code in (200, 404, 422) and answer.json()
+
+
+def find(tree, key):
+  if isinstance(tree, dict):
+    yield from ([tree] if key in tree else [])
+    for value in tree.values():
+      yield from find(value, key)
+  elif isinstance(tree, list):
+    for value in tree:
+      yield from find(value, key)
+
+
+def test_metrics_count_requests_stages_and_refusals_and_nothing_that_was_asked(served):
+  client = client_of(served)
+  client.post("/v1/search", json={"query": "a very private question"})
+  client.get("/v1/items/very-private")
+  text = client.get("/metrics").text
+  for line in (
+    'qat_jax_requests_total{route="/v1/search",status="200"} 1.0',
+    'qat_jax_refused_total{code="no_item"} 1.0',
+    'qat_jax_stage_seconds_count{stage="adapted"} 1.0',
+    "qat_jax_batch_size_count 1.0",
+    "qat_jax_items 36.0",
+  ):
+    assert line in text
+  assert "private" not in text
+
+
+def test_a_reload_wants_a_key_and_replaces_only_what_is_whole(served, open_shop):
+  assert code(client_of(served).post("/v1/admin/reload")) == (403, "no_key_set")
+  begun, go_on, answers = (
+    threading.Event(),
+    threading.Event(),
+    [open_shop(encoder="none"), ValueError("shard\n3 is damaged")],
+  )
+
+  def reopen():
+    begun.set()
+    go_on.wait(10)
+    if isinstance(answers[0], Exception):
+      raise answers.pop(0)
+    return answers.pop(0)
+
+  with client_of(served, key="secret", reopen=reopen) as client:
+    client.headers["X-API-Key"] = "secret"
+    done = []
+    thread = threading.Thread(target=lambda: done.append(client.post("/v1/admin/reload")))
+    thread.start()
+    assert begun.wait(10)
+    assert client.post("/v1/search", json={"query": "a red box"}).status_code == 200  # the old one answers meanwhile
+    assert code(client.post("/v1/admin/reload")) == (409, "reloading")
+    go_on.set()
+    thread.join(20)
+    assert done[0].json()["status"] == "reloaded"
+    assert code(client.post("/v1/search", json={"query": "a red box"})) == (
+      422,
+      "invalid",
+    )  # the new one has no encoder
+    failed = client.post("/v1/admin/reload")
+    assert code(failed) == (409, "not_reloaded") and "shard 3 is damaged" in failed.text
+    assert client.post("/v1/search", json={"query": {"item": "shop/1"}}).status_code == 200
+
+
+def test_an_error_of_ours_is_no_traceback(served, monkeypatch):
+  client = client_of(served)
+  monkeypatch.setattr(client.state.service.items, "records", lambda positions: 1 / 0, raising=True)
+  answer = client.get("/v1/items/shop/1")
+  assert code(answer) == (500, "broken") and "division" not in answer.text
+
+
+def test_many_at_once_get_what_each_would_get_alone(client):
+  texts = [f"a {colour} box {i}" for i in range(8) for colour in ("red", "green", "blue")]
+  alone = [ids(client.post("/v1/search", json={"query": text, "k": 5})) for text in texts]
+  together = [None] * len(texts)
+
+  def ask(i):
+    together[i] = ids(client.post("/v1/search", json={"query": texts[i], "k": 5}))
+
+  threads = [threading.Thread(target=ask, args=(i,)) for i in range(len(texts))]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join(30)
+  assert together == alone
+
+
+def test_a_refusal_is_json_with_what_to_do():
+  error = Refused(503, "busy", "try again", 1.2)
+  assert error.as_json() == {"error": {"code": "busy", "message": "try again"}} and error.headers() == {
+    "Retry-After": "2"
+  }

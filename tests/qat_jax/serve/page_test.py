@@ -1,0 +1,188 @@
+"""The page in a real browser: Chromium, where there is one."""
+
+import os
+import pathlib
+import shutil
+import threading
+import time
+
+import pytest
+import uvicorn
+from playwright.sync_api import sync_playwright
+
+from qat_jax.serve.app import State, create
+from qat_jax.serve.limits import Limits
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = [
+  pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt-get install chromium, or set CHROMIUM"),
+  pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+  with sync_playwright() as playwright:
+    arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    found = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def page(browser, address):
+  """A page, which must leave nothing in the console."""
+  context = browser.new_context(viewport={"width": 1280, "height": 800})
+  page, said = context.new_page(), []
+  page.set_default_timeout(15_000)
+  page.on("console", lambda message: said.append(message.text))
+  page.on("pageerror", lambda error: said.append(str(error)))
+  page.expected = said
+  page.goto(address)
+  page.wait_for_selector("#examples button")
+  yield page
+  context.close()
+  assert said == []
+
+
+def until(page, expression):
+  """Waits until an expression is true. Playwright's own wait would have the page eval, which its policy forbids."""
+  for _ in range(300):
+    if page.evaluate(expression):
+      return
+    page.wait_for_timeout(50)
+  raise AssertionError(f"never true: {expression}")
+
+
+def found(page, side="adapted"):
+  """Returns the ids that a side shows, when the search is done."""
+  until(page, "document.getElementById('status').textContent.includes(' ms')")
+  return page.eval_on_selector_all(f"#{side} li", "items => items.map(item => item.dataset.id)")
+
+
+def search(page, text):
+  page.fill("#text", text)
+  page.press("#text", "Enter")
+  page.wait_for_selector("#adapted li")
+  return found(page)
+
+
+def test_words_find_items_on_both_sides_and_the_link_opens_the_same_search(page, browser):
+  assert not page.is_visible("#plain")
+  first = search(page, "a red box")
+  assert len(first) == 12 and len(found(page, "plain")) == 12
+  assert "q=a+red+box" in page.url and not page.is_visible("#examples")
+  page.check("#scores")
+  page.wait_for_selector("#adapted .score")
+  again = page.context.new_page()
+  again.goto(page.url)
+  again.wait_for_selector("#adapted .score")
+  assert found(again) == first
+  loaded = "[...document.querySelectorAll('#plain img')].slice(0, 4).every(i => i.complete && i.naturalWidth)"
+  until(again, loaded)
+  search(page, "a blue box")
+  page.go_back()
+  until(page, "document.getElementById('text').value === 'a red box'")
+
+
+def test_a_click_searches_for_more_like_it_and_words_are_added(page):
+  first = search(page, "a red box")[0]
+  page.click("#adapted li .like >> nth=0")
+  until(page, "location.hash.startsWith('#item=')")
+  until(page, "document.querySelectorAll('#adapted li').length === 12")
+  alone = found(page)
+  assert first not in alone and page.is_visible("#subject") and not page.is_visible("#weight-label")
+  page.fill("#text", "in blue")
+  page.press("#text", "Enter")
+  until(page, "location.hash.includes('weight=0.5')")
+  page.wait_for_selector("#weight-label")
+  page.click("#remove")
+  page.wait_for_selector("#subject", state="hidden")
+  assert page.input_value("#text") == "in blue"
+
+
+def test_a_picture_is_searched_with(page, shop):
+  page.set_input_files("#file", str(shop / "pictures/0.png"))
+  page.wait_for_selector("#plain li")
+  found(page)
+  assert page.get_attribute("#plain li >> nth=0", "data-id") == "shop/0"
+  page.click("#plain li .why >> nth=0")
+  assert "rank among all" in page.inner_text("#why-body table")
+
+
+def test_filters_narrow_and_are_part_of_the_link(page):
+  search(page, "a box")
+  page.click("#filters summary")
+  page.select_option("[data-column=colour]", "green")
+  until(page, "location.hash.includes('filters')")
+  page.fill("[data-column=price][data-end=most]", "3")
+  page.press("[data-column=price][data-end=most]", "Tab")
+  until(page, "document.querySelectorAll('#plain li').length === 2")
+  assert sorted(found(page, "plain")) == ["shop/1", "shop/4"]
+  page.reload()
+  until(page, "document.querySelectorAll('#plain li').length === 2")
+  assert "(2)" in page.inner_text("#filters summary")
+
+
+def test_why_is_a_dialog_that_the_keyboard_closes(page):
+  search(page, "a red box")
+  page.focus("#adapted li .why >> nth=0")
+  page.keyboard.press("Enter")
+  page.wait_for_selector("#why-body table")
+  text = page.inner_text("#why-body")
+  assert "numerator" in text and "length" in text and "cosine" in text
+  page.keyboard.press("Escape")
+  page.wait_for_selector("#why", state="hidden")
+  page.evaluate("document.activeElement.blur()")
+  page.keyboard.press("/")
+  assert page.evaluate("document.activeElement.id") == "text"
+
+
+def test_an_error_is_shown_to_the_person(page, shop, tmp_path):
+  broken = tmp_path / "broken.png"
+  broken.write_bytes(b"no picture")
+  page.set_input_files("#file", str(broken))
+  until(page, "document.getElementById('error').textContent.includes('no picture')")
+  assert page.get_attribute("#error", "role") == "alert"
+  page.expected.clear()  # the browser itself notes a 422
+  page.click("#remove")
+  assert search(page, "a red box") and page.inner_text("#error") == ""
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_is_wider_than_the_screen_and_everything_has_a_name(page, width):
+  page.set_viewport_size({"width": width, "height": 800})
+  page.check("#scores")
+  search(page, "a red box")
+  assert page.evaluate("document.documentElement.scrollWidth") <= width
+  side_by_side = page.evaluate("plain.getBoundingClientRect().top === adapted.getBoundingClientRect().top")
+  assert side_by_side == (width > 1000)
+  nameless = """[...document.querySelectorAll('button, input, select, img, a')].filter(e => e.offsetParent !== null &&
+    !(e.ariaLabel || e.textContent.trim() || e.alt || e.title || e.labels?.length)).map(e => e.outerHTML)"""
+  assert page.evaluate(nameless) == []
+
+
+def test_a_key_is_asked_for_and_used(browser, served, address, page):
+  assert pathlib.Path(CHROMIUM).exists()
+  port = int(address.rsplit(":", 1)[1].strip("/")) + 1
+  state = State(Limits())
+  state.service = served
+  server = uvicorn.Server(
+    uvicorn.Config(create(state, "secret"), port=port, log_config=None, access_log=False, ws="none")
+  )
+  thread = threading.Thread(target=server.run)
+  thread.start()
+  try:
+    context = browser.new_context()
+    other = context.new_page()
+    while not server.started:
+      time.sleep(0.02)
+    other.goto(f"http://127.0.0.1:{port}/#q=a+red+box")
+    other.fill("#key", "secret")
+    other.press("#key", "Enter")
+    other.wait_for_selector("#plain li img")
+    until(other, "[...document.querySelectorAll('#plain img')].slice(0, 2).every(i => i.naturalWidth > 0)")
+    context.close()
+  finally:
+    server.should_exit = True
+    thread.join(10)

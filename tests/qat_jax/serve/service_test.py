@@ -1,0 +1,149 @@
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+import qat_jax
+from qat_jax.serve import service as service_module
+from qat_jax.serve.limits import Refused
+from qat_jax.serve.searches import Part, Search
+
+
+def vector(service, seed):
+  return np.random.default_rng(seed).standard_normal(service.adapter.width).astype(np.float32)
+
+
+def ids(ranking):
+  return ranking.ids.tolist()
+
+
+def test_a_batch_of_any_searches_finds_what_rank_finds_of_each(served):
+  mask_N = served.items.mask({"colour": "red"})
+  searches = [
+    Search((Part(text="a red box"),), k=5, mode="both"),
+    Search((Part(vector=vector(served, 1), query_type="image"),), k=7, mode="plain"),
+    Search((Part(position=4),), k=3, exclude=np.array([4, 1])),
+    Search((Part(text="something blue"),), k=30, allowed=np.array([3, 7, 8])),
+    Search((Part(text="a red box"),), k=4, allowed=mask_N),
+    Search((Part(text="a green box"),), k=4, allowed=np.zeros(0, np.int64)),
+  ]
+  assert mask_N.sum() == 12
+  for job, found in zip(searches, served.search(searches), strict=True):
+    assert found.query_type == ("text" if job.parts[0].text else "image")
+    for side in ("plain", "adapted"):
+      ranking = getattr(found, side)
+      assert (ranking is not None) == (job.mode in (side, "both"))
+      if ranking is None:
+        continue
+      query_QD = found.feature[None]
+      plain = side == "plain"
+      adaptation = qat_jax.plain(jax.numpy.asarray(query_QD)) if plain else served.adapter(query_QD, found.query_type)
+      gallery = served.frozen if plain else served.prepared[found.query_type]
+      allowed = None if job.allowed is None else np.isin(np.arange(36), job.allowed)
+      allowed = job.allowed if job.allowed is not None and job.allowed.dtype == bool else allowed
+      exclude = None if job.exclude is None else job.exclude[None]
+      wanted = qat_jax.rank(adaptation, gallery, job.k, exclude=exclude, allowed=allowed)
+      there = wanted.ids[0] >= 0
+      assert ids(ranking) == wanted.ids[0][there].tolist()
+      np.testing.assert_allclose(ranking.scores, wanted.scores[0][there], atol=2e-6)
+
+
+def test_parts_of_a_query_count_by_their_weights(served):
+  words, picture = Part(text="in red", weight=0.5), Part(position=3)
+  (found,) = served.features([Search((picture, words))])
+  (text,), (image,) = (served.features([Search((part,))]) for part in (dataclasses.replace(words, weight=1), picture))
+  mixed_D = image.feature + 0.5 * text.feature
+  np.testing.assert_allclose(found.feature, mixed_D / np.linalg.norm(mixed_D), atol=1e-6)
+  assert found.query_type == "image"
+  assert served.features([Search((picture, words), query_type="text")])[0].query_type == "text"
+
+
+def test_what_cannot_be_searched_is_refused_and_the_rest_of_the_batch_is_answered(served):
+  searches = [
+    Search((Part(text="a red box"),), k=2),
+    Search((Part(vector=np.full(served.adapter.width, np.nan, np.float32), query_type="text"),)),
+    Search((Part(vector=vector(served, 0)),)),
+    Search((Part(position=1), Part(position=1, weight=-1.0))),
+  ]
+  fine, *refused = served.search(searches)
+  assert len(fine.adapted.ids) == 2
+  assert [type(one) for one in refused] == [Refused] * 3
+  assert [word in str(one) for word, one in zip(("NaN", "query_type", "cancel"), refused, strict=True)] == [True] * 3
+
+
+def test_a_gallery_that_breaks_while_it_is_served_is_said_and_plain_search_goes_on(open_shop):
+  broken = open_shop()
+  rows_ND = np.asarray(broken.prepared["text"][:]).copy()
+  rows_ND[7] = np.nan
+  broken.prepared = {**broken.prepared, "text": qat_jax.as_gallery(rows_ND)}
+  (error,), (fine,) = (broken.search([Search((Part(text="a red box"),), mode=mode)]) for mode in ("adapted", "plain"))
+  assert error.status == 503 and "item 7 is NaN" in str(error)
+  assert len(fine.plain.ids) == 20
+
+
+def test_after_warming_no_search_compiles(open_shop, monkeypatch):
+  monkeypatch.setattr(service_module, "SIZES", (1, 4))
+  warmed = open_shop()
+  warmed.warm()
+  compiled = []
+  listen = lambda name, seconds, **about: compiled.append(name) if "backend_compile" in name else None
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  try:
+    for size in (1, 2, 3, 4, 5):
+      for mode, k in (("plain", 5), ("adapted", 30), ("both", 20)):
+        texts = [Search((Part(text=f"a red box {i}"),), k=k, mode=mode) for i in range(size)]
+        images = [Search((Part(position=i),), k=k, mode=mode, exclude=np.array([i])) for i in range(size)]
+        few = [dataclasses.replace(job, allowed=np.arange(5)) for job in texts]
+        for jobs in (texts, images, few):
+          assert not [found for found in warmed.search(jobs) if isinstance(found, Exception)]
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listen)
+  assert compiled == []
+
+
+def test_why_gives_the_rank_before_and_after_and_a_score_that_is_numerator_over_length(served):
+  job = Search((Part(text="a red box"),), k=36, mode="both")
+  (found,) = served.search([job])
+  positions = np.array([3, 17])
+  _, how, items = served.why(job, positions)
+  for side in ("plain", "adapted"):
+    order = ids(getattr(found, side))
+    assert [item[side]["rank"] for item in items] == [order.index(p) + 1 for p in positions]
+    for item in items:
+      assert item[side]["score"] == pytest.approx(item[side]["numerator"] / item[side]["length"], rel=1e-4)
+  assert how["remembered"] == [] and -1 <= how["cosine"] < 1
+
+
+@pytest.mark.parametrize("index", ["scann", "faiss"])
+def test_an_index_s_shortlist_is_ranked_exactly(open_shop, served, index):
+  pytest.importorskip(index)
+  indexed, job = open_shop(index=index), Search((Part(text="a red box"),), k=9, exclude=np.array([0]))
+  (exact,), (found,) = served.search([job]), indexed.search([job])
+  assert ids(found.adapted) == ids(exact.adapted)
+
+
+def test_a_service_without_encoder_takes_items_and_vectors_and_says_so_of_the_rest(open_shop):
+  bare = open_shop(encoder="none")
+  text, item = bare.search([Search((Part(text="a red box"),)), Search((Part(position=1),))])
+  assert "encodes no text" in str(text) and len(item.adapted.ids) == 20
+  with pytest.raises(Refused, match="no encoder"):
+    bare.pixels(None)
+
+
+def test_a_memory_is_asked_what_it_remembered(served):
+  rng = np.random.default_rng(0)
+  unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
+  pairs = {
+    name: unit(rng.standard_normal((8, served.adapter.width))).astype(np.float32) for name in ("queries", "images")
+  }
+  pairs["images"][2] = np.asarray(served.frozen[np.array([11])])[0]
+  constants = pairs | {"temperature": np.float32(0.1), "scale": np.float32(1)}
+  head = qat_jax.Head("neighbours", {"pairs": 8}, {"params": {}, "constants": constants})
+  adapter = qat_jax.Adapter(served.adapter.width, {"text": head})
+  other = service_module.Service(adapter, served.items, served.frozen, {"text": served.frozen})
+  job = Search((Part(vector=pairs["queries"][2], query_type="text"),))
+  _, how, _ = other.why(job, np.array([0]))
+  first = how["remembered"][0]
+  assert first["position"] == 11 and first["cosine"] == pytest.approx(1, abs=1e-5) and how["pairs"] == 8
+  assert first["share"] == max(one["share"] for one in how["remembered"])
