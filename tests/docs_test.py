@@ -208,7 +208,7 @@ def test_a_pages_snippets_run(page, place):
   if page == "docs/search.md":
     given["query_QD"] = rows(2, "test caption")[0]
   run_snippets(page, given)
-  assert "ranking" in given or page in ("docs/benchmarks.md", "docs/encoders.md")
+  assert "ranking" in given or page in ("docs/benchmarks.md", "docs/encoders.md", "docs/first_day.md")
 
 
 def test_the_documented_command_for_pictures_of_ones_own_trains_an_adapter(tmp_path, monkeypatch):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import collections
 import hashlib
+import logging
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+_log = logging.getLogger(__name__)
 KINDS = ("toybox", "tfds", "folder")
 CAPTION = "#caption"  # what the id of an image's caption ends with: it is no image's, so that its image is relevant
 CAPTIONS = 5  # text queries an image of a TFDS set: what COCO has
@@ -114,6 +116,10 @@ def _folder(name: str, folder: pathlib.Path) -> Places:
     raise ValueError(
       f"{len(bare)} of the {len(items)} images of {folder} have no caption, the first is {bare[0]!r}; caption at least "
       f"{1 - MOST_WITHOUT_CAPTION:.0%} of them, or none"
+    )
+  if 0 < len(bare) < len(items):
+    _log.warning(
+      "%d of %d images have no caption and are no text queries, the first is %s", len(bare), len(items), bare[0]
     )
   views = collections.Counter(instance_of)
   chosen = {

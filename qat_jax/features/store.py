@@ -87,7 +87,9 @@ class FeatureStore:
       raise ValueError(f"{folder} is not finished; run what writes it again (it goes on), or delete the folder")
     if not there or (kind and kind not in there):
       wanted = f"{kind}_emb/{kind}_emb_*.npy" if kind else "img_emb/img_emb_*.npy or text_emb/text_emb_*.npy"
-      raise FileNotFoundError(f"no {wanted} in {folder}; it holds {sorted(p.name for p in folder.iterdir())}")
+      names = sorted(p.name for p in folder.iterdir())
+      more = f" and {len(names) - 5} more; qat-jax extract encodes pictures" if len(names) > 5 else ""
+      raise FileNotFoundError(f"no {wanted} in {folder}; it holds {names[:5]}{more}")
     return cls(folder, kind or there[0], read_meta(folder))
 
   def __len__(self) -> int:

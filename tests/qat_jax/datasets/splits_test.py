@@ -159,13 +159,14 @@ def test_a_folder_that_cannot_be_split_is_refused(tmp_path, row, words):
     sources("folder", "", tmp_path)
 
 
-def test_an_image_without_a_caption_is_no_text_query(tmp_path):
+def test_an_image_without_a_caption_is_no_text_query(tmp_path, caplog):
   put_images(tmp_path, 40, 2)
   chosen = column(sources("folder", "", tmp_path), "test/gallery", "id")
   table = tmp_path / "captions.csv"
   number = chosen[0].split("_")[0]
   table.write_text(table.read_text().replace(f"{chosen[0]},toy {number},", f"{chosen[0]},,"))
   found = sources("folder", "", tmp_path)
+  assert f"1 of 80 images have no caption and are no text queries, the first is {chosen[0]}" in caplog.text
   assert column(found, "test/gallery", "id") == chosen
   assert column(found, "test/text_queries", "id") == [f"{name}#caption" for name in chosen[1:]]
   assert found["train"][1] == ("img", "text")

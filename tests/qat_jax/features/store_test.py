@@ -325,3 +325,10 @@ def test_a_text_file_that_is_called_npy_is_told_apart_without_advice_about_pickl
   with pytest.raises(ValueError, match=r"img_emb_0000.npy is no .npy file: it begins with b'0.1, 0.2") as caught:
     FeatureStore.open(tmp_path / "f")
   assert "pickle" not in str(caught.value)
+
+
+def test_a_folder_of_pictures_is_named_without_all_its_files(tmp_path):
+  for i in range(30):
+    (tmp_path / f"{i:02d}.png").write_bytes(b"")
+  with pytest.raises(FileNotFoundError, match=r"'04.png'\] and 25 more; qat-jax extract encodes pictures$"):
+    FeatureStore.open(tmp_path)
