@@ -222,7 +222,7 @@ def by_gradient(
   )
   note = ""
   if schedule.target is not None and trained.steps < schedule.steps and trained.value < schedule.target:
-    note = f"stopped at step {trained.steps:,} of {schedule.steps:,}, since it could no longer win"
+    note = f"stopped at step {trained.steps:,} of {schedule.steps:,}, with no prospect of winning"
     tqdm.write(
       f"{training.query_type}/{folder.name}: {note} ({100 * trained.value:.1f}, to beat {100 * schedule.target:.1f})"
     )

@@ -51,7 +51,7 @@ def test_a_head_that_can_no_longer_win_says_so(tmp_path, capsys):
   schedule = LoopSettings(seed=0, steps=12, validate_every=2, warmup_steps=2, target=0.5)
   settings = {"maps_gallery": False}
   head = plan.by_gradient(material, "static", settings, 8, LossSettings(), schedule, tmp_path / "slow")
-  assert head.note == "stopped at step 4 of 12, since it could no longer win"
+  assert head.note == "stopped at step 4 of 12, with no prospect of winning"
   assert f"text/slow: {head.note} (40.0, to beat 50.0)" in capsys.readouterr().out
   schedule = schedule._replace(target=0.3, steps=6)
   assert not plan.by_gradient(material, "static", settings, 8, LossSettings(), schedule, tmp_path / "better").note
