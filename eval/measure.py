@@ -27,10 +27,11 @@ from qat_jax.metrics import recall_at
 from qat_jax.stages import digest_of_files, fingerprint, made, write_whole
 from qat_jax.types import Ranking
 
-FORMAT = 2  # of the files, and of the rule that times a method
+FORMAT = 3  # of the files, and of the rule that times a method
 ROOT = pathlib.Path(__file__).parents[1]
 CODE = ("eval/baselines", "eval/benchmarks", "qat_jax")  # with the files below: what decides results, of the code
 CODE_FILES = ("galleries", "measure", "methods", "problem", "ranking")
+BY_QUERY = ("ap", "recall1", "hit10")  # numbers of a Result, one a query
 SHOWN = 100  # of each query's ranking: enough for a contact sheet
 TIMED_QUERIES, TIMED_K = 64, 100
 LONG = 60.0  # seconds: a ranking that took longer is its own timing
@@ -90,6 +91,7 @@ def measured(name: str, method: Method, problem: Problem) -> list[Result]:
       task=label,
       figures=own_figures(problem.benchmark, task.score(ranking)),
       ids_QK=np.asarray(ranking.ids[:, :SHOWN], np.int32),
+      hit10_Q=recall_at(ranking.ids, task.relevance, 10),
     )
     for label, task in problem.tasks.items()
   ]
@@ -132,7 +134,7 @@ def read(path: pathlib.Path) -> tuple[list[Result], dict[str, Any] | None]:
     with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
       about = json.loads(str(file["about"]))
       results = [
-        Result(ap_Q=file[f"ap_{i}"], recall1_Q=file[f"recall1_{i}"], ids_QK=file["ids"], **scalars)
+        Result(ids_QK=file["ids"], **{f"{name}_Q": file[f"{name}_{i}"] for name in BY_QUERY}, **scalars)
         for i, scalars in enumerate(about["results"])
       ]
       return results, about["made_from"]
@@ -144,8 +146,9 @@ def write(path: pathlib.Path, made_from: dict[str, Any], results: list[Result]) 
   """Writes results and what they were made from, whole or not at all."""
   arrays: dict[str, Any] = {"ids": results[0].ids_QK}
   for i, result in enumerate(results):
-    arrays |= {f"ap_{i}": result.ap_Q, f"recall1_{i}": result.recall1_Q}
-  scalars = [{k: v for k, v in vars(r).items() if k not in ("ap_Q", "recall1_Q", "ids_QK")} for r in results]
+    arrays |= {f"{name}_{i}": getattr(result, f"{name}_Q") for name in BY_QUERY}
+  kept = {"ids_QK", *(f"{name}_Q" for name in BY_QUERY)}
+  scalars = [{name: value for name, value in vars(r).items() if name not in kept} for r in results]
   buffer = io.BytesIO()
   np.savez(buffer, about=np.array(json.dumps({"made_from": made_from, "results": scalars})), **arrays)
   path.parent.mkdir(parents=True, exist_ok=True)

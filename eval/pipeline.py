@@ -5,6 +5,7 @@ A method's results are cached in the working folder, and not computed again whil
 
 from __future__ import annotations
 
+import datetime
 import pathlib
 
 from ml_collections import ConfigDict
@@ -47,10 +48,22 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path) -> list[Row]:
     sheets += contact_sheets(config, workdir, problem, measured)
   rows = summarise(results, config.seed)
   curves = gather_curves(workdir / "candidates", folder / "curves.jsonl")
-  about = f"Benchmark: {config.benchmark.name}." if config.benchmark.name else ""
+  about = what_was_searched(config, run)
   record = provenance(config.to_dict(), config.seed) | {"adapter": run.adapter.fingerprint}
   write_report(folder, rows, record, about=about, sheets=sheets, curves=curves, skipped=skipped)
   return rows
+
+
+def what_was_searched(config: ConfigDict, run: methods.Run) -> str:
+  """Returns the sentence that heads the report: data set, gallery, encoder, date."""
+  if config.benchmark.name:
+    name = f"Benchmark: {config.benchmark.name}"
+  else:
+    assert run.data is not None, "a retrieval set was asked for"
+    given = pathlib.Path(config.data.root).name or config.data.name or pathlib.Path(config.data.folder).name
+    name = f"Test split of {given or config.data.source}, {len(run.data.split('test').gallery):,} images"
+  encoder = f"features of {'@'.join(filter(None, run.adapter.encoder))}, " if run.adapter.encoder else ""
+  return f"{name}; {encoder}{datetime.date.today().isoformat()}."
 
 
 def opened(config: ConfigDict, workdir: pathlib.Path) -> methods.Run:

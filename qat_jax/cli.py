@@ -100,8 +100,8 @@ def _add_push(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_extract(commands: argparse._SubParsersAction) -> None:
-  parser = commands.add_parser("extract", help="encode a folder of pictures, and their captions where most have one")
-  parser.add_argument("source", help="pictures, with captions beside them or in captions.csv (docs/data.md)")
+  parser = commands.add_parser("extract", help="encode pictures, and their captions where most have one")
+  parser.add_argument("source", help="a folder of pictures, tar shards (WebDataset) or Parquet files (docs/data.md)")
   parser.add_argument("folder", help="where to write the features")
   parser.add_argument("--encoder", required=True, help="a model of the hub, or its folder")
   parser.add_argument("--batch_size", "--batch-size", type=int, default=64, help="pictures encoded at once")
@@ -165,12 +165,11 @@ def _push(folder: str, name: str, private: bool, message: str | None) -> str:
 
 
 def _extract(source: str, folder: str, encoder: str, batch_size: int) -> str:
-  from qat_jax.datasets.folder import FolderSource
-  from qat_jax.datasets.splits import MOST_WITHOUT_CAPTION
+  from qat_jax.datasets.splits import MOST_WITHOUT_CAPTION, open_source
   from qat_jax.encoders import load_encoder
   from qat_jax.features.extraction import extract
 
-  pictures, model = FolderSource(source), load_encoder(encoder, batch_size)
+  pictures, model = open_source("", "", source), load_encoder(encoder, batch_size)
   bare = sum(not pictures.about(position)["caption"] for position in range(len(pictures)))
   captioned = model.max_tokens > 0 and bare <= MOST_WITHOUT_CAPTION * len(pictures)
   stores = extract(pictures, model, folder, ("img", "text") if captioned else ("img",), batch_size)

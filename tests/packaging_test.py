@@ -46,6 +46,7 @@ MAY_USE = {
 # Used without an import of ours.
 NOT_IMPORTED = {
   "array-record": "TFDS reads and writes its files with it",
+  "axe-core-python": "a test reads its script",
   "httpx2": "Starlette's test client",
   "mypy": "make lint",
   "python-multipart": "Starlette reads uploads with it",

@@ -11,14 +11,15 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from eval.report import plots
-from eval.report.results import REFERENCES, Estimate, Row, Skipped, grouped
+from eval.report import plots, words
+from eval.report.results import REFERENCES, Estimate, Row, Skipped, best_other, grouped
 from eval.report.sheets import Sheet, data_uri
 from eval.report.style import STYLE
 from eval.report.tables import cost_columns, group_name, method_name, metrics_json, percent, table_markdown
 from qat_jax.runs import read_metrics
 from qat_jax.stages import write_whole
 
+SERVES = "serves "  # what the note of the adapter's row begins with, before a candidate's name
 SHORT_NOTE = 45  # characters: a longer note stands below the table
 
 
@@ -78,7 +79,10 @@ def html_page(
   parts.append(_training(lines))
   parts.append(_reading())
   record = escape(json.dumps(provenance, indent=2, default=str))
-  parts.append(f"<section><details><summary>What made this report</summary><pre>{record}</pre></details></section>")
+  parts.append(
+    "<section><details><summary>What made this report</summary>"
+    f'<pre tabindex="0" role="region" aria-label="Provenance">{record}</pre></details></section>'
+  )
   return (
     f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
     '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -88,15 +92,26 @@ def html_page(
 
 def _tile(group: Sequence[Row], main_method: str) -> str:
   row = _main(group, main_method)
-  against = ""
-  if row.to_plain is not None:
-    sure = "gain" if row.to_plain.low > 0 else "loss" if row.to_plain.high < 0 else ""
-    against = f'<p><span class="{sure}">{_difference(row.to_plain)}</span> against the plain score</p>'
-  return (
-    f'<div class="tile"><p class="label">{escape(group_name(group))}</p>'
-    f'<p class="figure">{100 * row.map.value:.1f}<small>mAP × 100</small></p>{against}'
-    f'<p class="muted">{escape(method_name(row.result.method))}, {row.queries:,} queries</p></div>'
-  )
+  parts = [
+    f'<p class="label">{escape(group_name(group))}</p>',
+    f'<p class="figure">{100 * row.map.value:.1f}<small>mAP × 100</small></p>',
+  ]
+  if row.result.note.startswith(SERVES):
+    parts.append(f"<p>serves: <b>{escape(row.result.note.removeprefix(SERVES).replace('_', ' '))}</b></p>")
+  other = best_other(group, row)
+  if other is not None:
+    best, difference = other
+    sure = "gain" if difference.low > 0 else "loss" if difference.high < 0 else ""
+    name = escape(method_name(best.result.method))
+    parts.append(f'<p><span class="{sure}">{_difference(difference)}</span> against {name}, the best other row</p>')
+    if row.to_plain is not None and best.result.method != "plain":
+      parts.append(f"<p>{_difference(row.to_plain)} against the plain score</p>")
+  if row.hit10 is not None:
+    plain = next((r for r in group if r.result.method == "plain" and r.hit10 and r is not row), None)
+    before = f"{100 * plain.hit10.value:.1f}% → " if plain and plain.hit10 else ""
+    parts.append(f"<p>{before}{100 * row.hit10.value:.1f}% of queries have a hit in the first 10</p>")
+  parts.append(f'<p class="muted">{escape(method_name(row.result.method))}, {row.queries:,} queries</p>')
+  return f'<div class="tile">{"".join(parts)}</div>'
 
 
 def _section(group: Sequence[Row], sheets: Sequence[Sheet], main_method: str, skipped: Sequence[Skipped]) -> str:
@@ -104,8 +119,12 @@ def _section(group: Sequence[Row], sheets: Sequence[Sheet], main_method: str, sk
   others = [r for r in group if r.result.method in REFERENCES and r is not main]
   differences = [(method_name(r.result.method), main.result.ap_Q - r.result.ap_Q) for r in others]
   figures = [
-    ("Accuracy against latency", plots.accuracy_against_latency(group)),
-    (f"Query by query: {method_name(main.result.method)}", plots.wins_and_losses(differences) if differences else ""),
+    ("Accuracy against latency", words.latency(group), plots.accuracy_against_latency(group)),
+    (
+      f"Query by query: {method_name(main.result.method)}",
+      words.wins(differences),
+      plots.wins_and_losses(differences) if differences else "",
+    ),
   ]
   parts = [
     f"<h2>{escape(group_name(group).capitalize())}</h2>",
@@ -115,8 +134,9 @@ def _section(group: Sequence[Row], sheets: Sequence[Sheet], main_method: str, sk
     _figures(figures),
   ]
   for heading, chosen in (
-    ("Gained most", [s for s in sheets if s.gain >= 0]),
-    ("Lost most", [s for s in sheets if s.gain < 0]),
+    ("Gained most", [s for s in sheets if s.gain >= 0 and not s.typical]),
+    ("Typical: the queries in the middle", [s for s in sheets if s.typical]),
+    ("Lost most", [s for s in sheets if s.gain < 0 and not s.typical]),
   ):
     if chosen:
       parts.append(f"<h3>{heading}</h3>" + "".join(_sheet(s) for s in chosen))
@@ -126,7 +146,8 @@ def _section(group: Sequence[Row], sheets: Sequence[Sheet], main_method: str, sk
 def _table(group: Sequence[Row]) -> str:
   scale = max(r.map.high for r in group) or 1.0
   costs = cost_columns(group)
-  head = ["method", "mAP", "", "recall@1", "vs plain", "vs static", *(name for name, _ in costs)]
+  hits = ["hit in 10"] if any(row.hit10 for row in group) else []
+  head = ["method", "mAP", "95% interval", *hits, "recall@1", "vs plain", "vs static", *(name for name, _ in costs)]
   lines = []
   for place, row in enumerate(group):
     short = row.result.note if len(row.result.note) <= SHORT_NOTE else ""
@@ -137,14 +158,16 @@ def _table(group: Sequence[Row]) -> str:
       f"<span>{escape(method_name(row.result.method))}{note}</span></div></th>",
       f"<td><b>{_with_interval(percent(row.map))}</b></td>",
       f'<td class="range">{_range(row.map, scale, tint)}</td>',
+      *(f"<td>{_with_interval(percent(row.hit10))}</td>" for _ in hits),
       f"<td>{_with_interval(percent(row.recall1))}</td>",
       *(f"<td>{_difference(d) if d else '–'}</td>" for d in (row.to_plain, row.to_static)),
       *(f"<td>{texts[place]}</td>" for _, texts in costs),
     ]
     lines.append("<tr>" + "".join(cells) + "</tr>")
-  heads = "".join(f'<th scope="col">{h}</th>' for h in head)
+  heads = "".join(f'<th scope="col"{" class=range" if h.startswith("95%") else ""}>{h}</th>' for h in head)
   return (
-    f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+    f"{_scroll('Table of ' + group_name(group))}<table><thead><tr>{heads}</tr></thead>"
+    f"<tbody>{''.join(lines)}</tbody></table></div>"
     f'<p class="muted">{group[0].queries:,} queries. Figures × 100 with their 95% bootstrap interval over queries; '
     "differences are paired, query by query, in mAP.</p>" + _notes(group)
   )
@@ -169,14 +192,14 @@ def _own(group: Sequence[Row]) -> str:
     lines.append(f'<tr><th scope="row">{escape(method_name(row.result.method))}</th>{cells}</tr>')
   return (
     f"<details><summary>The figures of {escape(names[0].split('/')[0])}, in its own unit</summary>"
-    f'<div class="scroll"><table><thead><tr><th scope="col">method</th>{heads}</tr></thead>'
+    f'{_scroll("The figures of " + group_name(group))}<table><thead><tr><th scope="col">method</th>{heads}</tr></thead>'
     f"<tbody>{''.join(lines)}</tbody></table></div></details>"
   )
 
 
 def _absent(skipped: Sequence[Skipped]) -> str:
-  words = [f"{escape(method_name(s.method))}: {escape(s.reason)}." for s in skipped]
-  return f'<p class="muted">Not run: {" ".join(words)}</p>' if words else ""
+  reasons = [f"{escape(method_name(s.method))}: {escape(s.reason)}." for s in skipped]
+  return f'<p class="muted">Not run: {" ".join(reasons)}</p>' if reasons else ""
 
 
 def _range(estimate: Estimate, scale: float, tint: str) -> str:
@@ -189,10 +212,16 @@ def _range(estimate: Estimate, scale: float, tint: str) -> str:
   )
 
 
-def _figures(figures: Sequence[tuple[str, str]]) -> str:
+def _scroll(label: str) -> str:
+  """Returns the opening of an area that scrolls sideways, which the keyboard reaches."""
+  return f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}">'
+
+
+def _figures(figures: Sequence[tuple[str, str, str]]) -> str:
+  """Returns figures of (heading, what it shows in words, SVG)."""
   drawn = [
-    f'<figure><figcaption>{escape(heading)}</figcaption><img alt="{escape(heading)}" src="{_svg_uri(svg)}"></figure>'
-    for heading, svg in figures
+    f'<figure><figcaption>{escape(heading)}</figcaption><img alt="{escape(shown)}" src="{_svg_uri(svg)}"></figure>'
+    for heading, shown, svg in figures
     if svg
   ]
   return '<div class="figures">' + "".join(drawn) + "</div>" if drawn else ""
@@ -202,7 +231,7 @@ def _sheet(sheet: Sheet) -> str:
   if isinstance(sheet.query, str):
     query = f"<blockquote>{escape(sheet.query)}</blockquote>"
   else:
-    query = f'<img alt="query" src="{data_uri(sheet.query)}">'
+    query = f'<img alt="the query" src="{data_uri(sheet.query)}">'
   rows = []
   for name, pictures in ((sheet.before_name, sheet.before), (sheet.after_name, sheet.after)):
     images = "".join(
@@ -220,8 +249,8 @@ def _sheet(sheet: Sheet) -> str:
 def _training(lines: Sequence[dict]) -> str:
   figures = _figures(
     [
-      ("Training loss", plots.curves(lines, "loss", "loss", 1)),
-      ("Validation", plots.curves(lines, "val_map", "mAP × 100", 100)),
+      ("Training loss", words.curves(lines, "loss", 1), plots.curves(lines, "loss", "loss", 1)),
+      ("Validation", words.curves(lines, "val_map", 100), plots.curves(lines, "val_map", "mAP × 100", 100)),
     ]
   )
   return f"<section><h2>Training</h2>{figures}</section>" if figures else ""

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
   from matplotlib.axes import Axes
   from matplotlib.figure import Figure
 
-INK, MUTED, LINE = "#1d2530", "#69737f", "#e3e7ec"
+INK, MUTED, LINE = "#1d2530", "#5f6975", "#e3e7ec"
 FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
-GAIN, LOSS = "#1d8a63", "#c2513a"
+GAIN, LOSS = "#15724f", "#b04330"
 COLOURS = {
   "plain": "#8b949e",
   "static": "#c08a2d",
@@ -34,6 +34,7 @@ COLOURS = {
   "adapted": "#0f5fbf",
   "adapted_shortlist": "#149a94",
 }
+DASHES = ("-", "--", "-.", ":")
 MORE_COLOURS = ("#b3446c", "#5c7a29", "#7a5230", "#3d4f7c", "#a8643c", "#52767a")
 
 
@@ -67,7 +68,9 @@ def accuracy_against_latency(rows: Sequence[Row]) -> str:
   heights = _spread([(100 * row.map.value - bottom) / (top - bottom) for _, row in timed], 0.075)
   for place, ((_, row), height) in enumerate(zip(timed, heights, strict=True)):
     text = f"{method_name(row.result.method)}  {100 * row.map.value:.1f}"
-    axes.text(1.03, height, text, transform=axes.transAxes, va="center", color=colour(row.result.method, place))
+    tint = colour(row.result.method, place)
+    axes.plot(1.04, height, "o", transform=axes.transAxes, color=tint, markersize=6, clip_on=False)
+    axes.text(1.075, height, text, transform=axes.transAxes, va="center", color=INK)
   return _svg(figure)
 
 
@@ -113,7 +116,8 @@ def curves(lines: Sequence[dict], field: str, label: str, scale: float) -> str:
     method = name.split("/")[-1]
     tint = COLOURS.get({"adaptive": "adapted"}.get(method, method), MORE_COLOURS[place % len(MORE_COLOURS)])
     marker = "o" if len(steps) <= 30 else None
-    axes.plot(steps, [points[s] for s in steps], color=tint, linewidth=1.6, marker=marker, markersize=3.5,
+    dashes = DASHES[place % len(DASHES)]  # a curve that lies under another is seen between its dashes
+    axes.plot(steps, [points[s] for s in steps], dashes, color=tint, linewidth=1.6, marker=marker, markersize=3.5,
               label=name.replace("_", " ").replace("/", ", "))  # fmt: skip
   axes.set_xlabel("step")
   axes.set_ylabel(label)

@@ -35,6 +35,7 @@ METHOD_NAMES = {
   "adapted": "adapted, whole gallery",
   "adapted_shortlist": "adapted, shortlist",
 }
+WAYS = ("adapted", "adapted_shortlist", "fold_only")  # to search with the head that serves
 REFERENCES = ("plain", "static")  # what every method is compared with in the tables, query by query
 COMPARED = (*REFERENCES, "query_only", "adapted")  # and in metrics.json
 
@@ -54,6 +55,7 @@ class Result:
   note: str = ""  # e.g. what the validation gate chose
   task: str = ""  # of a benchmark with several, e.g. "easy"
   figures: Mapping[str, Any] = field(default_factory=dict)  # the benchmark's own, in its own unit
+  hit10_Q: np.ndarray | None = None  # 1.0 where one of the first ten items is a positive
   ids_QK: np.ndarray | None = None  # the first items of each ranking, positions in the gallery
 
   @property
@@ -97,6 +99,7 @@ class Row:
   map: Estimate
   recall1: Estimate
   differences: dict[str, Estimate]
+  hit10: Estimate | None = None
 
   @property
   def to_plain(self) -> Estimate | None:
@@ -129,8 +132,23 @@ def summarise(results: Iterable[Result], seed: int = 0) -> list[Row]:
       if other is not None and other is not result
     }
     ap, recall1 = _estimate(result.ap_Q, seed), _estimate(result.recall1_Q, seed)
-    rows.append(Row(result, queries, ap, recall1, differences))
+    hit10 = None if result.hit10_Q is None else _estimate(result.hit10_Q, seed)
+    rows.append(Row(result, queries, ap, recall1, differences, hit10))
   return rows
+
+
+def best_other(group: Sequence[Row], main: Row) -> tuple[Row, Estimate] | None:
+  """Returns the best row that is no other way to search with the same head, and the paired mAP difference to it.
+
+  A row that ranks every query alike is the same head under another name. None where no row is left.
+  """
+  same = {main.result.method, *(WAYS if main.result.method in WAYS else ())}
+  others = [row for row in group if row.result.method not in same]
+  others = [row for row in others if not np.array_equal(row.result.ap_Q, main.result.ap_Q, equal_nan=True)]
+  if not others:
+    return None
+  best = max(others, key=lambda row: row.map.value)
+  return best, Estimate(*paired_interval(main.result.ap_Q, best.result.ap_Q))
 
 
 def grouped(rows: Sequence[Row]) -> list[list[Row]]:

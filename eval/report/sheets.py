@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from eval.report.results import Result
 from qat_jax.types import Relevance
 
-INK, MUTED, GAIN, LINE = "#1d2530", "#69737f", "#1d8a63", "#e3e7ec"
+INK, MUTED, GAIN, LINE = "#1d2530", "#5f6975", "#15724f", "#e3e7ec"
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,33 @@ class Sheet:
   gain: float = 0.0  # of average precision, a fraction
   before_name: str = "plain"
   after_name: str = "adapted"
+  typical: bool = False  # neither of those that gained most nor of those that lost most
 
 
-def changed_most(before_Q: np.ndarray, after_Q: np.ndarray, count: int = 4) -> list[int]:
-  """Returns up to `count` queries that gained most, best first, then as many that lost most, worst first."""
-  gain_Q = np.nan_to_num(np.asarray(after_Q) - np.asarray(before_Q))
-  order = np.argsort(-gain_Q, kind="stable")
-  return [int(q) for q in order[:count] if gain_Q[q] > 0] + [int(q) for q in order[::-1][:count] if gain_Q[q] < 0]
+def chosen(
+  before_Q: np.ndarray, after_Q: np.ndarray, name_of: Callable[[int], str], count: int = 4
+) -> list[tuple[int, bool]]:
+  """Returns queries to show, each with whether it is typical: those that changed most, and those of middling gain.
+
+  Queries of one name, such as a caption that several images have, are shown once.
+  """
+  gain_Q = np.asarray(after_Q) - np.asarray(before_Q)
+  known = np.flatnonzero(~np.isnan(gain_Q))
+  order = known[np.argsort(-gain_Q[known], kind="stable")]
+  middle = order[np.argsort(np.abs(np.arange(len(order)) - (len(order) - 1) / 2), kind="stable")]
+  seen: set[str] = set()
+
+  def first(queries: np.ndarray, most: int) -> list[int]:
+    found: list[int] = []
+    for query in map(int, queries):
+      if len(found) < most and (name := name_of(query)) not in seen:
+        seen.add(name)
+        found.append(query)
+    return found
+
+  gained = first(order[gain_Q[order] > 0], count)
+  lost = first(order[::-1][gain_Q[order[::-1]] < 0], count)
+  return [(q, False) for q in gained] + [(q, True) for q in first(middle, count // 2)] + [(q, False) for q in lost]
 
 
 def build_sheets(
@@ -47,7 +67,7 @@ def build_sheets(
   shown: int = 8,
   count: int = 4,
 ) -> list[Sheet]:
-  """Returns sheets of the queries whose average precision changed most from one result to the other.
+  """Returns sheets of the queries that changed most from one result to the other, and of typical ones.
 
   `query_of(q)` gives a query's text or picture, `picture_of(n)` that of a gallery position. Ignored items are not
   shown. Raises ValueError where a result has not kept the first items of its ranking.
@@ -60,6 +80,10 @@ def build_sheets(
     counted = [n for n in ids_K[: shown + len(ignored)].tolist() if n >= 0 and n not in ignored][:shown]
     return [(picture_of(n), n in positives) for n in counted]
 
+  def name(query: int) -> str:
+    shown = query_of(query) if after.query_type == "text" else query
+    return str(shown)
+
   return [
     Sheet(
       query=query_of(query),
@@ -68,8 +92,9 @@ def build_sheets(
       title=f"average precision {100 * before.ap_Q[query]:.0f} → {100 * after.ap_Q[query]:.0f}",
       query_type=after.query_type,
       gain=float(after.ap_Q[query] - before.ap_Q[query]),
+      typical=typical,
     )
-    for query in changed_most(before.ap_Q, after.ap_Q, count)
+    for query, typical in chosen(before.ap_Q, after.ap_Q, name, count)
   ]
 
 

@@ -24,13 +24,15 @@ def group_name(group: Sequence[Row]) -> str:
 def metrics_json(rows: Sequence[Row], provenance: dict, skipped: Sequence[Skipped] = ()) -> dict:
   """Returns what metrics.json holds: `results`, `differences` (paired, mAP), `costs`, `skipped`, `provenance`.
 
-  Metrics `map` and `recall@1` are fractions; those with a benchmark's name before them are in its own unit.
+  Metrics `map`, `recall@1` and `recall@10` are fractions; with a benchmark's name before them they are in its own unit.
   """
   results, differences, costs = [], [], []
   for row in rows:
     task = {"task": row.result.task} if row.result.task else {}
     name = {"query": row.result.query_type, **task, "method": row.result.method}
-    for metric, estimate in (("map", row.map), ("recall@1", row.recall1)):
+    for metric, estimate in (("map", row.map), ("recall@1", row.recall1), ("recall@10", row.hit10)):
+      if estimate is None:
+        continue
       results.append({**name, "metric": metric, **_as_json(estimate), "queries": row.queries})
     for metric, figure in row.result.figures.items():
       results.append({**name, "metric": metric, **figure, "queries": row.queries})

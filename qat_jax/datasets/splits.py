@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 _log = logging.getLogger(__name__)
-KINDS = ("toybox", "tfds", "folder")
+KINDS = ("toybox", "tfds", "folder", "webdataset", "parquet")
 CAPTION = "#caption"  # what the id of an image's caption ends with: it is no image's, so that its image is relevant
 CAPTIONS = 5  # text queries an image of a TFDS set: what COCO has
 MOST_WITHOUT_CAPTION = 0.1  # with more the captions are somewhere else
@@ -36,14 +36,20 @@ def sources(kind: str, name: str, folder: str | os.PathLike, limit: int = 0) -> 
     tfds: a prepared TFDS set with the features of coco_captions; `name` as TFDS has it, empty for that one itself. An
       image is an instance.
     folder: images with captions, see `FolderSource`; with the name "subfolders" those of one subfolder are an instance.
+    webdataset: tar shards, see `WebdatasetSource`; `folder` may be a pattern with *, or an address.
+    parquet: files with a column of images, see `ParquetSource`; `folder` as for webdataset.
 
   `limit` keeps the first items of each place alone, 0 all. Raises FileNotFoundError where the files are not there,
   ValueError for an unknown kind or a set that cannot be split.
   """
   if kind not in KINDS:
     raise ValueError(f"data.source is {kind!r}; use one of {', '.join(KINDS)}, or give features on disk (data.root)")
-  folder = pathlib.Path(folder).expanduser()
-  found = {"toybox": _toybox, "tfds": _tfds, "folder": _folder}[kind](name, folder)
+  if kind in ("webdataset", "parquet"):  # an address is no path
+    found = _by_instance(open_source(kind, name, folder), folder)
+  elif kind == "folder":
+    found = _by_instance(open_source(kind, name, pathlib.Path(folder).expanduser()), folder)
+  else:
+    found = {"toybox": _toybox, "tfds": _tfds}[kind](name, pathlib.Path(folder).expanduser())
   if limit:
     found = {place: (Rows(s, range(min(limit, len(s))), dict), kinds) for place, (s, kinds) in found.items()}
   return found
@@ -85,17 +91,40 @@ def _tfds(name: str, folder: pathlib.Path) -> Places:
   return found
 
 
-def _folder(name: str, folder: pathlib.Path) -> Places:
-  """Split by instance: the table's column `split` says how, else a tenth of the instances is val and a tenth test.
+def open_source(kind: str, name: str, where: str | os.PathLike) -> Any:
+  """Returns the source of a corpus that is not split: a folder of pictures, tar shards, or Parquet files.
+
+  Without a kind it is what is there: tar shards where there are any, else Parquet with images, else pictures. Raises
+  ValueError for a name that the kind does not know.
+  """
+  from qat_jax.datasets.folder import FolderSource
+  from qat_jax.datasets.parquet import ParquetSource
+  from qat_jax.datasets.webdataset import WebdatasetSource
+
+  kind = kind or _kind_of(where)
+  if name not in ("", "subfolders") or (name and kind != "folder"):
+    raise ValueError(f"data.name is {name!r}; for the source folder it is empty or 'subfolders', else empty")
+  if kind == "folder":
+    return FolderSource(where, instance_by_folder=name == "subfolders")
+  return {"webdataset": WebdatasetSource, "parquet": ParquetSource}[kind](where)
+
+
+def _kind_of(where: str | os.PathLike) -> str:
+  address = os.fspath(where)
+  for kind, ending in (("webdataset", ".tar"), ("parquet", ".parquet")):
+    folder = pathlib.Path(address)
+    inside = [path.name for path in folder.glob(f"*{ending}")] if folder.is_dir() else []
+    if address.endswith(ending) or set(inside) - {"captions.parquet"}:
+      return kind
+  return "folder"
+
+
+def _by_instance(source: Any, folder: str | os.PathLike) -> Places:
+  """Split by instance: what an item says of its `split` holds, else a tenth of the instances is val and a tenth test.
 
   Every gallery item that has a caption is a text query, and every one whose instance has another image an image query:
   of either type there are queries in val and test, or none.
   """
-  from qat_jax.datasets.folder import FolderSource
-
-  if name not in ("", "subfolders"):
-    raise ValueError(f"data.name is {name!r}; for the source folder it is empty or 'subfolders'")
-  source = FolderSource(folder, instance_by_folder=name == "subfolders")
   items = [source.about(position) for position in range(len(source))]
   instance_of = [item["instance"] or item["id"] for item in items]
   parts: dict[str, list[int]] = {"train": [], "val": [], "test": []}

@@ -15,6 +15,7 @@ import itertools
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,8 @@ def extract(
   `kinds` says what to encode: "img" and "text" (the captions) give one row an item each; all scalar fields of the
   records become metadata. Images that cannot be decoded are left out, listed in unreadable.json and counted in
   meta.json. So are, where captions are encoded, items without one; captions longer than the encoder takes are cut and
-  counted. Holds two batches of decoded images and one shard.
+  counted. Holds two batches of decoded images and one shard. meta.json also says how fast the last run was, and which
+  share of its time the encoder computed: with much less than 1 it waits for pictures.
 
   `beside` is of the other parts of the same set: how many images they have, and how many of these are known to be
   unreadable; the share of 1% is one of all.
@@ -101,13 +103,14 @@ class _Extraction:
     self.schema = self._schema()
     positions = itertools.chain.from_iterable(ranges.values())
     records = _read_ahead(self.source, positions, "img" in self.plan["kinds"], self.threads, self.plan["batch_size"])
-    count = len(self.source)
+    count, self.began, self.encoding = len(self.source), time.perf_counter(), 0.0
     with tqdm.tqdm(
       total=count, initial=count - left, unit=" images", desc=self.writer.folder.name, disable=not self.progress
     ) as bar:
       for shard in missing:
         self._encode_shard(shard, ranges[shard], records, bar)
-    self._finish()
+    seconds = time.perf_counter() - self.began
+    self._finish({"items_per_second": round(left / seconds, 1), "encoding_share": round(self.encoding / seconds, 3)})
 
   def _encode_shard(self, shard: int, positions: range, records: Iterator, bar: tqdm.tqdm) -> None:
     kinds, size = self.plan["kinds"], self.plan["batch_size"]
@@ -134,6 +137,9 @@ class _Extraction:
       for kind in kinds if batch else ():
         parts[kind].append(self._encode(kind, batch))
       rows += [{name: record.get(name) for name in self.schema.names} for record in batch]
+      bar.set_postfix_str(
+        f"encoding {self.encoding / (time.perf_counter() - self.began):.0%} of the time", refresh=False
+      )
       bar.update(min(size, positions.stop - start))
     report["truncated"] = self.encoder.truncated - truncated_before
     table = _table(rows, self.schema)
@@ -143,14 +149,17 @@ class _Extraction:
 
   def _encode(self, kind: str, batch: list[dict[str, Any]]) -> np.ndarray:
     """Returns the features of a batch in the stored dtype; raises ValueError that names items without sound ones."""
+    began = time.perf_counter()
     if kind == "img":
       features_BD = self.encoder.images([record["image"] for record in batch])
     else:
       features_BD = self.encoder.texts([record["caption"] for record in batch])
+    features_BD = np.asarray(features_BD)  # waits for the device
+    self.encoding += time.perf_counter() - began
     if features_BD.shape != (len(batch), self.encoder.width):
       wanted = (len(batch), self.encoder.width)
       raise ValueError(f"{self.encoder.name} gave features of shape {features_BD.shape}, wanted {wanted}")
-    features_BD = np.asarray(features_BD).astype(self.plan["dtype"])
+    features_BD = features_BD.astype(self.plan["dtype"])
     check_rows(features_BD, f"{self.encoder.name} ({kind})", lambda row: batch[row]["id"])
     return features_BD
 
@@ -202,7 +211,7 @@ class _Extraction:
         fields.setdefault(name, TYPES[type(value)])
     return pa.schema(fields)
 
-  def _finish(self) -> None:
+  def _finish(self, speed: dict[str, float]) -> None:
     truncated = sum(report["truncated"] for report in self.writer.reports())
     notes = {"unreadable": len(self.unreadable), "truncated_captions": truncated, "without_caption": len(self.bare)}
     if self.unreadable:
@@ -215,7 +224,7 @@ class _Extraction:
     if truncated:
       tqdm.tqdm.write(f"{truncated} captions were longer than the {self.encoder.max_tokens} tokens that are read; cut")
     about = {"encoder": self.plan["encoder"], "revision": self.plan["revision"], "space": "frozen"}
-    self.writer.finish({**about, **notes, "extraction": self.plan})
+    self.writer.finish({**about, **notes, "speed": speed, "extraction": self.plan})
 
 
 def _read_ahead(source: Source, positions: Iterable[int], images: bool, threads: int, ahead: int) -> Iterator[Any]:

@@ -10,6 +10,7 @@ from PIL import Image
 import qat_jax
 from qat_jax import cli
 from qat_jax.models import forms
+from tests.qat_jax.datasets.corpora import parquet_files, tar_shards
 
 
 @pytest.fixture
@@ -70,6 +71,15 @@ def test_pictures_become_features(tmp_path, capsys):
   (tmp_path / "pictures/b.txt").write_text("a green square")
   with pytest.raises(SystemExit, match="features was made with other inputs or settings: source.content was"):
     cli.main(["extract", str(tmp_path / "pictures"), str(tmp_path / "features"), "--encoder=toy_clip"])
+
+
+@pytest.mark.parametrize("write", [tar_shards, parquet_files])
+def test_shards_of_pictures_become_features(write, tmp_path, capsys):
+  cli.main(["extract", str(write(tmp_path / "corpus")), str(tmp_path / "features"), "--encoder=toy_clip"])
+  assert capsys.readouterr().out == f"12 pictures and their captions are in {tmp_path / 'features'}\n"
+  store = qat_jax.FeatureStore.open(tmp_path / "features")
+  assert store.column("price").tolist() == [i if write is tar_shards else i / 2 for i in range(12)]
+  assert store.meta["speed"]["items_per_second"] > 0
 
 
 def test_a_folder_of_features_is_split(tmp_path, capsys):

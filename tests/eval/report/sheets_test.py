@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 from eval.report.results import Result
-from eval.report.sheets import build_sheets, changed_most, data_uri, draw_sheets
+from eval.report.sheets import build_sheets, chosen, data_uri, draw_sheets
 from qat_jax.types import Relevance
 
 
@@ -12,10 +12,19 @@ def result(method, precision, ids_QK):
   return Result("image", method, np.array([precision]), np.zeros(1), ids_QK=ids_QK)
 
 
-def test_queries_that_gained_most_come_first_then_those_that_lost_most():
-  before_Q, after_Q = np.array([0.5, 0.5, 0.5, 0.5, 0.5]), np.array([0.9, 0.5, 0.1, 0.6, 0.4])
-  assert changed_most(before_Q, after_Q, count=2) == [0, 3, 2, 4]
-  assert changed_most(before_Q, before_Q, count=2) == []
+def test_queries_that_gained_most_come_first_then_typical_ones_then_those_that_lost_most():
+  before_Q = np.full(9, 0.5)
+  after_Q = np.array([0.9, 0.5, 0.1, 0.6, 0.4, 0.52, 0.55, np.nan, 0.53])
+  shown = chosen(before_Q, after_Q, str, count=2)
+  assert [q for q, typical in shown if not typical] == [0, 3, 2, 4]
+  assert [q for q, typical in shown if typical] == [8]  # the fourth of eight
+  assert chosen(before_Q, before_Q, str, count=2) == [(4, True)]
+
+
+def test_a_query_is_shown_once_however_many_images_have_its_caption():
+  before_Q, after_Q = np.zeros(6), np.array([0.9, 0.8, 0.7, 0.6, 0.1, 0.2])
+  shown = chosen(before_Q, after_Q, lambda q: "a cup" if q < 3 else f"no. {q}", count=2)
+  assert [q for q, _ in shown] == [0, 3, 5]
 
 
 def test_rows_hold_pictures_in_order_without_ignored_items():

@@ -84,9 +84,12 @@ extract(Source(300, broken=[23]), Encoder(pause=0.02), sys.argv[2], batch_size=8
 
 
 def contents(folder):
-  """Returns the files of a folder that nobody writes; a temporary file that a kill left does not count."""
+  """Returns the files of a folder that nobody writes, but for how fast it was made and what a kill left half done."""
   files = [p for p in sorted(Path(folder).rglob("*")) if p.is_file() and p.suffix != ".tmp"]
-  return {str(p.relative_to(folder)): p.read_bytes() for p in files}
+  found = {str(p.relative_to(folder)): p.read_bytes() for p in files}
+  if "meta.json" in found:
+    found["meta.json"] = {name: x for name, x in json.loads(found["meta.json"]).items() if name != "speed"}
+  return found
 
 
 def test_features_and_metadata_stand_in_the_order_of_the_source(tmp_path):
@@ -106,6 +109,14 @@ def test_features_and_metadata_stand_in_the_order_of_the_source(tmp_path):
   stores["text"].verify()
   meta = stores["img"].meta
   assert (meta["encoder"], meta["revision"], meta["space"], meta["normalised"]) == ("fake", "1", "frozen", True)
+
+
+def test_the_share_of_the_time_that_the_encoder_computes_is_told(tmp_path):
+  for name, pause, low, high in (("busy", 0.05, 0.7, 1), ("waiting", 0, 0, 0.7)):
+    extract(Source(40), Encoder(pause), tmp_path / name, ("img",), batch_size=4, progress=False)
+    speed = json.loads((tmp_path / name / "meta.json").read_text())["speed"]
+    assert low <= speed["encoding_share"] <= high
+    assert 0 < speed["items_per_second"] < (4 / pause if pause else np.inf)
 
 
 def test_an_extraction_that_is_done_encodes_nothing_again(tmp_path):

@@ -1,0 +1,71 @@
+import concurrent.futures
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from qat_jax.datasets import UnreadableImage, decode
+from qat_jax.datasets.parquet import ParquetSource
+from qat_jax.datasets.splits import sources
+from tests.qat_jax.datasets.corpora import parquet_files, picture
+
+
+def test_rows_come_in_the_order_of_files_and_rows(tmp_path):
+  source = ParquetSource(parquet_files(tmp_path / "p"))
+  assert len(source) == 12 and source.groups == [(0, 0), (0, 1), (1, 0), (1, 1)]
+  assert [source.about(i)["id"] for i in (0, 5, 6, 11)] == ["a/0", "a/5", "b/0", "b/5"]
+  record = source[9]
+  assert (record["caption"], record["instance"], record["price"]) == ("toy no. 9", "4", 4.5)
+  assert "image" not in source.about(9)
+  assert np.asarray(decode(record))[0, 0].tolist() == [9, 40, 7]
+  with pytest.raises(IndexError, match="position 12"):
+    source[12]
+
+
+def test_threads_read_the_same_rows(tmp_path):
+  source = ParquetSource(parquet_files(tmp_path / "p", names="abcdef", per_group=1))
+  order = np.random.default_rng(0).permutation(36)
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    found = list(pool.map(lambda i: source[int(i)], order))
+  assert [decode(record).getpixel((0, 0))[0] for record in found] == order.tolist()
+  assert len(source._held) <= 8
+
+
+def test_other_layouts_are_understood(tmp_path):
+  (tmp_path / "q").mkdir()
+  columns = {
+    "picture": [picture(3), None],
+    "sentences": [["first", "second"], []],
+    "id": [17, 18],
+    "split": ["train", "val"],
+  }
+  pq.write_table(pa.table(columns), tmp_path / "q/x.parquet")
+  with pytest.raises(ValueError, match=r"no column of image bytes \(picture binary, .*name it image or img"):
+    ParquetSource(tmp_path / "q")
+  source = ParquetSource(tmp_path / "q", image="picture")
+  assert source.about(0) == {"id": "17", "caption": "first", "instance": None, "split": "train"}
+  assert source.about(1)["caption"] is None
+  with pytest.raises(UnreadableImage, match="'18' cannot be read: the column 'picture' is empty"):
+    source[1]
+  with pytest.raises(ValueError, match="no column 'title'"):
+    ParquetSource(tmp_path / "q", image="picture", caption="title")
+
+
+def test_what_is_no_parquet_of_one_schema_is_refused(tmp_path):
+  folder = parquet_files(tmp_path / "p")
+  whole = (folder / "a.parquet").read_bytes()
+  (folder / "a.parquet").write_bytes(whole[:-20])
+  with pytest.raises(ValueError, match=r"a\.parquet is no whole Parquet file"):
+    ParquetSource(folder)
+  (folder / "a.parquet").write_bytes(whole)
+  parquet_files(folder, names=("c",), colour=str)
+  with pytest.raises(ValueError, match=r"c\.parquet has other columns than .*a\.parquet"):
+    ParquetSource(folder)
+
+
+def test_files_make_a_retrieval_set_by_their_names(tmp_path):
+  names = ("train-00000-of-00001", "validation-00000-of-00001", "test-00000-of-00001")
+  places = sources("parquet", "", str(parquet_files(tmp_path / "p", names=names)))
+  assert [len(places[p][0]) for p in ("train", "val/gallery", "test/gallery")] == [6, 6, 6]
+  assert places["test/text_queries"][0][0]["caption"] == "toy no. 12"

@@ -1,0 +1,116 @@
+import gzip
+import logging
+import os
+import shutil
+
+import fsspec
+import numpy as np
+import pytest
+
+from qat_jax.datasets import UnreadableImage, decode
+from qat_jax.datasets.splits import sources
+from qat_jax.datasets.webdataset import WebdatasetSource
+from tests.qat_jax.datasets.corpora import picture, tar_shards, write_tar
+
+
+def test_records_come_in_the_order_of_shards_and_members(tmp_path):
+  source = WebdatasetSource(tar_shards(tmp_path / "s"))
+  assert len(source) == 12
+  assert [source.about(i)["id"] for i in (0, 5, 6)] == ["0000/00000", "0000/00005", "0001/00006"]
+  record = source[7]
+  assert (record["caption"], record["instance"], record["price"]) == ("toy no. 7", "toy3", 7)
+  assert "tags" not in record and "image" not in source.about(7)
+  assert np.asarray(decode(record))[0, 0].tolist() == [7, 40, 7]
+  for outside in (-1, 12):
+    with pytest.raises(IndexError, match=f"position {outside} asked of a source of 12"):
+      source[outside]
+
+
+def test_one_file_a_pattern_and_an_address_are_opened(tmp_path):
+  folder = tar_shards(tmp_path / "s", shards=3)
+  assert len(WebdatasetSource(folder / "0001.tar")) == 6
+  assert len(WebdatasetSource(f"{folder}/000[12].tar")) == 12
+  memory = fsspec.filesystem("memory")
+  for path in folder.iterdir():
+    memory.pipe_file(f"/corpus/{path.name}", path.read_bytes())
+  far, near = WebdatasetSource("memory://corpus"), WebdatasetSource(folder)
+  assert [far[i] for i in range(len(far))] == [near[i] for i in range(len(near))]
+
+
+def test_keys_of_two_shards_may_be_the_same(tmp_path):
+  for name in ("a/1.tar", "b/1.tar"):
+    (tmp_path / name).parent.mkdir()
+    write_tar(tmp_path / name, {"x": {"jpg": picture(1)}})
+  source = WebdatasetSource(f"{tmp_path}/*/1.tar")
+  assert [source.about(i)["id"] for i in range(2)] == ["a/1/x", "b/1/x"]
+  assert source.about(0)["caption"] is None and source.about(0)["instance"] is None
+
+
+def test_a_shard_that_was_cut_short_gives_what_it_has_and_is_named(tmp_path, caplog):
+  folder = tar_shards(tmp_path / "s")
+  data = (folder / "0000.tar").read_bytes()
+  # within the picture of the fifth record: a record has three members of a header and one block each
+  (folder / "0000.tar").write_bytes(data[: 4 * 3 * 1024 + 512 + 40])
+  with caplog.at_level(logging.WARNING):
+    source = WebdatasetSource(folder)
+  assert "0000.tar was cut short" in caplog.text
+  assert len(source) == 4 + 1 + 6
+  assert source[3]["caption"] == "toy no. 3" and source[5]["id"] == "0001/00006"
+  with pytest.raises(UnreadableImage, match=r"'0000/00004' cannot be read: 0000\.tar was cut short"):
+    source[4]
+
+
+def test_broken_members_are_named_and_the_rest_is_read(tmp_path):
+  records = {
+    "a": {"png": picture(1), "json": "{no json"},
+    "b": {"png": b"no image"},
+    "c": {"txt": "a caption alone"},
+    "d": {"png": picture(4)},
+  }
+  write_tar(tmp_path / "x.tar", records)
+  source = WebdatasetSource(tmp_path)
+  assert [source.about(i)["id"] for i in range(3)] == ["x/a", "x/b", "x/d"]
+  with pytest.raises(UnreadableImage, match=r"'x/a' cannot be read: its \.json"):
+    source[0]
+  with pytest.raises(UnreadableImage, match="'x/b' cannot be read"):
+    decode(source[1])
+  decode(source[2])
+
+
+def test_what_is_no_tar_of_pictures_is_refused(tmp_path):
+  with pytest.raises(FileNotFoundError, match=r"no \.tar files"):
+    WebdatasetSource(tmp_path)
+  tar_shards(tmp_path / "s", shards=1)
+  (tmp_path / "z").mkdir()
+  (tmp_path / "z/a.tar").write_bytes(gzip.compress((tmp_path / "s/0000.tar").read_bytes()))
+  with pytest.raises(ValueError, match=r"a\.tar is empty or compressed"):
+    WebdatasetSource(tmp_path / "z")
+  (tmp_path / "z/a.tar").write_bytes(b"something else" * 100)
+  with pytest.raises(ValueError, match=r"a\.tar is no tar file"):
+    WebdatasetSource(tmp_path / "z")
+  write_tar(tmp_path / "z/a.tar", {"a": {"txt": "x"}})
+  with pytest.raises(ValueError, match="hold no images"):
+    WebdatasetSource(tmp_path / "z")
+
+
+def test_a_shard_that_changed_is_another_source(tmp_path):
+  folder = tar_shards(tmp_path / "s")
+  before = [WebdatasetSource(folder).stamp(i) for i in range(12)]
+  assert before == [WebdatasetSource(folder).stamp(i) for i in range(12)]
+  os.utime(folder / "0001.tar", ns=(5, 5))
+  after = [WebdatasetSource(folder).stamp(i) for i in range(12)]
+  assert after[:6] == before[:6] and after[6:] != before[6:]
+
+
+def test_shards_make_a_retrieval_set_by_their_names_or_by_instance(tmp_path):
+  folder = tar_shards(tmp_path / "s", shards=3, rows=10)
+  places = sources("webdataset", "", str(folder))
+  assert sorted(places) == sorted(
+    ["train", *(f"{p}/{k}" for p in ("val", "test") for k in ("gallery", "text_queries", "image_queries"))]
+  )
+  assert sum(len(places[p][0]) for p in ("train", "val/gallery", "test/gallery")) == 30
+  for old, new in (("0000", "train-0"), ("0001", "validation-0"), ("0002", "test-0")):
+    shutil.move(folder / f"{old}.tar", folder / f"{new}.tar")
+  places = sources("webdataset", "", str(folder))
+  assert [len(places[p][0]) for p in ("train", "val/gallery", "test/gallery")] == [10, 10, 10]
+  assert places["val/gallery"][0][0]["id"].startswith("validation-0/")
