@@ -17,7 +17,8 @@ def get_config() -> ConfigDict:
   config.seed = 0
 
   # Images and texts → features. With `root` the features are there already; else `source` is encoded into the workdir.
-  config.data = ConfigDict({"root": "", "source": "", "name": "", "folder": "", "limit": 0})
+  # `views` above 0: pictures without labels; each is encoded so many times more as a view that is made of it.
+  config.data = ConfigDict({"root": "", "source": "", "name": "", "folder": "", "limit": 0, "views": 0})
   config.data.allow_shared_instances = False  # of train with val or test; refused else (docs/data.md)
   config.encoder = ConfigDict({"name": "", "batch_size": 256, "rows_per_shard": 8192})
 

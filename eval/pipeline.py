@@ -26,6 +26,11 @@ from qat_jax.runs import provenance
 from qat_jax.stages import differences
 from qat_jax.types import check_encoders
 
+MADE_VIEWS = (
+  "Trained and chosen without labels: a picture's instance are views made of it (data.views). Test queries whose id "
+  "has #view are such views too, and tell how well the recipe's own pictures are found; others are real."
+)
+
 
 def evaluate(config: ConfigDict, workdir: pathlib.Path) -> list[Row]:
   """Measures every method of `config.eval.methods` on the test split, or on the benchmark of `config.benchmark`.
@@ -63,7 +68,8 @@ def what_was_searched(config: ConfigDict, run: methods.Run) -> str:
     given = pathlib.Path(config.data.root).name or config.data.name or pathlib.Path(config.data.folder).name
     name = f"Test split of {given or config.data.source}, {len(run.data.split('test').gallery):,} images"
   encoder = f"features of {'@'.join(filter(None, run.adapter.encoder))}, " if run.adapter.encoder else ""
-  return f"{name}; {encoder}{datetime.date.today().isoformat()}."
+  made = f" {MADE_VIEWS}" if config.data.views and not config.benchmark.name else ""
+  return f"{name}; {encoder}{datetime.date.today().isoformat()}.{made}"
 
 
 def opened(config: ConfigDict, workdir: pathlib.Path) -> methods.Run:
@@ -137,7 +143,7 @@ def contact_sheets(
   if problem.queries is None or problem.rows is None or config.data.root or not {"plain", "adapted"} <= measured.keys():
     return []
   data = config.data
-  pictured = sources(data.source, data.name, data.folder or workdir / "data", data.limit)
+  pictured = sources(data.source, data.name, data.folder or workdir / "data", data.limit, data.views)
   own, _ = pictured[f"test/{problem.query_type}_queries"]
   return pictures.sheets(
     problem.queries,

@@ -38,7 +38,8 @@ def parse(module: str, arguments: list[str]) -> str | None:
 
     if "config" in flags.FLAGS and module != "train.encoder":
       config = flags.FLAGS.config.copy_and_resolve_references()
-      config.data.root = config.data.root or "given by the run"
+      if not config.data.source:
+        config.data.root = config.data.root or "given by the run"
       check.config(config, 1)
     raise Parsed
 

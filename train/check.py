@@ -48,6 +48,9 @@ def config(config: ConfigDict, devices: int) -> None:
     raise ValueError(f"train.batch_size is {batch_size}, not a multiple of {devices} devices; use {fits}")
   if config.data.source and config.data.source not in KINDS:
     raise ValueError(f"data.source is {config.data.source!r}; use one of {', '.join(KINDS)}")
+  if config.data.views < 0 or (config.data.views and config.data.root):
+    wanted = "wanted 0, or made views of pictures that are encoded (data.source), not of features (data.root)"
+    raise ValueError(f"config.data.views is {config.data.views}; {wanted}")
   if not config.data.root and not config.data.source:
     raise ValueError("config.data has neither root nor source; give --config.data.root=ROOT, a retrieval set")
 

@@ -64,7 +64,7 @@ def features(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
   from qat_jax.features.extraction import extract
 
   # The sources first: they are what may be wrong.
-  places = sources(data.source, data.name, data.folder or workdir / "data", data.limit)
+  places = sources(data.source, data.name, data.folder or workdir / "data", data.limit, data.views)
   encoder = load_encoder(settings.name, settings.batch_size)
   images, unreadable = sum(len(source) for source, kinds in places.values() if "img" in kinds), 0
   for place, (source, kinds) in places.items():

@@ -10,6 +10,8 @@ import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from qat_jax.datasets.views import label_free
+
 _log = logging.getLogger(__name__)
 KINDS = ("toybox", "tfds", "folder", "webdataset", "parquet")
 CAPTION = "#caption"  # what the id of an image's caption ends with: it is no image's, so that its image is relevant
@@ -28,7 +30,7 @@ TOYBOX = {
 }
 
 
-def sources(kind: str, name: str, folder: str | os.PathLike, limit: int = 0) -> Places:
+def sources(kind: str, name: str, folder: str | os.PathLike, limit: int = 0, views: int = 0) -> Places:
   """Returns place → (source, kinds of feature to encode) of a data set whose files lie in `folder`.
 
   Kinds:
@@ -39,17 +41,19 @@ def sources(kind: str, name: str, folder: str | os.PathLike, limit: int = 0) -> 
     webdataset: tar shards, see `WebdatasetSource`; `folder` may be a pattern with *, or an address.
     parquet: files with a column of images, see `ParquetSource`; `folder` as for webdataset.
 
-  `limit` keeps the first items of each place alone, 0 all. Raises FileNotFoundError where the files are not there,
+  `limit` keeps the first items of each place alone, 0 all. With `views` the instances are pictures and so many made
+  views of each, see `label_free`. Raises FileNotFoundError where the files are not there,
   ValueError for an unknown kind or a set that cannot be split.
   """
   if kind not in KINDS:
     raise ValueError(f"data.source is {kind!r}; use one of {', '.join(KINDS)}, or give features on disk (data.root)")
   if kind in ("webdataset", "parquet"):  # an address is no path
-    found = _by_instance(open_source(kind, name, folder), folder)
+    found = _by_instance(open_source(kind, name, folder), folder, views)
   elif kind == "folder":
-    found = _by_instance(open_source(kind, name, pathlib.Path(folder).expanduser()), folder)
+    found = _by_instance(open_source(kind, name, pathlib.Path(folder).expanduser()), folder, views)
   else:
     found = {"toybox": _toybox, "tfds": _tfds}[kind](name, pathlib.Path(folder).expanduser())
+    found = label_free(found, views, labelled=kind == "toybox") if views else found
   if limit:
     found = {place: (Rows(s, range(min(limit, len(s))), dict), kinds) for place, (s, kinds) in found.items()}
   return found
@@ -119,7 +123,7 @@ def _kind_of(where: str | os.PathLike) -> str:
   return "folder"
 
 
-def _by_instance(source: Any, folder: str | os.PathLike) -> Places:
+def _by_instance(source: Any, folder: str | os.PathLike, made_views: int) -> Places:
   """Split by instance: what an item says of its `split` holds, else a tenth of the instances is val and a tenth test.
 
   Every gallery item that has a caption is a text query, and every one whose instance has another image an image query:
@@ -156,11 +160,12 @@ def _by_instance(source: Any, folder: str | os.PathLike) -> Places:
     "image": {part: [i for i in parts[part] if views[instance_of[i]] > 1] for part in ("val", "test")},
   }
   asked = {query_type: found for query_type, found in chosen.items() if all(found.values())}
-  if not asked:
+  if not asked and not made_views:
     raise ValueError(
       f"the {len(items)} images of {folder} have neither captions nor, in val and test, instances with two images: "
       "there is nothing to learn from or to search with. Add captions (captions.csv, or a.txt beside a.jpg), or say "
-      "which images show the same thing: a column `instance`, or a subfolder each and --config.data.name=subfolders"
+      "which images show the same thing: a column `instance`, or a subfolder each and --config.data.name=subfolders. "
+      "Or learn from made views of each image: --config.data.views=3"
     )
   found: Places = {"train": (Rows(source, parts["train"], _own), ("img", "text") if "text" in asked else ("img",))}
   for part in ("val", "test"):
@@ -169,6 +174,8 @@ def _by_instance(source: Any, folder: str | os.PathLike) -> Places:
       found[f"{part}/text_queries"] = (Rows(source, asked["text"][part], _caption), ("text",))
     if "image" in asked:
       found[f"{part}/image_queries"] = (Rows(source, asked["image"][part], _own), ("img",))
+  if made_views:
+    return label_free(found, made_views, labelled=any(item["instance"] not in (None, item["id"]) for item in items))
   return found
 
 

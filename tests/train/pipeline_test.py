@@ -8,8 +8,10 @@ from PIL import Image
 import qat_jax
 from configs import features as recipe
 from eval.pipeline import evaluate
+from qat_jax.features.retrieval_set import RetrievalSet
 from qat_jax.features.store import write_features
-from train import pipeline
+from qat_jax.fit.training import Training
+from train import check, pipeline
 from train.gate import PARTS
 from train.pipeline import train
 
@@ -180,3 +182,24 @@ def test_of_150_pictures_one_that_is_broken_and_one_without_a_caption_are_left_o
   (tmp_path / "pictures/140.png").write_bytes(b"no picture")  # the second of 150 is more than 1%
   with pytest.raises(ValueError, match=r"2 images of 150 cannot be read, more than 1%: '140.png'"):
     pipeline.features(config, tmp_path / "again")
+
+
+def test_pictures_without_labels_become_what_image_heads_are_trained_and_chosen_on(tmp_path):
+  (tmp_path / "pictures").mkdir()
+  for i in range(30):
+    Image.new("RGB", (40, 32), (8 * i, 255 - 8 * i, 90)).save(tmp_path / f"pictures/{i}.png")
+  config = recipe.get_config()
+  config.data.update({"source": "folder", "folder": str(tmp_path / "pictures"), "views": 2})
+  config.encoder.name = "toy_clip"
+  check.config(config, 1)
+  data = RetrievalSet.open(pipeline.features(config, tmp_path / "run"))
+  assert pipeline.servable(data) == ["image"]
+  training = Training.of(data, "image")
+  assert len(training.instance) == 24 * 3 and training.second_views == 1
+  assert [len(data.split(name).queries["image"]) for name in ("val", "test")] == [3, 3]
+  assert data.train_images.column("view").tolist() == [0, 1, 2] * 24
+  views_ND = np.asarray(data.train_images[:3], np.float32)
+  assert not np.array_equal(views_ND[0], views_ND[1])
+  config.data.root = "somewhere"
+  with pytest.raises(ValueError, match=r"config.data.views is 2; wanted 0, or made views of pictures"):
+    check.config(config, 1)
