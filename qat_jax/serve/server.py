@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import sys
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from qat_jax.serve.limits import Limits, host_of, is_loopback
 from qat_jax.serve.opening import Settings, open_service
@@ -79,6 +83,23 @@ def serve(
   state.queue.close(DRAIN)
   if failed:
     raise failed[0]
+
+
+@contextlib.contextmanager
+def in_thread(app: Any, port: int) -> Iterator[None]:
+  """Answers on 127.0.0.1, in a thread of this process, while the block runs."""
+  import uvicorn
+
+  server = uvicorn.Server(uvicorn.Config(app, port=port, log_config=None, access_log=False, ws="none"))
+  thread = threading.Thread(target=server.run)
+  thread.start()
+  try:
+    while not server.started:
+      time.sleep(0.02)
+    yield
+  finally:
+    server.should_exit = True
+    thread.join()
 
 
 def _keep_compiled() -> None:

@@ -16,7 +16,7 @@ HOSTS = frozenset({"localhost"})
 
 
 def client_of(service, limits=None, key=None, reopen=None, hosts=HOSTS, origins=()):
-  state = State(limits or Limits(), reopen)
+  state = State(limits or Limits(seconds=120), reopen)  # what is not warmed compiles meanwhile
   state.service = service
   client = TestClient(create(state, key, hosts, origins), "http://localhost", raise_server_exceptions=False)
   client.state = state

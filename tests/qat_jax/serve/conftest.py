@@ -89,7 +89,7 @@ def address(served):
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]
-  state = State(Limits())
+  state = State(Limits(seconds=120))
   state.service = served
   app = create(state, None, frozenset({"127.0.0.1"}))
   server = uvicorn.Server(uvicorn.Config(app, port=port, log_config=None, access_log=False, ws="none"))

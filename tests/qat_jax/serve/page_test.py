@@ -165,7 +165,7 @@ def test_nothing_is_wider_than_the_screen_and_everything_has_a_name(page, width)
 def test_a_key_is_asked_for_and_used(browser, served, address, page):
   assert pathlib.Path(CHROMIUM).exists()
   port = int(address.rsplit(":", 1)[1].strip("/")) + 1
-  state = State(Limits())
+  state = State(Limits(seconds=120))
   state.service = served
   server = uvicorn.Server(
     uvicorn.Config(create(state, "secret"), port=port, log_config=None, access_log=False, ws="none")
