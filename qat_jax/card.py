@@ -19,8 +19,9 @@ from qat_jax.models.head import Head, name_of
 from qat_jax.models.memory import PAIRS
 
 ROWS = {"plain": "plain score", "static": "static map", "adapted": "adapted, whole gallery"}  # of the table of results
+KEPT = (*PAIRS, "folded")  # constants of forms that hold a row a training item or query
 REMEMBERED = """Each row is made from a training item, or a few. Who has the file can tell whether an item was among
-them, and may reconstruct something of it. `--config.memory.text=0` trains a text head without."""
+them, and may reconstruct something of it. `--config.memory.text=0 --config.captions.text=0` trains a text head without pairs."""
 USE = """```python
 import qat_jax
 
@@ -189,5 +190,5 @@ def _memories(width: int, head: Head) -> Iterator[tuple[str, int, int]]:
   """Yields name, rows and columns of the constants that hold a row a training item."""
   for path, leaf in jax.tree_util.tree_leaves_with_path(head.variables.get("constants", {})):
     name, shape = name_of(path), np.shape(leaf)
-    if len(shape) == 2 and (name.split("/")[-1] in PAIRS or (shape[1] == width and shape[0] not in (1, width))):
+    if len(shape) == 2 and (name.split("/")[-1] in KEPT or (shape[1] == width and shape[0] not in (1, width))):
       yield name, *shape
