@@ -21,7 +21,8 @@ from qat_jax.models.memory import PAIRS
 ROWS = {"plain": "plain score", "static": "static map", "adapted": "adapted, whole gallery"}  # of the table of results
 KEPT = (*PAIRS, "folded")  # constants of forms that hold a row a training item or query
 REMEMBERED = """Each row is made from a training item, or a few. Who has the file can tell whether an item was among
-them, and may reconstruct something of it. `--config.memory.text=0 --config.captions.text=0` trains a text head without pairs."""
+them, and may reconstruct something of it. `--config.memory.text=0 --config.captions.text=0` trains a text head without
+pairs."""
 USE = """```python
 import qat_jax
 
