@@ -9,7 +9,7 @@ PIP := -m pip install --quiet
 FLOOR := jax==0.7.2 jaxlib==0.7.2 flax==0.11.2 numpy==2.1.3
 TESTS ?= tests
 
-.PHONY: setup demo serve demo-short test test-indexes rules wheel-test test-floor smoke-floor test-newest docs lint format clean
+.PHONY: setup demo serve demo-short test test-indexes rules wheel-test test-floor smoke-floor test-newest docs which lint format clean
 
 setup: .venv/installed
 
@@ -78,6 +78,15 @@ test-newest: .venv-newest/installed
 .venv/docs: .venv/installed
 	$(BIN)/python $(PIP) --constraint constraints.txt --editable '.[docs]'
 	touch $@
+
+# which part pays with how much training data: make which ROOT=products OUT=runs/which
+SHARES ?= 0.0333 0.1 0.333 1
+which: setup
+	for share in $(SHARES); do \
+	  $(BIN)/python -m eval.which cut $(ROOT) $(OUT)/set-$$share --share $$share && \
+	  $(BIN)/python -m train.main --config configs/features.py --config.data.root=$(OUT)/set-$$share --workdir $(OUT)/run-$$share || exit 1; \
+	done
+	$(BIN)/python -m eval.which table $(OUT)/which.md $(SHARES:%=$(OUT)/run-%)
 
 # the site, in site/; warnings are errors
 docs: .venv/docs

@@ -47,6 +47,10 @@ SHORT = [
   "--config.static_train.steps=4",
   "--config.validation.every=4",
   "--config.memory.text=0",
+  "--config.captions.text=0",
+  "--config.captions.image=0",
+  "--config.levelled.text=0",
+  "--config.levelled.image=0",
 ]
 
 

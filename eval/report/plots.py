@@ -132,6 +132,26 @@ def curves(lines: Sequence[dict], field: str, label: str, scale: float) -> str:
   return _svg(figure)
 
 
+def bars_by_group(groups: Sequence[tuple[str, Sequence[tuple[str, float, float]]]], label: str) -> str:
+  """Returns bars side by side for each group: (name, height, error) each; a name has one colour in all groups."""
+  names = list(dict.fromkeys(name for _, bars in groups for name, _, _ in bars))
+  figure = _figure()
+  figure.subplots_adjust(bottom=0.24)
+  axes = _style(figure.add_subplot())
+  width = 0.8 / max(len(names), 1)
+  for place, name in enumerate(names):
+    known = [(at, height, error) for at, (_, bars) in enumerate(groups) for n, height, error in bars if n == name]
+    at, heights, errors = zip(*known, strict=True)
+    left = [x + (place + 0.5) * width - 0.4 for x in at]
+    axes.bar(left, heights, width, yerr=errors, color=MORE_COLOURS[place % len(MORE_COLOURS)], label=name, ecolor=INK,
+             error_kw={"elinewidth": 0.9})  # fmt: skip
+  axes.axhline(0, color=INK, linewidth=0.8)
+  axes.set_xticks(range(len(groups)), [name for name, _ in groups])
+  axes.set_ylabel(label)
+  axes.legend(frameon=False, labelcolor=INK, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.1), fontsize=8)
+  return _svg(figure)
+
+
 def _figure() -> Figure:
   from matplotlib.figure import Figure
 

@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+
+from eval.which import Step, chain, cut, plot, table
+from qat_jax.features.retrieval_set import RetrievalSet
+from qat_jax.features.store import write_features
+
+
+@pytest.fixture
+def root(tmp_path):
+  rng = np.random.default_rng(0)
+  rows = lambda count: rng.normal(size=(count, 4)).astype(np.float16)
+  columns = {"id": [f"r{i}" for i in range(60)], "instance": [f"i{i // 2}" for i in range(60)]}
+  write_features(tmp_path / "set/train", {"img": rows(60), "text": rows(60)}, columns)
+  for split in ("val", "test"):
+    about = {"id": [f"{split}0"], "instance": [split]}
+    write_features(tmp_path / "set" / split / "gallery", {"img": rows(1)}, about)
+    write_features(tmp_path / "set" / split / "text_queries", {"text": rows(1)}, {**about, "id": ["q"]})
+  return tmp_path / "set"
+
+
+def test_a_cut_keeps_whole_instances_and_all_that_is_asked(root, tmp_path):
+  whole = RetrievalSet.open(root)
+  third, tenth = (cut(root, tmp_path / str(share), share) for share in (1 / 3, 0.1))
+  assert (len(third.train_images), len(tenth.train_images)) == (20, 6)
+  assert set(tenth.train_images.ids) < set(third.train_images.ids) < set(whole.train_images.ids)
+  position = int(np.flatnonzero(whole.train_images.ids == third.train_images.ids[3])[0])
+  np.testing.assert_array_equal(third.train_texts[3], whole.train_texts[position])
+  assert third.split("test").fingerprint == whole.split("test").fingerprint
+  assert len(cut(root, tmp_path / "all", 1).train_images) == 60
+  with pytest.raises(ValueError, match=r"share is 0.0; give a number above 0"):
+    cut(root, tmp_path / "none", 0.0)
+
+
+def test_the_chain_goes_from_the_best_head_part_by_part():
+  names = ("plain", "static", "head", "head_remembering", "head_remembering_captioned", "head_levelled")
+  names += ("head_remembering_levelled", "head_remembering_captioned_levelled", "head_mapped", "head_mapped_levelled")
+  val_map = dict.fromkeys(names, 0.1) | {"head": 0.3, "head_mapped": 0.2}
+  parts = ["head_remembering", "head_remembering_captioned", "head_remembering_captioned_levelled"]
+  assert chain(val_map) == ["head", *parts]
+  assert chain(val_map | {"head_mapped": 0.4}) == ["head_mapped", "head_mapped_levelled"]
+
+
+def test_the_table_and_the_plot_say_what_each_part_added():
+  steps = [
+    Step(2000, "text", "head: query_only", (0.1, 0.01), (0.08, 0.02), 0.12, True),
+    Step(2000, "text", "levelled items", (-0.005, 0.004), (-0.01, 0.005), 0.11, False),
+    Step(200, "image", "head: closed_form", (0.02, 0.01), (0.01, 0.01), 0.31, True),
+  ]
+  lines = table(steps).splitlines()
+  assert lines[2] == "| text | 2,000 | head: query_only | +10.0 ± 1.0 | +8.0 ± 2.0 | 12.0 | yes |"
+  assert lines[3] == "| text | 2,000 | levelled items | -0.5 ± 0.4 | -1.0 ± 0.5 | 11.0 |  |"
+  assert len(lines) == 5
+  picture = plot(steps, "text")
+  assert "2,000 rows" in picture
+  assert "levelled items" in picture
+  assert "200 rows" not in picture.replace("2,000 rows", "")
