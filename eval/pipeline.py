@@ -53,7 +53,7 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path) -> list[Row]:
     sheets += contact_sheets(config, workdir, problem, measured)
   rows = summarise(results, config.seed)
   curves = gather_curves(workdir / "candidates", folder / "curves.jsonl")
-  about = what_was_searched(config, run)
+  about = "\n".join([*shared_with_training(run), what_was_searched(config, run), *what_serves(run)])
   record = provenance(config.to_dict(), config.seed) | {"adapter": run.adapter.fingerprint}
   write_report(folder, rows, record, about=about, sheets=sheets, curves=curves, skipped=skipped)
   return rows
@@ -70,6 +70,22 @@ def what_was_searched(config: ConfigDict, run: methods.Run) -> str:
   encoder = f"features of {'@'.join(filter(None, run.adapter.encoder))}, " if run.adapter.encoder else ""
   made = f" {MADE_VIEWS}" if config.data.views and not config.benchmark.name else ""
   return f"{name}; {encoder}{datetime.date.today().isoformat()}.{made}"
+
+
+def shared_with_training(run: methods.Run) -> list[str]:
+  """Returns a warning where training was allowed to share images with validation or test."""
+  counts = [
+    f"{count:,} {what} of {split}"
+    for split, own in run.adapter.info.get("shared", {}).items()
+    for what, count in own.items()
+  ]
+  return [f"Training had seen {', '.join(counts)}: figures say nothing about images it has not seen."] if counts else []
+
+
+def what_serves(run: methods.Run) -> list[str]:
+  """Returns, for each query type, what the gate chose, by which rule, and what each part added on validation."""
+  chosen = run.adapter.info.get("chosen", {})
+  return [one["account"] for name, one in chosen.items() if name in run.adapter.heads and "account" in one]
 
 
 def opened(config: ConfigDict, workdir: pathlib.Path) -> methods.Run:

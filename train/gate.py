@@ -11,13 +11,13 @@ PARTS = {"remembering": "memory of the query", "captioned": "captions of the ite
 RULE = "the simplest that is within one standard error of the best on validation"
 
 
-def choose(fitted: dict[str, Candidate], gate: Validator) -> dict[str, Any]:
+def choose(query_type: str, fitted: dict[str, Candidate], gate: Validator) -> dict[str, Any]:
   """Returns the account of the choice among candidates, given from the simplest on; its `name` is what serves.
 
   By the one-standard-error rule: the best mean average precision on validation, or a simpler candidate whose loss
   against it is within one standard error of the paired difference over instances; so the frozen feature stays where
-  nothing clearly gains. The account: {name, best, queries, val_map of all, steps: [{part, name, gain, error}]}, the
-  steps from the plain score to what serves, each against the one before it.
+  nothing clearly gains. The account: {name, best, queries, val_map of all, steps: [{part, name, gain, error}],
+  account}, the steps from the plain score to what serves, each against the one before it, and the same in words.
   """
   names = list(fitted)
   precision = [fitted[name].precision_Q for name in names]
@@ -29,7 +29,8 @@ def choose(fitted: dict[str, Candidate], gate: Validator) -> dict[str, Any]:
     before = fitted[step].precision_Q
   val_map = {name: float(one.precision_Q.mean()) for name, one in fitted.items()}
   best = max(val_map, key=lambda name: val_map[name])
-  return {"name": name, "best": best, "queries": len(before), "val_map": val_map, "steps": steps}
+  chosen = {"name": name, "best": best, "queries": len(before), "val_map": val_map, "steps": steps}
+  return chosen | {"account": account(query_type, chosen)}
 
 
 def ladder(name: str, names: list[str]) -> list[str]:
@@ -50,13 +51,15 @@ def part_of(name: str, names: list[str]) -> str:
 
 
 def account(query_type: str, chosen: dict[str, Any]) -> str:
-  """Returns lines that say what serves a query type, by which rule, what each part adds, and what others reached."""
+  """Returns a line that says what serves a query type, by which rule, and what each part adds on validation."""
   steps = "; ".join(f"{s['part']} {100 * s['gain']:+.1f} ± {100 * s['error']:.1f}" for s in chosen["steps"])
-  others = ", ".join(f"{name} {100 * value:.1f}" for name, value in chosen["val_map"].items())
-  best = "the best" if chosen["best"] == chosen["name"] else chosen["best"]
-  lines = [
-    f"{query_type} queries: {chosen['name']} serves, {RULE}, {best} (mAP × 100 of {chosen['queries']:,} queries).",
-    f"  from plain {100 * chosen['val_map']['plain']:.1f}: {steps or 'nothing else clearly gains'}",
-    f"  all candidates: {others}",
-  ]
-  return "\n".join(lines)
+  best = "itself" if chosen["best"] == chosen["name"] else chosen["best"]
+  return (
+    f"{query_type} queries: {chosen['name']} serves, {RULE} ({best}; mAP × 100 of {chosen['queries']:,} queries). From "
+    f"plain {100 * chosen['val_map']['plain']:.1f}: {steps or 'nothing else clearly gains'}."
+  )
+
+
+def others(chosen: dict[str, Any]) -> str:
+  """Returns a line of what every candidate reached on validation."""
+  return ", ".join(f"{name} {100 * value:.1f}" for name, value in chosen["val_map"].items())

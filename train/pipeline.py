@@ -21,7 +21,7 @@ from qat_jax.runs import provenance
 from qat_jax.stages import fingerprint
 from qat_jax.validation import Validator
 from train import check
-from train.gate import account, choose
+from train.gate import choose, others
 from train.plan import Material, candidates
 
 
@@ -38,9 +38,9 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> Adapter:
     validator, gate = of(limit=config.validation.queries), of(limit=config.validation.gate_queries)
     material = Material(Training.of(data, query_type), data.train_texts, semi, validator, gate, made_from)
     fitted = candidates(config, material, workdir / "candidates" / query_type)
-    chosen[query_type] = choose(fitted, gate)
+    chosen[query_type] = choose(query_type, fitted, gate)
     heads[query_type] = fitted[chosen[query_type]["name"]].head
-    print(account(query_type, chosen[query_type]), flush=True)
+    print(f"{chosen[query_type]['account']}\n  all candidates: {others(chosen[query_type])}", flush=True)
   name, revision = data.encoder or (config.encoder.name, None)
   about = {"encoder": name, "revision": revision} if name else {}
   info = {

@@ -36,9 +36,9 @@ def write_report(
 ) -> None:
   """Writes metrics.json, table.md and report.html into `folder`, each whole or not at all.
 
-  `about` is a sentence on what was searched; `curves` a metrics.jsonl of training, with lines such as
-  {"step": 100, "name": "text/adaptive", "loss": 1.2, "val_map": 0.19}; `main_method` the one that the headline and
-  the win/loss plots are about; `skipped` says which methods were not run.
+  `about` says what was searched and what serves, a paragraph a line; `curves` is a metrics.jsonl of training, with lines
+  such as {"step": 100, "name": "text/adaptive", "loss": 1.2, "val_map": 0.19}; `main_method` the one that the headline
+  and the win/loss plots are about; `skipped` says which methods were not run.
   """
   folder = Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,9 @@ def html_page(
   """Returns the whole page; arguments as in `write_report`, `lines` those of the training curves."""
   groups = grouped(rows)
   parts = [
-    f"<header><h1>{escape(title)}</h1>" + (f"<p>{escape(about)}</p>" if about else "") + "</header>",
+    f"<header><h1>{escape(title)}</h1>"
+    + "".join(f"<p>{escape(line)}</p>" for line in about.splitlines())
+    + "</header>",
     '<div class="tiles">' + "".join(_tile(group, main_method) for group in groups) + "</div>",
   ]
   for group in groups:

@@ -5,7 +5,7 @@ from qat_jax.adapter import Adapter
 from qat_jax.fit.training import PLAIN
 from qat_jax.types import Relevance
 from qat_jax.validation import Validator
-from train.gate import account, choose, ladder, part_of
+from train.gate import choose, ladder, part_of
 from train.plan import Candidate
 
 QUERIES = 64
@@ -32,7 +32,7 @@ def fitted(**gains):
 
 
 def test_the_best_on_validation_serves():
-  chosen = choose(fitted(plain=(0, 0), static=(0.05, 0.1), adaptive=(0.08, 0.1)), gate())
+  chosen = choose("text", fitted(plain=(0, 0), static=(0.05, 0.1), adaptive=(0.08, 0.1)), gate())
   assert chosen["name"] == chosen["best"] == "adaptive"
   assert chosen["val_map"] == pytest.approx({"plain": 0.3, "static": 0.35, "adaptive": 0.38})
   assert chosen["queries"] == QUERIES
@@ -41,33 +41,33 @@ def test_the_best_on_validation_serves():
 def test_a_simpler_one_within_the_error_serves_instead():
   error = 0.4 / np.sqrt(QUERIES - 1)  # of a difference of ±0.4
   for gain, served in ((0.9 * error, "static"), (1.1 * error, "adaptive")):
-    chosen = choose(fitted(plain=(0, 0), static=(0.2, 0), adaptive=(0.2 + gain, 0.4)), gate())
+    chosen = choose("text", fitted(plain=(0, 0), static=(0.2, 0), adaptive=(0.2 + gain, 0.4)), gate())
     assert (chosen["name"], chosen["best"]) == (served, "adaptive")
 
 
 def test_the_frozen_feature_stays_where_nothing_clearly_gains():
-  assert choose(fitted(plain=(0, 0), static=(0.01, 0.2)), gate())["name"] == "plain"
-  assert choose(fitted(plain=(0, 0), static=(-0.1, 0.01)), gate())["name"] == "plain"
-  assert choose(fitted(plain=(0, 0), static=(0, 0)), gate())["name"] == "plain"
+  assert choose("text", fitted(plain=(0, 0), static=(0.01, 0.2)), gate())["name"] == "plain"
+  assert choose("text", fitted(plain=(0, 0), static=(-0.1, 0.01)), gate())["name"] == "plain"
+  assert choose("text", fitted(plain=(0, 0), static=(0, 0)), gate())["name"] == "plain"
 
 
 def test_queries_of_few_instances_prove_less():
   four = fitted(plain=(0, 0), static=(0.08, 0.4))
-  assert choose(four, gate())["name"] == "static"
-  assert choose(four, gate(groups=4))["name"] == "plain"
+  assert choose("text", four, gate())["name"] == "static"
+  assert choose("text", four, gate(groups=4))["name"] == "plain"
 
 
 def test_the_account_says_what_each_part_adds():
   names = ("plain", "query_only", "query_only_mapped", "query_only_remembering", "query_only_remembering_levelled")
   candidates = fitted(**{name: (0.1 * i, 0) for i, name in enumerate(names)})
-  chosen = choose(candidates, gate())
+  chosen = choose("text", candidates, gate())
   steps = ["query_only", "query_only_remembering", "query_only_remembering_levelled"]
   assert [step["name"] for step in chosen["steps"]] == steps
   np.testing.assert_allclose([step["gain"] for step in chosen["steps"]], [0.1, 0.2, 0.1])
-  told = account("text", chosen)
+  told = chosen["account"]
   assert "text queries: query_only_remembering_levelled serves, the simplest that is within one standard error" in told
   assert (
-    "from plain 30.0: the head query_only +10.0 ± 0.0; memory of the query +20.0 ± 0.0; levelled items +10.0" in told
+    "From plain 30.0: the head query_only +10.0 ± 0.0; memory of the query +20.0 ± 0.0; levelled items +10.0" in told
   )
 
 
