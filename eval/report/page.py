@@ -36,9 +36,9 @@ def write_report(
 ) -> None:
   """Writes metrics.json, table.md and report.html into `folder`, each whole or not at all.
 
-  `about` says what was searched and what serves, a paragraph a line; `curves` is a metrics.jsonl of training, with lines
-  such as {"step": 100, "name": "text/adaptive", "loss": 1.2, "val_map": 0.19}; `main_method` the one that the headline
-  and the win/loss plots are about; `skipped` says which methods were not run.
+  `about` says what was searched and what serves, a paragraph a line; `curves` is a metrics.jsonl of training, whose
+  lines are such as {"step": 100, "name": "text/adaptive", "loss": 1.2, "val_map": 0.19}; `main_method` the one that the
+  headline and the win/loss plots are about; `skipped` says which methods were not run.
   """
   folder = Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
