@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qat_jax.adaptation import fold
+from qat_jax.adaptation import HIGHEST, TINY, fold, score
 from qat_jax.fit.memory import beside, evenly, pairs_kept
 from qat_jax.fit.training import PLAIN, Training
 from qat_jax.models.head import Head
@@ -26,6 +26,7 @@ SHARPNESS = (10.0, 20.0, 50.0, 100.0, 200.0)
 NEIGHBOURS = (1, 4, 10, 16, 64, 256)
 QUERIES = 8000
 BLOCK = 1024  # queries served at once
+FEW_ITEMS = 64  # training images on which a map's length is taken
 CENTRE_ROWS = 8192  # training images whose mean level is the centre
 
 
@@ -60,21 +61,39 @@ def nearest_neighbour_normalisation(training: Training, validator: Validator) ->
 def served(training: Training, head: Head, queries: int) -> np.ndarray:
   """Returns up to `queries` training queries as the head would serve them, folded (ME, float16).
 
-  A memory hides from each what it keeps of its own instance, which no query of a user has.
+  Their inner products with items are about the scores: where a map makes items longer or shorter, each is scaled by how
+  much on a few training images. A memory hides from each query what it keeps of its own instance.
   """
   _, code_N = np.unique(training.instance, return_inverse=True)
   if code_N.max() == 0:
     raise ValueError("all training rows are of one instance; levelling needs queries of several")
   assert training.queries is not None, "text queries without captions cannot be served"
   rows = evenly(len(code_N), queries)
-  module, folded = head.module(training.width), []
-  serve = jax.jit(lambda variables, query_BD: fold(cast(Adaptation, module.apply(variables, query_BD))))
+  module, few_NE, folded = head.module(training.width), _items(training, head, FEW_ITEMS), []
+
+  @jax.jit
+  def serve(variables: dict, query_BD: jax.Array) -> jax.Array:
+    adaptation = cast(Adaptation, module.apply(variables, query_BD))
+    folded_BE, score_BN = fold(adaptation), score(adaptation, few_NE)
+    product_BN = jnp.matmul(folded_BE, few_NE.T, precision=HIGHEST)
+    length_B1 = jnp.linalg.norm(product_BN, axis=1, keepdims=True)
+    return folded_BE * jnp.linalg.norm(score_BN, axis=1, keepdims=True) / jnp.maximum(length_B1, TINY)
+
   for start in range(0, len(rows), BLOCK):
     block = rows[start : start + BLOCK]
     hidden = _instances(training, head, code_N, code_N[block])
     query_BD = jnp.asarray(np.asarray(training.queries[block], np.float32))
     folded.append(np.asarray(serve(head.variables | {"instances": hidden}, query_BD), np.float16))
   return np.concatenate(folded)
+
+
+def _items(training: Training, head: Head, most: int) -> jax.Array:
+  """Returns up to so many training images as the head's items (NE)."""
+  module, rows = head.module(training.width), evenly(len(training.instance), most)
+  images = jnp.asarray(np.asarray(training.images[rows], np.float32))
+  return jax.jit(lambda variables, x: cast(jax.Array, module.apply(variables, x, method="prepare")))(
+    head.variables, images
+  )
 
 
 def _instances(training: Training, head: Head, code_N: np.ndarray, query_Q: np.ndarray) -> dict[str, Any]:
@@ -100,9 +119,7 @@ def _heads(
 ) -> Iterator[Head]:
   """Yields a levelled head for each (nearest, sharpness, weight)."""
   size, width = folded_ME.shape
-  module = head.module(training.width)
-  images = jnp.asarray(np.asarray(training.images[evenly(len(training.instance), CENTRE_ROWS)], np.float32))
-  item_NE = jax.jit(lambda variables, x: module.apply(variables, x, method="prepare"))(head.variables, images)
+  item_NE = _items(training, head, CENTRE_ROWS)
   level = jax.jit(level_of, static_argnums=(2, 3))
   for nearest, sharpness, weight in ways:
     centre = level(jnp.asarray(folded_ME), item_NE, nearest, sharpness).mean()

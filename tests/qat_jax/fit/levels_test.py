@@ -1,9 +1,13 @@
+import dataclasses
+
+import jax
 import numpy as np
 import pytest
 
-from qat_jax.adaptation import unit
+from qat_jax.adaptation import score, unit
 from qat_jax.fit import levels, memory
 from qat_jax.fit.training import PLAIN, Training
+from qat_jax.models.head import Head
 from qat_jax.types import Relevance
 from qat_jax.validation import Validator
 
@@ -69,3 +73,18 @@ def test_one_instance_alone_levels_nothing():
   with pytest.raises(ValueError, match="all training rows are of one instance"):
     levels.levelled(training._replace(instance=np.zeros(500)), validator, PLAIN)
   assert levels.csls(training._replace(queries=None), validator) is None
+
+
+def test_a_map_that_makes_items_longer_levels_them_no_more():
+  training, _ = with_hubs()
+  paper = Head("paper", {"rank": 2, "token_hidden": 8, "heads": 1, "layers": 1}, {})
+  variables = paper.initialise(WIDTH)
+  longer = jax.tree.map(lambda x: x, variables)
+  decoder = longer["params"]["left"]
+  longer["params"]["left"] = jax.tree.map(lambda x: 1000 * x, decoder)
+  small, large = (levels.served(training, dataclasses.replace(paper, variables=one), 50) for one in (variables, longer))
+  module, items = paper.module(WIDTH), unit(training.images[:64]).astype(np.float32)
+  scores = np.asarray(score(module.apply(variables, training.queries[memory.evenly(500, 50)]), items))
+  assert np.corrcoef(scores.ravel(), (small.astype(np.float32) @ items.T).ravel())[0, 1] > 0.8
+  assert np.isfinite(large).all()
+  assert 0.2 < np.linalg.norm(large) / np.linalg.norm(small) < 5
