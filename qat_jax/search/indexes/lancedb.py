@@ -69,6 +69,7 @@ class LanceIndex:
     `location` is a folder, or an object store's address; `columns`, a row an item, are stored beside the vectors. From
     20,000 items on it gets partitions (IVF_FLAT). Raises ValueError if there is such a table.
     """
+    _lancedb()  # says what to install
     from lancedb.index import BTree, IvfFlat
 
     gallery = check_gallery(gallery)
