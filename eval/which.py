@@ -137,6 +137,7 @@ def main() -> None:
     data = cut(options.root, options.out, options.share, options.seed)
     print(f"{options.out}: {len(data.train_images):,} training images")
     return
+  options.out.parent.mkdir(parents=True, exist_ok=True)  # before the long work
   steps = [step for run in options.runs for step in steps_of(run)]
   write_whole(options.out, table(steps).encode())
   for query_type in dict.fromkeys(step.query_type for step in steps):
