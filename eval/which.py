@@ -21,11 +21,10 @@ from qat_jax.adapter import load
 from qat_jax.datasets.splits import drawn
 from qat_jax.features.retrieval_set import RetrievalSet
 from qat_jax.features.store import FeatureStore, write_features
+from qat_jax.fit.parts import head_of, ladder, part_of, with_part
 from qat_jax.runs import explained
 from qat_jax.stages import write_whole
 from qat_jax.validation import Validator
-
-PARTS = {"remembering": "memory of the query", "captioned": "captions of the items", "levelled": "levelled items"}
 
 
 class Step(NamedTuple):
@@ -71,29 +70,23 @@ def steps_of(run: pathlib.Path) -> list[Step]:
     gate = split(data.split("val"), limit=config["validation"]["gate_queries"])
     test = split(data.split("test"), limit=0)
     folder, before = run / "candidates" / query_type, None
-    for name in ["plain", *chain(chosen["val_map"])]:
+    for name in dict.fromkeys(["plain", *chain(chosen["val_map"])]):
       head = load(folder / name).head(query_type)
       now = np.load(folder / name / "validation.npy"), test.precisions(head)
       if before is not None:
         val, new = gate.gain(now[0], before[0]), test.gain(now[1], before[1])
-        part = PARTS.get(name.rpartition("_")[2], f"head: {name}")
         served = name == chosen["name"] or chosen["name"].startswith(f"{name}_")
         reached = float(now[1].mean())
-        found.append(Step(len(data.train_images), query_type, part, val, new, reached, served))
+        found.append(Step(len(data.train_images), query_type, part_of(name), val, new, reached, served))
       before = now
   return found
 
 
 def chain(val_map: dict[str, float]) -> list[str]:
   """Returns the best head that parts were tried beside, then the same with one part more each time."""
-  split = {name: name.split("_") for name in val_map}
-  heads = [name for name in val_map if f"{name}_levelled" in val_map and not set(split[name]) & PARTS.keys()]
+  heads = [name for name in val_map if with_part(name, "levelled") in val_map and head_of(name) == name]
   best = max(heads, key=lambda name: val_map[name])
-  beside = [
-    n for n in val_map if n.startswith(f"{best}_") and set(n.removeprefix(f"{best}_").split("_")) <= PARTS.keys()
-  ]
-  longest = max(beside, key=len)
-  return [best, *sorted((n for n in beside if longest.startswith(n)), key=len)]
+  return ladder(max((name for name in val_map if head_of(name) == best), key=len), val_map)
 
 
 def table(steps: list[Step]) -> str:
@@ -112,7 +105,7 @@ def table(steps: list[Step]) -> str:
 def plot(steps: list[Step], query_type: str) -> str:
   """Returns what each part adds on the test split, by the number of training rows (SVG)."""
   own = [step for step in steps if step.query_type == query_type]
-  name = lambda step: "head" if step.part.startswith("head") else step.part
+  name = lambda step: "head" if step.part.startswith("the head") else step.part
   groups = [
     (f"{rows:,} rows", [(name(step), 100 * step.test[0], 100 * step.test[1]) for step in own if step.pairs == rows])
     for rows in sorted({step.pairs for step in own})

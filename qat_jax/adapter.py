@@ -15,7 +15,6 @@ import shutil
 from collections.abc import Callable, Mapping
 from typing import Any, overload
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -148,17 +147,15 @@ class Adapter:
     if rows.width != wanted:
       raise ValueError(f"the gallery {name} is {rows.width} wide; this adapter wants {wanted}")
     if not isinstance(gallery, Gallery):
-      return _prepared(head, self.width, gallery)
+      return head.prepare(gallery)
     if space == head.space and is_unit(np.asarray(rows[:SAMPLE_ROWS])):
       return gallery
     if isinstance(gallery, ArrayGallery):
-      return ArrayGallery(_prepared(head, self.width, gallery.array), head.space)
+      return ArrayGallery(head.prepare(gallery.array), head.space)
     if folder is None:
       what = "the adapter maps the gallery" if head.space != "frozen" else "the gallery's rows are not of unit length"
       raise ValueError(f"{what}, so it has to be written anew; say where: prepare(gallery, folder=…)")
-    return prepared_features(
-      folder, rows, lambda rows_ND: np.asarray(_prepared(head, self.width, rows_ND), rows.dtype), head.space
-    )
+    return prepared_features(folder, rows, lambda rows_ND: np.asarray(head.prepare(rows_ND), rows.dtype), head.space)
 
   def save(self, folder: str | os.PathLike) -> None:
     """Writes the adapter to a folder, whole or not at all; an adapter that was there is replaced, the rest stays."""
@@ -298,12 +295,3 @@ def _load_released(folder: pathlib.Path, source: str) -> Adapter:
 def _jitted(head: Head, width: int) -> Callable[[dict, jax.Array], Adaptation]:
   module = head.module(width)
   return jax.jit(lambda variables, query_QD: module.apply(variables, query_QD))
-
-
-def _prepared(head: Head, width: int, gallery_ND: np.ndarray | jax.Array) -> jax.Array:
-  return _prepare(head.module(width), head.variables, jnp.asarray(gallery_ND))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _prepare(module: nn.Module, variables: dict, gallery_ND: jax.Array) -> Any:  # apply has no better type
-  return module.apply(variables, gallery_ND, method="prepare")

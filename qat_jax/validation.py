@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -47,7 +46,7 @@ class Validator:
   def precisions(self, head: Head) -> np.ndarray:
     """Returns the average precision of each query (Q)."""
     module, ids = head.module(self.query_QD.shape[1]), []
-    gallery_ND = _prepare(module, head.variables, self.gallery_ND)
+    gallery_ND = head.prepare(self.gallery_ND)
     for start in range(0, len(self.query_QD), QUERY_BLOCK):
       block_QD = self.query_QD[start : start + QUERY_BLOCK]
       spare = QUERY_BLOCK - len(block_QD)
@@ -91,11 +90,6 @@ class Validator:
     """Returns mAP, a fraction, of what a search of this gallery, (query_QD, k) → Ranking, finds in all of it."""
     ids_QN = np.asarray(search(self.query_QD, len(self.gallery_ND)).ids)
     return float(average_precision(ids_QN, self.relevance).mean())
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _prepare(module: nn.Module, variables: dict, gallery_ND: jax.Array) -> Any:
-  return module.apply(variables, gallery_ND, method="prepare")
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -61,6 +61,7 @@ ORDER = (
   "share",
   "validation",
   "fit.training",
+  "fit.parts",
   "fit.discriminant",
   "fit.whitening",
   "fit.linear",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from qat_jax.fit.parts import ladder, part_of
 from qat_jax.validation import Validator
 from train.plan import Candidate
 
-PARTS = {"remembering": "memory of the query", "captioned": "captions of the items", "levelled": "levelled items"}
 RULE = "the simplest that is within one standard error of the best on validation"
 
 
@@ -23,31 +23,14 @@ def choose(query_type: str, fitted: dict[str, Candidate], gate: Validator) -> di
   precision = [fitted[name].precision_Q for name in names]
   name = names[gate.mildest_of(precision)]
   steps, before = [], fitted["plain"].precision_Q
-  for step in ladder(name, names):
+  for step in [one for one in ladder(name, names) if one != "plain"]:
     gain, error = gate.gain(fitted[step].precision_Q, before)
-    steps.append({"part": part_of(step, names), "name": step, "gain": gain, "error": error})
+    steps.append({"part": part_of(step), "name": step, "gain": gain, "error": error})
     before = fitted[step].precision_Q
   val_map = {name: float(one.precision_Q.mean()) for name, one in fitted.items()}
   best = max(val_map, key=lambda name: val_map[name])
   chosen = {"name": name, "best": best, "queries": len(before), "val_map": val_map, "steps": steps}
   return chosen | {"account": account(query_type, chosen)}
-
-
-def ladder(name: str, names: list[str]) -> list[str]:
-  """Returns the candidates that lead to one, it included: the head alone, then with one part more each time."""
-  below = [other for other in names if other != "plain" and name.startswith(f"{other}_") and is_parts(name, other)]
-  return [*sorted(below, key=len), *([name] if name != "plain" else [])]
-
-
-def is_parts(name: str, other: str) -> bool:
-  """Says whether one candidate's name is the other's and then parts alone."""
-  return all(part in PARTS for part in name.removeprefix(f"{other}_").split("_"))
-
-
-def part_of(name: str, names: list[str]) -> str:
-  """Returns what a candidate adds, in words: its last part, or the head."""
-  base, _, part = name.rpartition("_")
-  return PARTS[part] if part in PARTS and base in names else f"the head {name}"
 
 
 def account(query_type: str, chosen: dict[str, Any]) -> str:

@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from qat_jax.adapter import Adapter, load
 from qat_jax.fit import discriminant, levels, memory
-from qat_jax.fit.training import PLAIN, Training
+from qat_jax.fit.parts import with_part
+from qat_jax.fit.training import PLAIN, Training, evenly
 from qat_jax.models import forms
 from qat_jax.models.head import Head
 from qat_jax.stages import check_same, fingerprint, write_json, write_whole
@@ -82,7 +83,7 @@ def candidates(config: ConfigDict, material: Material, folder: pathlib.Path) -> 
   def beside(name: str, part: str, settings: dict[str, Any], fit: Callable[..., Head]) -> str:
     head, info = fitted[name].head, fitted[name].adapter.info
     settings = {"beside": info["settings"], part: settings}
-    return add(f"{name}_{part}", settings, lambda: fit(training, gate, head), info["offline_seconds"])
+    return add(with_part(name, part), settings, lambda: fit(training, gate, head), info["offline_seconds"])
 
   add("plain", {}, lambda: PLAIN)
   if training.query_type == "image" and training.second_views:
@@ -201,7 +202,7 @@ def by_gradient(
   module = forms.FORMS[form](training.width, **settings)
   variables = forms.initialise(module, jax.random.key(schedule.seed))
   if "standardise" in variables["constants"]:
-    rows = np.linspace(0, len(training.instance) - 1, min(len(training.instance), STATISTICS_ROWS)).astype(int)
+    rows = evenly(len(training.instance), STATISTICS_ROWS)
     variables["constants"] = forms.with_statistics(variables["constants"], jnp.asarray(queries[rows]))
   pairs = batches.group(training.instance, training.query_type)
   size = fit_to_devices(min(batch_size, len(pairs)), devices)

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from qat_jax.adaptation import HIGHEST, TINY, fold, score
-from qat_jax.fit.memory import beside, evenly, pairs_kept
-from qat_jax.fit.training import PLAIN, Training
+from qat_jax.fit.memory import beside, pairs_kept
+from qat_jax.fit.training import PLAIN, Training, evenly
 from qat_jax.models.head import Head
 from qat_jax.models.levels import level_of
 from qat_jax.types import Adaptation
@@ -30,17 +30,10 @@ FEW_ITEMS = 64  # training images on which a map's length is taken
 CENTRE_ROWS = 8192  # training images whose mean level is the centre
 
 
-def levelled(
-  training: Training,
-  validator: Validator,
-  head: Head,
-  queries: int = QUERIES,
-  nearest: int = NEAREST,
-  weights: Sequence[float] = WEIGHT,
-) -> Head:
+def levelled(training: Training, validator: Validator, head: Head, queries: int = QUERIES) -> Head:
   """Returns a head, its items levelled by up to `queries` training queries; the weight is the best on validation."""
   folded_ME = served(training, head, queries)
-  return max(_heads(training, head, folded_ME, [(nearest, 0.0, weight) for weight in weights]), key=validator)
+  return max(_heads(training, head, folded_ME, [(NEAREST, 0.0, weight) for weight in WEIGHT]), key=validator)
 
 
 def csls(training: Training, validator: Validator) -> Head | None:
@@ -89,11 +82,7 @@ def served(training: Training, head: Head, queries: int) -> np.ndarray:
 
 def _items(training: Training, head: Head, most: int) -> jax.Array:
   """Returns up to so many training images as the head's items (NE)."""
-  module, rows = head.module(training.width), evenly(len(training.instance), most)
-  images = jnp.asarray(np.asarray(training.images[rows], np.float32))
-  return jax.jit(lambda variables, x: cast(jax.Array, module.apply(variables, x, method="prepare")))(
-    head.variables, images
-  )
+  return head.prepare(np.asarray(training.images[evenly(len(training.instance), most)], np.float32))
 
 
 def _instances(training: Training, head: Head, code_N: np.ndarray, query_Q: np.ndarray) -> dict[str, Any]:

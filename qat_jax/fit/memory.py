@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qat_jax.fit.training import Training, mean_of
+from qat_jax.fit.training import Training, evenly, mean_of
 from qat_jax.models.head import Head
 from qat_jax.models.memory import PAIRS, Bank, image_bank, text_bank
 from qat_jax.types import Adaptation
@@ -134,11 +134,6 @@ def pairs_kept(training: Training, most: int) -> np.ndarray:
   rows = with_second_views(training.instance, most)
   _, code_N, count = np.unique(training.instance[rows], return_inverse=True, return_counts=True)
   return rows[count[code_N] >= 2]
-
-
-def evenly(rows: int, most: int) -> np.ndarray:
-  """Returns up to `most` of so many rows, evenly spaced."""
-  return np.linspace(0, rows - 1, min(rows, most)).astype(int)
 
 
 def with_second_views(instance_N: np.ndarray, most: int) -> np.ndarray:

@@ -54,6 +54,11 @@ class Training(NamedTuple):
     return (mean_of(self.queries) if apart else image_D), image_D
 
 
+def evenly(rows: int, most: int) -> np.ndarray:
+  """Returns up to `most` of so many rows, evenly spaced."""
+  return np.linspace(0, rows - 1, min(rows, most)).astype(int)
+
+
 def mean_of(features: Any) -> np.ndarray:
   """Returns the mean (D, float64) of the unit rows of a FeatureStore or array."""
   return sum(chunk_ND.sum(axis=0) for chunk_ND in _unit_chunks(features)) / len(features)

@@ -14,6 +14,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
@@ -50,6 +51,10 @@ class Head:
       digest.update(np.asarray(array, np.float32).tobytes())
     return f"mapped-{digest.hexdigest()}"
 
+  def prepare(self, gallery_ND: np.ndarray | jax.Array) -> jax.Array:
+    """Returns the unit items (NE, float32) that the head's adaptations are for, of a gallery's rows (ND)."""
+    return _prepare(self.module(gallery_ND.shape[1]), self.variables, jnp.asarray(gallery_ND))
+
   def items_wide(self, width: int) -> int:
     """Returns how wide the items are that the head wants, of a gallery of this width."""
     module, row_1D = self.module(width), jax.ShapeDtypeStruct((1, width), np.float32)
@@ -63,6 +68,11 @@ class Head:
       digest.update(f"{name_of(path)} {leaf.dtype} {leaf.shape}".encode())
       digest.update(np.asarray(leaf).tobytes())
     return fingerprint(form=self.form, settings=self.settings, variables=digest.hexdigest())
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _prepare(module: nn.Module, variables: dict, gallery_ND: jax.Array) -> Any:  # apply has no better type
+  return module.apply(variables, gallery_ND, method="prepare")
 
 
 def _gallery_side(form: str, settings: dict, variables: dict) -> dict:

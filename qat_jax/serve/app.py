@@ -148,24 +148,19 @@ def _searches(app: FastAPI, state: State, key: str | None) -> None:
 
 
 def _items(app: FastAPI, state: State, key: str | None) -> None:
+  async def of_picture(id: str, read: Callable[[Any, dict], Any]) -> Any:
+    service = state.ready()
+    found = lambda: read(service.pictures, service.items.records(service.items.positions([id]))[0])
+    return await asyncio.to_thread(found)
+
   @app.get("/v1/items/{id:path}/picture", summary="An item's picture")
   async def picture(id: str) -> Response:
-    service = state.ready()
-
-    def found() -> Any:
-      return service.pictures.path(service.items.records(service.items.positions([id]))[0])
-
-    path = await asyncio.to_thread(found)
+    path = await of_picture(id, lambda pictures, record: pictures.path(record))
     return FileResponse(path, media_type=media_type(path), headers={"Cache-Control": "private, max-age=300"})
 
   @app.get("/v1/items/{id:path}/thumbnail", summary="An item's picture, small")
   async def thumbnail(id: str) -> Response:
-    service = state.ready()
-
-    def found() -> bytes:
-      return service.pictures.thumbnail(service.items.records(service.items.positions([id]))[0])
-
-    data = await asyncio.to_thread(found)
+    data = await of_picture(id, lambda pictures, record: pictures.thumbnail(record))
     return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=300"})
 
   @app.get("/v1/items/{id:path}", summary="An item's metadata")

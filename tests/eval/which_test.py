@@ -43,12 +43,12 @@ def test_the_chain_goes_from_the_best_head_part_by_part():
 
 def test_the_table_and_the_plot_say_what_each_part_added():
   steps = [
-    Step(2000, "text", "head: query_only", (0.1, 0.01), (0.08, 0.02), 0.12, True),
+    Step(2000, "text", "the head query_only", (0.1, 0.01), (0.08, 0.02), 0.12, True),
     Step(2000, "text", "levelled items", (-0.005, 0.004), (-0.01, 0.005), 0.11, False),
-    Step(200, "image", "head: closed_form", (0.02, 0.01), (0.01, 0.01), 0.31, True),
+    Step(200, "image", "the head closed_form", (0.02, 0.01), (0.01, 0.01), 0.31, True),
   ]
   lines = table(steps).splitlines()
-  assert lines[2] == "| text | 2,000 | head: query_only | +10.0 ± 1.0 | +8.0 ± 2.0 | 12.0 | yes |"
+  assert lines[2] == "| text | 2,000 | the head query_only | +10.0 ± 1.0 | +8.0 ± 2.0 | 12.0 | yes |"
   assert lines[3] == "| text | 2,000 | levelled items | -0.5 ± 0.4 | -1.0 ± 0.5 | 11.0 |  |"
   assert len(lines) == 5
   picture = plot(steps, "text")

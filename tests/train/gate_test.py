@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 
 from qat_jax.adapter import Adapter
+from qat_jax.fit.parts import ladder, part_of
 from qat_jax.fit.training import PLAIN
 from qat_jax.types import Relevance
 from qat_jax.validation import Validator
-from train.gate import choose, ladder, part_of
+from train.gate import choose
 from train.plan import Candidate
 
 QUERIES = 64
@@ -74,5 +75,5 @@ def test_the_account_says_what_each_part_adds():
 def test_a_map_is_no_part():
   names = ["plain", "gated", "gated_mapped", "gated_mapped_levelled"]
   assert ladder("gated_mapped_levelled", names) == ["gated_mapped", "gated_mapped_levelled"]
-  assert part_of("gated_mapped", names) == "the head gated_mapped"
-  assert ladder("plain", names) == []
+  assert part_of("gated_mapped") == "the head gated_mapped"
+  assert choose("text", fitted(plain=(0, 0)), gate())["steps"] == []

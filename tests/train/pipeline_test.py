@@ -10,9 +10,9 @@ from configs import features as recipe
 from eval.pipeline import evaluate
 from qat_jax.features.retrieval_set import RetrievalSet
 from qat_jax.features.store import write_features
+from qat_jax.fit.parts import head_of
 from qat_jax.fit.training import Training
 from train import check, pipeline
-from train.gate import PARTS
 from train.pipeline import train
 
 WIDTH, INSTANCES = 8, 40
@@ -98,7 +98,7 @@ def test_the_best_heads_are_tried_with_every_part(run):
   for query_type, pairs in (("text", 100), ("image", 50)):
     folder = workdir / "candidates" / query_type
     known = {path.parent.name: qat_jax.load(path.parent) for path in folder.glob("*/adapter.json")}
-    heads = {name: one for name, one in known.items() if not set(name.split("_")) & PARTS.keys()}
+    heads = {name: one for name, one in known.items() if head_of(name) == name}
     reached = {name: one.info["val_map"] for name, one in heads.items()}
     untouched = {name: reached[name] for name, one in heads.items() if one.head(query_type).space == "frozen"}
     bases = {name for name in heads if f"{name}_levelled" in known}

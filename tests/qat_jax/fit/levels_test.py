@@ -6,7 +6,7 @@ import pytest
 
 from qat_jax.adaptation import score, unit
 from qat_jax.fit import levels, memory
-from qat_jax.fit.training import PLAIN, Training
+from qat_jax.fit.training import PLAIN, Training, evenly
 from qat_jax.models.head import Head
 from qat_jax.types import Relevance
 from qat_jax.validation import Validator
@@ -52,7 +52,7 @@ def test_training_queries_are_served_without_what_a_memory_keeps_of_their_instan
   training, validator = with_hubs()
   training = training._replace(instance=np.arange(500) // 2)
   head = memory.remembering(training, validator, PLAIN, 100)
-  rows = memory.evenly(500, 100)
+  rows = evenly(500, 100)
   assert np.array_equal(memory.pairs_kept(training, 100), rows)
   folded_MD = levels.served(training, head, 500)
   query = int(rows[7])
@@ -84,7 +84,7 @@ def test_a_map_that_makes_items_longer_levels_them_no_more():
   longer["params"]["left"] = jax.tree.map(lambda x: 1000 * x, decoder)
   small, large = (levels.served(training, dataclasses.replace(paper, variables=one), 50) for one in (variables, longer))
   module, items = paper.module(WIDTH), unit(training.images[:64]).astype(np.float32)
-  scores = np.asarray(score(module.apply(variables, training.queries[memory.evenly(500, 50)]), items))
+  scores = np.asarray(score(module.apply(variables, training.queries[evenly(500, 50)]), items))
   assert np.corrcoef(scores.ravel(), (small.astype(np.float32) @ items.T).ravel())[0, 1] > 0.8
   assert np.isfinite(large).all()
   assert 0.2 < np.linalg.norm(large) / np.linalg.norm(small) < 5
