@@ -13,7 +13,7 @@ import numpy as np
 
 from qat_jax.adaptation import score
 from qat_jax.features.retrieval_set import Split
-from qat_jax.metrics import average_precision, clustered_error
+from qat_jax.metrics import average_precision, average_precision_of_scores, clustered_error
 from qat_jax.models.head import Head
 from qat_jax.types import Ranking, Relevance
 
@@ -45,15 +45,16 @@ class Validator:
 
   def precisions(self, head: Head) -> np.ndarray:
     """Returns the average precision of each query (Q)."""
-    module, ids = head.module(self.query_QD.shape[1]), []
+    module, precisions = head.module(self.query_QD.shape[1]), []
     gallery_ND = head.prepare(self.gallery_ND)
     for start in range(0, len(self.query_QD), QUERY_BLOCK):
       block_QD = self.query_QD[start : start + QUERY_BLOCK]
       spare = QUERY_BLOCK - len(block_QD)
       padded_QD = np.concatenate([block_QD, np.repeat(block_QD[-1:], spare, axis=0)])
-      score_QN = np.asarray(_score(module, head.variables, jnp.asarray(padded_QD), gallery_ND))
-      ids.append(np.argsort(-score_QN[: len(block_QD)], axis=1, kind="stable").astype(np.int32))
-    return average_precision(np.concatenate(ids), self.relevance)
+      score_QN = np.asarray(_score(module, head.variables, jnp.asarray(padded_QD), gallery_ND))[: len(block_QD)]
+      rows = np.arange(start, start + len(block_QD))
+      precisions.append(average_precision_of_scores(score_QN, self.relevance.take(rows)))
+    return np.concatenate(precisions)
 
   def gain(self, precision_Q: np.ndarray, other_Q: np.ndarray) -> tuple[float, float]:
     """Returns the mean of the paired difference of two heads' precisions, and its standard error.

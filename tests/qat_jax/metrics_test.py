@@ -10,6 +10,7 @@ import pytest
 from qat_jax.metrics import (
   average_precision,
   average_precision_at_k,
+  average_precision_of_scores,
   bootstrap_interval,
   landmark_average_precision,
   ndcg_at_k,
@@ -83,6 +84,21 @@ def test_vectorised_average_precision_equals_the_plain_loop():
         total += found / rank
     expected.append(total / len(good))
   np.testing.assert_allclose(average_precision(ids_QK, Relevance(positives, ignored)), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_scores_have_the_average_precision_of_the_ranking_they_make(seed):
+  rng = np.random.default_rng(seed)
+  queries, items = int(rng.integers(1, 6)), int(rng.integers(1, 60))
+  score_QN = rng.standard_normal((queries, items)).astype(np.float32)
+  if seed % 2:  # equal scores, among positives too
+    score_QN = np.round(score_QN)
+  if seed % 5 == 4:
+    score_QN[rng.random(score_QN.shape) < 0.2] = np.nan
+  some = lambda: [rng.permutation(items)[: rng.integers(0, items + 1)] for _ in range(queries)]
+  relevance = Relevance(some(), some())
+  ranked = average_precision(np.argsort(-score_QN, axis=1, kind="stable"), relevance)
+  np.testing.assert_allclose(average_precision_of_scores(score_QN, relevance), ranked, rtol=1e-12)
 
 
 def test_a_ranking_of_another_number_of_queries_is_refused():
