@@ -20,8 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from qat_jax import card, checkpoints, hub
+from qat_jax.distributed.shards import LOCAL
+from qat_jax.features.prepared import prepared_features
 from qat_jax.features.shards import is_unit
-from qat_jax.features.store import FeatureStore, prepared_features
+from qat_jax.features.store import FeatureStore
 from qat_jax.models import quari as released
 from qat_jax.models import quari_files as released_files
 from qat_jax.models.head import Head, read_variables, write_variables
@@ -56,6 +58,9 @@ class Adapter:
     self.width, self.heads, self.info = width, dict(heads), dict(info or {})
     self._calls = {name: _jitted(head, width) for name, head in self.heads.items()}
     self._on_device: dict[str, dict] = {}  # variables, once they are used: a memory's pairs are no small transfer
+
+  def __reduce__(self) -> tuple:
+    return Adapter, (self.width, self.heads, self.info)  # what is jitted is jitted anew where the copy works
 
   @property
   def params(self) -> dict[str, dict]:
@@ -112,28 +117,37 @@ class Adapter:
 
   @overload
   def prepare(
-    self, gallery: np.ndarray | jax.Array, query_type: str | None = None, folder: str | os.PathLike | None = None
+    self,
+    gallery: np.ndarray | jax.Array,
+    query_type: str | None = None,
+    folder: str | os.PathLike | None = None,
+    cluster: str = LOCAL,
   ) -> jax.Array: ...
   @overload
   def prepare(
-    self, gallery: FeatureStore, query_type: str | None = None, folder: str | os.PathLike | None = None
+    self,
+    gallery: FeatureStore,
+    query_type: str | None = None,
+    folder: str | os.PathLike | None = None,
+    cluster: str = LOCAL,
   ) -> FeatureStore: ...
   @overload
   def prepare(
-    self, gallery: Gallery, query_type: str | None = None, folder: str | os.PathLike | None = None
+    self, gallery: Gallery, query_type: str | None = None, folder: str | os.PathLike | None = None, cluster: str = LOCAL
   ) -> Gallery: ...
   def prepare(
     self,
     gallery: Gallery | np.ndarray | jax.Array,
     query_type: str | None = None,
     folder: str | os.PathLike | None = None,
+    cluster: str = LOCAL,
   ) -> Gallery | jax.Array:
     """Returns the gallery that this adapter's queries are scored against; offline, once.
 
     An array (ND) gives an array (float32, unit). A FeatureStore, or anything else with rows, comes back as it is where
     nothing is to be done. Where the head maps the gallery, or it is not normalised, the new features are written to
     `folder`, a feature folder that remembers what was applied to what: a second call with the same gallery opens it, a
-    call with another one says so and writes it anew.
+    call with another one says so and writes it anew. `cluster` says who writes it (docs/scale.md).
     Raises ValueError if the gallery was prepared by another adapter or is of another width or encoder, or if `folder`
     is wanted and missing; FileExistsError where the folder holds what `prepare` did not make.
     """
@@ -155,7 +169,7 @@ class Adapter:
     if folder is None:
       what = "the adapter maps the gallery" if head.space != "frozen" else "the gallery's rows are not of unit length"
       raise ValueError(f"{what}, so it has to be written anew; say where: prepare(gallery, folder=…)")
-    return prepared_features(folder, rows, lambda rows_ND: np.asarray(head.prepare(rows_ND), rows.dtype), head.space)
+    return prepared_features(folder, rows, functools.partial(_prepared, head, rows.dtype), head.space, cluster)
 
   def save(self, folder: str | os.PathLike) -> None:
     """Writes the adapter to a folder, whole or not at all; an adapter that was there is replaced, the rest stays."""
@@ -290,6 +304,10 @@ def _load_released(folder: pathlib.Path, source: str) -> Adapter:
   checksums = {name: checksum(folder / name) for name in released_files.FILES}
   info = {"encoder": config.feature_extractor, "source": source, "checksums": checksums}
   return Adapter(config.embedding_dim, dict.fromkeys(QUERY_TYPES, head), info)
+
+
+def _prepared(head: Head, dtype: np.dtype, rows_ND: np.ndarray) -> np.ndarray:
+  return np.asarray(head.prepare(rows_ND), dtype)
 
 
 def _jitted(head: Head, width: int) -> Callable[[dict, jax.Array], Adaptation]:

@@ -20,6 +20,7 @@ import pyarrow as pa
 import tqdm
 
 from qat_jax.adaptation import normalise, plain
+from qat_jax.distributed.shards import LOCAL, run
 from qat_jax.features.store import FeatureStore
 from qat_jax.search.rank import rank
 from qat_jax.stages import fingerprint, made, write_whole
@@ -37,12 +38,14 @@ def mine(
   temperature: float = 0.1,
   block: int = BLOCK,
   progress: bool = False,
+  cluster: str = LOCAL,
 ) -> SemiPositives:
   """Returns for each image the nearest `keep` of its `neighbours` nearest by cosine that are of another instance.
 
   Weights (rows sum to 1) are softmax(cosine / temperature) over those kept; −1 and 0 pad. An image without an instance
   (None) is like no other. Equal cosines go by position. Features above half a gigabyte are read
-  N / block times, a chunk at a time. Raises ValueError for settings without meaning.
+  N / block times, a chunk at a time. `cluster` says who mines, as `distributed.shards.run` takes it; only a store can
+  be read there. Raises ValueError for settings without meaning.
   """
   if len(instance_N) != len(features):
     raise ValueError(f"{len(instance_N)} instances for {len(features)} features; give one for each")
@@ -54,19 +57,43 @@ def mine(
     )
   if temperature <= 0:
     raise ValueError(f"temperature is {temperature}; it must be above 0")
+  if cluster != LOCAL and not isinstance(features, FeatureStore):
+    raise ValueError(
+      f"the features are a {type(features).__name__}; on a cluster give a FeatureStore, which all can read"
+    )
   count = len(features)
-  gallery = _UnitRows(as_gallery(features))
-  images = jnp.asarray(gallery[:]) if 4 * count * gallery.width <= RESIDENT else gallery
-  code_N = _codes(instance_N)
+  mined = _Blocks(as_gallery(features), _codes(instance_N), neighbours, keep, temperature, block)
   ids_NM, weights_NM = np.empty((count, keep), np.int32), np.empty((count, keep), np.float32)
-  bar = tqdm.tqdm(total=count, unit=" images", desc="mining", disable=not progress)
-  for start in range(0, count, block):
-    rows = np.arange(start, min(start + block, count))
-    nearest = rank(plain(jnp.asarray(gallery[rows])), images, min(neighbours, max(count - 1, 1)), exclude=rows)
-    ids_NM[rows], weights_NM[rows] = _select(nearest.ids, nearest.scores, code_N, code_N[rows], keep, temperature)
-    bar.update(len(rows))
-  bar.close()
+  with tqdm.tqdm(total=count, unit=" images", desc="mining", disable=not progress) as bar:
+    for start, (ids_BM, weights_BM) in run(mined, range(0, count, block), cluster):
+      ids_NM[start : start + block], weights_NM[start : start + block] = ids_BM, weights_BM
+      bar.update(len(ids_BM))
   return SemiPositives(ids_NM, weights_NM)
+
+
+@dataclasses.dataclass
+class _Blocks:
+  """Mines for one block of images: its number is that of its first."""
+
+  features: Gallery
+  code_N: np.ndarray
+  neighbours: int
+  keep: int
+  temperature: float
+  block: int
+  images: Any = None  # what is searched: on the device where it is small enough, once the first block is asked for
+
+  def __getstate__(self) -> dict[str, Any]:
+    return self.__dict__ | {"images": None}
+
+  def __call__(self, start: int) -> tuple[np.ndarray, np.ndarray]:
+    gallery, count = _UnitRows(self.features), len(self.features)
+    if self.images is None:
+      self.images = jnp.asarray(gallery[:]) if 4 * count * gallery.width <= RESIDENT else gallery
+    rows = np.arange(start, min(start + self.block, count))
+    neighbours = min(self.neighbours, max(count - 1, 1))
+    nearest = rank(plain(jnp.asarray(gallery[rows])), self.images, neighbours, exclude=rows)
+    return _select(nearest.ids, nearest.scores, self.code_N, self.code_N[rows], self.keep, self.temperature)
 
 
 def save(semi: SemiPositives, path: str | os.PathLike, about: Mapping[str, object] | None = None) -> None:
@@ -85,7 +112,9 @@ def load(path: str | os.PathLike) -> tuple[SemiPositives, dict[str, Any]]:
     raise ValueError(f"{path} holds no semi-positives, or is damaged ({error}); delete it, it is mined anew") from error
 
 
-def ensure(settings: Mapping[str, Any], images: FeatureStore, path: str | os.PathLike) -> SemiPositives | None:
+def ensure(
+  settings: Mapping[str, Any], images: FeatureStore, path: str | os.PathLike, cluster: str = LOCAL
+) -> SemiPositives | None:
   """Returns the semi-positives in the file `path`, mined and saved first unless it holds those of the same features.
 
   `settings` has `keep` (0: none are wanted, None comes back), `neighbours` and `temperature`. A file that was made with
@@ -99,7 +128,7 @@ def ensure(settings: Mapping[str, Any], images: FeatureStore, path: str | os.Pat
     semi, made_with = load(path)
     if made(path, made_with, about):
       return semi
-  semi = mine(images, images.column("instance"), **wanted, progress=True)
+  semi = mine(images, images.column("instance"), **wanted, progress=True, cluster=cluster)
   save(semi, path, about)
   return semi
 

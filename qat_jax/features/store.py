@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,8 @@ from qat_jax.features.shards import (
   shard_files,
 )
 from qat_jax.features.writer import FeatureWriter, RowStream
-from qat_jax.stages import checksum, digest_of_files, fingerprint, lock, made, write_json
-from qat_jax.types import EncoderName, Gallery
+from qat_jax.stages import checksum, digest_of_files, write_json
+from qat_jax.types import EncoderName
 
 ID_COLUMNS = ("id", "key", "image_path")
 CHUNK_ROWS = ROWS_PER_SHARD = 65536
@@ -281,35 +281,3 @@ def write_features(
       raise ValueError(f"{folder}: more {kind} features than the {len(table)} ids; give one row an item")
   writer.finish(about)
   return FeatureStore.open(folder, next(iter(features)))
-
-
-def prepared_features(
-  folder: str | os.PathLike, gallery: Gallery, prepare: Callable[[np.ndarray], np.ndarray], space: str
-) -> FeatureStore:
-  """Writes what `prepare` makes of a gallery's rows (ND → NE) as a feature folder of `space`; opens it if it is there.
-
-  What a killed call left is gone on with. A folder that was made from another gallery, or for another space, is written
-  anew; a line of the log says so. Raises FileExistsError where the folder holds anything that was not made here,
-  BlockingIOError where another process writes it.
-  """
-  folder, kind = Path(folder), getattr(gallery, "kind", "img")
-  made_with = fingerprint(space=space, gallery=getattr(gallery, "fingerprint", None))
-  with lock(folder):
-    before = read_meta(folder).get("prepared")
-    if before and made_with["gallery"] and made(folder, before, made_with):
-      return FeatureStore.open(folder, kind)
-    if before:
-      FeatureWriter.undo(folder)
-    if isinstance(gallery, FeatureStore):
-      table, meta = gallery.metadata(), gallery.meta
-    else:
-      table, meta = as_table({"id": [str(name) for name in getattr(gallery, "ids", range(len(gallery)))]}), {}
-    starts, plan = range(0, len(gallery), ROWS_PER_SHARD), {"rows": len(gallery), "prepared": made_with}
-    if not made_with["gallery"] or FeatureWriter.begun(folder) != {**plan, "shards": len(starts)}:
-      FeatureWriter.discard(folder)
-    writer = FeatureWriter(folder, plan, len(starts))
-    for shard in writer.missing():
-      rows = slice(starts[shard], min(starts[shard] + ROWS_PER_SHARD, len(gallery)))
-      writer.write(shard, {kind: prepare(np.asarray(gallery[rows]))}, table.slice(rows.start, rows.stop - rows.start))
-    writer.finish({**meta, "space": space, "normalised": True, "prepared": made_with})
-    return FeatureStore.open(folder, kind)

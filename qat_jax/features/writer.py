@@ -115,8 +115,17 @@ class FeatureWriter:
     """Returns the reports of the shards that are whole, in their order."""
     return [json.loads(self._note(s).read_text())["report"] for s in range(self.shards) if self._note(s).exists()]
 
+  def ids(self, shards: Iterable[int]) -> pa.ChunkedArray:
+    """Returns the items' ids in some of the shards that are whole, in their order."""
+    names = [f"metadata_{shard:04d}.parquet" for shard in sorted(shards)]
+    parts = [pq.read_table(self.folder / "metadata" / name, columns=["id"]).column("id") for name in names]
+    return pa.chunked_array([chunk for part in parts for chunk in part.chunks], pa.string())
+
   def finish(self, meta: dict[str, Any]) -> None:
-    """Declares the folder whole: writes meta.json, removes the notes; raises ValueError where shards are missing."""
+    """Declares the folder whole: writes meta.json, removes the notes and what killed writers left half done.
+
+    Raises ValueError where shards are missing.
+    """
     if missing := self.missing():
       raise ValueError(f"{self.folder}: {len(missing)} shards are not written, the first is {missing[0]}")
     notes = [json.loads(self._note(shard).read_text()) for shard in range(self.shards)]
@@ -125,6 +134,8 @@ class FeatureWriter:
       raise ValueError(f"{self.folder}: shard {other[0]} holds {notes[other[0]]['kinds']}, shard 0 {kinds}")
     files = {name: entry for note in notes for name, entry in note["files"].items()}
     rows, unit = sum(note["rows"] for note in notes), all(note["normalised"] for note in notes)
+    for left in self.folder.glob("*/*.tmp"):  # of hosts that died: nobody else would know
+      left.unlink(missing_ok=True)
     write_json(self.folder / META, describe(rows, kinds, unit, files, meta))
     shutil.rmtree(self.notes)
 

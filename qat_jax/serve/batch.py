@@ -5,6 +5,7 @@ Done block by block of queries. A finished block lies in a folder beside the out
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from qat_jax.adapter import Adapter, load
+from qat_jax.distributed.shards import LOCAL, run
 from qat_jax.features.shards import check_npy
 from qat_jax.features.store import FeatureStore
 from qat_jax.search.rank import rank, rerank
@@ -35,6 +37,7 @@ def rerank_files(
   k: int = 100,
   query_type: str | None = None,
   block: int = 64,
+  cluster: str = LOCAL,
 ) -> Path:
   """Writes the adapted ranking of every query to `out` (Parquet) and returns its path.
 
@@ -50,6 +53,7 @@ def rerank_files(
     k: how many of each query to keep.
     query_type: "text" or "image"; None where the adapter's heads are the same, or the queries' folder says it.
     block: queries a step.
+    cluster: who makes the steps, as `distributed.shards.run` takes it.
 
   Raises ValueError or FileNotFoundError, before anything is written, for inputs that do not fit together, and for a run
   that was begun with other inputs; BlockingIOError where another process writes the same output.
@@ -87,19 +91,57 @@ def rerank_files(
   parts = out.with_name(out.name + ".parts")
   with lock(parts):
     _begin(parts, reads)
-    store = model.prepare(store, query_type, folder=out.with_name(out.name + ".gallery"))
-    names = []
-    for start in tqdm(range(0, len(query), block), desc="rerank", unit="block"):
-      names.append(parts / f"block_{start:09d}.parquet")
-      if names[-1].exists():
-        continue
-      rows = slice(start, min(start + block, len(query)))
-      adaptation = model(np.asarray(query[rows]), query_type)
-      ranking = rank(adaptation, store, k) if shortlist_QS is None else rerank(adaptation, store, shortlist_QS[rows], k)
-      write_whole(names[-1], _as_parquet([_table(ranking, query_ids[rows.start : rows.stop], item_ids)]))
-    write_whole(out, _as_parquet([pq.read_table(name) for name in names]))
+    store = model.prepare(store, query_type, out.with_name(out.name + ".gallery"), cluster)
+    blocks = _Blocks(model, Path(queries), query_type, store, shortlist_QS, k, block, parts)
+    starts = range(0, len(query), block)
+    missing = [start for start in starts if not blocks.path(start).exists()]
+    with tqdm(total=len(starts), initial=len(starts) - len(missing), desc="rerank", unit="block") as bar:
+      for _ in run(blocks, missing, cluster):
+        bar.update()
+    write_whole(out, _as_parquet([pq.read_table(blocks.path(start)) for start in starts]))
     shutil.rmtree(parts)
   return out
+
+
+class _Blocks:
+  """Writes the rankings of one block of queries, the shard of this stage: its number is that of its first query."""
+
+  def __init__(
+    self,
+    model: Adapter,
+    queries: Path,
+    query_type: str | None,
+    gallery: FeatureStore,
+    shortlist_QS: np.ndarray | None,
+    k: int,
+    block: int,
+    parts: Path,
+  ) -> None:
+    self.model, self.queries, self.query_type, self.gallery = model, queries, query_type, gallery
+    self.shortlist_QS, self.k, self.block, self.parts = shortlist_QS, k, block, parts
+
+  def __getstate__(self) -> dict[str, Any]:
+    return {name: value for name, value in self.__dict__.items() if name != "ids"}  # a copy reads its own
+
+  @functools.cached_property
+  def ids(self) -> tuple[Gallery, pa.Array, pa.ChunkedArray]:
+    """The queries, their ids, and those of the gallery."""
+    query, _ = _open_queries(self.queries, self.model, self.query_type)
+    return query, _ids(query), self.gallery.arrow_ids()
+
+  def path(self, start: int) -> Path:
+    """Returns the file of the block that begins with a query."""
+    return self.parts / f"block_{start:09d}.parquet"
+
+  def __call__(self, start: int) -> None:
+    query, query_ids, item_ids = self.ids
+    rows = slice(start, min(start + self.block, len(query)))
+    adaptation = self.model(np.asarray(query[rows]), self.query_type)
+    if self.shortlist_QS is None:
+      ranking = rank(adaptation, self.gallery, self.k)
+    else:
+      ranking = rerank(adaptation, self.gallery, self.shortlist_QS[rows], self.k)
+    write_whole(self.path(start), _as_parquet([_table(ranking, query_ids[rows.start : rows.stop], item_ids)]))
 
 
 def read_shortlist(path: Path, query_ids: pa.Array, item_ids: pa.ChunkedArray) -> np.ndarray:

@@ -15,8 +15,9 @@ import qat_jax
 from qat_jax.adaptation import unit
 from qat_jax.adapter import SAMPLE_ROWS, Adapter, load
 from qat_jax.encoders import Encoder, load_encoder
+from qat_jax.features.prepared import prepared_features
 from qat_jax.features.shards import is_unit
-from qat_jax.features.store import FeatureStore, prepared_features
+from qat_jax.features.store import FeatureStore
 from qat_jax.search.index import Index
 from qat_jax.serve.items import Items
 from qat_jax.serve.limits import Limits

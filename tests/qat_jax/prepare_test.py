@@ -122,7 +122,7 @@ def test_a_wider_gallery_says_so_and_is_refused_elsewhere(features, tmp_path, he
 
 
 def test_a_killed_preparation_goes_on_where_it_stopped(features, tmp_path, monkeypatch):
-  monkeypatch.setattr("qat_jax.features.store.ROWS_PER_SHARD", 2)
+  monkeypatch.setattr("qat_jax.features.prepared.ROWS_PER_SHARD", 2)
   adapter = Adapter(WIDTH, {"text": with_parts()})
   frozen = write_features(tmp_path / "frozen", {"img": features}, {"id": list("abcde")}, rows_per_shard=2)
   whole = adapter.prepare(frozen, folder=tmp_path / "whole")

@@ -1,0 +1,80 @@
+"""A gallery's rows → those that an adapter's queries are scored against, written once, shard by shard."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from qat_jax.distributed.shards import LOCAL, run
+from qat_jax.features.shards import as_table, read_meta
+from qat_jax.features.store import ROWS_PER_SHARD, FeatureStore
+from qat_jax.features.writer import FeatureWriter
+from qat_jax.stages import fingerprint, lock, made
+from qat_jax.types import Gallery
+
+
+def prepared_features(
+  folder: str | os.PathLike,
+  gallery: Gallery,
+  prepare: Callable[[np.ndarray], np.ndarray],
+  space: str,
+  cluster: str = LOCAL,
+) -> FeatureStore:
+  """Writes what `prepare` makes of a gallery's rows (ND → NE) as a feature folder of `space`; opens it if it is there.
+
+  What a killed call left is gone on with. A folder that was made from another gallery, or for another space, is written
+  anew; a line of the log says so. `cluster` says who makes the shards, as `distributed.shards.run` takes it; only a
+  FeatureStore can be read there. Raises FileExistsError where the folder holds anything that was not made here,
+  BlockingIOError where another process writes it.
+  """
+  folder, kind = Path(folder), getattr(gallery, "kind", "img")
+  if cluster != LOCAL and not isinstance(gallery, FeatureStore):
+    raise ValueError(
+      f"the gallery is a {type(gallery).__name__}; on a cluster give a feature folder, which all can read"
+    )
+  made_with = fingerprint(space=space, gallery=getattr(gallery, "fingerprint", None))
+  with lock(folder):
+    before = read_meta(folder).get("prepared")
+    if before and made_with["gallery"] and made(folder, before, made_with):
+      return FeatureStore.open(folder, kind)
+    if before:
+      FeatureWriter.undo(folder)
+    starts, plan = range(0, len(gallery), ROWS_PER_SHARD), {"rows": len(gallery), "prepared": made_with}
+    if not made_with["gallery"] or FeatureWriter.begun(folder) != {**plan, "shards": len(starts)}:
+      FeatureWriter.discard(folder)
+    writer = FeatureWriter(folder, plan, len(starts))
+    for _ in run(_Shards(gallery, prepare, writer, kind, ROWS_PER_SHARD), writer.missing(), cluster):
+      pass
+    meta = gallery.meta if isinstance(gallery, FeatureStore) else {}
+    writer.finish({**meta, "space": space, "normalised": True, "prepared": made_with})
+    return FeatureStore.open(folder, kind)
+
+
+@dataclasses.dataclass
+class _Shards:
+  """Makes one shard whole; metadata are read at the first."""
+
+  gallery: Gallery
+  prepare: Callable[[np.ndarray], np.ndarray]
+  writer: FeatureWriter
+  kind: str
+  rows: int
+  table: pa.Table | None = None
+
+  def __call__(self, shard: int) -> None:
+    if self.table is None:
+      self.table = _metadata(self.gallery)
+    start = shard * self.rows
+    features_NE = self.prepare(np.asarray(self.gallery[start : min(start + self.rows, len(self.gallery))]))
+    self.writer.write(shard, {self.kind: features_NE}, self.table.slice(start, len(features_NE)))
+
+
+def _metadata(gallery: Gallery) -> pa.Table:
+  if isinstance(gallery, FeatureStore):
+    return gallery.metadata()
+  return as_table({"id": [str(name) for name in getattr(gallery, "ids", range(len(gallery)))]})
