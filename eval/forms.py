@@ -16,7 +16,7 @@ from eval.methods import STATIC
 from qat_jax.adapter import load
 from qat_jax.features.retrieval_set import RetrievalSet
 from qat_jax.metrics import paired_interval
-from qat_jax.runs import explained
+from qat_jax.runs import end_on_signals, explained
 from qat_jax.validation import Validator
 
 HEADER = "| form | parameters | trained, s | val | test | − static | − query only |\n|---|---|---|---|---|---|---|"
@@ -88,4 +88,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+  end_on_signals()
   main()

@@ -16,7 +16,7 @@ import numpy as np
 
 from eval.benchmarks import gldv2, ilias, ilias_files, revisited
 from eval.benchmarks.task import need
-from qat_jax.runs import explained
+from qat_jax.runs import end_on_signals, explained
 from qat_jax.stages import write_whole
 
 NEEDS = {
@@ -87,4 +87,5 @@ def lines(figures: dict, indent: str = "") -> list[str]:
 
 
 if __name__ == "__main__":
+  end_on_signals()
   main()

@@ -22,7 +22,7 @@ from qat_jax.datasets.splits import drawn
 from qat_jax.features.retrieval_set import RetrievalSet
 from qat_jax.features.store import FeatureStore, write_features
 from qat_jax.fit.parts import head_of, ladder, part_of, with_part
-from qat_jax.runs import explained
+from qat_jax.runs import end_on_signals, explained
 from qat_jax.stages import write_whole
 from qat_jax.validation import Validator
 
@@ -139,5 +139,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+  end_on_signals()
   with explained():
     main()

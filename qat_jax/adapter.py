@@ -27,7 +27,7 @@ from qat_jax.features.store import FeatureStore
 from qat_jax.models import quari as released
 from qat_jax.models import quari_files as released_files
 from qat_jax.models.head import Head, read_variables, write_variables
-from qat_jax.stages import checksum, write_json, write_whole
+from qat_jax.stages import checksum, lock, write_json, write_whole
 from qat_jax.types import (
   KIND_OF_QUERY,
   QUERY_TYPES,
@@ -42,6 +42,7 @@ from qat_jax.types import (
 FORMAT = 2  # of the folder; 1 had its parameters in a folder that orbax wrote
 FILES = ("adapter.json", "params-*.safetensors")  # patterns of what `load` reads
 QUERY_BLOCK = 1024  # queries adapted at once
+WIDEST = 1 << 20  # features: more is damage
 SAMPLE_ROWS = 1024  # gallery rows whose length tells whether the gallery is normalised
 
 
@@ -172,9 +173,14 @@ class Adapter:
     return prepared_features(folder, rows, functools.partial(_prepared, head, rows.dtype), head.space, cluster)
 
   def save(self, folder: str | os.PathLike) -> None:
-    """Writes the adapter to a folder, whole or not at all; an adapter that was there is replaced, the rest stays."""
-    folder = pathlib.Path(folder).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes the adapter to a folder, whole or not at all; an adapter that was there is replaced, the rest stays.
+
+    Raises BlockingIOError where another process writes to the folder.
+    """
+    with lock(folder):
+      self._save(pathlib.Path(folder).resolve())
+
+  def _save(self, folder: pathlib.Path) -> None:
     heads: dict[str, dict] = {}
     for name, head in self.heads.items():
       same = next((other for other in heads if self.heads[other].fingerprint == head.fingerprint), name)
@@ -195,10 +201,11 @@ class Adapter:
 
     `report` is the metrics.json of an evaluation, for the card's results; `license_` what the card says of the licence.
     """
-    about, folder = card.shareable(self.info), pathlib.Path(folder)
-    Adapter(self.width, self.heads, about).save(folder)
-    write_json(folder / "config.json", card.config(self.width, self.heads, about))
-    write_whole(folder / "README.md", card.card(self.width, self.heads, about, report, license_).encode())
+    about, folder = card.shareable(self.info), pathlib.Path(folder).resolve()
+    with lock(folder):
+      Adapter(self.width, self.heads, about)._save(folder)
+      write_json(folder / "config.json", card.config(self.width, self.heads, about))
+      write_whole(folder / "README.md", card.card(self.width, self.heads, about, report, license_).encode())
 
   def _name(self, query_type: str | None) -> str:
     if query_type is None:
@@ -238,7 +245,22 @@ def load(path: str | os.PathLike, revision: str | None = None) -> Adapter:
       f"no adapter in {path}: neither adapter.json nor adapter/adapter.json. Train one with "
       "python -m train.main --config configs/demo.py --workdir …"
     )
-  about = _read_about(folder / "adapter.json")
+  text = _text(folder)
+  try:
+    return _read(folder, text)
+  except ValueError:
+    if _text(folder) == text:
+      raise
+  return load(folder)  # somebody wrote another adapter while we read
+
+
+def _text(folder: pathlib.Path) -> bytes:
+  return (folder / "adapter.json").read_bytes()
+
+
+def _read(folder: pathlib.Path, text: bytes) -> Adapter:
+  """Returns the adapter of a folder whose adapter.json holds `text`; raises as `load`."""
+  about = _read_about(folder / "adapter.json", text)
   heads = {name: Head(entry["form"], entry["settings"], {}) for name, entry in about["heads"].items()}
   places = {name: entry.get("variables", name) for name, entry in about["heads"].items()}
   try:
@@ -246,7 +268,7 @@ def load(path: str | os.PathLike, revision: str | None = None) -> Adapter:
       place: jax.eval_shape(functools.partial(heads[place].initialise, about["width"]))
       for place in dict.fromkeys(places.values())
     }
-  except (KeyError, TypeError) as error:
+  except (KeyError, TypeError, ArithmeticError) as error:
     raise ValueError(f"{folder}/adapter.json asks for a form that is not known here ({error}); upgrade") from error
   if about["format"] == 1:
     trained = {name: tree for name, tree in wanted.items() if jax.tree.leaves(tree)}
@@ -277,19 +299,34 @@ def _type_of(queries: FeatureStore, query_type: str | None) -> str:
   return own
 
 
-def _read_about(path: pathlib.Path) -> dict[str, Any]:
+def _read_about(path: pathlib.Path, text: bytes) -> dict[str, Any]:
   try:
-    about = json.loads(path.read_text())
+    about = json.loads(text)
     if about["format"] not in (1, FORMAT):
-      raise ValueError(f"it is of format {about['format']}, and this version reads up to {FORMAT}: upgrade qat-jax")
-    width, heads, _ = about["width"], about["heads"].items(), about["info"]
-    about.setdefault("parameters", None)
-    if not isinstance(width, int) or any({"form", "settings"} - entry.keys() for _, entry in heads):
-      raise ValueError("it lacks entries")
+      raise ValueError(f"it is of format {about['format']!r}, and this version reads up to {FORMAT}: upgrade qat-jax")
+    about = {"parameters": None, **about}
+    kinds = {
+      "format": int,
+      "width": int,
+      "heads": dict,
+      "info": dict,
+      "parameters": dict if about["parameters"] else None,
+    }
+    for name, kind in kinds.items():
+      if kind and type(about[name]) is not kind:
+        raise ValueError(f"its {name} is {str(about[name])[:80]!r}, wanted {kind.__name__}")
+    if not 0 < about["width"] <= WIDEST:
+      raise ValueError(f"its width is {about['width']}")
+    if about["parameters"] is not None and not all(
+      type(about["parameters"].get(name)) is str for name in ("file", "checksum")
+    ):
+      raise ValueError("its parameters have no file and checksum")
+    if any(type(entry) is not dict or {"form", "settings"} - entry.keys() for entry in about["heads"].values()):
+      raise ValueError("one of its heads has no form or no settings")
     return about
-  except (KeyError, TypeError, AttributeError, ValueError) as error:
+  except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
     what = f"it has no entry {error}" if isinstance(error, KeyError) else str(error)
-    raise ValueError(f"{path} describes no adapter: {what}") from error
+    raise ValueError(f"{path} describes no adapter: {what}; save or fetch it again") from error
 
 
 def _load_released(folder: pathlib.Path, source: str) -> Adapter:

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import gc
 import json
+import logging
 import pathlib
-from collections.abc import Mapping
+import shutil
+import sys
+import threading
+from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any, TypeVar
 
 import jax
+import tqdm
 
 from qat_jax.models.head import check_shapes
-from qat_jax.stages import check_same, fingerprint, write_json
+from qat_jax.stages import check_same, checksum, fingerprint, write_json
 
 MADE_WITH = "made_with.json"
+CHECKSUMS = "checksums.json"  # in a checkpoint's folder, written last: {"version": 1, "files": {path: checksum}}
+VERSION = 1  # of the checksums; orbax's own format is its own
+HALF = ".orbax-checkpoint-tmp"  # what orbax calls a checkpoint that is being written
 
 Tree = TypeVar("Tree")  # a pytree of arrays
 
 
 class Checkpoints:
-  """The checkpoints of one run: saved asynchronously, the newest two kept."""
+  """The checkpoints of one run, each with the checksums of its files; the newest two are kept.
+
+  One that is damaged or unfinished is removed when they are opened, and a line says so: the one before it counts.
+  """
 
   def __init__(self, folder: pathlib.Path, made_with: Mapping[str, object] | None = None) -> None:
     """Opens the folder, or makes it. `made_with` is the fingerprint of all that the run reads, kept beside the states.
@@ -27,8 +41,10 @@ class Checkpoints:
     Raises ValueError where there are checkpoints of another fingerprint.
     """
     self._orbax = orbax()
-    options = self._orbax.CheckpointManagerOptions(max_to_keep=2, create=True, enable_async_checkpointing=True)
     self.folder = folder.resolve()
+    _remove_damaged(self.folder)
+    # not asynchronous: what goes wrong while it writes would be told by its threads, in hundreds of lines
+    options = self._orbax.CheckpointManagerOptions(max_to_keep=2, create=True, enable_async_checkpointing=False)
     self.manager = self._orbax.CheckpointManager(
       self.folder, options=options, item_handlers={"state": self._orbax.StandardCheckpointHandler()}
     )
@@ -37,13 +53,19 @@ class Checkpoints:
 
   def latest(self) -> pathlib.Path | None:
     """Returns the folder of the newest whole checkpoint, or None."""
-    self.manager.wait_until_finished()
     step = self.manager.latest_step()
     return None if step is None else self.folder / str(step)
 
   def save(self, step: int, state: object) -> None:
-    """Starts to save a pytree of arrays; returns before it is on disk."""
-    self.manager.save(step, args=self._orbax.args.Composite(state=self._orbax.args.StandardSave(state)))
+    """Saves a pytree of arrays; raises OSError that says so where the disk is full, or cannot be written."""
+    folder = self.folder / str(step)
+    size, free = sum(leaf.nbytes for leaf in jax.tree.leaves(state)), shutil.disk_usage(self.folder).free
+    if size > free:
+      raise OSError(errno.ENOSPC, _no_room(folder, size, f"the disk has {free / 1e6:.1f} MB"))
+    with _told_once(folder, size):
+      self.manager.save(step, args=self._orbax.args.Composite(state=self._orbax.args.StandardSave(state)))
+      self.manager.wait_until_finished()
+    write_json(folder / CHECKSUMS, {"version": VERSION, "files": _checksums(folder)})
 
   def restore(self, start: Tree) -> Tree:
     """Returns the newest checkpoint, in the shape of `start`; `start` itself if there is none.
@@ -58,7 +80,7 @@ class Checkpoints:
     return self.manager.restore(step, args=wanted)["state"]
 
   def close(self) -> None:
-    """Waits until everything is on disk."""
+    """Ends what orbax has running."""
     self.manager.close()
 
   def _check_made_with(self, wanted: dict[str, Any]) -> None:
@@ -68,6 +90,69 @@ class Checkpoints:
       check_same(f"the run in {self.folder}", begun, wanted, "Use another --workdir, or delete this folder")
     else:
       write_json(path, wanted)
+
+
+def _remove_damaged(folder: pathlib.Path) -> None:
+  for half in folder.glob(f"*{HALF}"):
+    shutil.rmtree(half, ignore_errors=True)
+  for step in sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal()):
+    if wrong := _wrong_with(folder / str(step)):
+      shutil.rmtree(folder / str(step))
+      tqdm.tqdm.write(f"the checkpoint {folder / str(step)} is left out and removed: {wrong}; going on without it")
+
+
+def _wrong_with(folder: pathlib.Path) -> str:
+  """Returns what is wrong with a checkpoint's files, in words; nothing where they are as they were written."""
+  path = folder / CHECKSUMS
+  if not path.exists():
+    return f"it has no {CHECKSUMS}, so it was not finished, or is of an earlier version"
+  try:
+    about = json.loads(path.read_text())
+    if about["version"] != VERSION:
+      return f"{CHECKSUMS} is of version {about['version']}, and this one reads {VERSION}"
+    there = _checksums(folder)
+    differing = sorted(
+      name for name in about["files"].keys() | there.keys() if about["files"].get(name) != there.get(name)
+    )
+  except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+    return f"{path.name} cannot be read ({error})"
+  return f"{differing[0]} is not what was written" if differing else ""
+
+
+def _checksums(folder: pathlib.Path) -> dict[str, str]:
+  paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS)
+  return {path.relative_to(folder).as_posix(): checksum(path) for path in paths}
+
+
+def _no_room(folder: pathlib.Path, size: int, more: str) -> str:
+  return f"no room for the checkpoint {folder} ({size / 1e6:.1f} MB; {more}); free some space and run again"
+
+
+@contextlib.contextmanager
+def _told_once(folder: pathlib.Path, size: int) -> Iterator[None]:
+  """Raises OSError, with a short message, for what orbax raises as it writes; its threads' own reports are dropped."""
+  hooks = threading.excepthook, sys.unraisablehook
+  levels = {name: logging.getLogger(name).level for name in ("asyncio", "absl")}
+  threading.excepthook = lambda _: None
+  sys.unraisablehook = lambda _: None
+  for name in levels:
+    logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+  text = ""
+  try:
+    try:
+      yield
+    except (OSError, ValueError, RuntimeError) as error:
+      text = " ".join(str(error).split())
+    if text:
+      gc.collect()  # tasks that failed complain when they are collected
+  finally:
+    threading.excepthook, sys.unraisablehook = hooks
+    for name, level in levels.items():
+      logging.getLogger(name).setLevel(level)
+  if "No space left" in text or "RESOURCE_EXHAUSTED" in text or "quota" in text.lower():
+    raise OSError(errno.ENOSPC, _no_room(folder, size, "it got full while it was written"))
+  if text:
+    raise OSError(f"the checkpoint {folder} cannot be written: {text[:300]}")
 
 
 def read_tree(folder: pathlib.Path, wanted: Tree) -> Tree:

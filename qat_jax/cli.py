@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 import qat_jax
+from qat_jax.runs import end_on_signals, in_one_line
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -16,13 +17,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
   commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
   for add in (_add_rank, _add_serve, _add_convert, _add_export, _add_push, _add_extract, _add_split):
     add(commands)
+  if arguments is None:
+    end_on_signals()
   flags = vars(parser.parse_args(arguments))
   run = flags.pop("run")
   try:
     print(run(**flags))
   except (ValueError, TypeError, OSError, KeyError, ImportError) as error:
-    text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    sys.exit(f"error: {' '.join(str(text).split())}")
+    sys.exit(f"error: {in_one_line(error)}")
 
 
 def _add_rank(commands: argparse._SubParsersAction) -> None:

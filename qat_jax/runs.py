@@ -1,4 +1,4 @@
-"""What programs share around a run: errors in one line, what a result was made with, and the lines of metrics.jsonl."""
+"""What programs share around a run: ends in one line, what a result was made with, and the lines of metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -8,13 +8,19 @@ import json
 import os
 import pathlib
 import platform
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 
+from qat_jax.stages import FULL
+
+STOPS = {signal.SIGINT: "stopped by Ctrl-C", signal.SIGTERM: "stopped by SIGTERM"}
+AGAIN = "the same command goes on from what is finished"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy", "scann")
 
 
@@ -24,8 +30,52 @@ def explained() -> Iterator[None]:
   try:
     yield
   except (ValueError, OSError, FloatingPointError) as error:
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {in_one_line(error)}", file=sys.stderr)
     raise SystemExit(1) from error
+
+
+def in_one_line(error: BaseException) -> str:
+  """Returns what an error says, on one line, and what to do where the disk is full and it does not say so itself."""
+  text = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
+  if isinstance(error, OSError) and error.errno in FULL and "room" not in text:
+    return f"no room on the disk ({text}); free some space and run again"
+  return text
+
+
+def end_on_signals() -> None:
+  """Has Ctrl-C and SIGTERM end this process at once, with one line and status 130 or 143; for a program's main thread.
+
+  Nothing is unwound: what is on disk outlives a kill at any moment, while compilers and the threads of others would
+  hold an ordinary end up, or crash in it. A signal that is ignored stays so, and who handles one later has it.
+  """
+  reading, writing = os.pipe()
+  os.set_blocking(writing, False)
+  signal.set_wakeup_fd(writing, warn_on_full_buffer=False)  # written to at once, whatever the main thread is busy with
+  for number in STOPS:
+    if signal.getsignal(number) != signal.SIG_IGN:
+      signal.signal(number, _noted)
+
+  def watch() -> None:
+    while True:
+      number = signal.Signals(os.read(reading, 1)[0])
+      if number in STOPS and signal.getsignal(number) is _noted:
+        _end(number)
+
+  threading.Thread(target=watch, name="signals", daemon=True).start()
+
+
+def _noted(*_: object) -> None:
+  """Stands for: the thread `signals` ends the process."""
+
+
+def _end(number: signal.Signals) -> NoReturn:
+  flushing = threading.Thread(target=sys.stdout.flush, daemon=True)  # which waits where nobody reads
+  flushing.start()
+  flushing.join(1)
+  begin = "\r\x1b[K" if os.isatty(2) else "\n"  # a progress bar may be in the line
+  with contextlib.suppress(OSError):
+    os.write(2, f"{begin}{STOPS[number]}; {AGAIN}\n".encode())
+  os._exit(128 + number)
 
 
 def provenance(config: dict[str, Any], seed: int) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # of a file system
 SETTLED_NS = 10**9  # a file that was changed so recently may change again without a new time stamp
 SHOWN = 80  # characters of a value in a message
 
@@ -127,8 +128,9 @@ def checksum(path: str | os.PathLike) -> str:
 def lock(folder: str | os.PathLike) -> Iterator[None]:
   """Keeps other processes that ask for it out of a folder, which is made where it is missing, while the block runs.
 
-  A process that ends, however it ends, gives its lock back. Raises BlockingIOError that names process and host of
-  the one inside. Where the system has no file locks, nobody is kept out.
+  The system holds the lock: a process that ends, however it ends, gives its lock back, and so does a machine that is
+  started anew; what a stale `.lock` says does not matter. Raises BlockingIOError that names process and host of the one
+  inside. Where the system has no file locks, nobody is kept out, and a line of the log says so.
   """
   try:
     import fcntl
@@ -145,6 +147,12 @@ def lock(folder: str | os.PathLike) -> Iterator[None]:
         file.seek(0)
         owner = file.read() or "another process"
         raise BlockingIOError(f"{folder} is in use by {owner}; wait for it, end it, or choose another folder") from None
+      except OSError as error:
+        if error.errno not in NO_LOCKS:
+          raise
+        _log.warning("the file system of %s has no locks (%s): see to it that nobody else writes there", folder, error)
+        yield
+        return
       if not path.exists() or path.stat().st_ino != os.fstat(file.fileno()).st_ino:
         continue  # the folder was removed while we were waiting at its door
       file.truncate(0)

@@ -25,7 +25,7 @@ from qat_jax.datasets.toybox import source as toybox
 from qat_jax.encoders import families, weights
 from qat_jax.encoders.inputs import Pixels, read_pixels
 from qat_jax.encoders.tower import Text, TextTower, Vision, VisionTower
-from qat_jax.runs import explained
+from qat_jax.runs import end_on_signals, explained
 from train.losses import contrastive
 from train.step import make_optimiser
 from train.vocabulary import write_tokenizer
@@ -156,6 +156,7 @@ def write_processor(folder: pathlib.Path, vision: ConfigDict) -> Pixels:
 
 
 if __name__ == "__main__":
+  end_on_signals()
   config_flags.DEFINE_config_file("config", None, "The recipe, a file in configs/.", lock_config=True)
   flags.DEFINE_string("workdir", "runs/demo_encoder", "Where the data and, unless config.out says else, the CLIP go.")
   flags.mark_flag_as_required("config")

@@ -6,6 +6,7 @@ checkpointed whole, and batches and randomness depend on (seed, step) alone.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -169,10 +170,14 @@ def check_finite(pending: list[tuple[int, dict]], checkpoints: Checkpoints) -> l
 
 
 class MetricsLog:
-  """`metrics.jsonl` (a line a step) and TensorBoard events; lines after the step resumed from are dropped."""
+  """`metrics.jsonl` (a line a step) and TensorBoard events; lines after the step resumed from are dropped.
+
+  Events are written here and now: tensorboardX's own thread dies where the disk is full, and who gives it more waits.
+  """
 
   def __init__(self, folder: pathlib.Path, name: str, resumed_step: int) -> None:
-    from tensorboardX import SummaryWriter
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
 
     self.path, self.name = folder / "metrics.jsonl", name
     folder.mkdir(parents=True, exist_ok=True)
@@ -181,20 +186,29 @@ class MetricsLog:
     temporary.write_text("".join(rows))
     os.replace(temporary, self.path)
     self.file = self.path.open("a")
-    self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_step + 1)
+    (folder / "tensorboard").mkdir(exist_ok=True)
+    self.board = EventsWriter(str(folder / "tensorboard" / "events"))
+    started = SessionLog(status=SessionLog.START)  # what an earlier run wrote from this step on is not shown
+    self.board.write_event(Event(wall_time=time.time(), step=resumed_step + 1, session_log=started))
 
   def write(self, rows: list[tuple[int, dict]]) -> None:
     """Appends measures, each a (step, {name: number})."""
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.summary import scalar
+
     for step, measures in rows:
       self.file.write(json.dumps({"step": step, "name": self.name, **measures}) + "\n")
       for key, value in measures.items():
-        self.board.add_scalar(f"{self.name}/{key}", value, step)
+        shown = scalar(f"{self.name}/{key}", value)
+        self.board.write_event(Event(wall_time=time.time(), step=step, summary=shown))
     self.file.flush()
+    self.board.flush()
 
   def close(self) -> None:
-    """Flushes and closes both."""
-    self.file.close()
-    self.board.close()
+    """Closes both; what cannot be written any more was told by `write`."""
+    for file in (self.file, self.board):
+      with contextlib.suppress(OSError):
+        file.close()
 
 
 def _seconds_before(folder: pathlib.Path, step: int) -> float:

@@ -7,7 +7,8 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 import configs
-from qat_jax.runs import explained
+from qat_jax.runs import end_on_signals, explained
+from qat_jax.stages import lock
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "The recipe, a file in configs/.", lock_config=True)
@@ -22,12 +23,13 @@ def main(argv: list[str]) -> None:
 
   logging.set_verbosity(logging.WARNING)
   workdir = configs.workdir()
-  with explained():
+  with explained(), lock(workdir):
     train(FLAGS.config, workdir)
   print(f"adapter: {workdir / 'adapter'}")
   print(f"next: {shlex.join(['python', '-m', 'eval.main', *sys.argv[1:]])}", flush=True)
 
 
 if __name__ == "__main__":
+  end_on_signals()
   flags.mark_flag_as_required("config")
   app.run(main, flags_parser=configs.parsed)

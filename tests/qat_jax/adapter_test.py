@@ -10,6 +10,7 @@ import pytest
 import qat_jax
 from qat_jax.adapter import Adapter, Head
 from qat_jax.features.store import FeatureStore, write_features
+from qat_jax.stages import lock
 
 WIDTH = 8
 
@@ -208,3 +209,38 @@ def test_queries_gallery_and_adapter_are_of_one_encoder(features, tmp_path, head
   qat_jax.rank(unknown(others["other"]), unknown.prepare(others["other_items"]), k=2)
   with pytest.raises(ValueError, match="the adaptation is of the encoder siglip@7, the gallery .*own_items of clip@1"):
     qat_jax.rank(unknown(others["other"]), stores["own_items"], k=2)
+
+
+ODD = {
+  "a later format": {"format": 3},
+  "no width": {"width": 0},
+  "a width that is no number": {"width": True},
+  "no provenance": {"info": [1]},
+  "parameters that are no file": {"parameters": "x"},
+  "parameters without a checksum": {"parameters": {"file": "params-0.safetensors"}},
+  "parameters elsewhere": {"parameters": {"file": "../params-0.safetensors", "checksum": "0"}},
+  "a head that is none": {"heads": {"text": 1}},
+}
+
+
+@pytest.mark.parametrize("changed", ODD.values(), ids=ODD)
+def test_an_adapter_that_is_described_wrongly_is_refused_with_a_reason(changed, adapter, tmp_path):
+  adapter.save(tmp_path)
+  path = tmp_path / "adapter.json"
+  path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+  with pytest.raises(ValueError, match="describes no adapter|missing or damaged"):
+    qat_jax.load(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, '{"format": 2, "wid', "null", "[]"])
+def test_a_description_that_is_cut_short_or_no_json_is_refused(text, adapter, tmp_path):
+  adapter.save(tmp_path)
+  (tmp_path / "adapter.json").write_text(text)
+  with pytest.raises(ValueError, match="describes no adapter"):
+    qat_jax.load(tmp_path)
+
+
+def test_a_second_writer_of_an_adapter_is_told_who_is_inside(adapter, tmp_path):
+  with lock(tmp_path), pytest.raises(BlockingIOError, match=r"is in use by process \d+ on"):
+    adapter.save(tmp_path)
+  adapter.save(tmp_path)

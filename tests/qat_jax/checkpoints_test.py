@@ -1,5 +1,10 @@
 import json
+import os
+import pathlib
+import shlex
 import shutil
+import subprocess
+import sys
 
 import chex
 import jax
@@ -35,6 +40,73 @@ def test_a_checkpoint_that_a_kill_left_unfinished_is_not_taken(tmp_path):
   again = Checkpoints(tmp_path / "checkpoints")
   assert again.latest().name == "1"
   again.close()
+
+
+def cut(path):
+  path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def change(path):
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 1
+  path.write_bytes(data)
+
+
+HURT = {
+  "cut short": lambda folder: cut(next((folder / "state").rglob("d/*"))),
+  "a bit changed": lambda folder: change(next((folder / "state").rglob("d/*"))),
+  "no metadata": lambda folder: (folder / "state/_METADATA").unlink(),
+  "no manifest": lambda folder: (folder / "state/manifest.ocdbt").unlink(),
+  "no state": lambda folder: shutil.rmtree(folder / "state"),
+  "no checksums": lambda folder: (folder / "checksums.json").unlink(),
+  "checksums cut short": lambda folder: cut(folder / "checksums.json"),
+  "empty": lambda folder: [shutil.rmtree(folder), folder.mkdir()],
+}
+
+
+@pytest.mark.parametrize("hurt", HURT.values(), ids=HURT)
+def test_of_a_damaged_checkpoint_a_line_says_so_and_the_one_before_it_counts(hurt, tmp_path, capsys):
+  checkpoints = Checkpoints(tmp_path / "checkpoints")
+  for step in (1, 2):
+    checkpoints.save(step, {"a": jnp.full(500, step, jnp.float32)})
+  checkpoints.close()
+  hurt(tmp_path / "checkpoints/2")
+  again = Checkpoints(tmp_path / "checkpoints")
+  chex.assert_trees_all_equal(again.restore({"a": jnp.zeros(500)}), {"a": jnp.ones(500)})
+  assert "checkpoints/2 is left out and removed" in capsys.readouterr().out
+  again.save(2, {"a": jnp.full(500, 7.0)})  # its number is free again
+  again.close()
+  again = Checkpoints(tmp_path / "checkpoints")
+  chex.assert_trees_all_equal(again.restore({"a": jnp.zeros(500)}), {"a": jnp.full(500, 7.0)})
+  again.close()
+
+
+def test_no_room_for_a_checkpoint_is_said_in_one_line(tmp_path, monkeypatch):
+  checkpoints = Checkpoints(tmp_path / "checkpoints")
+  monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
+  with pytest.raises(OSError, match=r"no room for the checkpoint .*/1 .*free some space and run again"):
+    checkpoints.save(1, {"a": jnp.ones(5)})
+  checkpoints.close()
+
+
+def test_a_disk_that_gets_full_while_a_checkpoint_is_written_is_one_line(tmp_path):
+  """A real small disk, in a name space of its own: it needs no root where the system allows that to users."""
+  program = (
+    "import jax.numpy as jnp, pathlib, sys; from qat_jax import checkpoints;"
+    "checkpoints.shutil.disk_usage = lambda _: checkpoints.shutil._ntuple_diskusage(1 << 40, 0, 1 << 40);"
+    "from qat_jax.runs import explained\n"
+    "with explained(): checkpoints.Checkpoints(pathlib.Path('c')).save(1, {'a': jnp.arange(50_000.0)})"
+  )
+  alone = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+  mount = f"mount -t tmpfs -o size=60k tmpfs {shlex.quote(str(tmp_path))} && cd {shlex.quote(str(tmp_path))}"
+  if not shutil.which("unshare") or subprocess.run([*alone, mount], capture_output=True).returncode:
+    pytest.skip("this system lets no user mount a small disk")
+  words = f"{mount} && {shlex.quote(sys.executable)} -c {shlex.quote(program)}"
+  environment = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
+  done = subprocess.run([*alone, words], capture_output=True, text=True, env=environment)
+  assert done.returncode == 1
+  said = [line for line in done.stderr.splitlines() if line.strip()]
+  assert len(said) == 1 and "no room for the checkpoint" in said[0], done.stderr
 
 
 def test_a_run_goes_on_only_where_it_reads_the_same(tmp_path):

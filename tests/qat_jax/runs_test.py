@@ -1,4 +1,10 @@
 import json
+import pathlib
+import signal
+import subprocess
+import sys
+
+import pytest
 
 from qat_jax.runs import read_metrics
 
@@ -8,3 +14,38 @@ def test_lines_cut_short_by_a_kill_are_dropped_and_no_file_has_no_rows(tmp_path)
   assert read_metrics(path) == []
   path.write_text(json.dumps({"step": 1}) + "\n" + '{"step": 2, "lo\n' + json.dumps({"step": 3}) + "\n[1]\n" + '{"st')
   assert read_metrics(path) == [{"step": 1}, {"step": 3}]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("busy", ["time.sleep(600)", "hashlib.pbkdf2_hmac('sha256', b'a', b'b', 10**9)", "serving()"])
+def test_a_signal_ends_a_program_with_one_line_and_a_signal_handled_later_does_not(number, busy):
+  program = f"""
+import hashlib, signal, sys, time
+from qat_jax.runs import end_on_signals
+def serving():
+  handled = []
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda *_: handled.append(1))
+  print("ready", flush=True)
+  while not handled:
+    time.sleep(0.01)
+  time.sleep(0.3)
+  sys.exit(7)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
+end_on_signals()
+if {busy != "serving()"}:
+  print("ready", flush=True)
+{busy}
+"""
+  root = pathlib.Path(__file__).parents[2]
+  words = [sys.executable, "-c", program]
+  with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root) as process:
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+  if busy == "serving()":
+    assert (process.returncode, said) == (7, "")
+  else:
+    name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+    assert said.split("\n") == ["", f"stopped by {name}; the same command goes on from what is finished", ""]
+    assert process.returncode == 128 + number
