@@ -6,12 +6,9 @@ adapter.json is written last, whole, so a kill at any moment leaves the adapter 
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import json
 import os
 import pathlib
-import shutil
 from collections.abc import Callable, Mapping
 from typing import Any, overload
 
@@ -19,15 +16,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qat_jax import card, checkpoints, hub
+from qat_jax import card, hub
 from qat_jax.distributed.shards import LOCAL
 from qat_jax.features.prepared import prepared_features
 from qat_jax.features.shards import is_unit
 from qat_jax.features.store import FeatureStore
-from qat_jax.models import quari as released
+from qat_jax.models import head_files
 from qat_jax.models import quari_files as released_files
-from qat_jax.models.head import Head, read_variables, write_variables
-from qat_jax.stages import checksum, lock, write_json, write_whole
+from qat_jax.models.head import Head
+from qat_jax.models.head_files import FILES
+from qat_jax.stages import lock, write_json, write_whole
 from qat_jax.types import (
   KIND_OF_QUERY,
   QUERY_TYPES,
@@ -39,10 +37,7 @@ from qat_jax.types import (
   check_encoders,
 )
 
-FORMAT = 2  # of the folder; 1 had its parameters in a folder that orbax wrote
-FILES = ("adapter.json", "params-*.safetensors")  # patterns of what `load` reads
 QUERY_BLOCK = 1024  # queries adapted at once
-WIDEST = 1 << 20  # features: more is damage
 SAMPLE_ROWS = 1024  # gallery rows whose length tells whether the gallery is normalised
 
 
@@ -178,21 +173,7 @@ class Adapter:
     Raises BlockingIOError where another process writes to the folder.
     """
     with lock(folder):
-      self._save(pathlib.Path(folder).resolve())
-
-  def _save(self, folder: pathlib.Path) -> None:
-    heads: dict[str, dict] = {}
-    for name, head in self.heads.items():
-      same = next((other for other in heads if self.heads[other].fingerprint == head.fingerprint), name)
-      heads[name] = {"form": head.form, "settings": head.settings, "variables": same}
-    trees = {name: self.heads[name].variables for name in heads if heads[name]["variables"] == name}
-    parameters = write_variables(folder, trees)
-    about = {"format": FORMAT, "width": self.width, "heads": heads, "parameters": parameters, "info": self.info}
-    write_json(folder / "adapter.json", about)
-    for left in folder.glob("params-*.safetensors"):
-      if parameters is None or left.name != parameters["file"]:
-        left.unlink()
-    shutil.rmtree(folder / "params", ignore_errors=True)  # of format 1
+      head_files.write(pathlib.Path(folder).resolve(), self.width, self.heads, self.info)
 
   def export(
     self, folder: str | os.PathLike, report: Mapping[str, Any] | None = None, license_: str | None = None
@@ -203,7 +184,7 @@ class Adapter:
     """
     about, folder = card.shareable(self.info), pathlib.Path(folder).resolve()
     with lock(folder):
-      Adapter(self.width, self.heads, about)._save(folder)
+      head_files.write(folder, self.width, self.heads, about)
       write_json(folder / "config.json", card.config(self.width, self.heads, about))
       write_whole(folder / "README.md", card.card(self.width, self.heads, about, report, license_).encode())
 
@@ -230,7 +211,7 @@ def load(path: str | os.PathLike, revision: str | None = None) -> Adapter:
     folder = hub.download(address, (*FILES, *released_files.FILES), revision)
     source = f"{address}@{folder.name}"
     if not (folder / "adapter.json").exists():
-      return _load_released(folder, source)
+      return Adapter(*head_files.read_released(folder, source))
     adapter = load(folder)
     adapter.info["source"] = source
     return adapter
@@ -240,43 +221,12 @@ def load(path: str | os.PathLike, revision: str | None = None) -> Adapter:
   folder = path if (path / "adapter.json").exists() else path / "adapter"
   if not (folder / "adapter.json").exists():
     if released_files.is_released(path):
-      return _load_released(path, path.name)
+      return Adapter(*head_files.read_released(path, path.name))
     raise FileNotFoundError(
       f"no adapter in {path}: neither adapter.json nor adapter/adapter.json. Train one with "
       "python -m train.main --config configs/demo.py --workdir …"
     )
-  text = _text(folder)
-  try:
-    return _read(folder, text)
-  except ValueError:
-    if _text(folder) == text:
-      raise
-  return load(folder)  # somebody wrote another adapter while we read
-
-
-def _text(folder: pathlib.Path) -> bytes:
-  return (folder / "adapter.json").read_bytes()
-
-
-def _read(folder: pathlib.Path, text: bytes) -> Adapter:
-  """Returns the adapter of a folder whose adapter.json holds `text`; raises as `load`."""
-  about = _read_about(folder / "adapter.json", text)
-  heads = {name: Head(entry["form"], entry["settings"], {}) for name, entry in about["heads"].items()}
-  places = {name: entry.get("variables", name) for name, entry in about["heads"].items()}
-  try:
-    wanted = {
-      place: jax.eval_shape(functools.partial(heads[place].initialise, about["width"]))
-      for place in dict.fromkeys(places.values())
-    }
-  except (KeyError, TypeError, ArithmeticError) as error:
-    raise ValueError(f"{folder}/adapter.json asks for a form that is not known here ({error}); upgrade") from error
-  if about["format"] == 1:
-    trained = {name: tree for name, tree in wanted.items() if jax.tree.leaves(tree)}
-    trees = wanted | (checkpoints.read_tree(folder / "params", trained) if trained else {})
-  else:
-    trees = read_variables(folder, about["parameters"], wanted)
-  heads = {name: dataclasses.replace(head, variables=trees[places[name]]) for name, head in heads.items()}
-  return Adapter(about["width"], heads, about["info"])
+  return Adapter(*head_files.read(folder))
 
 
 def check_queries(query_QD: np.ndarray, width: int) -> None:
@@ -297,50 +247,6 @@ def _type_of(queries: FeatureStore, query_type: str | None) -> str:
   if query_type not in (None, own):
     raise ValueError(f"query_type is {query_type!r}, but {queries.folder} was opened as {queries.kind!r} features")
   return own
-
-
-def _read_about(path: pathlib.Path, text: bytes) -> dict[str, Any]:
-  try:
-    about = json.loads(text)
-    if about["format"] not in (1, FORMAT):
-      raise ValueError(f"it is of format {about['format']!r}, and this version reads up to {FORMAT}: upgrade qat-jax")
-    about = {"parameters": None, **about}
-    kinds = {
-      "format": int,
-      "width": int,
-      "heads": dict,
-      "info": dict,
-      "parameters": dict if about["parameters"] else None,
-    }
-    for name, kind in kinds.items():
-      if kind and type(about[name]) is not kind:
-        raise ValueError(f"its {name} is {str(about[name])[:80]!r}, wanted {kind.__name__}")
-    if not 0 < about["width"] <= WIDEST:
-      raise ValueError(f"its width is {about['width']}")
-    if about["parameters"] is not None and not all(
-      type(about["parameters"].get(name)) is str for name in ("file", "checksum")
-    ):
-      raise ValueError("its parameters have no file and checksum")
-    if any(type(entry) is not dict or {"form", "settings"} - entry.keys() for entry in about["heads"].values()):
-      raise ValueError("one of its heads has no form or no settings")
-    return about
-  except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
-    what = f"it has no entry {error}" if isinstance(error, KeyError) else str(error)
-    raise ValueError(f"{path} describes no adapter: {what}; save or fetch it again") from error
-
-
-def _load_released(folder: pathlib.Path, source: str) -> Adapter:
-  for name in released_files.FILES:
-    if not (folder / name).exists():
-      raise FileNotFoundError(
-        f"{folder} lacks {name}; a released checkpoint has {released_files.FILES}: fetch it again"
-      )
-  config = released_files.read_config(folder / "config.yml")
-  variables = released.variables(released_files.read_weights(folder / "weights.pt"), config)
-  head = Head("released", released.settings(config), variables)
-  checksums = {name: checksum(folder / name) for name in released_files.FILES}
-  info = {"encoder": config.feature_extractor, "source": source, "checksums": checksums}
-  return Adapter(config.embedding_dim, dict.fromkeys(QUERY_TYPES, head), info)
 
 
 def _prepared(head: Head, dtype: np.dtype, rows_ND: np.ndarray) -> np.ndarray:

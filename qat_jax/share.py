@@ -18,7 +18,8 @@ import jax.numpy as jnp
 
 from qat_jax import hub
 from qat_jax.adaptation import fold
-from qat_jax.adapter import FILES, Adapter, load
+from qat_jax.adapter import Adapter, load
+from qat_jax.models.head_files import FILES
 from qat_jax.stages import differences, write_json, write_whole
 
 FORMATS = ("adapter", "stablehlo")

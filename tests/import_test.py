@@ -58,6 +58,7 @@ ORDER = (
   "models.forms",
   "models.head",
   "checkpoints",
+  "models.head_files",
   "card",
   "hub",
   "adapter",

@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 KINDS = ("img", "text")
 META = "meta.json"
 INCOMPLETE = "incomplete"
-OURS = re.compile(rf"\.lock|{INCOMPLETE}|{re.escape(META)}\..*tmp")  # what a kill may leave of an earlier call
 DTYPES = (np.dtype(np.float16), np.dtype(np.float32))
 MAGIC = b"\x93NUMPY"
 BLOCK_ROWS = 8192  # what is looked at in float32 at once

@@ -1,0 +1,125 @@
+"""The heads of an adapter on disk: adapter.json and one file of parameters, or a released checkpoint's two files.
+
+adapter.json (width, forms, settings, provenance, the parameters' checksum) is written last, whole, so a kill at any
+moment leaves the adapter that was there before, or the new one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import pathlib
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from qat_jax import checkpoints
+from qat_jax.models import quari as released
+from qat_jax.models import quari_files as released_files
+from qat_jax.models.head import Head, read_variables, write_variables
+from qat_jax.stages import checksum, write_json
+from qat_jax.types import QUERY_TYPES
+
+FORMAT = 2  # of the folder; 1 had its parameters in a folder that orbax wrote
+FILES = ("adapter.json", "params-*.safetensors")  # patterns of what is read
+WIDEST = 1 << 20  # features: more is damage
+
+Contents = tuple[int, dict[str, Head], dict[str, Any]]  # width, heads by query type, info
+
+
+def write(folder: pathlib.Path, width: int, heads: Mapping[str, Head], info: Mapping[str, Any]) -> None:
+  """Writes heads to a folder, whole or not at all; those that were there are replaced, the rest stays."""
+  entries: dict[str, dict] = {}
+  for name, head in heads.items():
+    same = next((other for other in entries if heads[other].fingerprint == head.fingerprint), name)
+    entries[name] = {"form": head.form, "settings": head.settings, "variables": same}
+  trees = {name: heads[name].variables for name in entries if entries[name]["variables"] == name}
+  parameters = write_variables(folder, trees)
+  about = {"format": FORMAT, "width": width, "heads": entries, "parameters": parameters, "info": dict(info)}
+  write_json(folder / "adapter.json", about)
+  for left in folder.glob("params-*.safetensors"):
+    if parameters is None or left.name != parameters["file"]:
+      left.unlink()
+  shutil.rmtree(folder / "params", ignore_errors=True)  # of format 1
+
+
+def read(folder: pathlib.Path) -> Contents:
+  """Returns what `write` was given; raises ValueError where it is damaged, of a later format, or does not fit."""
+  text = (folder / "adapter.json").read_bytes()
+  try:
+    return _read(folder, text)
+  except ValueError:
+    if (folder / "adapter.json").read_bytes() == text:
+      raise
+  return read(folder)  # somebody wrote other heads while we read
+
+
+def read_released(folder: pathlib.Path, source: str) -> Contents:
+  """Returns the one head of a released QuARI checkpoint, for both query types; `source` is where it is from, in words.
+
+  Raises FileNotFoundError where one of its files is missing, ValueError where it is damaged.
+  """
+  for name in released_files.FILES:
+    if not (folder / name).exists():
+      raise FileNotFoundError(
+        f"{folder} lacks {name}; a released checkpoint has {released_files.FILES}: fetch it again"
+      )
+  config = released_files.read_config(folder / "config.yml")
+  variables = released.variables(released_files.read_weights(folder / "weights.pt"), config)
+  head = Head("released", released.settings(config), variables)
+  checksums = {name: checksum(folder / name) for name in released_files.FILES}
+  info = {"encoder": config.feature_extractor, "source": source, "checksums": checksums}
+  return config.embedding_dim, dict.fromkeys(QUERY_TYPES, head), info
+
+
+def _read(folder: pathlib.Path, text: bytes) -> Contents:
+  about = _read_about(folder / "adapter.json", text)
+  heads = {name: Head(entry["form"], entry["settings"], {}) for name, entry in about["heads"].items()}
+  places = {name: entry.get("variables", name) for name, entry in about["heads"].items()}
+  try:
+    wanted = {
+      place: jax.eval_shape(functools.partial(heads[place].initialise, about["width"]))
+      for place in dict.fromkeys(places.values())
+    }
+  except (KeyError, TypeError, ArithmeticError) as error:
+    raise ValueError(f"{folder}/adapter.json asks for a form that is not known here ({error}); upgrade") from error
+  if about["format"] == 1:
+    trained = {name: tree for name, tree in wanted.items() if jax.tree.leaves(tree)}
+    trees = wanted | (checkpoints.read_tree(folder / "params", trained) if trained else {})
+  else:
+    trees = read_variables(folder, about["parameters"], wanted)
+  heads = {name: dataclasses.replace(head, variables=trees[places[name]]) for name, head in heads.items()}
+  return about["width"], heads, about["info"]
+
+
+def _read_about(path: pathlib.Path, text: bytes) -> dict[str, Any]:
+  try:
+    about = json.loads(text)
+    if about["format"] not in (1, FORMAT):
+      raise ValueError(f"it is of format {about['format']!r}, and this version reads up to {FORMAT}: upgrade qat-jax")
+    about = {"parameters": None, **about}
+    kinds = {
+      "format": int,
+      "width": int,
+      "heads": dict,
+      "info": dict,
+      "parameters": dict if about["parameters"] else None,
+    }
+    for name, kind in kinds.items():
+      if kind and type(about[name]) is not kind:
+        raise ValueError(f"its {name} is {str(about[name])[:80]!r}, wanted {kind.__name__}")
+    if not 0 < about["width"] <= WIDEST:
+      raise ValueError(f"its width is {about['width']}")
+    if about["parameters"] is not None and not all(
+      type(about["parameters"].get(name)) is str for name in ("file", "checksum")
+    ):
+      raise ValueError("its parameters have no file and checksum")
+    if any(type(entry) is not dict or {"form", "settings"} - entry.keys() for entry in about["heads"].values()):
+      raise ValueError("one of its heads has no form or no settings")
+    return about
+  except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+    what = f"it has no entry {error}" if isinstance(error, KeyError) else str(error)
+    raise ValueError(f"{path} describes no adapter: {what}; save or fetch it again") from error
