@@ -182,11 +182,8 @@ class Adapter:
 
     `report` is the metrics.json of an evaluation, for the card's results; `license_` what the card says of the licence.
     """
-    about, folder = card.shareable(self.info), pathlib.Path(folder).resolve()
     with lock(folder):
-      head_files.write(folder, self.width, self.heads, about)
-      write_json(folder / "config.json", card.config(self.width, self.heads, about))
-      write_whole(folder / "README.md", card.card(self.width, self.heads, about, report, license_).encode())
+      write_exported(self, pathlib.Path(folder).resolve(), report, license_)
 
   def _name(self, query_type: str | None) -> str:
     if query_type is None:
@@ -197,6 +194,20 @@ class Adapter:
     if query_type not in self.heads:
       raise ValueError(f"query_type is {query_type!r}, but this adapter has heads for {sorted(self.heads)} only")
     return query_type
+
+
+def write_exported(
+  adapter: Adapter,
+  folder: pathlib.Path,
+  report: Mapping[str, Any] | None,
+  license_: str | None,
+  beside: Callable[[], dict[str, Any]] = dict,
+) -> None:
+  """As `Adapter.export`, under the caller's lock; `beside` writes more, and gives config.json its part."""
+  about = card.shareable(adapter.info)
+  head_files.write(folder, adapter.width, adapter.heads, about)
+  write_json(folder / "config.json", card.config(adapter.width, adapter.heads, about) | beside())
+  write_whole(folder / "README.md", card.card(adapter.width, adapter.heads, about, report, license_).encode())
 
 
 def load(path: str | os.PathLike, revision: str | None = None) -> Adapter:

@@ -6,10 +6,13 @@ from query to folded query, for servers without Python.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import json
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -18,12 +21,13 @@ import jax.numpy as jnp
 
 from qat_jax import hub
 from qat_jax.adaptation import fold
-from qat_jax.adapter import Adapter, load
+from qat_jax.adapter import Adapter, load, write_exported
 from qat_jax.models.head_files import FILES
-from qat_jax.stages import differences, write_json, write_whole
+from qat_jax.stages import differences, lock, write_whole
 
 FORMATS = ("adapter", "stablehlo")
 PROGRAMS = "*.stablehlo"
+LOCATIONS = "jax_traceback_in_locations_limit"  # how many places of the code an operation of a program names
 SENT = (*FILES, "config.json", "README.md", PROGRAMS)
 
 
@@ -52,11 +56,12 @@ def export(
         raise ValueError(f"{source} has the form {head.form!r} for {name} queries: it is no released checkpoint")
     heads = {n: dataclasses.replace(h, settings=h.settings | {"dtype": dtype}) for n, h in adapter.heads.items()}
     adapter = Adapter(adapter.width, heads, adapter.info)
-  adapter.export(folder, report_of(source, adapter), license_)
-  for left in pathlib.Path(folder).glob(PROGRAMS):
-    left.unlink()
-  if format_ == "stablehlo":
-    write_programs(adapter, pathlib.Path(folder), queries)
+  report, place = report_of(source, adapter), pathlib.Path(folder).resolve()
+  with lock(place):
+    for left in place.glob(PROGRAMS):
+      left.unlink()
+    programs = functools.partial(write_programs, adapter, place, queries)
+    write_exported(adapter, place, report, license_, programs if format_ == "stablehlo" else dict)
   return adapter
 
 
@@ -73,14 +78,13 @@ def report_of(source: str | os.PathLike, adapter: Adapter) -> dict[str, Any] | N
   return None if measured is None or differences(measured, adapter.fingerprint) else report
 
 
-def write_programs(adapter: Adapter, folder: pathlib.Path, queries: int) -> None:
+def write_programs(adapter: Adapter, folder: pathlib.Path, queries: int) -> dict[str, Any]:
   """Writes each head as StableHLO (portable bytecode, `text.stablehlo`): queries (float32, QD) → folded queries.
 
-  The weights are in it. config.json gets the name and the shapes. It is lowered for CPUs, and holds no call to a
-  library of a platform.
+  Returns what config.json says of them: names and shapes. The weights are in a program. It is lowered for CPUs, and
+  holds no call to a library of a platform.
   """
-  about = json.loads((folder / "config.json").read_text())
-  about["stablehlo"] = {}
+  about: dict[str, Any] = {}
   for name, head in adapter.heads.items():
     module = head.module(adapter.width)
 
@@ -88,13 +92,25 @@ def write_programs(adapter: Adapter, folder: pathlib.Path, queries: int) -> None
       return fold(module.apply(variables, query_QD))
 
     example = jax.ShapeDtypeStruct((queries, adapter.width), jnp.float32)
-    program = jax.export.export(jax.jit(folded), platforms=["cpu"])(example)
+    with _without_places():
+      program = jax.export.export(jax.jit(folded), platforms=["cpu"])(example)
     if "custom_call" in program.mlir_module():
       raise ValueError(f"the head for {name} queries calls a library of the platform; export the adapter alone")
     write_whole(folder / f"{name}.stablehlo", program.mlir_module_serialized)
     shapes = {"input": [queries, adapter.width], "output": list(program.out_avals[0].shape), "dtype": "float32"}
-    about["stablehlo"][name] = {"file": f"{name}.stablehlo", "gallery": head.space, **shapes}
-  write_json(folder / "config.json", about)
+    about[name] = {"file": f"{name}.stablehlo", "gallery": head.space, **shapes}
+  return {"stablehlo": about}
+
+
+@contextlib.contextmanager
+def _without_places() -> Iterator[None]:
+  """Keeps out of programs where their operations were written: paths of this machine, and lines that change."""
+  before = getattr(jax.config, LOCATIONS)
+  jax.config.update(LOCATIONS, 0)
+  try:
+    yield
+  finally:
+    jax.config.update(LOCATIONS, before)
 
 
 def push(

@@ -17,11 +17,12 @@ import json
 import logging
 import os
 import re
+import shutil
 import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -140,7 +141,11 @@ def lock(folder: str | os.PathLike) -> Iterator[None]:
   path = Path(folder) / ".lock"
   while True:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+") as file:
+    try:
+      file = open(path, "a+")  # noqa: SIM115 (closed below, or where it is another's)
+    except FileNotFoundError:
+      continue  # who was inside has just removed the folder
+    with file:
       try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
       except BlockingIOError:
@@ -153,16 +158,26 @@ def lock(folder: str | os.PathLike) -> Iterator[None]:
         _log.warning("the file system of %s has no locks (%s): see to it that nobody else writes there", folder, error)
         yield
         return
-      if not path.exists() or path.stat().st_ino != os.fstat(file.fileno()).st_ino:
-        continue  # the folder was removed while we were waiting at its door
+      if not _is(file, path):
+        continue  # the folder, or the lock, was removed while we were waiting at its door
       file.truncate(0)
       file.write(f"process {os.getpid()} on {socket.gethostname()}")
       file.flush()
       try:
         yield
       finally:
-        path.unlink(missing_ok=True)  # while it is ours: who opened it meanwhile finds that its name is gone
+        if _is(file, path):  # while it is ours: who opened it meanwhile finds that its name is gone
+          path.unlink()
+          with contextlib.suppress(OSError):
+            path.parent.rmdir()  # where nothing else is left in it
       return
+
+
+def empty(folder: str | os.PathLike) -> None:
+  """Removes all that is in a folder but its lock, which the caller holds: the folder goes with the lock."""
+  for path in Path(folder).iterdir():
+    if path.name != ".lock":
+      shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def sync_folder(folder: Path) -> None:
@@ -173,6 +188,14 @@ def sync_folder(folder: Path) -> None:
       os.fsync(handle)
     finally:
       os.close(handle)
+
+
+def _is(file: IO[str], path: Path) -> bool:
+  """Says whether a path is the name of an open file."""
+  try:
+    return os.path.samestat(os.fstat(file.fileno()), path.stat())
+  except FileNotFoundError:
+    return False
 
 
 def _bytes(piece: Any) -> memoryview | bytes:

@@ -67,12 +67,12 @@ def extract(
   plan = _plan(source, encoder, kinds, batch_size, rows_per_shard, dtype)
   if not (folder / META).exists():
     with lock(folder):
-      writer = FeatureWriter(folder, plan, -(-len(source) // rows_per_shard))
-      shards = _Shards(source, encoder, writer, plan, threads, beside)
-      _finish(shards, _make_missing(shards, progress, cluster))
-  else:
-    check_same(folder, read_meta(folder).get("extraction", {}), plan, "Delete it or choose another folder")
-    shutil.rmtree(folder / INCOMPLETE, ignore_errors=True)  # a kill after meta.json may have left the notes
+      if not (folder / META).exists():  # which somebody else may just have written
+        writer = FeatureWriter(folder, plan, -(-len(source) // rows_per_shard))
+        shards = _Shards(source, encoder, writer, plan, threads, beside)
+        _finish(shards, _make_missing(shards, progress, cluster))
+  check_same(folder, read_meta(folder).get("extraction", {}), plan, "Delete it or choose another folder")
+  shutil.rmtree(folder / INCOMPLETE, ignore_errors=True)  # a kill after meta.json may have left the notes
   return {kind: FeatureStore.open(folder, kind) for kind in kinds}
 
 

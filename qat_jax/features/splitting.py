@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ from qat_jax.datasets.splits import CAPTION, drawn
 from qat_jax.features.shards import META, parquet_rows, read_meta, shard_files
 from qat_jax.features.store import ROWS_PER_SHARD, FeatureStore
 from qat_jax.features.writer import FeatureWriter
-from qat_jax.stages import check_same, fingerprint, lock, write_json
+from qat_jax.stages import check_same, empty, fingerprint, lock, write_json
 
 MADE_FROM = "split.json"
 ADVICE = "Delete it or choose another folder"
@@ -76,23 +75,32 @@ def split(
   made_from = fingerprint(
     source={store.kind: store.fingerprint for store in stores}, by=by, val=val, test=test, seed=seed
   )
-  if (root / MADE_FROM).is_file():
-    about = json.loads((root / MADE_FROM).read_text())
-    check_same(root, about["made_from"], made_from, ADVICE)
-    return about["rows"]
-  if root.exists():
-    raise FileExistsError(f"{root} is there already, and is no set made by splitting; delete it or choose another")
+  if rows := _rows_of(root, made_from):
+    return rows
   instance = _instances(images, by)
   places = _places(images, texts, instance, drawn(instance.unique().to_pylist(), val, test, seed))
   parts = root.with_name(root.name + ".parts")
   with lock(parts):
+    if rows := _rows_of(root, made_from):  # somebody else has just made it
+      return rows
     for name, place in places.items():
       _write(parts / "set" / name, stores, place, instance, {"place": name, **made_from}, rows_per_shard)
     rows = {name: len(place.rows) for name, place in places.items()}
     write_json(parts / "set" / MADE_FROM, {"made_from": made_from, "rows": rows})
     os.replace(parts / "set", root)
-  shutil.rmtree(parts)
+    empty(parts)
   return rows
+
+
+def _rows_of(root: Path, made_from: dict[str, Any]) -> dict[str, int] | None:
+  """Returns how many rows each folder of a set that is there has, None where there is none; raises as `split`."""
+  if not root.exists():
+    return None
+  if not (root / MADE_FROM).is_file():
+    raise FileExistsError(f"{root} is there already, and is no set made by splitting; delete it or choose another")
+  about = json.loads((root / MADE_FROM).read_text())
+  check_same(root, about["made_from"], made_from, ADVICE)
+  return about["rows"]
 
 
 def _instances(images: FeatureStore, by: str | None) -> pa.ChunkedArray:

@@ -35,7 +35,7 @@ from qat_jax.features.shards import (
   shard_files,
 )
 from qat_jax.features.writer import FeatureWriter, RowStream
-from qat_jax.stages import checksum, digest_of_files, write_json
+from qat_jax.stages import checksum, digest_of_files, lock, write_json
 from qat_jax.types import EncoderName
 
 ID_COLUMNS = ("id", "key", "image_path")
@@ -256,7 +256,8 @@ def write_features(
 
   The store is of the first kind. `columns` must have `id`, `meta` hold what JSON can. What an earlier call left
   unfinished is written anew. Raises FileExistsError where the folder holds anything else, ValueError for broken rows,
-  repeated ids, or fewer or more features than ids.
+  repeated ids, or fewer or more features than ids, BlockingIOError where
+  another process writes the folder.
 
   >>> store = write_features("toys", {"img": np.eye(3, 8, dtype=np.float32)}, {"id": ["a", "b", "c"]})
   >>> len(store), store.width, store.ids.tolist()
@@ -270,14 +271,15 @@ def write_features(
   if not len(table):
     raise ValueError(f"{folder}: no items to write; give at least one")
   starts = range(0, len(table), rows_per_shard)
-  FeatureWriter.discard(folder)
-  writer = FeatureWriter(folder, {"rows": len(table)}, len(starts))
-  streams = {kind: RowStream(array) for kind, array in features.items()}
-  for shard, start in enumerate(starts):
-    part = table.slice(start, rows_per_shard)
-    writer.write(shard, {kind: stream.take(len(part)) for kind, stream in streams.items()}, part)
-  for kind, stream in streams.items():
-    if stream.take(1).size:
-      raise ValueError(f"{folder}: more {kind} features than the {len(table)} ids; give one row an item")
-  writer.finish(about)
+  with lock(folder):
+    FeatureWriter.discard(folder)
+    writer = FeatureWriter(folder, {"rows": len(table)}, len(starts))
+    streams = {kind: RowStream(array) for kind, array in features.items()}
+    for shard, start in enumerate(starts):
+      part = table.slice(start, rows_per_shard)
+      writer.write(shard, {kind: stream.take(len(part)) for kind, stream in streams.items()}, part)
+    for kind, stream in streams.items():
+      if stream.take(1).size:
+        raise ValueError(f"{folder}: more {kind} features than the {len(table)} ids; give one row an item")
+    writer.finish(about)
   return FeatureStore.open(folder, next(iter(features)))

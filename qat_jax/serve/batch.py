@@ -9,7 +9,6 @@ import functools
 import itertools
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from qat_jax.distributed.shards import LOCAL, run
 from qat_jax.features.shards import check_npy
 from qat_jax.features.store import FeatureStore
 from qat_jax.search.rank import rank, rerank
-from qat_jax.stages import check_same, digest_of_files, fingerprint, lock, write_json, write_whole
+from qat_jax.stages import check_same, digest_of_files, empty, fingerprint, lock, write_json, write_whole
 from qat_jax.types import KIND_OF_QUERY, Gallery, Ranking, as_gallery, check_encoders
 
 
@@ -99,7 +98,7 @@ def rerank_files(
       for _ in run(blocks, missing, cluster):
         bar.update()
     write_whole(out, _as_parquet([pq.read_table(blocks.path(start)) for start in starts]))
-    shutil.rmtree(parts)
+    empty(parts)
   return out
 
 
