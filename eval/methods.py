@@ -39,7 +39,7 @@ HELD = 0.25  # of the device's memory: what a method that cannot stream may hold
 GRAPH_ITEMS = 200_000  # a graph of more takes hours: every pair of items is compared
 NO_FEATURES = "there are no training features to fit it on; give --config.data.root=FOLDER"
 CANNOT = "it cannot be fitted on this training set"
-STATIC = ("static", "static_mapped", "closed_form_both")
+STATIC = ("static", "static_mapped", "closed_form_both", "plda")
 QUERY_ONLY = ("query_only", "closed_form")
 HEADS: dict[str, Callable[[Training, Validator], Head | None]] = {
   "neighbours": memory.neighbours,
@@ -49,6 +49,7 @@ HEADS: dict[str, Callable[[Training, Validator], Head | None]] = {
   "whitening": whitening.fit,
   "lda": discriminant.both_sides,
   "lda_query": discriminant.query_alone,
+  "plda": discriminant.probabilistic,
   "ilias_linear": linear.fit,
 }
 SEARCHES: dict[str, Callable[[Validator], Method | None]] = {

@@ -40,6 +40,7 @@ ADVICE = "Use another --workdir, or what it was made with"
 ENOUGH_SECOND_VIEWS = 0.5  # of the training images, for a trained image head to be worth trying
 FEWEST_STEPS = 400
 SHRINKAGE = [0.01, 0.03, 0.1, 0.3, 1.0]
+PLDA_SHRINKAGE = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0]
 RESIDUAL = [0.0, 0.25, 0.5, 0.75, 1.0, 1.5]
 STATISTICS_ROWS = 100_000  # training queries that the input's mean and scale are taken over
 
@@ -91,6 +92,8 @@ def candidates(config: ConfigDict, material: Material, folder: pathlib.Path) -> 
     add("closed_form", grid, lambda: discriminant.query_alone(training, gate, SHRINKAGE, RESIDUAL))
     grid = {"shrinkage": SHRINKAGE}
     add("closed_form_both", grid, lambda: discriminant.both_sides(training, gate, SHRINKAGE))
+    grid = {"shrinkage": PLDA_SHRINKAGE}
+    add("plda", grid, lambda: discriminant.probabilistic(training, gate, PLDA_SHRINKAGE))
   if wants_training(config, training):
     loss = LossSettings(config.noise.kind, config.noise.scale, config.semi_positives.share if semi else 0.0)
     for name, (form, own) in trained_forms(config, training).items():
@@ -103,7 +106,7 @@ def candidates(config: ConfigDict, material: Material, folder: pathlib.Path) -> 
   for name in bases(fitted):
     with_parts = [name]
     pairs = config.memory[training.query_type]
-    if pairs and training.queries is not None and (training.query_type == "text" or training.second_views):
+    if pairs and memory.can_remember(training, fitted[name].head):
       with_parts.append(beside(name, "remembering", {"pairs": pairs}, partial(memory.remembering, most=pairs)))
     pairs, captions = config.captions[training.query_type], material.captions
     if pairs and captions is not None and memory.can_be_captioned(training, fitted[name].head):

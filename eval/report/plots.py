@@ -24,6 +24,7 @@ COLOURS = {
   "whitening": "#8fa33a",
   "lda": "#4f7a28",
   "lda_query": "#2f9e6e",
+  "plda": "#1d7a6b",
   "ilias_linear": "#7a5230",
   "query_expansion": "#d0785a",
   "diffusion": "#b3446c",

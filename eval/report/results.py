@@ -19,6 +19,7 @@ METHOD_NAMES = {
   "whitening": "whitening",
   "lda": "LDA, both sides",
   "lda_query": "LDA, query only",
+  "plda": "PLDA",
   "ilias_linear": "linear, as ILIAS",
   "query_expansion": "query expansion",
   "diffusion": "diffusion",

@@ -1,7 +1,7 @@
-"""Shrinkage LDA, a closed form: directions in which images of one instance differ count less. Strong with few labels.
+"""Shrinkage LDA and PLDA, closed forms: directions in which images of one instance differ count less.
 
-It rests on S_w, the scatter of images around their instance's mean, scaled to trace D. A text query is mapped like an
-image, save that the mean of the captions is subtracted instead. Float64 inside, O(M·D² + D³) to fit on M images.
+Strong with few labels. They rest on S_w, the scatter of images around their instance's mean. LDA maps a text query like
+an image, save that the mean of the captions is subtracted instead. Float64 inside, O(M·D² + D³) to fit on M images.
 """
 
 from __future__ import annotations
@@ -10,17 +10,20 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from qat_jax.adaptation import unit
-from qat_jax.fit.training import Training
+from qat_jax.fit.training import Training, covariance_of, evenly
 from qat_jax.models.closed_forms import affine_variables
 from qat_jax.models.head import Head
 from qat_jax.validation import Validator
 
 SHRINKAGE = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # of the mean variance
+PLDA_SHRINKAGE = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 RESIDUAL = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 3.0)
+LENGTH_ROWS, LONGEST = 8192, 1.25  # training images whose greatest length, so many times, is an item's in PLDA
 
 
 def both_sides(training: Training, validator: Validator, shrinkage: Sequence[float] = SHRINKAGE) -> Head | None:
@@ -30,7 +33,7 @@ def both_sides(training: Training, validator: Validator, shrinkage: Sequence[flo
   """
   if not training.second_views:
     return None
-  scatter_DD, means = within_scatter(training.images[:], training.instance), training.means()
+  scatter_DD, means = within_scatter(training.images, training.instance), training.means()
 
   def heads() -> Iterator[Head]:
     for number in shrinkage:
@@ -52,7 +55,7 @@ def query_alone(
   """
   if not training.second_views:
     return None
-  scatter_DD, (query_D, _) = within_scatter(training.images[:], training.instance), training.means()
+  scatter_DD, (query_D, _) = within_scatter(training.images, training.instance), training.means()
 
   def heads() -> Iterator[Head]:
     for pair in itertools.product(shrinkage, residual):
@@ -62,10 +65,40 @@ def query_alone(
   return max(heads(), key=validator)
 
 
+def probabilistic(training: Training, validator: Validator, shrinkage: Sequence[float] = PLDA_SHRINKAGE) -> Head | None:
+  """Returns PLDA, for image queries: the log likelihood ratio of one instance against two, as an inner product.
+
+  The shrinkage, added to the covariance of one instance's images, is the best on validation. None for text queries, and
+  where no training instance has two images.
+  """
+  if training.query_type != "image" or not training.second_views:
+    return None
+  _, mean_D = training.means()
+  within_DD = within_covariance(training.images, training.instance)
+  between_DD = covariance_of(training.images, mean_D) - within_DD
+  row_MD = unit(training.images[evenly(len(training.instance), LENGTH_ROWS)])
+
+  def heads() -> Iterator[Head]:
+    for number in shrinkage:
+      variables = plda_variables(within_DD, between_DD, mean_D, number, row_MD)
+      yield Head("plda", {}, variables, f"shrinkage {number}")
+
+  return max(heads(), key=validator)
+
+
 def within_scatter(image_ND: Any, instance_N: np.ndarray, chunk: int = 65536) -> np.ndarray:
   """Returns S_w (D×D float64, trace D) of unit images, from instances with two images or more.
 
   Raises ValueError if there are none: then nothing is known of how one instance varies.
+  """
+  scatter_DD = within_covariance(image_ND, instance_N, chunk)
+  return scatter_DD * (len(scatter_DD) / np.trace(scatter_DD))
+
+
+def within_covariance(image_ND: Any, instance_N: np.ndarray, chunk: int = 65536) -> np.ndarray:
+  """Returns the covariance of unit images around their instance's mean (D×D float64), unbiased.
+
+  From instances with two images or more; raises ValueError if there are none, or if such images do not differ.
   """
   _, code_N, count = np.unique(instance_N, return_inverse=True, return_counts=True)
   used = np.flatnonzero(count[code_N] >= 2)
@@ -74,16 +107,45 @@ def within_scatter(image_ND: Any, instance_N: np.ndarray, chunk: int = 65536) ->
       f"none of the {len(count)} training instances has two images, so there is no within-instance scatter; "
       "use a form that does not need it"
     )
-  width = image_ND.shape[1]
-  total = np.zeros((width, width))
+  width = image_ND[:1].shape[1]
+  total_DD = np.zeros((width, width))
   mean_ID = np.zeros((len(count), width))
-  for rows in np.array_split(used, -(-len(used) // chunk)):
+  pieces = np.array_split(used, -(-len(used) // chunk))
+  for rows in pieces:
     np.add.at(mean_ID, code_N[rows], unit(image_ND[rows]))
   mean_ID /= count[:, None]
-  for rows in np.array_split(used, -(-len(used) // chunk)):
+  for rows in pieces:
     deviation_ND = unit(image_ND[rows]) - mean_ID[code_N[rows]]
-    total += deviation_ND.T @ deviation_ND
-  return total * (width / np.trace(total))
+    total_DD += deviation_ND.T @ deviation_ND
+  if not np.trace(total_DD) > 0:
+    raise ValueError(
+      "the images of every training instance have the same features, so there is no within-instance scatter; "
+      "use a form that does not need it"
+    )
+  return total_DD / (len(used) - np.sum(count >= 2))
+
+
+def plda_variables(
+  within_DD: np.ndarray, between_DD: np.ndarray, mean_D: np.ndarray, shrinkage: float, row_MD: np.ndarray
+) -> dict:
+  """Returns the variables of the form `plda`, for covariances within and between instances (float64).
+
+  `shrinkage` times the mean variance of images of one instance is added to each; unit rows (MD) say how long items get.
+  """
+  width = len(mean_D)
+  whiten_DD = inverse_root(within_DD, shrinkage * np.trace(within_DD) / width)
+  value_D, vector_DD = np.linalg.eigh(whiten_DD @ between_DD @ whiten_DD)
+  ratio_D = np.maximum(value_D, 0)  # λ: what instances differ by, over what images of one do
+  map_DD = whiten_DD @ vector_DD * np.sqrt(ratio_D / (1 + 2 * ratio_D))
+  weight_D = ratio_D / (1 + ratio_D)
+  y_MD = (row_MD - mean_D) @ map_DD
+  off_M = np.square(y_MD) @ weight_D / 2
+  typical = max(float(np.sqrt(np.mean(np.square(y_MD).sum(axis=1)))), 1e-12)
+  centre = off_M.mean()
+  longest = LONGEST * np.sqrt(np.max(np.square(y_MD).sum(axis=1) + np.square((off_M - centre) / typical)))
+  inner = {"mean": mean_D, "map": map_DD, "weight": weight_D, "scale": 1 / typical, "centre": centre}
+  params = {"gallery_map": inner | {"longest": max(float(longest), 1e-12)}}
+  return {"params": jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params), "constants": {}}
 
 
 def query_map(scatter_DD: np.ndarray, mean_D: np.ndarray, shrinkage: float, residual: float) -> dict:

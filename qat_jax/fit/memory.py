@@ -22,7 +22,7 @@ from qat_jax.validation import Validator
 
 TEMPERATURE, SCALE, WEIGHT = (0.01, 0.02, 0.035, 0.05, 0.1), (0.5, 1.0, 1.5), (0.25, 0.5, 1.0)
 ALONE = (0.25, 0.5, 1.0, 1.5)  # scales
-ITEM_TEMPERATURE, SHARE = (0.01, 0.02, 0.035, 0.05, 0.1), (0.1, 0.2, 0.4)
+ITEM_TEMPERATURE, SHARE = (0.01, 0.02, 0.035, 0.05, 0.1), (0.02, 0.05, 0.1, 0.2, 0.4)
 FEW = 400  # validation queries that choose the numbers of a memory beside another head
 
 
@@ -52,12 +52,18 @@ def remembering(training: Training, validator: Validator, head: Head, most: int)
   """Returns another head with up to `most` training pairs that it remembers: a sample where there are more.
 
   Temperature and scale are the best on a few validation queries, then the weight on all of them.
-  Image queries want instances of several images.
+  Image queries want instances of several images. Raises ValueError where `can_remember` says no.
   """
+  if not can_remember(training, head):
+    raise ValueError(
+      f"{training.query_type} queries of the form {head.form} cannot remember pairs: that takes captions or instances "
+      f"of several images, and items as wide as the features, {training.width}; "
+      f"they are {head.items_wide(training.width)}"
+    )
   rows = pairs_kept(training, most)
   bank: Bank | None
   if training.query_type == "text":
-    assert training.queries is not None, "text queries without captions have no pairs"
+    assert training.queries is not None
     bank = text_bank(training.queries[rows], training.images[rows])
   else:
     bank = image_bank(training.images[rows], training.instance[rows])
@@ -113,6 +119,12 @@ def beside(head: Head, constants: dict[str, jax.Array]) -> dict:
   """Returns the variables of a form around another one: those of the other, and constants of its own."""
   inner = {name: {"head": tree} if tree else {} for name, tree in head.variables.items()}
   return inner | {"constants": inner["constants"] | constants}
+
+
+def can_remember(training: Training, head: Head) -> bool:
+  """Says whether pairs can move a head's query: there are some, and what it moves is as wide as they are."""
+  pairs = training.queries is not None and (training.query_type == "text" or training.second_views > 0)
+  return pairs and head.items_wide(training.width) == training.width
 
 
 def can_be_captioned(training: Training, head: Head) -> bool:

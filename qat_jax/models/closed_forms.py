@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qat_jax.adaptation import HIGHEST, normalise, plain
+from qat_jax.adaptation import HIGHEST, TINY, normalise, plain
 from qat_jax.models.tokens import ZERO
 from qat_jax.types import Adaptation
+
+GREATEST = 0.999  # of an item's length, what `rest` leaves at least
 
 
 class Plain(nn.Module):
@@ -82,6 +84,56 @@ class Affine(nn.Module):
   def prepare(self, gallery_ND: jax.Array) -> jax.Array:
     """Returns the unit items (NE, float32) that the adaptation is for."""
     return self.gallery_map(gallery_ND)
+
+
+class QuadraticMap(nn.Module):
+  """Unit rows x as [y, scale · (centre − ½ Σ weight · y²), rest], y = (x − mean) · map.
+
+  All over `longest`, so that every row comes out of unit length: `rest` makes up what is missing, and a longer row is
+  shortened to GREATEST of it (ND → NF, F = D + 2).
+  """
+
+  @nn.compact
+  def __call__(self, x_ND: jax.Array, quadratic: bool) -> jax.Array:
+    """Returns items, or queries [y, 1 / scale, 0], of unit length, where the square is left out."""
+    x_ND = normalise(x_ND)
+    width = x_ND.shape[-1]
+    mean_D, map_DD = self.param("mean", ZERO, (width,)), self.param("map", ZERO, (width, width))
+    weight_D = self.param("weight", ZERO, (width,))
+    scale, centre, longest = (self.param(name, nn.initializers.ones, ()) for name in ("scale", "centre", "longest"))
+    y_ND = jnp.matmul(x_ND - mean_D[None], map_DD, precision=HIGHEST)
+    if not quadratic:
+      one_N1 = jnp.ones((len(y_ND), 1), jnp.float32)
+      return normalise(jnp.concatenate([y_ND, one_N1 / scale, 0 * one_N1], axis=1))
+    off_N1 = scale * (centre - jnp.sum(weight_D[None] * jnp.square(y_ND), axis=1, keepdims=True) / 2)
+    row_NE = jnp.concatenate([y_ND, off_N1], axis=1) / longest
+    length_N1 = jnp.linalg.norm(row_NE, axis=1, keepdims=True)
+    row_NE *= jnp.minimum(1, GREATEST / jnp.maximum(length_N1, TINY))
+    rest_N1 = jnp.sqrt(1 - jnp.sum(jnp.square(row_NE), axis=1, keepdims=True))
+    return normalise(jnp.concatenate([row_NE, rest_N1], axis=1))
+
+
+class Plda(nn.Module):
+  """Probabilistic LDA: how much likelier two images are of one instance than of two, as one inner product; T = I.
+
+  An image is its instance's place plus its own deviation, both normal, with covariances B and W. In coordinates where W
+  is I and B diagonal, λ, the log likelihood ratio of a query x and an item z is, but for what depends on x alone,
+  Σ p·x·z − ½ p·λ/(1 + λ)·z² with p = λ / (1 + 2λ). `qat_jax.fit.discriminant` computes the map. After Ioffe,
+  "Probabilistic Linear Discriminant Analysis" (ECCV 2006).
+  """
+
+  width: int
+
+  def setup(self) -> None:
+    self.gallery_map = QuadraticMap()
+
+  def __call__(self, query_QD: jax.Array, train: bool = False) -> Adaptation:
+    """Returns the adaptation of Q queries (any float dtype, QD), two dimensions wider."""
+    return plain(self.gallery_map(query_QD, quadratic=False))
+
+  def prepare(self, gallery_ND: jax.Array) -> jax.Array:
+    """Returns the unit items (NF, float32, F = D + 2) that the adaptation is for."""
+    return self.gallery_map(gallery_ND, quadratic=True)
 
 
 def affine_variables(

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from qat_jax.adaptation import normalise, plain
-from qat_jax.models.closed_forms import Affine, ClosedForm, Plain
+from qat_jax.models.closed_forms import Affine, ClosedForm, Plain, Plda
 from qat_jax.models.levels import Levelled
 from qat_jax.models.memory import Neighbours, Remembering
 from qat_jax.models.quari import Released
@@ -204,6 +204,7 @@ FORMS = {f.__name__: f for f in (static, query_only, adaptive, gated, paper, rem
   "plain": Plain,
   "closed_form": ClosedForm,
   "affine": Affine,
+  "plda": Plda,
   "neighbours": Neighbours,
   "released": Released,
 }

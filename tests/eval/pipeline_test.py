@@ -258,7 +258,7 @@ def test_an_adapter_without_training_features_is_measured_on_a_benchmark(config,
   metrics = run(config, tmp_path / "run", root=str(tmp_path / "root"), **settings)
   assert values(metrics, metric) == pytest.approx(expected, abs=1e-6)
   assert {s["method"]: s["reason"].split(";")[0] for s in metrics["skipped"]} == {
-    "static": "none of static, static_mapped, closed_form_both was trained in this run",
+    "static": "none of static, static_mapped, closed_form_both, plda was trained in this run",
     "neighbours": "there are no training features to fit it on",
   }
 
@@ -284,7 +284,7 @@ def test_every_method_has_a_row_or_a_reason_and_its_costs(config, workdir, monke
     assert cost["extra_bytes_per_item"] is not None
     assert cost["parameters"] is not None
   without = {"lda", "head_alone", "head_with_memory", "head_with_captions"}  # this run's adapter has no parts
-  assert left_out == {(q, m) for q in ("text", "image") for m in without}
+  assert left_out == {(q, m) for q in ("text", "image") for m in without} | {("text", "plda")}
   costs = {c["method"]: c for c in metrics["costs"]}
   assert (costs["whitening"]["parameters"], costs["whitening"]["extra_bytes_per_item"]) == (7, 3.0)
   assert costs["plain"]["parameters"] == 0

@@ -5,11 +5,12 @@ import pytest
 from qat_jax.adaptation import unit
 from qat_jax.fit import discriminant
 from qat_jax.fit.training import PLAIN, Training
-from qat_jax.models.closed_forms import ClosedForm
+from qat_jax.models.closed_forms import ClosedForm, Plda
 from qat_jax.types import Relevance
 from qat_jax.validation import Validator
 
 WIDTH, INSTANCES = 8, 30
+FITS = [discriminant.both_sides, discriminant.query_alone, discriminant.probabilistic]
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def test_a_scatter_of_rank_one_gives_a_finite_map():
   np.testing.assert_allclose(discriminant.inverse_root(np.diag([3.0, 0.0]), 1.0), np.diag([0.5, 1.0]), atol=1e-12)
 
 
-@pytest.mark.parametrize("fit", [discriminant.both_sides, discriminant.query_alone])
+@pytest.mark.parametrize("fit", FITS)
 def test_instances_hidden_by_strong_variation_are_told_apart(toy, fit):
   training, validator = toy
   assert validator(fit(training, validator)) > validator(PLAIN) + 0.2
@@ -96,7 +97,60 @@ def test_the_query_map_alone_ranks_by_the_formula(toy):
   np.testing.assert_allclose(got_QD, unit(moved_QD), atol=1e-4)
 
 
-@pytest.mark.parametrize("fit", [discriminant.both_sides, discriminant.query_alone])
+@pytest.mark.parametrize("fit", FITS)
 def test_without_two_images_of_an_instance_there_is_no_fit(toy, fit):
   training, validator = toy
   assert fit(training._replace(instance=np.arange(len(training.images))), validator) is None
+
+
+def log_likelihood_ratio(x_D, z_D, within_DD, between_DD):
+  """That of one instance against two, up to a constant, from the joint normal of two images."""
+  total_DD = within_DD + between_DD
+  joint = np.block([[total_DD, between_DD], [between_DD, total_DD]])
+  apart = np.block([[total_DD, 0 * total_DD], [0 * total_DD, total_DD]])
+  both = np.concatenate([x_D, z_D])
+  return (both @ np.linalg.inv(apart) @ both - both @ np.linalg.inv(joint) @ both) / 2
+
+
+def test_plda_scores_items_by_the_log_likelihood_ratio(images):
+  image_ND, _ = images
+  rng = np.random.default_rng(1)
+  root_DD, other_DD = rng.normal(size=(2, 6, 6))
+  within_DD, between_DD = 0.02 * root_DD @ root_DD.T + 0.01 * np.eye(6), 0.05 * other_DD @ other_DD.T
+  mean_D = image_ND.mean(axis=0)
+  variables = discriminant.plda_variables(within_DD, between_DD, mean_D, 0.0, image_ND)
+  module, rows = Plda(6), jnp.asarray(image_ND, jnp.float32)
+  query_QF = np.asarray(module.apply(variables, rows[:5]).query, np.float64)
+  item_NF = np.asarray(module.apply(variables, rows, method="prepare"), np.float64)
+  np.testing.assert_allclose(np.linalg.norm(item_NF, axis=1), 1, atol=1e-6)
+  for query in range(5):
+    expected_N = [log_likelihood_ratio(image_ND[query] - mean_D, z - mean_D, within_DD, between_DD) for z in image_ND]
+    slope, offset = np.polyfit(expected_N, item_NF @ query_QF[query], 1)
+    assert slope > 0
+    np.testing.assert_allclose(item_NF @ query_QF[query], slope * np.array(expected_N) + offset, atol=2e-6)
+
+
+def test_plda_shortens_an_item_longer_than_any_in_training(images):
+  image_ND, _ = images
+  variables = discriminant.plda_variables(0.01 * np.eye(6), np.eye(6), np.zeros(6), 0.0, 0.01 * image_ND)
+  item_NF = Plda(6).apply(variables, jnp.asarray(image_ND, jnp.float32), method="prepare")
+  assert np.isfinite(item_NF).all()
+  np.testing.assert_allclose(np.linalg.norm(item_NF, axis=1), 1, atol=1e-6)
+
+
+def test_the_within_covariance_is_unbiased(images):
+  image_ND, instance_N = images
+  pairs = [image_ND[instance_N == i] for i in range(39)]
+  deviations = np.concatenate([rows - rows.mean(axis=0) for rows in [*pairs, image_ND[117:119]]])
+  expected_DD = deviations.T @ deviations / (len(deviations) - 40)
+  np.testing.assert_allclose(discriminant.within_covariance(image_ND, instance_N, chunk=7), expected_DD, atol=1e-12)
+
+
+def test_plda_is_for_images_alone(toy):
+  training, validator = toy
+  assert discriminant.probabilistic(training._replace(query_type="text"), validator) is None
+
+
+def test_images_of_instances_that_never_differ_are_refused(images):
+  with pytest.raises(ValueError, match="have the same features"):
+    discriminant.within_scatter(np.repeat(np.eye(3), 2, axis=0), np.repeat(np.arange(3), 2))

@@ -2,9 +2,10 @@ import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from qat_jax.adaptation import unit
-from qat_jax.fit import memory
+from qat_jax.fit import discriminant, memory
 from qat_jax.fit.training import PLAIN, Training
 from qat_jax.models.head import Head
 from qat_jax.types import Relevance
@@ -81,3 +82,17 @@ def test_captions_fit_only_where_the_map_leaves_other_dimensions_alone():
   assert memory.can_be_captioned(training, PLAIN)
   paper = Head("paper", {"rank": 1, "token_hidden": 8, "heads": 1, "layers": 1}, {})
   assert not memory.can_be_captioned(training, dataclasses.replace(paper, variables=paper.initialise(8)))
+
+
+def test_a_memory_moves_only_queries_as_wide_as_its_pairs():
+  rng = np.random.default_rng(0)
+  image_ND = unit(np.repeat(rng.normal(size=(60, 8)), 2, axis=0) + 0.3 * rng.normal(size=(120, 8)))
+  instance_N = np.repeat(np.arange(60), 2)
+  training = Training("image", image_ND[:80], image_ND[:80], instance_N[:80])
+  relevance = Relevance([np.array([i]) for i in range(20)], [np.array([], int)] * 20)
+  validator = Validator(image_ND[80::2], image_ND[81::2], relevance, limit=0, seed=0)
+  assert memory.can_remember(training, PLAIN)
+  wider = discriminant.probabilistic(training, validator)
+  assert not memory.can_remember(training, wider)
+  with pytest.raises(ValueError, match="image queries of the form plda cannot remember pairs: .* 8; they are 10"):
+    memory.remembering(training, validator, wider, 10)
