@@ -1,1 +1,3 @@
 """Measuring retrieval: benchmarks, metrics, baselines, latency, reports."""
+
+from qat_jax import start as start

@@ -3,6 +3,8 @@
 from absl import app
 
 from eval.speed.latency import main
+from qat_jax.runs import ANEW, end_on_signals
 
 if __name__ == "__main__":
+  end_on_signals(ANEW)
   app.run(main)

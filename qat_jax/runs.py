@@ -21,6 +21,7 @@ from qat_jax.stages import FULL
 
 STOPS = {signal.SIGINT: "stopped by Ctrl-C", signal.SIGTERM: "stopped by SIGTERM"}
 AGAIN = "the same command goes on from what is finished"
+ANEW = "nothing is kept of it, the same command begins anew"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy", "scann")
 
 
@@ -42,11 +43,12 @@ def in_one_line(error: BaseException) -> str:
   return text
 
 
-def end_on_signals() -> None:
+def end_on_signals(advice: str = AGAIN) -> None:
   """Has Ctrl-C and SIGTERM end this process at once, with one line and status 130 or 143; for a program's main thread.
 
-  Nothing is unwound: what is on disk outlives a kill at any moment, while compilers and the threads of others would
-  hold an ordinary end up, or crash in it. A signal that is ignored stays so, and who handles one later has it.
+  The line ends with `advice`. Nothing is unwound: what is on disk outlives a kill at any moment, while compilers and
+  the threads of others would hold an ordinary end up, or crash in it. A signal that is ignored stays so, and who
+  handles one later has it.
   """
   reading, writing = os.pipe()
   os.set_blocking(writing, False)
@@ -59,7 +61,7 @@ def end_on_signals() -> None:
     while True:
       number = signal.Signals(os.read(reading, 1)[0])
       if number in STOPS and signal.getsignal(number) is _noted:
-        _end(number)
+        _end(number, advice)
 
   threading.Thread(target=watch, name="signals", daemon=True).start()
 
@@ -68,13 +70,13 @@ def _noted(*_: object) -> None:
   """Stands for: the thread `signals` ends the process."""
 
 
-def _end(number: signal.Signals) -> NoReturn:
+def _end(number: signal.Signals, advice: str) -> NoReturn:
   flushing = threading.Thread(target=sys.stdout.flush, daemon=True)  # which waits where nobody reads
   flushing.start()
   flushing.join(1)
   begin = "\r\x1b[K" if os.isatty(2) else "\n"  # a progress bar may be in the line
   with contextlib.suppress(OSError):
-    os.write(2, f"{begin}{STOPS[number]}; {AGAIN}\n".encode())
+    os.write(2, f"{begin}{STOPS[number]}; {advice}\n".encode())
   os._exit(128 + number)
 
 

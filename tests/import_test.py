@@ -17,6 +17,7 @@ ENTRY_POINTS = ("train/main.py", "train/encoder.py", "eval/main.py")  # they rea
 
 # A module of qat_jax imports only those before it, so this is also an order to read them in.
 ORDER = (
+  "start",
   "types",
   "stages",
   "distributed.shards",

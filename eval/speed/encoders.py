@@ -27,6 +27,7 @@ from PIL import Image
 
 from qat_jax.encoders import families, inputs, load_encoder, names
 from qat_jax.encoders.tower import Blocks, Text, Vision, VisionTower, in_parts
+from qat_jax.runs import ANEW, end_on_signals
 
 BASE = Vision(Blocks(768, 12, 12, 3072, "quick_gelu", 1e-5), 16, 14, "class", 512, patch_bias=False, pre_norm=True)
 # Answers every line that it reads with the seconds of one batch, and those that the cores spent on it.
@@ -197,4 +198,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+  end_on_signals(ANEW)
   main()

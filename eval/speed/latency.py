@@ -23,6 +23,7 @@ from absl import app, flags
 import qat_jax
 from eval.speed import hypernetwork as latency_hypernetwork
 from eval.speed.ways import Way, library_ways, make_adaptation, make_gallery, ways
+from qat_jax.runs import ANEW, end_on_signals
 
 ITEMS = flags.DEFINE_integer("items", 100_000, "gallery items N")
 WIDTH = flags.DEFINE_integer("width", 512, "width D of features")
@@ -201,4 +202,5 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
+  end_on_signals(ANEW)
   app.run(main)

@@ -15,6 +15,8 @@ import random
 import threading
 import time
 
+from qat_jax.runs import ANEW, end_on_signals
+
 
 def run(port: int, bodies: list[bytes], clients: int, seconds: float, rate: float = 0.0) -> dict[str, object]:
   """Returns statuses, answers a second, and the median and 99th percentile latency in milliseconds of status 200."""
@@ -84,4 +86,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+  end_on_signals(ANEW)
   main()

@@ -18,6 +18,7 @@ from qat_jax.adaptation import unit
 from qat_jax.adapter import Adapter
 from qat_jax.models.head import Head
 from qat_jax.models.memory import NEAREST
+from qat_jax.runs import ANEW, end_on_signals
 
 QUERIES = 64
 
@@ -72,4 +73,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+  end_on_signals(ANEW)
   main()

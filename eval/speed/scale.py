@@ -16,6 +16,7 @@ import numpy as np
 
 from eval.benchmarks.ilias import Ilias
 from qat_jax.metrics import average_precision, bootstrap_interval, paired_interval, recall_at
+from qat_jax.runs import ANEW, end_on_signals
 from qat_jax.types import Relevance
 
 OBJECTS, IMAGE_QUERIES, POSITIVES = 1000, 1232, 4715
@@ -67,4 +68,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+  end_on_signals(ANEW)
   main()

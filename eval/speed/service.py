@@ -25,6 +25,7 @@ import pyarrow as pa
 
 import qat_jax
 from eval.speed import load
+from qat_jax.runs import ANEW, end_on_signals
 from qat_jax.serve.app import State, create
 from qat_jax.serve.items import Items
 from qat_jax.serve.limits import Limits
@@ -121,4 +122,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+  end_on_signals(ANEW)
   main()

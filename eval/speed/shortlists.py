@@ -18,6 +18,7 @@ import numpy as np
 
 import qat_jax
 from eval.speed.ways import make_adaptation
+from qat_jax.runs import ANEW, end_on_signals
 from qat_jax.search.index import Index
 
 KINDS = "exact, scann, faiss:FACTORY, qdrant[:URL], pgvector[:hnsw], lancedb"
@@ -155,4 +156,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+  end_on_signals(ANEW)
   main()

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from qat_jax.runs import ANEW, end_on_signals
+
 WRITE_ROWS = 65536
 
 
@@ -108,4 +110,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+  end_on_signals(ANEW)
   main()

@@ -49,3 +49,18 @@ if {busy != "serving()"}:
     name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
     assert said.split("\n") == ["", f"stopped by {name}; the same command goes on from what is finished", ""]
     assert process.returncode == 128 + number
+
+
+@pytest.mark.parametrize("words", [["-m", "eval.score"], ["-c", "import qat_jax"]])
+def test_ctrl_c_while_a_program_of_ours_is_imported_is_one_line_and_other_programs_are_left_alone(words, tmp_path):
+  # stands for what takes long to import
+  (tmp_path / "jax.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)")
+  root = str(pathlib.Path(__file__).parents[2])
+  heard = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+  line = [sys.executable, "-c", heard, sys.executable, *words]
+  environment = {"PYTHONPATH": f"{tmp_path}:{root}", "PATH": ""}
+  done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, env=environment)
+  if words[0] == "-m":
+    assert (done.returncode, done.stderr) == (130, "\nstopped by Ctrl-C before anything was begun\n")
+  else:
+    assert "KeyboardInterrupt" in done.stderr
