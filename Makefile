@@ -9,7 +9,7 @@ PIP := -m pip install --quiet
 FLOOR := jax==0.7.2 jaxlib==0.7.2 flax==0.11.2 numpy==2.1.3
 TESTS ?= tests
 
-.PHONY: setup demo serve demo-short test test-indexes rules wheel-test test-floor smoke-floor test-newest docs which lint format clean
+.PHONY: setup demo serve demo-short test test-indexes test-cluster rules wheel-test test-floor smoke-floor test-newest docs which lint format clean
 
 setup: .venv/installed
 
@@ -43,6 +43,11 @@ test: setup lint
 test-indexes: setup
 	$(BIN)/python $(PIP) --constraint constraints.txt --editable '.[indexes]'
 	$(BIN)/python -m pytest tests/qat_jax/search/index_test.py tests/qat_jax/search/indexes
+
+# the same stages on a Ray cluster of three nodes on this machine; alone, since it writes a file for the whole machine
+test-cluster: setup
+	$(BIN)/python $(PIP) --constraint constraints.txt --editable '.[ray]'
+	$(BIN)/python -m pytest tests/qat_jax/distributed
 
 # who may import whom, and what is declared: seconds
 rules: setup

@@ -39,6 +39,7 @@ def _add_rank(commands: argparse._SubParsersAction) -> None:
   parser.add_argument("--query_type", "--query-type", choices=["text", "image"], help="which head of the adapter")
   parser.add_argument("--block", type=int, default=64, help="queries a step, and what a killed run loses at most")
   parser.add_argument("--out", required=True, help="the Parquet file to write")
+  _add_cluster(parser)
   parser.set_defaults(run=_rank)
 
 
@@ -107,7 +108,14 @@ def _add_extract(commands: argparse._SubParsersAction) -> None:
   parser.add_argument("folder", help="where to write the features")
   parser.add_argument("--encoder", required=True, help="a model of the hub, or its folder")
   parser.add_argument("--batch_size", "--batch-size", type=int, default=64, help="pictures encoded at once")
+  _add_cluster(parser)
   parser.set_defaults(run=_extract)
+
+
+def _add_cluster(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    "--cluster", default="local", help="local (this process), auto or ray://HOST:PORT: a Ray cluster (docs/scale.md)"
+  )
 
 
 def _add_split(commands: argparse._SubParsersAction) -> None:
@@ -166,15 +174,17 @@ def _push(folder: str, name: str, private: bool, message: str | None) -> str:
   return f"{folder} is at {push(folder, name, private, message)}"
 
 
-def _extract(source: str, folder: str, encoder: str, batch_size: int) -> str:
+def _extract(source: str, folder: str, encoder: str, batch_size: int, cluster: str) -> str:
   from qat_jax.datasets.splits import MOST_WITHOUT_CAPTION, open_source
+  from qat_jax.distributed.shards import reach
   from qat_jax.encoders import load_encoder
   from qat_jax.features.extraction import extract
 
+  reach(cluster)
   pictures, model = open_source("", "", source), load_encoder(encoder, batch_size)
   bare = sum(not pictures.about(position)["caption"] for position in range(len(pictures)))
   captioned = model.max_tokens > 0 and bare <= MOST_WITHOUT_CAPTION * len(pictures)
-  stores = extract(pictures, model, folder, ("img", "text") if captioned else ("img",), batch_size)
+  stores = extract(pictures, model, folder, ("img", "text") if captioned else ("img",), batch_size, cluster=cluster)
   without = (
     f", without captions: {bare} have none" if model.max_tokens and 0 < bare < len(pictures) and not captioned else ""
   )

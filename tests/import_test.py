@@ -20,6 +20,7 @@ ORDER = (
   "start",
   "types",
   "stages",
+  "distributed.cluster",
   "distributed.shards",
   "adaptation",
   "metrics",
@@ -106,6 +107,7 @@ FENCES = {
   "lancedb": ("qat_jax/search/indexes/lancedb.py",),
   "pgvector": ("qat_jax/search/indexes/pgvector.py",),
   "psycopg": ("qat_jax/search/indexes/pgvector.py",),
+  "ray": ("qat_jax/distributed/cluster.py",),
   "qdrant_client": ("qat_jax/search/indexes/qdrant.py",),
   "scann": ("qat_jax/search/indexes/scann.py",),
   "tensorflow_datasets": ("qat_jax/datasets/", "train/batches.py"),
@@ -119,6 +121,7 @@ ON_USE = (
   "pgvector",
   "psycopg",
   "qdrant_client",
+  "ray",
   "scann",
   "transformers",
 )  # missing on some systems, or slow to import

@@ -21,6 +21,7 @@ DISTRIBUTIONS = {
   "PIL": "pillow",
   "absl": "absl-py",
   "faiss": "faiss-cpu",
+  "grpc": "grpcio",
   "orbax": "orbax-checkpoint",
   "yaml": "pyyaml",
 }
@@ -34,6 +35,7 @@ MAY_USE = {
   "qat_jax/search/indexes/qdrant": ("core", "qdrant"),
   "qat_jax/search/indexes/scann": ("core", "scann"),
   "qat_jax/serve/": ("core", "serve"),
+  "qat_jax/distributed/cluster": ("core", "ray"),
   "qat_jax/fit/linear": ("core", "eval"),  # ILIAS' layer, fitted for the table
   "qat_jax/hub": ("core", "encoders"),  # on use
   "qat_jax/checkpoints": ("core", "train"),  # of training, on use
@@ -107,10 +109,10 @@ def test_nothing_is_declared_and_unused(extra):
   assert DECLARED[extra] - used - set(NOT_IMPORTED) - {"qat-jax"} == set()
 
 
-def test_all_holds_every_extra_that_is_no_accelerator_no_tool_and_no_database():
+def test_all_holds_every_extra_that_is_no_accelerator_no_tool_no_database_and_no_cluster():
   inside = re.search(r"\[(.*)\]", EXTRAS["all"][0])[1].split(",")
-  databases = {"indexes", "lancedb", "pgvector", "qdrant"}  # of those who have one
-  assert set(inside) == set(EXTRAS) - {"all", "dev", "docs", "gpu", "tpu"} - databases
+  others = {"indexes", "lancedb", "pgvector", "qdrant", "ray"}  # of those who have a database, or a cluster
+  assert set(inside) == set(EXTRAS) - {"all", "dev", "docs", "gpu", "tpu"} - others
 
 
 def test_the_version_is_the_packages():

@@ -56,6 +56,12 @@ class ParquetSource:
     self._held: collections.OrderedDict[tuple[int, bool], pa.Table] = collections.OrderedDict()
     self._lock = threading.Lock()
 
+  def __getstate__(self) -> dict[str, Any]:
+    return {name: value for name, value in self.__dict__.items() if name not in ("_held", "_lock")}
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    self.__dict__.update(state, _held=collections.OrderedDict(), _lock=threading.Lock())
+
   def __len__(self) -> int:
     return self.starts[-1]
 

@@ -47,6 +47,7 @@ class TowerEncoder:
     devices: Sequence[jax.Device],
     dtype: str = "float32",
   ) -> None:
+    self._dtype, self._devices = dtype, len(devices)
     self.params, self.name, self.revision, self.batch_size = params, name, revision, batch_size
     self.width = vision.width
     self.max_tokens = text.tokens if text else 0
@@ -70,6 +71,9 @@ class TowerEncoder:
 
     self.image_features = shared(image_features)  # (params["vision"], uint8 BPP3) → BD
     self.text_features = shared(text_features)  # (params["text"], int32 BL) → BD
+
+  def __reduce__(self) -> tuple:
+    return _loaded_again, (self.name, self.revision, self.batch_size, self._dtype, self._devices > 1)
 
   def prepare(self, image: Image.Image) -> np.ndarray:
     """Returns an RGB picture as the pixels of the tower's size (uint8, PP3); safe to call from many threads."""
@@ -137,6 +141,15 @@ def load(name: str, batch_size: int, revision: str | None, dtype: str, devices: 
   place = lambda array: jax.device_put(array, everywhere)
   params = weights.load(folder, vision, text, family, dtype, place)
   return TowerEncoder(params, vision, text, pixels, tokens, str(name), found, batch_size, used, dtype)
+
+
+def _loaded_again(name: str, revision: str, batch_size: int, dtype: str, shared: bool) -> TowerEncoder:
+  """Returns an encoder where a copy of it works; its weights do not travel. Raises ValueError where it is another."""
+  here = name == "toy_clip" or pathlib.Path(name).is_dir()
+  encoder = load(name, batch_size, None if here else revision, dtype, "all" if shared else None)
+  if encoder.revision != revision:
+    raise ValueError(f"the encoder {name} is {encoder.revision} here and {revision} there; give all nodes the same")
+  return encoder
 
 
 def _found(name: str, revision: str | None) -> tuple[pathlib.Path, str]:

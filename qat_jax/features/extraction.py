@@ -20,7 +20,7 @@ import numpy as np
 import tqdm
 
 from qat_jax.datasets import Source, UnreadableImage
-from qat_jax.distributed.shards import LOCAL, run
+from qat_jax.distributed.shards import LOCAL, reach, run
 from qat_jax.encoders import Encoder
 from qat_jax.features import records
 from qat_jax.features.shards import INCOMPLETE, KINDS, META, check_ids, check_rows, read_meta
@@ -56,12 +56,14 @@ def extract(
   share of its time the encoder computed: with much less than 1 it waits for pictures.
 
   `beside` is of the other parts of the same set: how many images they have, and how many of these are known to be
-  unreadable; the share of 1% is one of all. `cluster` says who makes the shards, as `distributed.shards.run` takes it.
+  unreadable; the share of 1% is one of all. `cluster` says who makes the shards: this process, or a
+  Ray cluster (docs/scale.md).
 
   Raises ValueError where more than 1% of the images are unreadable, more than half of the captions are missing, ids
   repeat, a feature is NaN (named by id), or the folder was begun with other settings; OSError where the disk is too
   small or gets full; BlockingIOError where another process writes the folder.
   """
+  reach(cluster)
   folder = Path(folder)
   _check_settings(len(source), kinds, batch_size, rows_per_shard, dtype)
   plan = _plan(source, encoder, kinds, batch_size, rows_per_shard, dtype)

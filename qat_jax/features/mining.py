@@ -44,8 +44,8 @@ def mine(
 
   Weights (rows sum to 1) are softmax(cosine / temperature) over those kept; −1 and 0 pad. An image without an instance
   (None) is like no other. Equal cosines go by position. Features above half a gigabyte are read
-  N / block times, a chunk at a time. `cluster` says who mines, as `distributed.shards.run` takes it; only a store can
-  be read there. Raises ValueError for settings without meaning.
+  N / block times, a chunk at a time. `cluster` says who mines: this process, or a Ray cluster (docs/scale.md); only a
+  store can be read there. Raises ValueError for settings without meaning.
   """
   if len(instance_N) != len(features):
     raise ValueError(f"{len(instance_N)} instances for {len(features)} features; give one for each")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from qat_jax.distributed.shards import LOCAL, run
+from qat_jax.distributed.shards import LOCAL, reach, run
 from qat_jax.features.shards import as_table, read_meta
 from qat_jax.features.store import ROWS_PER_SHARD, FeatureStore
 from qat_jax.features.writer import FeatureWriter
@@ -28,8 +28,8 @@ def prepared_features(
   """Writes what `prepare` makes of a gallery's rows (ND → NE) as a feature folder of `space`; opens it if it is there.
 
   What a killed call left is gone on with. A folder that was made from another gallery, or for another space, is written
-  anew; a line of the log says so. `cluster` says who makes the shards, as `distributed.shards.run` takes it; only a
-  FeatureStore can be read there. Raises FileExistsError where the folder holds anything that was not made here,
+  anew; a line of the log says so. `cluster` says who makes the shards: this process, or a Ray cluster (docs/scale.md);
+  only a FeatureStore can be read there. Raises FileExistsError where the folder holds anything that was not made here,
   BlockingIOError where another process writes it.
   """
   folder, kind = Path(folder), getattr(gallery, "kind", "img")
@@ -37,6 +37,7 @@ def prepared_features(
     raise ValueError(
       f"the gallery is a {type(gallery).__name__}; on a cluster give a feature folder, which all can read"
     )
+  reach(cluster)
   made_with = fingerprint(space=space, gallery=getattr(gallery, "fingerprint", None))
   with lock(folder):
     before = read_meta(folder).get("prepared")

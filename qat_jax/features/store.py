@@ -92,6 +92,9 @@ class FeatureStore:
       raise FileNotFoundError(f"no {wanted} in {folder}; it holds {names[:5]}{more}")
     return cls(folder, kind or there[0], read_meta(folder))
 
+  def __reduce__(self) -> tuple:
+    return _reopened, (self.folder, self.kind, self.meta, [(shard.path.name, shard.rows) for shard in self.shards])
+
   def __len__(self) -> int:
     return int(self._starts[-1])
 
@@ -243,6 +246,14 @@ class FeatureStore:
 
   def _paths(self) -> list[Path]:
     return [shard.path for shard in self.shards] + self.metadata_shards
+
+
+def _reopened(folder: Path, kind: str, meta: dict[str, Any], shards: list[tuple[str, int]]) -> FeatureStore:
+  """Returns the store of a folder on the node that this runs on; raises ValueError where it is not the one pickled."""
+  store = FeatureStore.open(folder, kind)
+  if store.meta != meta or [(shard.path.name, shard.rows) for shard in store.shards] != shards:
+    raise ValueError(f"{folder} is not the same on all nodes, or was changed: give all of them the same files")
+  return store
 
 
 def write_features(

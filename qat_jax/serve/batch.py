@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from qat_jax.adapter import Adapter, load
-from qat_jax.distributed.shards import LOCAL, run
+from qat_jax.distributed.shards import LOCAL, reach, run
 from qat_jax.features.shards import check_npy
 from qat_jax.features.store import FeatureStore
 from qat_jax.search.rank import rank, rerank
@@ -52,7 +52,7 @@ def rerank_files(
     k: how many of each query to keep.
     query_type: "text" or "image"; None where the adapter's heads are the same, or the queries' folder says it.
     block: queries a step.
-    cluster: who makes the steps, as `distributed.shards.run` takes it.
+    cluster: who makes the steps: "local" (this process), "auto" or "ray://HOST:PORT", a Ray cluster (docs/scale.md).
 
   Raises ValueError or FileNotFoundError, before anything is written, for inputs that do not fit together, and for a run
   that was begun with other inputs; BlockingIOError where another process writes the same output.
@@ -63,6 +63,7 @@ def rerank_files(
       raise ValueError(f"{name} is {value!r}; it must be a whole number, at least 1")
   if out.suffix not in ("", ".parquet", ".pq"):
     raise ValueError(f"the output is {out.name}; rankings are written as Parquet: call it {out.stem}.parquet")
+  reach(cluster)
   model, store = load(adapter), FeatureStore.open(gallery)
   query, query_type = _open_queries(Path(queries), model, query_type)
   space = model.head(query_type).space
@@ -91,7 +92,7 @@ def rerank_files(
   with lock(parts):
     _begin(parts, reads)
     store = model.prepare(store, query_type, out.with_name(out.name + ".gallery"), cluster)
-    blocks = _Blocks(model, Path(queries), query_type, store, shortlist_QS, k, block, parts)
+    blocks = _Blocks(adapter, model, Path(queries), query_type, store, shortlist_QS, k, block, parts)
     starts = range(0, len(query), block)
     missing = [start for start in starts if not blocks.path(start).exists()]
     with tqdm(total=len(starts), initial=len(starts) - len(missing), desc="rerank", unit="block") as bar:
@@ -107,6 +108,7 @@ class _Blocks:
 
   def __init__(
     self,
+    adapter: str | os.PathLike,
     model: Adapter,
     queries: Path,
     query_type: str | None,
@@ -116,11 +118,17 @@ class _Blocks:
     block: int,
     parts: Path,
   ) -> None:
-    self.model, self.queries, self.query_type, self.gallery = model, queries, query_type, gallery
+    self.adapter, self.reads, self.model = adapter, model.fingerprint, model
+    self.queries, self.query_type, self.gallery = queries, query_type, gallery
     self.shortlist_QS, self.k, self.block, self.parts = shortlist_QS, k, block, parts
 
   def __getstate__(self) -> dict[str, Any]:
-    return {name: value for name, value in self.__dict__.items() if name != "ids"}  # a copy reads its own
+    return {name: value for name, value in self.__dict__.items() if name not in ("ids", "model")}
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    self.__dict__ |= state
+    self.model = load(self.adapter)  # a copy reads its own
+    check_same(str(self.adapter), self.model.fingerprint, self.reads, "Give all nodes the same adapter")
 
   @functools.cached_property
   def ids(self) -> tuple[Gallery, pa.Array, pa.ChunkedArray]:

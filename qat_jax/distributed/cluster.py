@@ -1,0 +1,267 @@
+"""Ray, which nothing else of ours knows: connecting to a cluster, and actors that make shards on its nodes.
+
+An actor gets, once, what makes a shard: paths, settings, parameters; features it reads from the file system. It takes
+the next shard when it has made one. What is lost with an actor is the shard in its hands, which another one makes.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import hashlib
+import importlib.metadata
+import importlib.util
+import logging
+import os
+import pathlib
+import pickle
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+AUTO, CLIENT = "auto", "ray://"
+REACHABLE_SECONDS = 8  # until a cluster that does not answer is not there
+QUIET_SECONDS = 60  # without a free node, between two lines of the log
+MOST_LOST = 5  # actors that one shard may end
+AGAIN_SECONDS = 0.3  # between two looks at an actor that is started anew
+
+_log = logging.getLogger(__name__)
+_connected: str | None = None
+
+
+class Slot(NamedTuple):
+  """Room for one actor: a node, and what of it the actor takes."""
+
+  node: str  # Ray's name of it
+  resources: dict[str, float]  # CPU, GPU, TPU
+  accelerator: str | None  # what JAX must compute on, where the node has any: gpu, tpu
+
+
+def connect(address: str) -> Any:
+  """Returns Ray, connected to `auto` (the cluster that this machine is in, or RAY_ADDRESS) or to `ray://HOST:PORT`.
+
+  A connection that the caller made is used. Raises ValueError for another address, ImportError where Ray is missing,
+  ConnectionError where no cluster is, within ten seconds.
+  """
+  global _connected
+  if address != AUTO and not (address.startswith(CLIENT) and address.rpartition(":")[2].isdigit()):
+    raise ValueError(f"cluster is {address!r}; wanted 'local', {AUTO!r} or '{CLIENT}HOST:PORT'")
+  os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+  try:
+    import ray
+  except ImportError as error:
+    raise ImportError(f"the cluster {address} wants the package ray: pip install 'qat-jax[ray]'") from error
+  if ray.is_initialized():
+    if address not in (AUTO, _connected):
+      raise ValueError(f"cluster is {address!r}, but this process is connected to another one; call ray.shutdown()")
+    return ray
+  where = os.environ.get("RAY_ADDRESS", "") if address == AUTO else address
+  if where:
+    _check_answers(where.removeprefix(CLIENT), address)
+  try:
+    ray.init(where or AUTO, configure_logging=False, log_to_driver=False)
+  except (ConnectionError, RuntimeError) as error:
+    raise ConnectionError(
+      f"no cluster at {address} ({_first_line(error)}); start one with ray start, see docs/scale.md"
+    ) from error
+  _connected = address
+  return ray
+
+
+def make_all(
+  make: Callable[[int], Any], shards: Sequence[int], address: str, slots: Sequence[Slot] | None = None
+) -> Iterator[tuple[int, Any]]:
+  """Yields each shard with what `make` returned of it, as soon as it is whole, in any order.
+
+  An actor a slot (all of the cluster if None) makes them. Raises what `make` does, an OSError with the name of the
+  node; ImportError where a node has other versions than this process; ChildProcessError for a shard that ends every
+  actor which takes it.
+  """
+  ray = connect(address)
+  left, lost = collections.deque(shards), collections.Counter[int]()
+  if not left:
+    return
+  start = actors(ray, ray.put(ray.cloudpickle.dumps(make)))
+  running = [start(slot) for slot in (slots or all_slots(ray))[: len(left)]]
+  asked: dict[Any, tuple[Any, Slot, int | None]] = {
+    actor.ready.remote(): (actor, slot, None) for actor, slot in running
+  }
+  try:
+    while left or any(shard is not None for *_, shard in asked.values()):
+      done, _ = ray.wait(list(asked), num_returns=1, timeout=QUIET_SECONDS)
+      if not done and all(shard is None for *_, shard in asked.values()):
+        _log.warning("%d shards wait for a node of the cluster that has room for an actor", len(left))
+      for reference in done:
+        actor, slot, shard = asked.pop(reference)
+        try:
+          account = ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+          raise cause(error) from None
+        except ray.exceptions.RayError as error:
+          if shard is not None:
+            lost[shard] += 1
+            left.appendleft(shard)
+            if lost[shard] == MOST_LOST:
+              raise ChildProcessError(
+                f"shard {shard} ended {MOST_LOST} actors one after the other ({_first_line(error)}); look whether the "
+                "nodes have memory enough"
+              ) from error
+          if isinstance(error, ray.exceptions.ActorDiedError):
+            actor, slot = start(slot)
+            running.append((actor, slot))
+          time.sleep(AGAIN_SECONDS)
+          asked[actor.ready.remote()] = actor, slot, None
+          continue
+        if shard is not None:
+          yield shard, account
+        if left:
+          shard = left.popleft()
+          asked[actor.make.remote(shard)] = actor, slot, shard
+  finally:
+    for actor, _ in running:
+      ray.kill(actor)
+
+
+def all_slots(ray: Any) -> list[Slot]:
+  """Returns an actor's room on every node that is alive: one a GPU, or all TPUs of a host.
+
+  Where there are none of either in the cluster: one a node, whose cores JAX uses by itself. Raises ConnectionError
+  where no node has any.
+  """
+  nodes = [(node["NodeID"], node["Resources"]) for node in ray.nodes() if node["Alive"]]
+  nodes.sort()
+  found = [Slot(name, {"CPU": 1, "GPU": 1}, "gpu") for name, has in nodes for _ in range(int(has.get("GPU", 0)))]
+  found += [Slot(name, {"CPU": 1, "TPU": has["TPU"]}, "tpu") for name, has in nodes if has.get("TPU")]
+  found = found or [Slot(name, {"CPU": 1}, None) for name, has in nodes if has.get("CPU", 0) >= 1]
+  if not found:
+    raise ConnectionError(f"the cluster has {len(nodes)} nodes, none with a core or an accelerator; add one")
+  return found
+
+
+def actors(ray: Any, payload: Any) -> Callable[[Slot], tuple[Any, Slot]]:
+  """Returns what starts an actor in a slot, or elsewhere where its node is gone, and gives both back.
+
+  `payload` is a reference to the pickle of a function, which the actor's `make` calls.
+  """
+  from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+  # by value, so that an actor can compare versions before anything of ours is imported
+  ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+  remote, own, threads = ray.remote(Actor), versions(), os.environ.get("OMP_NUM_THREADS")
+
+  def start(slot: Slot) -> tuple[Any, Slot]:
+    options = ray_options(slot.resources) | {
+      "max_restarts": -1,
+      "max_task_retries": 0,  # the caller asks again: another actor, if one is free
+      "scheduling_strategy": NodeAffinitySchedulingStrategy(slot.node, soft=True),
+    }
+    return remote.options(**options).remote([payload], own, os.getcwd(), slot.accelerator, threads), slot
+
+  return start
+
+
+def ray_options(resources: dict[str, float]) -> dict[str, Any]:
+  """Returns what an actor takes, as Ray wants to be told."""
+  known = {"CPU": "num_cpus", "GPU": "num_gpus"}
+  options: dict[str, Any] = {known[name]: amount for name, amount in resources.items() if name in known}
+  others = {name: amount for name, amount in resources.items() if name not in known}
+  return options | ({"resources": others} if others else {})
+
+
+class Actor:
+  """What runs on a node; it imports nothing of ours before it has compared versions."""
+
+  def __init__(
+    self, payload: list[Any], versions: dict[str, str], folder: str, accelerator: str | None, threads: str | None
+  ) -> None:
+    self.payload, self.versions, self.folder, self.accelerator = payload, versions, folder, accelerator
+    self.function: Callable[..., Any] | None = None
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # somebody else may use the accelerator, too
+    os.environ.pop("OMP_NUM_THREADS", None)  # Ray's choice is 1
+    if threads:
+      os.environ["OMP_NUM_THREADS"] = threads
+
+  def ready(self) -> None:
+    """Answers."""
+
+  def make(self, *arguments: Any) -> Any:
+    """Returns what the function does; an OSError says on which node it was."""
+    import socket
+
+    node = socket.gethostname()
+    try:
+      if self.function is None:
+        self.function = self._begun(node)
+      return self.function(*arguments)
+    except OSError as error:
+      text = f"{error} (on the node {node})"
+      raise (type(error)(error.errno, text) if error.errno else type(error)(text)) from error
+
+  def _begun(self, node: str) -> Callable[..., Any]:
+    different = {name: (own, its) for name, own in self.versions.items() if own != (its := versions().get(name))}
+    if different:
+      which = "; ".join(f"{name} {its}, this process {own}" for name, (own, its) in different.items())
+      raise ImportError(f"the node {node} has {which}: install the same on all nodes")
+    with contextlib.suppress(OSError):  # absolute paths are found from anywhere
+      os.chdir(self.folder)
+    if self.accelerator:
+      import jax
+
+      if jax.default_backend() == "cpu":
+        raise ValueError(
+          f"the node {node} has a {self.accelerator.upper()}, but JAX computes on its processor "
+          f"(JAX_PLATFORMS is {os.environ.get('JAX_PLATFORMS', '')!r}); unset that, and install qat-jax[gpu] or [tpu]"
+        )
+    import ray
+
+    return pickle.loads(ray.get(self.payload[0]))
+
+
+def versions() -> dict[str, str]:
+  """Returns what has to be the same on all nodes, with a digest of our own code; "none" where something is missing."""
+  found = {}
+  spec = importlib.util.find_spec("qat_jax")
+  places = spec.submodule_search_locations if spec else None
+  if places:
+    digest, folder = hashlib.blake2b(digest_size=4), pathlib.Path(next(iter(places)))
+    for path in sorted(folder.rglob("*.py")):
+      digest.update(f"{path.relative_to(folder)}".encode() + path.read_bytes())
+    number = re.search(r'__version__ = "(.+)"', (folder / "__init__.py").read_text())
+    found["qat-jax"] = f"{number[1] if number else 'of unknown version'} (code {digest.hexdigest()})"
+  for name in ("jax", "jaxlib", "numpy"):
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+      found[name] = importlib.metadata.version(name)
+  return {name: found.get(name, "none") for name in ("qat-jax", "jax", "jaxlib", "numpy")}
+
+
+def cause(error: Any) -> BaseException:
+  """Returns what was raised on a node, with what Ray knows of the place behind it."""
+  original = error.cause
+  if not isinstance(original, BaseException):
+    return RuntimeError(str(error))
+  original.__cause__ = error
+  return original
+
+
+def _first_line(error: BaseException) -> str:
+  return str(error).strip().splitlines()[0]
+
+
+def _check_answers(where: str, address: str) -> None:
+  """Raises ConnectionError unless there is a server of gRPC: Ray itself would wait for a minute and more."""
+  import grpc
+
+  if os.environ.get("RAY_USE_TLS") == "1":
+    return
+  channel = grpc.insecure_channel(where)
+  try:
+    grpc.channel_ready_future(channel).result(timeout=REACHABLE_SECONDS)
+  except grpc.FutureTimeoutError:
+    raise ConnectionError(
+      f"no cluster at {address}: nothing of Ray answers at {where} within {REACHABLE_SECONDS} s; look at the address, "
+      "at firewalls, and whether the cluster runs"
+    ) from None
+  finally:
+    channel.close()
