@@ -7,7 +7,6 @@ by query, each query's average precision being the mean over runs.
 from __future__ import annotations
 
 import argparse
-import json
 import pathlib
 
 import numpy as np
@@ -17,6 +16,7 @@ from qat_jax.adapter import load
 from qat_jax.features.retrieval_set import RetrievalSet
 from qat_jax.metrics import paired_interval
 from qat_jax.runs import end_on_signals, explained
+from qat_jax.sealed import read_record
 from qat_jax.validation import Validator
 
 HEADER = "| form | parameters | trained, s | val | test | − static | − query only |\n|---|---|---|---|---|---|---|"
@@ -36,7 +36,7 @@ def precisions(runs: list[pathlib.Path], query_type: str, validator: Validator) 
 def about(runs: list[pathlib.Path], query_type: str, form: str) -> dict[str, float]:
   """Returns the mean over runs of what a form's folders say of it: parameters, seconds, validation mAP."""
   folders = [run / "candidates" / query_type / form / "adapter.json" for run in runs]
-  infos = [json.loads(path.read_text())["info"] for path in folders if path.exists()]
+  infos = [read_record(path)["info"] for path in folders if path.exists()]
   return {name: float(np.mean([i[name] for i in infos])) for name in ("parameters", "offline_seconds", "val_map")}
 
 

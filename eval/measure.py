@@ -12,7 +12,6 @@ import json
 import pathlib
 import shutil
 import time
-import zipfile
 from typing import Any
 
 import jax
@@ -24,6 +23,7 @@ from eval.ranking import Method
 from eval.report.results import Result, own_figures
 from eval.report.tables import method_name
 from qat_jax.metrics import recall_at
+from qat_jax.sealed import UNREADABLE
 from qat_jax.stages import digest_of_files, fingerprint, made, write_whole
 from qat_jax.types import Ranking
 
@@ -138,7 +138,7 @@ def read(path: pathlib.Path) -> tuple[list[Result], dict[str, Any] | None]:
         for i, scalars in enumerate(about["results"])
       ]
       return results, about["made_from"]
-  except (FileNotFoundError, zipfile.BadZipFile, KeyError, ValueError, TypeError):
+  except (FileNotFoundError, *UNREADABLE):
     return [], None
 
 

@@ -21,6 +21,7 @@ from qat_jax.adapter import load
 from qat_jax.datasets.splits import drawn
 from qat_jax.features.retrieval_set import RetrievalSet
 from qat_jax.features.store import FeatureStore, write_features
+from qat_jax.fit.candidates import read_candidate
 from qat_jax.fit.parts import head_of, ladder, part_of, with_part
 from qat_jax.runs import end_on_signals, explained
 from qat_jax.stages import write_whole
@@ -71,8 +72,8 @@ def steps_of(run: pathlib.Path) -> list[Step]:
     test = split(data.split("test"), limit=0)
     folder, before = run / "candidates" / query_type, None
     for name in dict.fromkeys(["plain", *chain(chosen["val_map"])]):
-      head = load(folder / name).head(query_type)
-      now = np.load(folder / name / "validation.npy"), test.precisions(head)
+      adapter, precision_Q = read_candidate(folder / name)
+      now = precision_Q, test.precisions(adapter.head(query_type))
       if before is not None:
         val, new = gate.gain(now[0], before[0]), test.gain(now[1], before[1])
         served = name == chosen["name"] or chosen["name"].startswith(f"{name}_")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
-import json
 import logging
 import pathlib
 import shutil
@@ -19,9 +18,11 @@ import jax
 import tqdm
 
 from qat_jax.models.head import check_shapes
-from qat_jax.stages import check_same, checksum, fingerprint, write_json
+from qat_jax.sealed import read_record, write_record
+from qat_jax.stages import check_same, checksum, fingerprint
 
 MADE_WITH = "made_with.json"
+NOTE = "note.json"
 CHECKSUMS = "checksums.json"  # in a checkpoint's folder, written last: {"version": 1, "files": {path: checksum}}
 VERSION = 1  # of the checksums; orbax's own format is its own
 HALF = ".orbax-checkpoint-tmp"  # what orbax calls a checkpoint that is being written
@@ -56,8 +57,11 @@ class Checkpoints:
     step = self.manager.latest_step()
     return None if step is None else self.folder / str(step)
 
-  def save(self, step: int, state: object) -> None:
-    """Saves a pytree of arrays; raises OSError that says so where the disk is full, or cannot be written."""
+  def save(self, step: int, state: object, note: Mapping[str, object] | None = None) -> None:
+    """Saves a pytree of arrays, and a note (JSON) beside it.
+
+    Raises OSError that says so where the disk is full, or cannot be written.
+    """
     folder = self.folder / str(step)
     size, free = sum(leaf.nbytes for leaf in jax.tree.leaves(state)), shutil.disk_usage(self.folder).free
     if size > free:
@@ -65,7 +69,13 @@ class Checkpoints:
     with _told_once(folder, size):
       self.manager.save(step, args=self._orbax.args.Composite(state=self._orbax.args.StandardSave(state)))
       self.manager.wait_until_finished()
-    write_json(folder / CHECKSUMS, {"version": VERSION, "files": _checksums(folder)})
+    write_record(folder / NOTE, note or {})
+    write_record(folder / CHECKSUMS, {"version": VERSION, "files": _checksums(folder)})
+
+  def note(self) -> dict[str, Any]:
+    """Returns the note beside the newest checkpoint; an empty one where there is none."""
+    folder = self.latest()
+    return {} if folder is None or not (folder / NOTE).exists() else read_record(folder / NOTE)
 
   def restore(self, start: Tree) -> Tree:
     """Returns the newest checkpoint, in the shape of `start`; `start` itself if there is none.
@@ -86,10 +96,10 @@ class Checkpoints:
   def _check_made_with(self, wanted: dict[str, Any]) -> None:
     path = self.folder / MADE_WITH
     if self.manager.latest_step() is not None:
-      begun = json.loads(path.read_text()) if path.exists() else {}
+      begun = read_record(path) if path.exists() else {}
       check_same(f"the run in {self.folder}", begun, wanted, "Use another --workdir, or delete this folder")
     else:
-      write_json(path, wanted)
+      write_record(path, wanted)
 
 
 def _remove_damaged(folder: pathlib.Path) -> None:
@@ -107,7 +117,7 @@ def _wrong_with(folder: pathlib.Path) -> str:
   if not path.exists():
     return f"it has no {CHECKSUMS}, so it was not finished, or is of an earlier version"
   try:
-    about = json.loads(path.read_text())
+    about = read_record(path)
     if about["version"] != VERSION:
       return f"{CHECKSUMS} is of version {about['version']}, and this one reads {VERSION}"
     there = _checksums(folder)

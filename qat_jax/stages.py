@@ -78,9 +78,13 @@ def digest_of_files(paths: Iterable[str | os.PathLike]) -> str:
   Everything is read (about a second a gigabyte, less with several files), but only once in a process while size and
   dates stay the same.
   """
+  return hashlib.blake2b("".join(checksums(paths)).encode(), digest_size=16).hexdigest()
+
+
+def checksums(paths: Iterable[str | os.PathLike]) -> list[str]:
+  """Returns the checksum of each file; all is read, but only once in a process, as `digest_of_files` has it."""
   with concurrent.futures.ThreadPoolExecutor() as pool:
-    checksums = list(pool.map(_checksum_once, map(Path, paths)))
-  return hashlib.blake2b("".join(checksums).encode(), digest_size=16).hexdigest()
+    return list(pool.map(_checksum_once, map(Path, paths)))
 
 
 def write_whole(path: str | os.PathLike, *pieces: bytes | memoryview | np.ndarray) -> str:

@@ -96,7 +96,7 @@ def train(
   log = MetricsLog(folder, name, int(state.step))
   bar = tqdm.tqdm(total=settings.steps, initial=int(state.step), desc=name, unit="step", mininterval=2, leave=False)
   pending: list[tuple[int, dict]] = []
-  values = {row["step"]: row["val_map"] for row in read_metrics(log.path) if "val_map" in row}
+  values = {int(step): value for step, value in checkpoints.note().get("val_map", {}).items()}
 
   def finished(state: TrainState) -> bool:
     step = int(state.step)
@@ -119,7 +119,7 @@ def train(
       state, values[until] = keep_best(state, value), value
       log.write([(until, {"val_map": value, "seconds": time.perf_counter() - began})])
       bar.set_postfix(val_map=f"{value:.4f}", best=f"{float(state.best_value):.4f}")
-      checkpoints.save(until, state)
+      checkpoints.save(until, state, {"val_map": values})
   finally:
     checkpoints.close()
     log.close()

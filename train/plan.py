@@ -6,8 +6,6 @@ that was made from anything else is refused.
 
 from __future__ import annotations
 
-import io
-import json
 import math
 import pathlib
 import shutil
@@ -22,20 +20,22 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from qat_jax.adapter import Adapter, load
+from qat_jax.adapter import Adapter
 from qat_jax.fit import discriminant, levels, memory
+from qat_jax.fit.candidates import read_candidate, write_candidate
 from qat_jax.fit.parts import with_part
 from qat_jax.fit.training import PLAIN, Training, evenly
 from qat_jax.models import forms
 from qat_jax.models.head import Head
-from qat_jax.stages import check_same, fingerprint, write_json, write_whole
+from qat_jax.sealed import read_record, write_record
+from qat_jax.stages import check_same, fingerprint
 from qat_jax.types import SemiPositives
 from qat_jax.validation import Validator
 from train import batches, loop
 from train.step import Batch, LossSettings
 
 FORMAT = 3  # of candidates; higher where the same settings make another head
-MADE_FROM, PRECISIONS = "made_from.json", "validation.npy"
+MADE_FROM = "made_from.json"
 ADVICE = "Use another --workdir, or what it was made with"
 ENOUGH_SECOND_VIEWS = 0.5  # of the training images, for a trained image head to be worth trying
 FEWEST_STEPS = 400
@@ -78,7 +78,7 @@ def candidates(config: ConfigDict, material: Material, folder: pathlib.Path) -> 
     made_from = fingerprint(format=FORMAT, settings=settings, **material.made_from)
     if not claimed(folder / name, made_from):
       measure(folder / name, material, settings, fit, before)
-    fitted[name] = Candidate(load(folder / name), np.load(folder / name / PRECISIONS))
+    fitted[name] = Candidate(*read_candidate(folder / name))
     return name
 
   def beside(name: str, part: str, settings: dict[str, Any], fit: Callable[..., Head]) -> str:
@@ -133,12 +133,12 @@ def claimed(folder: pathlib.Path, made_from: dict[str, Any]) -> bool:
   """
   path = folder / MADE_FROM
   if path.exists():
-    check_same(folder, json.loads(path.read_text()), made_from, ADVICE)
+    check_same(folder, read_record(path), made_from, ADVICE)
   elif (folder / "adapter.json").exists() or (folder / "checkpoints").exists():
     raise ValueError(f"{folder} does not say what it was made from: it is of an earlier version. {ADVICE}")
   else:
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, made_from)
+    write_record(path, made_from)
   return (folder / "adapter.json").exists()
 
 
@@ -168,16 +168,8 @@ def measure(
     "offline_seconds": round(seconds, 2),
     "parameters": forms.parameters(head.variables),
   }
-  write_whole(folder / PRECISIONS, as_npy(precision_Q))
-  Adapter(training.width, {training.query_type: head}, info).save(folder)
+  write_candidate(folder, Adapter(training.width, {training.query_type: head}, info), precision_Q)
   shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # tens of MB that nobody will go on from
-
-
-def as_npy(array: np.ndarray) -> bytes:
-  """Returns the bytes of a .npy file."""
-  stream = io.BytesIO()
-  np.save(stream, array)
-  return stream.getvalue()
 
 
 def to_beat(fitted: dict[str, Candidate], maps_gallery: bool) -> float:

@@ -9,7 +9,6 @@ import dataclasses
 import io
 import json
 import os
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import tqdm
 from qat_jax.adaptation import normalise, plain
 from qat_jax.distributed.shards import LOCAL, run
 from qat_jax.features.store import FeatureStore
+from qat_jax.sealed import UNREADABLE
 from qat_jax.search.rank import rank
 from qat_jax.stages import fingerprint, made, write_whole
 from qat_jax.types import Gallery, SemiPositives, as_gallery
@@ -108,7 +108,7 @@ def load(path: str | os.PathLike) -> tuple[SemiPositives, dict[str, Any]]:
   try:
     with np.load(io.BytesIO(Path(path).read_bytes()), allow_pickle=False) as file:
       return SemiPositives(file["ids"], file["weights"]), json.loads(str(file["about"]))
-  except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+  except UNREADABLE as error:
     raise ValueError(f"{path} holds no semi-positives, or is damaged ({error}); delete it, it is mined anew") from error
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import mmap
 import os
 import re
@@ -16,9 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from qat_jax.sealed import UNREADABLE, read_record
+
 KINDS = ("img", "text")
 META = "meta.json"
 INCOMPLETE = "incomplete"
+VERSION = 1  # of meta.json
 DTYPES = (np.dtype(np.float16), np.dtype(np.float32))
 MAGIC = b"\x93NUMPY"
 BLOCK_ROWS = 8192  # what is looked at in float32 at once
@@ -42,7 +44,7 @@ class Shard:
     try:
       array = np.load(path, mmap_mode="r", allow_pickle=False)
       whole = array.offset + array.nbytes == path.stat().st_size
-    except (ValueError, EOFError) as error:
+    except UNREADABLE as error:
       raise ValueError(f"{path} is truncated or no .npy file ({error}); write this shard again") from error
     if not whole:
       raise ValueError(f"{path} is not as long as its header says; write this shard again")
@@ -121,14 +123,21 @@ def read_meta(folder: Path) -> dict[str, Any]:
   if not path.exists():
     return {}
   try:
-    return json.loads(path.read_text())
+    meta = read_record(path)
   except ValueError as error:
-    raise ValueError(f"{path} is not JSON ({error}); delete it, `FeatureStore.write_meta` makes a new one") from error
+    raise ValueError(f"{error}. Without {META}, `FeatureStore.write_meta` makes a new one") from error
+  files = meta.get("files", {})
+  described = isinstance(files, dict) and all(isinstance(x, dict) and "checksum" in x for x in files.values())
+  if not described or any(not isinstance(meta.get(name), str | None) for name in ("encoder", "revision", "space")):
+    raise ValueError(f"{path} is no description of features: its files, encoder, revision or space are of another kind")
+  if meta.get("version", VERSION) != VERSION:
+    raise ValueError(f"{path} is of version {meta['version']!r}, and this one reads {VERSION}: upgrade qat-jax")
+  return meta
 
 
 def describe(rows: int, kinds: dict, normalised: bool, files: dict, extra: dict[str, Any]) -> dict[str, Any]:
   """Returns the content of meta.json: `extra` is free, the rest says what lies in the folder."""
-  about = {"version": 1, "rows": rows, "kinds": kinds, "normalised": normalised}
+  about = {"version": VERSION, "rows": rows, "kinds": kinds, "normalised": normalised}
   return {"space": "frozen", **extra, **about, "files": files}
 
 

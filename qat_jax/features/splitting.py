@@ -6,7 +6,6 @@ beside its place, and gets its name when it is whole.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +20,8 @@ from qat_jax.datasets.splits import CAPTION, drawn
 from qat_jax.features.shards import META, parquet_rows, read_meta, shard_files
 from qat_jax.features.store import ROWS_PER_SHARD, FeatureStore
 from qat_jax.features.writer import FeatureWriter
-from qat_jax.stages import check_same, empty, fingerprint, lock, write_json
+from qat_jax.sealed import read_record, write_record
+from qat_jax.stages import check_same, empty, fingerprint, lock
 
 MADE_FROM = "split.json"
 ADVICE = "Delete it or choose another folder"
@@ -86,7 +86,7 @@ def split(
     for name, place in places.items():
       _write(parts / "set" / name, stores, place, instance, {"place": name, **made_from}, rows_per_shard)
     rows = {name: len(place.rows) for name, place in places.items()}
-    write_json(parts / "set" / MADE_FROM, {"made_from": made_from, "rows": rows})
+    write_record(parts / "set" / MADE_FROM, {"made_from": made_from, "rows": rows})
     os.replace(parts / "set", root)
     empty(parts)
   return rows
@@ -98,7 +98,7 @@ def _rows_of(root: Path, made_from: dict[str, Any]) -> dict[str, int] | None:
     return None
   if not (root / MADE_FROM).is_file():
     raise FileExistsError(f"{root} is there already, and is no set made by splitting; delete it or choose another")
-  about = json.loads((root / MADE_FROM).read_text())
+  about = read_record(root / MADE_FROM)
   check_same(root, about["made_from"], made_from, ADVICE)
   return about["rows"]
 

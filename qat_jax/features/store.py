@@ -35,7 +35,8 @@ from qat_jax.features.shards import (
   shard_files,
 )
 from qat_jax.features.writer import FeatureWriter, RowStream
-from qat_jax.stages import checksum, digest_of_files, lock, write_json
+from qat_jax.sealed import write_record
+from qat_jax.stages import checksum, checksums, digest_of_files, lock
 from qat_jax.types import EncoderName
 
 ID_COLUMNS = ("id", "key", "image_path")
@@ -129,8 +130,9 @@ class FeatureStore:
   def fingerprint(self) -> dict[str, Any]:
     """What the store holds, as `stages.fingerprint` takes it: digests of features and of metadata, all read anew.
 
-    Where the folder lies is not in it: a copy has the fingerprint of the original.
+    A copy has the fingerprint of the original. Raises ValueError as `check_files`.
     """
+    self.check_files()
     features, metadata = digest_of_files(shard.path for shard in self.shards), digest_of_files(self.metadata_shards)
     return {"kind": self.kind, "rows": len(self), "space": self.space, "features": features, "metadata": metadata}
 
@@ -176,12 +178,18 @@ class FeatureStore:
 
   def verify(self) -> None:
     """Reads everything and raises ValueError for what is wrong: checksums, broken rows, repeated ids."""
-    for path in self._paths():
-      entry = self.meta.get("files", {}).get(self._relative(path))
-      if entry and entry["checksum"] != checksum(path):
-        raise ValueError(f"{path} is not what was written: its checksum differs from {META}; write this shard again")
+    self.check_files()
     self.check_rows()
     self.check_ids()
+
+  def check_files(self) -> None:
+    """Raises ValueError that names a file whose checksum is not the one in meta.json, where that has it; reads all."""
+    wanted = {self.folder / name: about["checksum"] for name, about in self.meta.get("files", {}).items()}
+    paths = [path for path in (*(shard.path for shard in self.shards), *self.metadata_shards) if path in wanted]
+    for path, found in zip(paths, checksums(paths), strict=True):
+      if wanted[path] != found:
+        advice = f"restore it, write it again, or delete {META} where you changed it on purpose"
+        raise ValueError(f"{path} is not what was written: its checksum differs from {META}; {advice}")
 
   def check_rows(self) -> None:
     """Raises ValueError that names the items whose features are NaN, infinite or zero; reads all features."""
@@ -209,7 +217,7 @@ class FeatureStore:
     unit = all(is_unit(chunk_ND) for store in stores for _, chunk_ND in store.chunks())
     kinds = {store.kind: {"width": store.width, "dtype": str(store.dtype)} for store in stores}
     self.meta = describe(len(self), kinds, unit, files, extra)
-    write_json(self.folder / META, self.meta)
+    write_record(self.folder / META, self.meta)
 
   def _read(self, start: int, stop: int) -> np.ndarray:
     features_ND = np.empty((max(stop - start, 0), self.width), self.dtype)
@@ -243,9 +251,6 @@ class FeatureStore:
 
   def _relative(self, path: Path) -> str:
     return path.relative_to(self.folder).as_posix()
-
-  def _paths(self) -> list[Path]:
-    return [shard.path for shard in self.shards] + self.metadata_shards
 
 
 def _reopened(folder: Path, kind: str, meta: dict[str, Any], shards: list[tuple[str, int]]) -> FeatureStore:

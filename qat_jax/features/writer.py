@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from qat_jax.features.shards import DTYPES, INCOMPLETE, KINDS, META, as_table, check_rows, describe, is_unit
-from qat_jax.stages import check_same, write_json, write_whole
+from qat_jax.sealed import read_record, write_record
+from qat_jax.stages import check_same, write_whole
 
 OURS = re.compile(rf"\.lock|{INCOMPLETE}|{re.escape(META)}\..*tmp")  # what a kill may leave of an earlier call
 
@@ -40,7 +41,7 @@ class FeatureWriter:
     plan = json.loads(json.dumps({**plan, "shards": shards}))
     path = self.notes / "plan.json"
     if path.exists() and not (self.folder / META).exists():
-      check_same(self.folder, json.loads(path.read_text()), plan, "Delete it or choose another folder")
+      check_same(self.folder, read_record(path), plan, "Delete it or choose another folder")
       return
     there = [p.name for p in self.folder.iterdir()] if self.folder.is_dir() else []
     strangers = [name for name in there if not OURS.fullmatch(name)]
@@ -49,13 +50,13 @@ class FeatureWriter:
     self.notes.mkdir(parents=True, exist_ok=True)
     for note in self.notes.glob("shard_*.json"):
       note.unlink()
-    write_json(path, plan)
+    write_record(path, plan)
 
   @staticmethod
   def begun(folder: Path) -> dict[str, Any] | None:
     """Returns the plan of what was begun in a folder and never finished; None where there is nothing of the kind."""
     path = folder / INCOMPLETE / "plan.json"
-    return json.loads(path.read_text()) if path.exists() and not (folder / META).exists() else None
+    return read_record(path) if path.exists() and not (folder / META).exists() else None
 
   @staticmethod
   def discard(folder: Path) -> None:
@@ -69,7 +70,7 @@ class FeatureWriter:
   def undo(folder: Path) -> None:
     """Makes a finished folder one that was begun, so that `discard` removes it; the folder is whole until then."""
     (folder / INCOMPLETE).mkdir(exist_ok=True)
-    write_json(folder / INCOMPLETE / "plan.json", {})
+    write_record(folder / INCOMPLETE / "plan.json", {})
     (folder / META).unlink()
 
   def missing(self) -> list[int]:
@@ -109,11 +110,11 @@ class FeatureWriter:
     pq.write_table(table, parquet)
     self._put(files, f"metadata/metadata_{shard:04d}.parquet", parquet.getvalue(), rows=len(table))
     note = {"rows": len(table), "kinds": kinds, "normalised": unit, "files": files, "report": report}
-    write_json(self._note(shard), note)
+    write_record(self._note(shard), note)
 
   def reports(self) -> list[Any]:
     """Returns the reports of the shards that are whole, in their order."""
-    return [json.loads(self._note(s).read_text())["report"] for s in range(self.shards) if self._note(s).exists()]
+    return [read_record(self._note(s))["report"] for s in range(self.shards) if self._note(s).exists()]
 
   def ids(self, shards: Iterable[int]) -> pa.ChunkedArray:
     """Returns the items' ids in some of the shards that are whole, in their order."""
@@ -128,7 +129,7 @@ class FeatureWriter:
     """
     if missing := self.missing():
       raise ValueError(f"{self.folder}: {len(missing)} shards are not written, the first is {missing[0]}")
-    notes = [json.loads(self._note(shard).read_text()) for shard in range(self.shards)]
+    notes = [read_record(self._note(shard)) for shard in range(self.shards)]
     kinds = notes[0]["kinds"]
     if other := [i for i, note in enumerate(notes) if note["kinds"] != kinds]:
       raise ValueError(f"{self.folder}: shard {other[0]} holds {notes[other[0]]['kinds']}, shard 0 {kinds}")
@@ -136,7 +137,7 @@ class FeatureWriter:
     rows, unit = sum(note["rows"] for note in notes), all(note["normalised"] for note in notes)
     for left in self.folder.glob("*/*.tmp"):  # of hosts that died: nobody else would know
       left.unlink(missing_ok=True)
-    write_json(self.folder / META, describe(rows, kinds, unit, files, meta))
+    write_record(self.folder / META, describe(rows, kinds, unit, files, meta))
     shutil.rmtree(self.notes)
 
   def _note(self, shard: int) -> Path:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import pathlib
 import shutil
 from collections.abc import Mapping
@@ -20,11 +19,13 @@ from qat_jax import checkpoints
 from qat_jax.models import quari as released
 from qat_jax.models import quari_files as released_files
 from qat_jax.models.head import Head, read_variables, write_variables
-from qat_jax.stages import checksum, write_json
+from qat_jax.sealed import record_in, write_record
+from qat_jax.stages import checksum
 from qat_jax.types import QUERY_TYPES
 
 FORMAT = 2  # of the folder; 1 had its parameters in a folder that orbax wrote
 FILES = ("adapter.json", "params-*.safetensors")  # patterns of what is read
+ENTRIES = {"format", "width", "heads", "parameters", "info"}
 WIDEST = 1 << 20  # features: more is damage
 
 Contents = tuple[int, dict[str, Head], dict[str, Any]]  # width, heads by query type, info
@@ -39,7 +40,7 @@ def write(folder: pathlib.Path, width: int, heads: Mapping[str, Head], info: Map
   trees = {name: heads[name].variables for name in entries if entries[name]["variables"] == name}
   parameters = write_variables(folder, trees)
   about = {"format": FORMAT, "width": width, "heads": entries, "parameters": parameters, "info": dict(info)}
-  write_json(folder / "adapter.json", about)
+  write_record(folder / "adapter.json", about)
   for left in folder.glob("params-*.safetensors"):
     if parameters is None or left.name != parameters["file"]:
       left.unlink()
@@ -97,10 +98,12 @@ def _read(folder: pathlib.Path, text: bytes) -> Contents:
 
 def _read_about(path: pathlib.Path, text: bytes) -> dict[str, Any]:
   try:
-    about = json.loads(text)
+    about = record_in(path, text)
     if about["format"] not in (1, FORMAT):
       raise ValueError(f"it is of format {about['format']!r}, and this version reads up to {FORMAT}: upgrade qat-jax")
     about = {"parameters": None, **about}
+    if unknown := about.keys() - ENTRIES:
+      raise ValueError(f"it has the entries {sorted(unknown)}, which are not known here")
     kinds = {
       "format": int,
       "width": int,

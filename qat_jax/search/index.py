@@ -6,7 +6,6 @@ a raw query, or `fold(adaptation)`. Scores are inner products with the stored it
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 import shutil
@@ -20,10 +19,12 @@ import numpy as np
 import pyarrow as pa
 
 from qat_jax.adaptation import plain
+from qat_jax.sealed import read_record, write_record
 from qat_jax.search.gallery import LENGTH_ERROR
 from qat_jax.search.rank import GalleryLike, rank
 from qat_jax.types import MISSING, Gallery, Ranking, as_gallery
 
+FORMAT = 1  # of the folder of an index
 SMALL = 20_000  # below this many items all are compared: partitions and graphs would be too small to pay
 CHUNK_NUMBERS = 1 << 19  # of a gallery that are written to another's index at once
 
@@ -233,7 +234,7 @@ class whole:  # noqa: N801
     if kind is not None:
       shutil.rmtree(self.temporary, ignore_errors=True)
       return
-    (self.temporary / "index.json").write_text(json.dumps({"format": 1, **self.about}) + "\n")
+    write_record(self.temporary / "index.json", {"format": FORMAT, **self.about})
     shutil.rmtree(self.folder, ignore_errors=True)
     os.replace(self.temporary, self.folder)
 
@@ -243,7 +244,9 @@ def read_about(folder: str | os.PathLike, kind: str) -> dict:
   path = pathlib.Path(folder) / "index.json"
   if not path.exists():
     raise FileNotFoundError(f"no index in {folder}: it has no index.json. Write one with index.save(folder)")
-  about = json.loads(path.read_text())
-  if about["kind"] != kind:
-    raise ValueError(f"{folder} holds an index of kind {about['kind']!r}, not {kind!r}; load it with the other class")
+  about = read_record(path)
+  if about.get("format") != FORMAT:
+    raise ValueError(f"{folder} is of format {about.get('format')!r}, and this version reads {FORMAT}: build it anew")
+  if about.get("kind") != kind:
+    raise ValueError(f"{folder} holds an index of kind {about.get('kind')!r}, not {kind!r}; load it with its own class")
   return about

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,12 @@ from qat_jax.adapter import Adapter, load
 from qat_jax.distributed.shards import LOCAL, reach, run
 from qat_jax.features.shards import check_npy
 from qat_jax.features.store import FeatureStore
+from qat_jax.sealed import UNREADABLE, read_record, read_sealed, write_record, write_sealed
 from qat_jax.search.rank import rank, rerank
-from qat_jax.stages import check_same, digest_of_files, empty, fingerprint, lock, write_json, write_whole
+from qat_jax.stages import check_same, digest_of_files, empty, fingerprint, lock, write_whole
 from qat_jax.types import KIND_OF_QUERY, Gallery, Ranking, as_gallery, check_encoders
+
+_log = logging.getLogger(__name__)
 
 
 def rerank_files(
@@ -94,11 +97,11 @@ def rerank_files(
     store = model.prepare(store, query_type, out.with_name(out.name + ".gallery"), cluster)
     blocks = _Blocks(adapter, model, Path(queries), query_type, store, shortlist_QS, k, block, parts)
     starts = range(0, len(query), block)
-    missing = [start for start in starts if not blocks.path(start).exists()]
+    missing = [start for start in starts if not blocks.there(start)]
     with tqdm(total=len(starts), initial=len(starts) - len(missing), desc="rerank", unit="block") as bar:
       for _ in run(blocks, missing, cluster):
         bar.update()
-    write_whole(out, _as_parquet([pq.read_table(blocks.path(start)) for start in starts]))
+    write_whole(out, _as_parquet([blocks.read(start) for start in starts]))
     empty(parts)
   return out
 
@@ -138,7 +141,22 @@ class _Blocks:
 
   def path(self, start: int) -> Path:
     """Returns the file of the block that begins with a query."""
-    return self.parts / f"block_{start:09d}.parquet"
+    return self.parts / f"block_{start:09d}.sealed"
+
+  def read(self, start: int) -> pa.Table:
+    """Returns a block that is there; raises ValueError where it is damaged."""
+    return pq.read_table(pa.BufferReader(read_sealed(self.path(start))))
+
+  def there(self, start: int) -> bool:
+    """Says whether a block is there; a line of the log names one that is damaged."""
+    try:
+      read_sealed(self.path(start))
+    except FileNotFoundError:
+      return False
+    except ValueError as error:
+      _log.warning("%s", error)
+      return False
+    return True
 
   def __call__(self, start: int) -> None:
     query, query_ids, item_ids = self.ids
@@ -148,7 +166,7 @@ class _Blocks:
       ranking = rank(adaptation, self.gallery, self.k)
     else:
       ranking = rerank(adaptation, self.gallery, self.shortlist_QS[rows], self.k)
-    write_whole(self.path(start), _as_parquet([_table(ranking, query_ids[rows.start : rows.stop], item_ids)]))
+    write_sealed(self.path(start), _as_parquet([_table(ranking, query_ids[rows.start : rows.stop], item_ids)]))
 
 
 def read_shortlist(path: Path, query_ids: pa.Array, item_ids: pa.ChunkedArray) -> np.ndarray:
@@ -220,7 +238,7 @@ def _read_array(path: Path, what: str) -> np.ndarray:
   check_npy(path)
   try:
     return np.load(path, mmap_mode="r", allow_pickle=False)
-  except (ValueError, EOFError) as error:
+  except UNREADABLE as error:
     raise ValueError(f"{what} {path} is no .npy file of numbers, or is cut short ({error})") from error
 
 
@@ -234,9 +252,9 @@ def _begin(parts: Path, reads: dict[str, Any]) -> None:
   """Begins the folder of finished blocks; raises ValueError if it holds those of another job."""
   path = parts / "plan.json"
   if path.exists():
-    check_same(parts, json.loads(path.read_text()), reads, "Delete it, or change --out")
+    check_same(parts, read_record(path), reads, "Delete it, or change --out")
   else:
-    write_json(path, reads)
+    write_record(path, reads)
 
 
 def _table(ranking: Ranking, query_ids: pa.Array, item_ids: pa.ChunkedArray) -> pa.Table:

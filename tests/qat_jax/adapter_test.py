@@ -10,6 +10,7 @@ import pytest
 import qat_jax
 from qat_jax.adapter import Adapter, Head
 from qat_jax.features.store import FeatureStore, write_features
+from qat_jax.sealed import read_record, write_record
 from qat_jax.stages import lock
 
 WIDTH = 8
@@ -84,9 +85,9 @@ def test_a_folder_without_an_adapter_is_named(tmp_path):
 
 def test_parameters_of_another_shape_are_refused(adapter, tmp_path):
   adapter.save(tmp_path / "a")
-  about = json.loads((tmp_path / "a" / "adapter.json").read_text())
+  about = read_record(tmp_path / "a" / "adapter.json")
   about["heads"]["text"]["settings"]["hidden"] = 9
-  (tmp_path / "a" / "adapter.json").write_text(json.dumps(about))
+  write_record(tmp_path / "a" / "adapter.json", about)
   with pytest.raises(ValueError, match=r"text/params/.*another model's"):
     qat_jax.load(tmp_path / "a")
 
@@ -120,8 +121,12 @@ def garble(path):
   path.write_bytes(data)
 
 
+def hide(path):  # a digit of a setting: shapes stay as they are
+  path.write_text(path.read_text().replace('"trained": "here"', '"trained": "hers"'))
+
+
 def edit(name, value):
-  return lambda path: path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+  return lambda path: write_record(path, {**read_record(path), name: value})
 
 
 @pytest.mark.parametrize(
@@ -131,6 +136,8 @@ def edit(name, value):
     ("params-*.safetensors", garble, "are missing or damaged"),
     ("params-*.safetensors", pathlib.Path.unlink, "are missing or damaged"),
     ("adapter.json", truncate, "adapter.json describes no adapter"),
+    ("adapter.json", hide, "adapter.json describes no adapter: .* is not what was written: its checksum differs"),
+    ("adapter.json", edit("width_", 3), r"it has the entries \['width_'\], which are not known here"),
     ("adapter.json", lambda path: path.write_text("[]"), "adapter.json describes no adapter"),
     ("adapter.json", lambda path: path.write_text("{}"), "describes no adapter: it has no entry 'format'"),
     ("adapter.json", edit("format", 3), "it is of format 3, and this version reads up to 2: upgrade qat-jax"),

@@ -24,8 +24,9 @@ def test_a_checkpoint_comes_back_whole_and_another_shape_is_refused(tmp_path):
   state = {"a": jnp.arange(3.0), "b": {"c": jnp.ones((2, 2))}}
   start = jax.tree.map(jnp.zeros_like, state)
   chex.assert_trees_all_equal(checkpoints.restore(start), start)
-  checkpoints.save(5, state)
-  assert checkpoints.latest().name == "5"
+  assert checkpoints.note() == {}
+  checkpoints.save(5, state, {"val_map": {"5": 0.1}})
+  assert checkpoints.latest().name == "5" and checkpoints.note() == {"val_map": {"5": 0.1}}
   chex.assert_trees_all_equal(checkpoints.restore(start), state)
   with pytest.raises(ValueError, match=r"\(2, 2\) for b/c, the model wants \(2, 3\)"):
     checkpoints.restore({"a": jnp.zeros(3), "b": {"c": jnp.zeros((2, 3))}})

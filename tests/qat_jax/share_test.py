@@ -17,6 +17,7 @@ from qat_jax import card, cli, hub
 from qat_jax.adapter import Adapter
 from qat_jax.models import forms
 from qat_jax.models.head import Head
+from qat_jax.sealed import read_record, write_record
 from tests.hub import serving
 
 WIDTH = 8
@@ -199,8 +200,8 @@ def test_an_adapter_names_no_file_outside_its_folder(adapter, tmp_path):
   adapter.save(tmp_path / "mine")
   (params,) = (tmp_path / "mine").glob("params-*")
   params.rename(tmp_path / params.name)
-  about = json.loads((tmp_path / "mine/adapter.json").read_text())
+  about = read_record(tmp_path / "mine/adapter.json")
   about["parameters"]["file"] = f"../{params.name}"
-  (tmp_path / "mine/adapter.json").write_text(json.dumps(about))
+  write_record(tmp_path / "mine/adapter.json", about)
   with pytest.raises(ValueError, match="its name is no name of a file"):
     qat_jax.load(tmp_path / "mine")

@@ -175,12 +175,14 @@ def change_a_feature(config):
   array = np.load(path)
   array[3] = array[4]
   np.save(path, array)
+  (path.parents[1] / "meta.json").unlink()  # else it is damage
 
 
 def edit_a_caption(config):
   folder = pathlib.Path(config.data.root) / "train"
   columns = pq.read_table(folder / "metadata/metadata_0000.parquet").to_pydict()
   rewrite(folder, columns | {"caption": ["a toy"] * COUNT})
+  (folder / "meta.json").unlink()
 
 
 def name_another_root(config):

@@ -12,6 +12,7 @@ from qat_jax.features.retrieval_set import RetrievalSet
 from qat_jax.features.store import write_features
 from qat_jax.fit.parts import head_of
 from qat_jax.fit.training import Training
+from qat_jax.sealed import read_record, write_record
 from train import check, pipeline
 from train.pipeline import train
 
@@ -88,6 +89,9 @@ def test_features_that_changed_since_training_are_told_before_they_are_measured(
   config.data.root = str(shutil.copytree(config.data.root, tmp_path / "set"))
   path = next((tmp_path / "set/train/img_emb").glob("*.npy"))
   np.save(path, np.load(path)[::-1])
+  with pytest.raises(ValueError, match=f"{path.name} is not what was written"):
+    evaluate(config, workdir)
+  (tmp_path / "set/train/meta.json").unlink()
   evaluate(config, workdir)
   assert "was trained on other features than those of" in (told := capsys.readouterr().out)
   assert "images.features was " in told and "texts.features was " not in told
@@ -141,13 +145,13 @@ def test_an_adapter_knows_the_encoder_of_its_features(run, tmp_path):
   config.encoder.name = "clip"
   assert train(config, workdir).encoder == ("clip", None)
   root = shutil.copytree(config.data.root, tmp_path / "set")
-  meta = json.loads((root / "val/gallery/meta.json").read_text())
-  (root / "val/gallery/meta.json").write_text(json.dumps(meta | {"encoder": "siglip", "revision": "7"}))
+  meta = read_record(root / "val/gallery/meta.json")
+  write_record(root / "val/gallery/meta.json", meta | {"encoder": "siglip", "revision": "7"})
   config.data.root = str(root)  # what the features say of themselves counts more
   assert train(config, workdir).encoder == ("siglip", "7")
   config.eval.methods = ("plain",)
   evaluate(config, workdir)
-  (root / "val/gallery/meta.json").write_text(json.dumps(meta | {"encoder": "siglip", "revision": "8"}))
+  write_record(root / "val/gallery/meta.json", meta | {"encoder": "siglip", "revision": "8"})
   with pytest.raises(ValueError, match="set is of the encoder siglip@8, the adapter in .*run of siglip@7"):
     evaluate(config, workdir)
 

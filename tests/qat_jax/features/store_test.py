@@ -297,6 +297,10 @@ def test_the_fingerprint_follows_features_and_metadata_and_not_the_place(tmp_pat
   with open(store.shards[0].path, "r+b") as file:  # in place, meta.json untouched
     file.seek(-4, 2)
     file.write(np.float32(-1).tobytes())
+  with pytest.raises(ValueError, match=r"img_emb_0000.npy is not what was written: .*or delete meta.json"):
+    store.fingerprint  # noqa: B018
+  (store.folder / "meta.json").unlink()
+  store = FeatureStore.open(store.folder)
   assert [text.split()[0] for text in stages.differences(before, store.fingerprint)] == ["features"]
 
 

@@ -68,12 +68,20 @@ def test_a_killed_run_goes_on_where_it_was(files, monkeypatch):
   gallery_ND = gallery[:]
   gallery_ND[7] = -gallery_ND[7]
   np.save(gallery.shards[0].path, gallery_ND)  # in place: same size, meta.json untouched
+  with pytest.raises(ValueError, match=r"img_emb_0000.npy is not what was written"):
+    reranking.rerank_files(**files, k=3, block=3)
+  meta = (gallery.folder / "meta.json").rename(gallery.folder / "away")
   with pytest.raises(ValueError, match="gallery.features was"):
     reranking.rerank_files(**files, k=3, block=3)
+  meta.rename(gallery.folder / "meta.json")
   gallery_ND[7] = -gallery_ND[7]
   np.save(gallery.shards[0].path, gallery_ND)
+  block = sorted(files["out"].with_name(files["out"].name + ".parts").glob("block_*"))[1]
+  data = bytearray(block.read_bytes())
+  data[len(data) // 2] ^= 1
+  block.write_bytes(data)  # it is made anew
   reranking.rerank_files(**files, k=3, block=3)
-  assert calls == [3, 3, 3, 3, 1]
+  assert calls == [3, 3, 3, 3, 3, 1]
   resumed = pq.read_table(files["out"])
   assert resumed == pq.read_table(reranking.rerank_files(**files, k=3, block=3))
 

@@ -1,0 +1,79 @@
+"""Files of ours that say whether they are still what was written: JSON records and bytes, with a checksum in them.
+
+What an earlier version wrote without one is read as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qat_jax.stages import write_whole
+
+CHECKSUM = "checksum"  # the last entry of a record
+SEAL = b"\nsealed "  # before the digest that ends a sealed file
+DIGEST = 16
+# what NumPy, zipfile and others raise of files that are damaged
+UNREADABLE = (
+  *(ValueError, KeyError, TypeError, IndexError, AttributeError, EOFError, RuntimeError, ArithmeticError, MemoryError),
+  *(SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error, struct.error),
+)
+
+
+def write_record(path: str | os.PathLike, content: Mapping[str, object]) -> None:
+  """Writes a JSON object with the checksum of its content, whole or not at all."""
+  content = json.loads(json.dumps(content))
+  text = json.dumps({**content, CHECKSUM: _of_record(content)}, indent=2, ensure_ascii=False)
+  write_whole(path, (text + "\n").encode())
+
+
+def read_record(path: str | os.PathLike) -> dict[str, Any]:
+  """Returns what `write_record` was given; raises ValueError that names a file which is damaged, or was edited."""
+  return record_in(path, Path(path).read_bytes())
+
+
+def record_in(path: str | os.PathLike, data: bytes) -> dict[str, Any]:
+  """Returns the record in the bytes of a file; raises as `read_record`."""
+  try:
+    content = json.loads(data)
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f"{path} is damaged, it is not JSON ({error}); restore it, or delete its folder") from error
+  if not isinstance(content, dict):
+    raise ValueError(f"{path} is damaged, it holds no JSON object; restore it, or delete its folder")
+  written = content.pop(CHECKSUM, None)
+  if written is not None and written != _of_record(content):
+    raise ValueError(
+      f"{path} is not what was written: its checksum differs; restore it, or delete its folder "
+      f'(its entry "{CHECKSUM}" alone, where you changed it on purpose)'
+    )
+  return content
+
+
+def write_sealed(path: str | os.PathLike, data: bytes | memoryview) -> None:
+  """Writes bytes and behind them their digest, whole or not at all."""
+  write_whole(path, data, SEAL + _digest(data))
+
+
+def read_sealed(path: str | os.PathLike) -> bytes:
+  """Returns the bytes that `write_sealed` was given; raises ValueError that names a file which is damaged."""
+  data = Path(path).read_bytes()
+  end = len(data) - len(SEAL) - DIGEST
+  if end < 0 or data[end:] != SEAL + _digest(data[:end]):
+    raise ValueError(f"{path} is damaged, or of an earlier version; delete it, it is made anew")
+  return data[:end]
+
+
+def _of_record(content: Mapping[str, object]) -> str:
+  return _digest(json.dumps(content, sort_keys=True).encode()).hex()
+
+
+def _digest(data: bytes | memoryview) -> bytes:
+  return hashlib.blake2b(data, digest_size=DIGEST).digest()
