@@ -1,33 +1,25 @@
-"""Ray, which nothing else of ours knows: connecting to a cluster, and actors that make shards on its nodes.
+"""Ray, which nothing else of ours imports: connecting to a cluster, and the actors that run on its nodes.
 
-An actor gets, once, what makes a shard: paths, settings, parameters; features it reads from the file system. It takes
-the next shard when it has made one. What is lost with an actor is the shard in its hands, which another one makes.
+An actor gets, once, a function: paths, settings, parameters. Features it reads from the file system by itself.
 """
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import hashlib
 import importlib.metadata
 import importlib.util
-import logging
 import os
 import pathlib
 import pickle
 import re
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 AUTO, CLIENT = "auto", "ray://"
 REACHABLE_SECONDS = 8  # until a cluster that does not answer is not there
-QUIET_SECONDS = 60  # without a free node, between two lines of the log
-MOST_LOST = 5  # actors that one shard may end
-AGAIN_SECONDS = 0.3  # between two looks at an actor that is started anew
 
-_log = logging.getLogger(__name__)
 _connected: str | None = None
 
 
@@ -64,64 +56,10 @@ def connect(address: str) -> Any:
     ray.init(where or AUTO, configure_logging=False, log_to_driver=False)
   except (ConnectionError, RuntimeError) as error:
     raise ConnectionError(
-      f"no cluster at {address} ({_first_line(error)}); start one with ray start, see docs/scale.md"
+      f"no cluster at {address} ({first_line(error)}); start one with ray start, see docs/scale.md"
     ) from error
   _connected = address
   return ray
-
-
-def make_all(
-  make: Callable[[int], Any], shards: Sequence[int], address: str, slots: Sequence[Slot] | None = None
-) -> Iterator[tuple[int, Any]]:
-  """Yields each shard with what `make` returned of it, as soon as it is whole, in any order.
-
-  An actor a slot (all of the cluster if None) makes them. Raises what `make` does, an OSError with the name of the
-  node; ImportError where a node has other versions than this process; ChildProcessError for a shard that ends every
-  actor which takes it.
-  """
-  ray = connect(address)
-  left, lost = collections.deque(shards), collections.Counter[int]()
-  if not left:
-    return
-  start = actors(ray, ray.put(ray.cloudpickle.dumps(make)))
-  running = [start(slot) for slot in (slots or all_slots(ray))[: len(left)]]
-  asked: dict[Any, tuple[Any, Slot, int | None]] = {
-    actor.ready.remote(): (actor, slot, None) for actor, slot in running
-  }
-  try:
-    while left or any(shard is not None for *_, shard in asked.values()):
-      done, _ = ray.wait(list(asked), num_returns=1, timeout=QUIET_SECONDS)
-      if not done and all(shard is None for *_, shard in asked.values()):
-        _log.warning("%d shards wait for a node of the cluster that has room for an actor", len(left))
-      for reference in done:
-        actor, slot, shard = asked.pop(reference)
-        try:
-          account = ray.get(reference)
-        except ray.exceptions.RayTaskError as error:
-          raise cause(error) from None
-        except ray.exceptions.RayError as error:
-          if shard is not None:
-            lost[shard] += 1
-            left.appendleft(shard)
-            if lost[shard] == MOST_LOST:
-              raise ChildProcessError(
-                f"shard {shard} ended {MOST_LOST} actors one after the other ({_first_line(error)}); look whether the "
-                "nodes have memory enough"
-              ) from error
-          if isinstance(error, ray.exceptions.ActorDiedError):
-            actor, slot = start(slot)
-            running.append((actor, slot))
-          time.sleep(AGAIN_SECONDS)
-          asked[actor.ready.remote()] = actor, slot, None
-          continue
-        if shard is not None:
-          yield shard, account
-        if left:
-          shard = left.popleft()
-          asked[actor.make.remote(shard)] = actor, slot, shard
-  finally:
-    for actor, _ in running:
-      ray.kill(actor)
 
 
 def all_slots(ray: Any) -> list[Slot]:
@@ -140,8 +78,8 @@ def all_slots(ray: Any) -> list[Slot]:
   return found
 
 
-def actors(ray: Any, payload: Any) -> Callable[[Slot], tuple[Any, Slot]]:
-  """Returns what starts an actor in a slot, or elsewhere where its node is gone, and gives both back.
+def starter(ray: Any, payload: Any) -> Callable[[Slot], Any]:
+  """Returns what starts an actor in a slot, or elsewhere where its node is gone.
 
   `payload` is a reference to the pickle of a function, which the actor's `make` calls.
   """
@@ -151,13 +89,13 @@ def actors(ray: Any, payload: Any) -> Callable[[Slot], tuple[Any, Slot]]:
   ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
   remote, own, threads = ray.remote(Actor), versions(), os.environ.get("OMP_NUM_THREADS")
 
-  def start(slot: Slot) -> tuple[Any, Slot]:
+  def start(slot: Slot) -> Any:
     options = ray_options(slot.resources) | {
       "max_restarts": -1,
       "max_task_retries": 0,  # the caller asks again: another actor, if one is free
       "scheduling_strategy": NodeAffinitySchedulingStrategy(slot.node, soft=True),
     }
-    return remote.options(**options).remote([payload], own, os.getcwd(), slot.accelerator, threads), slot
+    return remote.options(**options).remote([payload], own, os.getcwd(), slot.accelerator, threads)
 
   return start
 
@@ -245,7 +183,8 @@ def cause(error: Any) -> BaseException:
   return original
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+  """Returns the first line of what an error says."""
   return str(error).strip().splitlines()[0]
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from qat_jax.distributed import cluster as engine
+from qat_jax.distributed.cluster import connect
+from qat_jax.distributed.crew import make_all
 
 LOCAL = "local"  # this process
 
@@ -20,16 +21,16 @@ def run(make: Callable[[int], Account], shards: Sequence[int], cluster: str = LO
   """Yields each shard with what `make` returned of it, as soon as it is whole; in one process in the order given.
 
   `cluster` is "local", "auto" (the Ray cluster that this machine is in) or "ray://HOST:PORT". Raises what `make` does,
-  and what `distributed.cluster.make_all` says.
+  and what `distributed.crew.make_all` says.
   """
   if cluster == LOCAL:
     for shard in shards:
       yield shard, make(shard)
   else:
-    yield from engine.make_all(make, shards, cluster)
+    yield from make_all(make, shards, cluster)
 
 
 def reach(cluster: str) -> None:
   """Raises as `distributed.cluster.connect` does unless the cluster is there, before any work is begun."""
   if cluster != LOCAL:
-    engine.connect(cluster)
+    connect(cluster)

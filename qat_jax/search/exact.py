@@ -65,16 +65,18 @@ class TopK(NamedTuple):
 
   ids: np.ndarray  # QK, int64
   scores: np.ndarray  # QK, float32
+  floor: np.ndarray  # Q, float32: below it nobody wants an item, since K better ones were found elsewhere
 
   @classmethod
-  def empty(cls, queries: int, k: int) -> TopK:
+  def empty(cls, queries: int, k: int, floor: np.ndarray | None = None) -> TopK:
     """Returns the best of nothing."""
-    return cls(np.full((queries, k), -1, np.int64), np.full((queries, k), -np.inf, np.float32))
+    floor = np.full(queries, -np.inf, np.float32) if floor is None else floor
+    return cls(np.full((queries, k), -1, np.int64), np.full((queries, k), -np.inf, np.float32), floor)
 
   @property
   def threshold(self) -> np.ndarray:
-    """The k-th best score of each query (Q); −inf while there are fewer than k."""
-    return self.scores[:, -1]
+    """The k-th best score of each query (Q), or its floor; −inf while there are fewer than k."""
+    return np.maximum(self.scores[:, -1], self.floor)
 
   def merge(self, other: TopK) -> TopK:
     """Returns the best K of both, lower id first where scores are equal; associative, in any order."""
@@ -94,7 +96,7 @@ class TopK(NamedTuple):
     once_P[1:] = (np.diff(pairs.query) != 0) | (np.diff(pairs.item) != 0)
     pairs, score_P = pairs.take(once_P), score_P[once_P]
     place_P = pairs.places()
-    best_P, best = place_P < k, TopK.empty(queries, k)
+    best_P, best = place_P < k, TopK.empty(queries, k, self.floor)
     best.ids[pairs.query[best_P], place_P[best_P]] = pairs.item[best_P]
     best.scores[pairs.query[best_P], place_P[best_P]] = score_P[best_P]
     return best

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from qat_jax.search.exact import Pairs
+from qat_jax.types import Adaptation, Ranking
+
+
+@runtime_checkable
+class Elsewhere(Protocol):
+  """A gallery that ranks its items where they lie, on other machines."""
+
+  def rank(self, adaptation: Adaptation, k: int, masks: Masks, /) -> Ranking:
+    """Returns what `search.rank.rank` does, of arguments that it has checked."""
 
 
 class Masks(NamedTuple):
@@ -36,6 +45,22 @@ class Masks(NamedTuple):
       wanted_N[_pairs("allowed", allowed_QA[None], 1, items).item] = True
       return cls(excluded, wanted_N, None)
     return cls(excluded, None, _pairs("allowed", allowed_QA, queries, items).without(excluded, items))
+
+  def within(self, first: int, items: int) -> Masks:
+    """Returns the masks of consecutive items, by their positions among these."""
+    here = lambda pairs: (pairs.item >= first) & (pairs.item < first + items)
+    shifted = lambda pairs: Pairs(pairs.query[here(pairs)], pairs.item[here(pairs)] - first)
+    wanted_N = None if self.wanted_N is None else self.wanted_N[first : first + items]
+    return Masks(shifted(self.excluded), wanted_N, None if self.allowed is None else shifted(self.allowed))
+
+  def of_queries(self, block: range) -> Masks:
+    """Returns the masks of some consecutive queries, by their places among these."""
+
+    def theirs(pairs: Pairs) -> Pairs:
+      first, last = np.searchsorted(pairs.query, [block.start, block.stop])
+      return Pairs(pairs.query[first:last] - block.start, pairs.item[first:last])
+
+    return Masks(theirs(self.excluded), self.wanted_N, None if self.allowed is None else theirs(self.allowed))
 
 
 def _pairs(name: str, position_QE: np.ndarray, queries: int, items: int) -> Pairs:

@@ -18,7 +18,7 @@ from qat_jax.adaptation import score as score_by_factors
 from qat_jax.search.bounds import Prepared, prepare
 from qat_jax.search.exact import DEEP, Pairs, TopK, exact_scores, score_pairs, search
 from qat_jax.search.gallery import Part, gathered, parts, places, whole_shards
-from qat_jax.search.masks import Masks
+from qat_jax.search.masks import Elsewhere, Masks
 from qat_jax.types import (
   MISSING,
   Adaptation,
@@ -66,12 +66,32 @@ def rank(
   """
   gallery, k = check(adaptation, gallery, k)
   masks = Masks.of(exclude, allowed, len(adaptation), len(gallery))
+  if isinstance(gallery, Elsewhere):
+    if devices is not None or chunk_rows is not None:
+      raise ValueError("devices and chunk_rows are of a gallery that this process reads; this one lies on a cluster")
+    return gallery.rank(adaptation, k, masks)
+  empty = [TopK.empty(len(block), min(k, len(gallery))) for block in blocks(len(adaptation))]
+  best = best_of(adaptation, gallery, empty, masks, k >= DEEP * len(gallery), devices, chunk_rows)
+  return ranking_of(best, k, len(gallery))
+
+
+def best_of(
+  adaptation: Adaptation,
+  gallery: Gallery,
+  best: list[TopK],
+  masks: Masks,
+  deep: bool,
+  devices: Sequence[jax.Device] | None = None,
+  chunk_rows: int | None = None,
+) -> list[TopK]:
+  """Returns the best of each of the `blocks` of queries, of those so far and of a gallery that was checked.
+
+  `deep` says whether every item is scored, as `search` takes it; where each query has its own list, that alone is.
+  """
   if masks.allowed is not None:
-    return _reranked(adaptation, gallery, masks.allowed, k)
-  found, deep = min(k, len(gallery)), k >= DEEP * len(gallery)
-  best = [TopK.empty(len(block), found) for block in _blocks(len(adaptation))]
-  excluded = [_of_queries(masks.excluded, block) for block in _blocks(len(adaptation))]
-  prepared = [prepare(_padded(adaptation, block)) for block in _blocks(len(adaptation))]
+    return _among(adaptation, gallery, masks.allowed, best)
+  excluded = [masks.of_queries(block).excluded for block in blocks(len(adaptation))]
+  prepared = [prepare(_padded(adaptation, block)) for block in blocks(len(adaptation))]
   on_device: dict[jax.Device, list[Prepared]] = {}
   block = power_of_two(min(QUERY_BLOCK, len(adaptation)))
 
@@ -87,7 +107,7 @@ def rank(
   tasks = (functools.partial(searched, part, best) for part in parts(gallery, devices, chunk_rows, block))
   for results in _side_by_side(tasks, places(gallery, devices)):
     best = [one.merge(other) for one, other in zip(best, results, strict=True)]
-  return _ranking(best, k, len(gallery))
+  return best
 
 
 def rerank(
@@ -113,7 +133,12 @@ def rerank(
       f"the shortlist holds positions {position_QS.min()} to {position_QS.max()}; the gallery has "
       f"{len(gallery)} items, −1 is padding"
     )
-  return _reranked(adaptation, gallery, Pairs.of(position_QS.astype(np.int64)), k)
+  pairs = Pairs.of(position_QS.astype(np.int64))
+  if isinstance(gallery, Elsewhere):
+    nothing = Pairs(*np.zeros((2, 0), np.int64))
+    return gallery.rank(adaptation, k, Masks(nothing, None, pairs))
+  best = _among(adaptation, gallery, pairs, [TopK.empty(len(block), k) for block in blocks(len(adaptation))])
+  return ranking_of(best, k, len(gallery))
 
 
 def score(adaptation: Adaptation, gallery: GalleryLike) -> jax.Array:
@@ -126,7 +151,7 @@ def score(adaptation: Adaptation, gallery: GalleryLike) -> jax.Array:
     return score_by_factors(adaptation, gallery)
   gallery, _ = check(adaptation, gallery, 1)
   score_QN = np.empty((len(adaptation), len(gallery)), np.float32)
-  for block in _blocks(len(adaptation)):
+  for block in blocks(len(adaptation)):
     prepared = prepare(_padded(adaptation, block))
     for part in parts(gallery, None, None, power_of_two(len(block))):
       score_QN[block.start : block.stop, part.first : part.first + part.items] = exact_scores(
@@ -177,17 +202,17 @@ def check(adaptation: Adaptation, gallery: GalleryLike, k: int) -> tuple[Gallery
   return gallery, k
 
 
-def _reranked(adaptation: Adaptation, gallery: Gallery, pairs: Pairs, k: int) -> Ranking:
-  """Returns the best k of each query's own items."""
-  best = []
-  for block in _blocks(len(adaptation)):
-    prepared = prepare(_padded(adaptation, block))
-    top = TopK.empty(len(block), k)
-    for part, local, position_P in _where_they_lie(gallery, _of_queries(pairs, block)):
+def _among(adaptation: Adaptation, gallery: Gallery, pairs: Pairs, best: list[TopK]) -> list[TopK]:
+  """Returns the best of each block of queries, of those so far and of each query's own items."""
+  found, own = [], Masks(Pairs(*np.zeros((2, 0), np.int64)), None, pairs)
+  for block, top in zip(blocks(len(adaptation)), best, strict=True):
+    prepared, theirs = prepare(_padded(adaptation, block)), own.of_queries(block).allowed
+    assert theirs is not None
+    for part, local, position_P in _where_they_lie(gallery, theirs):
       score_P = score_pairs(jax.device_put(prepared, part.device), part, local)
       top = top.with_pairs(Pairs(local.query, position_P), score_P)
-    best.append(top)
-  return _ranking(best, k, len(gallery))
+    found.append(top)
+  return found
 
 
 def _fetched(adaptation: Adaptation, index: Fetchable, shortlist: Ranking | npt.ArrayLike, k: int | None) -> Ranking:
@@ -240,7 +265,8 @@ def _side_by_side(tasks: Iterable[Callable[[], list[TopK]]], devices: int) -> It
       yield future.result()
 
 
-def _blocks(queries: int) -> list[range]:
+def blocks(queries: int) -> list[range]:
+  """Returns which queries are searched for together."""
   return [range(start, min(start + QUERY_BLOCK, queries)) for start in range(0, queries, QUERY_BLOCK)]
 
 
@@ -252,14 +278,9 @@ def _padded(adaptation: Adaptation, block: range) -> Adaptation:
   return jax.tree.map(lambda x: np.asarray(x)[rows], adaptation)
 
 
-def _of_queries(pairs: Pairs, block: range) -> Pairs:
-  first, last = np.searchsorted(pairs.query, [block.start, block.stop])
-  return Pairs(pairs.query[first:last] - block.start, pairs.item[first:last])
-
-
-def _ranking(best: list[TopK], k: int, items: int) -> Ranking:
+def ranking_of(best: list[TopK], k: int, items: int) -> Ranking:
   """Returns the best of blocks of queries as one Ranking, filled up to k."""
-  ids_QB, score_QB = (np.concatenate(x) for x in zip(*best, strict=True))
+  ids_QB, score_QB = (np.concatenate(x) for x in ([top.ids for top in best], [top.scores for top in best]))
   missing = ((0, 0), (0, k - ids_QB.shape[1]))
   kind = np.int32 if items <= np.iinfo(np.int32).max else np.int64
   return Ranking(

@@ -13,6 +13,7 @@ import qat_jax
 from qat_jax import cli
 from qat_jax.distributed import cluster as engine
 from qat_jax.distributed import shards
+from qat_jax.distributed.crew import make_all
 
 
 def test_an_address_of_no_kind_is_refused():
@@ -77,4 +78,4 @@ def test_a_node_with_another_version_is_named(cluster, monkeypatch):
 def test_an_accelerator_that_jax_would_leave_idle_is_named(cluster):
   slot = engine.all_slots(engine.connect("auto"))[0]._replace(accelerator="gpu")
   with pytest.raises(ValueError, match=r"has a GPU, but JAX computes on its processor \(JAX_PLATFORMS is 'cpu'\)"):
-    list(engine.make_all(abs, [1], "auto", [slot]))
+    list(make_all(abs, [1], "auto", [slot]))

@@ -7,8 +7,9 @@ import pytest
 
 from qat_jax.models.memory import widened
 from qat_jax.search.exact import Pairs, TopK
-from qat_jax.search.rank import rank, score
-from qat_jax.types import Adaptation
+from qat_jax.search.masks import Masks
+from qat_jax.search.rank import best_of, rank, score
+from qat_jax.types import Adaptation, as_gallery
 
 QUERIES, ITEMS = 3, 2048
 
@@ -121,6 +122,20 @@ def test_of_equal_items_the_first_come_first_wherever_they_lie():
     np.testing.assert_array_equal(rank(own, gallery, 100).ids, np.broadcast_to(np.arange(100), (QUERIES, 100)))
   ranking = rank(own, equal_ND, 100, devices=jax.devices(), chunk_rows=512)
   np.testing.assert_array_equal(ranking.ids, np.broadcast_to(np.arange(100), (QUERIES, 100)))
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_what_was_found_elsewhere_spares_work_and_loses_nothing(deep):
+  query_QD, left, right, gallery_ND = random()
+  own, halves = adaptation(query_QD, np.ones((QUERIES, 1)), left, right), (gallery_ND[:1000], gallery_ND[1000:])
+  gallery_ND[1500] = gallery_ND[rank(own, halves[0], 5).ids[0, -1]]  # of equal scores one is on either side
+  nothing = Masks.of(None, None, QUERIES, 1000)
+  (first,) = best_of(own, as_gallery(halves[0]), [TopK.empty(QUERIES, 5)], nothing, deep)
+  (second,) = best_of(own, as_gallery(halves[1]), [TopK.empty(QUERIES, 5, first.threshold)], nothing, deep)
+  there_QK = second.ids >= 0
+  assert deep or (second.scores[there_QK] >= np.broadcast_to(first.threshold[:, None], (QUERIES, 5))[there_QK]).all()
+  merged = first.merge(second._replace(ids=np.where(there_QK, second.ids + 1000, -1)))
+  np.testing.assert_array_equal(merged.ids, rank(own, gallery_ND, 5).ids)
 
 
 def test_merging_is_associative_and_counts_an_item_once():
