@@ -15,6 +15,7 @@ from qat_jax.types import Adaptation
 
 HIGHEST = jax.lax.Precision.HIGHEST  # GPUs and TPUs would otherwise round float32 products to tf32 or bf16
 TINY = 1e-30
+SUMMED = 128  # numbers that are added up in a row, at most; a longer sum is a sum of such sums
 
 
 def power_of_two(n: int) -> int:
@@ -106,10 +107,27 @@ def cosine(
   """Returns the cosine of q' and T z, and |T z| (two B), of items under one map: T z written out, no squares cancel."""
   mapped_BD = gate_D[None] * item_BD
   if left_DR.shape[1]:
-    mapped_BD += _einsum("BR,DR->BD", _einsum("BD,DR->BR", item_BD, right_DR), left_DR)
-  length_B = jnp.sqrt(jnp.sum(jnp.square(mapped_BD), axis=1))
-  return _einsum("BD,D->B", mapped_BD, query_D) / jnp.maximum(length_B, TINY), length_B
+    mapped_BD += _einsum("BR,DR->BD", sums("BD,DR->BR", item_BD, right_DR), left_DR)
+  length_B = jnp.sqrt(sums("BD,BD->B", mapped_BD, mapped_BD))
+  return sums("BD,D->B", mapped_BD, query_D) / jnp.maximum(length_B, TINY), length_B
 
 
-def _einsum(formula: str, *operands: jax.Array) -> jax.Array:
+def sums(formula: str, x: jax.Array | np.ndarray, y: jax.Array | np.ndarray) -> jax.Array:
+  """Returns an einsum of two arrays over D, some of D at a time: the rounding of many like numbers in a row adds up."""
+  (of_x, of_y), of_result = formula.split("->")[0].split(","), formula.split("->")[1]
+  width = x.shape[of_x.index("D")]
+  if width <= SUMMED:
+    return _einsum(formula, x, y)
+  pieces = -(-width // SUMMED)
+
+  def cut(z: jax.Array | np.ndarray, axis: int) -> jax.Array:
+    padding = [(0, pieces * SUMMED - width if i == axis else 0) for i in range(z.ndim)]
+    return jnp.pad(z, padding).reshape(*z.shape[:axis], pieces, SUMMED, *z.shape[axis + 1 :])
+
+  in_pieces = f"{of_x.replace('D', 'PD')},{of_y.replace('D', 'PD')}->P{of_result}"
+  part_P = _einsum(in_pieces, cut(x, of_x.index("D")), cut(y, of_y.index("D")))
+  return jax.lax.optimization_barrier(part_P).sum(axis=0)  # else the compiler makes one sum of it again
+
+
+def _einsum(formula: str, *operands: jax.Array | np.ndarray) -> jax.Array:
   return jnp.einsum(formula, *operands, precision=HIGHEST)

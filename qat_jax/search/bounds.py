@@ -7,7 +7,7 @@ make items short, and the greatest), and λ* the least of the rest or 0,
 
     |T z| ≥ sqrt( |gate ∘ z|² + Σ_kept (λ_i − λ*) (e_i·z)² + λ* |z|² ) − δ |z| ,
 
-and the numerator is w·z, w = Tᵀq'. So 1 + m columns a query bound every score; docs/search.md has the proof, rounding
+and the numerator is w·z, w = Tᵀq'. So 1 + m columns a query bound every score; docs/proof.md has the proof, rounding
 included. float64 holds every scale that float32 factors can have; what goes to the device is scaled by a power of two,
 so that a map's size does not matter, nor how it is shared out between left and right.
 """
@@ -36,6 +36,7 @@ Array = jax.Array | np.ndarray  # on the host when it is made, on a device when 
 
 UNIT = 2.0**-24  # the relative rounding of float32
 LENGTHS = 1.02  # |z| of a unit item, at most
+SPARE_PART = 1e-6  # of a cut: more than float64 rounds off _norm's powers, and float32 off √square − cut
 
 
 class Factors(NamedTuple):
@@ -78,23 +79,31 @@ def prepare(adaptation: Adaptation) -> Prepared:
   query_QD, gate_QD, left_QDR, right_QDR = (np.asarray(np.asarray(x), np.float64) for x in jax.tree.leaves(adaptation))
   gram_left_QRR, gram_right_QRR = (_across(x) @ x for x in (left_QDR, right_QDR))
   length_left_QR, length_right_QR = (np.sqrt(x.diagonal(axis1=1, axis2=2)) for x in (gram_left_QRR, gram_right_QRR))
-  size_Q = np.abs(gate_QD).max(axis=1) + np.linalg.norm(length_left_QR * length_right_QR, axis=1)
+  strength_QR = length_left_QR * length_right_QR
+  size_Q = np.abs(gate_QD).max(axis=1) + np.linalg.norm(strength_QR, axis=1)
+  terms_Q = np.abs(gate_QD).max(axis=1) + strength_QR.sum(axis=1)
+  rounding = _rounding(*right_QDR.shape[1:])
 
   narrow_QDR, basis_QDR, cut_Q = _cut(left_QDR, right_QDR, gram_left_QRR, gram_right_QRR)
   value_QE, direction_QDE = _spectrum(gate_QD, narrow_QDR, basis_QDR)
   folded_QD = gate_QD * query_QD
   if left_QDR.shape[2]:
     folded_QD = folded_QD + (right_QDR @ (_across(left_QDR) @ query_QD[:, :, None]))[:, :, 0]
-  whole = functools.partial(_norm, gram_left_QRR, gram_right_QRR, gram_right_QRR)
+  whole = functools.partial(_norm, gram_left_QRR, gram_right_QRR, gram_right_QRR, right_QDR.shape[1])
   most_Q = np.linalg.norm(query_QD, axis=1)
-  bounds, useful = _bounds(most_Q, folded_QD, gate_QD, value_QE, direction_QDE, cut_Q, whole)
+  bounds, useful = _bounds(most_Q, folded_QD, gate_QD, value_QE, direction_QDE, cut_Q, terms_Q, rounding, whole)
   single = lambda x: np.asarray(x, np.float32)
   factors = Factors(adaptation.query, adaptation.gate, adaptation.left, adaptation.right, single(size_Q))
   similar = None
   if useful and left_QDR.shape[2] > 2 * narrow_QDR.shape[2]:
     size_Q = np.abs(gate_QD).max(axis=1) + np.linalg.norm(narrow_QDR, axis=1).sum(axis=1)
     similar = factors._replace(left=single(narrow_QDR), right=single(basis_QDR), size=single(size_Q))
-  return Prepared(bounds, factors, similar, single(LENGTHS * cut_Q * (1 + 1e-6)))
+  return Prepared(bounds, factors, similar, single(LENGTHS * (cut_Q + rounding * terms_Q) * (1 + SPARE_PART)))
+
+
+def _rounding(width: int, rank: int) -> float:
+  """Returns the proof's a: what float64 rounds off at most, as a part of max|gate| + Σ|l_r||r_r|, or of a trace."""
+  return 16 * (width + rank + 16) * float(np.finfo(float).eps)
 
 
 def _scaled(adaptation: Adaptation) -> Adaptation:
@@ -149,33 +158,35 @@ def _cut(
   along_QRB = _across(right_QDR) @ basis_QDB
   rotation_QBC = np.linalg.eigh(_across(along_QRB) @ gram_left_QRR @ along_QRB)[1][:, :, -RANK:]
   along_QRC = along_QRB @ rotation_QBC
-  # what V leaves of rightᵀright; float64 loses a 10⁸th of the length in the difference, which the bound allows for
+  # what V leaves of rightᵀright; float64 rounds some of a difference off, which _norm allows for
   rest_QRR = gram_right_QRR - along_QRC @ _across(along_QRC)
   return (
     left_QDR @ along_QRC,
     basis_QDB @ rotation_QBC,
-    _norm(gram_left_QRR, rest_QRR, gram_right_QRR),
+    _norm(gram_left_QRR, rest_QRR, gram_right_QRR, width),
   )
 
 
-def _norm(gram_left_QRR: np.ndarray, gram_right_QRR: np.ndarray, whole_QRR: np.ndarray) -> np.ndarray:
+def _norm(gram_left_QRR: np.ndarray, gram_right_QRR: np.ndarray, whole_QRR: np.ndarray, width: int) -> np.ndarray:
   """Returns a bound (Q) of |left rightᵀ|, tight to a few percent, from leftᵀleft and rightᵀright.
 
   With leftᵀleft ≤ K Kᵀ, the norm's square is at most the largest eigenvalue of H = Kᵀ rightᵀright K, and that is at
-  most the Frobenius norm of H³² to the power 1/32: a sum of squares, in which nothing cancels. Both matrices are lifted
-  by more than float64 may have rounded off them, `whole_QRR` being what the right one is a difference of.
+  most the Frobenius norm of H³² to the power 1/32: a sum of squares, in which nothing cancels. What float64 may have
+  rounded off the matrices is added, `whole_QRR` being what the right one is a difference of.
   """
-  eye_RR, tiny = np.eye(gram_left_QRR.shape[1]), np.finfo(float).tiny
-  lift_Q11 = lambda x: (1e-13 * np.trace(x, axis1=1, axis2=2) + tiny)[:, None, None]
-  half_QRR = np.linalg.cholesky(gram_left_QRR + lift_Q11(gram_left_QRR) * eye_RR)
-  power_QRR = _across(half_QRR) @ (gram_right_QRR + lift_Q11(whole_QRR) * eye_RR) @ half_QRR
+  rank, tiny, symmetric = gram_left_QRR.shape[1], np.finfo(float).tiny, lambda x: (x + _across(x)) / 2
+  trace_left_Q, trace_right_Q = (np.trace(x, axis1=1, axis2=2) for x in (gram_left_QRR, whole_QRR))
+  lift_Q = _rounding(width, rank) * trace_left_Q + tiny
+  half_QRR = np.linalg.cholesky(gram_left_QRR + lift_Q[:, None, None] * np.eye(rank))
+  power_QRR = symmetric(_across(half_QRR) @ symmetric(gram_right_QRR) @ half_QRR)
   logarithm_Q = np.zeros(len(power_QRR))
   for i in range(6):
     size_Q = np.maximum(np.linalg.norm(power_QRR, axis=(1, 2)), tiny)
     logarithm_Q += np.log(size_Q) / 2**i
     power_QRR = power_QRR / size_Q[:, None, None]
     power_QRR = power_QRR @ power_QRR
-  return np.sqrt(np.exp(logarithm_Q)) * (1 + 1e-6)
+  rounded_Q = 2 * _rounding(width, rank) * trace_left_Q * trace_right_Q
+  return np.sqrt(np.exp(logarithm_Q) * (1 + SPARE_PART) + rounded_Q)
 
 
 def _spectrum(gate_QD: np.ndarray, left_QDC: np.ndarray, basis_QDC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -202,11 +213,14 @@ def _bounds(
   value_QE: np.ndarray,
   direction_QDE: np.ndarray,
   cut_Q: np.ndarray,
+  terms_Q: np.ndarray,
+  rounding: float,
   whole: Callable[[], np.ndarray],
 ) -> tuple[Bounds, bool]:
   """Returns the bounds with as few directions as are worth it, and whether the cut maps' own lengths bound well.
 
-  `whole` computes |left rightᵀ| at most (Q), for where much was cut off.
+  `rounding` is float64's, as a part of `terms_Q`, which what is computed is a sum of; `whole` computes |left rightᵀ| at
+  most (Q), for where much was cut off.
   """
   queries, width = folded_QD.shape
   tiny = np.finfo(float).tiny
@@ -235,19 +249,21 @@ def _bounds(
       places, rest_Q, cut_Q, scalar = places[:0], np.zeros(queries), whole_Q, True
   weight_QM = value_QE[:, places] - rest_Q[:, None]
   floor_Q = rest_Q + (least_Q if scalar else 0)
-  longest_Q = np.sqrt(square_QD.max(axis=1) + np.maximum(value_QE.max(axis=1, initial=0), 0)) + cut_Q
-  rounding = 4 * (width + 16) * UNIT
-  terms_Q = np.abs(weight_QM).sum(axis=1) + np.abs(floor_Q) + (0 if scalar else square_QD.max(axis=1))
+  square_doubt_Q = 16 * rounding * np.square(terms_Q)
+  longest_Q = np.sqrt(square_QD.max(axis=1) + np.maximum(value_QE.max(axis=1, initial=0), 0) + square_doubt_Q)
+  cut_Q = cut_Q + rounding * terms_Q
+  in_single = (width + 16) * UNIT
+  squares_Q = np.abs(weight_QM).sum(axis=1) + np.abs(floor_Q) + (0 if scalar else square_QD.max(axis=1))
   single = lambda x: np.asarray(x, np.float32)
   return Bounds(
     columns=single(np.concatenate([folded_QD.T, *(direction_QDE[:, :, i].T for i in places)], axis=1)),
     weight=single(weight_QM.T),
     floor=single(floor_Q),
     square=None if scalar else single(square_QD.T),
-    cut=single(LENGTHS * cut_Q * (1 + 1e-6)),
-    longest=single(LENGTHS * longest_Q * (1 + 1e-6)),
-    slack=single(rounding * terms_Q),
-    numerator_slack=single(rounding * np.linalg.norm(folded_QD, axis=1)),
+    cut=single(LENGTHS * cut_Q * (1 + SPARE_PART)),
+    longest=single(LENGTHS * (longest_Q + cut_Q) * (1 + SPARE_PART)),
+    slack=single(6 * in_single * squares_Q + square_doubt_Q),
+    numerator_slack=single(4 * in_single * np.linalg.norm(folded_QD, axis=1) + rounding * terms_Q * most_Q),
     most=single(most_Q * (1 + 1e-5)),
   ), useful
 

@@ -161,11 +161,17 @@ def score_pairs(prepared: Prepared, part: Part, pairs: Pairs) -> np.ndarray:
 
 
 def _in_float64(prepared: Prepared, query: int, item_BD: np.ndarray) -> np.ndarray:
-  """Returns the scores of items (B) in float64, where float32 would round away what decides."""
+  """Returns the scores of items (B) in float64, where float32 would round away what decides.
+
+  Item by item, so that equal items have equal scores, whichever others they come with. A length that may be rounding
+  alone counts as zero; without factors none is.
+  """
   query_D, gate_D, left_DR, right_DR, size = (np.asarray(x[query], np.float64) for x in prepared.factors)
-  item_BD = np.asarray(item_BD, np.float64)
-  mapped_BD = gate_D * item_BD + (item_BD @ right_DR) @ left_DR.T
-  return (mapped_BD @ query_D) / np.maximum(np.linalg.norm(mapped_BD, axis=1), 1e-14 * size + 1e-300)
+  item_BD1 = np.asarray(item_BD, np.float64)[:, :, None]
+  mapped_BD = (gate_D[:, None] * item_BD1 + left_DR @ (right_DR.T @ item_BD1))[:, :, 0]
+  least = 1e-14 * size if left_DR.shape[1] else 0
+  length_B = np.maximum(np.sqrt(np.square(mapped_BD).sum(axis=1)), least + 1e-300)
+  return (mapped_BD[:, None] @ query_D)[:, 0] / length_B
 
 
 def exact_scores(prepared: Prepared, part: Part, queries: int) -> np.ndarray:

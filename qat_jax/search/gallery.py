@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qat_jax.adaptation import power_of_two
+from qat_jax.search.bounds import UNIT
 from qat_jax.types import ArrayGallery, Gallery
 
 WINDOW = 1 << 23  # upper bounds (rows of a device array × queries) that are held at once
@@ -128,7 +129,9 @@ def _streamed(gallery: Gallery, devices: Sequence[jax.Device], chunk_rows: int |
     part, square_N = coming.result()
     if i + 1 < len(starts):
       coming = _reader.submit(read, i + 1)
-    yield dataclasses.replace(part, lengths=check_lengths(np.asarray(square_N)[: part.items], part.first))
+    yield dataclasses.replace(
+      part, lengths=check_lengths(np.asarray(square_N)[: part.items], part.first, gallery.width)
+    )
 
 
 def gathered(gallery: Gallery, position_P: np.ndarray) -> Part:
@@ -139,20 +142,21 @@ def gathered(gallery: Gallery, position_P: np.ndarray) -> Part:
     pieces.append(np.asarray(gallery[position_P[start : start + rows]], np.float32))
     release(gallery[:1])
   item_PD = np.concatenate(pieces)
-  lengths = check_lengths(np.einsum("PD,PD->P", item_PD, item_PD), position_P)
+  lengths = check_lengths(np.einsum("PD,PD->P", item_PD, item_PD), position_P, gallery.width)
   window = power_of_two(len(position_P))
   features_ND = jnp.asarray(np.pad(item_PD, ((0, window - len(position_P)), (0, 0))))
   return Part(0, len(position_P), features_ND, 0, window, lengths)
 
 
-def check_lengths(square_N: np.ndarray, position: int | np.ndarray) -> np.ndarray:
+def check_lengths(square_N: np.ndarray, position: int | np.ndarray, width: int) -> np.ndarray:
   """Returns the least and the greatest |z|² (float32), a little apart, of items at `position`: the first's, or each's.
 
   Raises ValueError that names the first item whose |z|² is not finite, or not 1.
   """
   bad_N = ~(np.abs(square_N - 1) < LENGTH_ERROR)
   if not bad_N.any():
-    return np.array([square_N.min(initial=1) * (1 - 1e-4), square_N.max(initial=1) * (1 + 1e-4)], np.float32)
+    apart = 1e-5 + 2 * width * UNIT  # a float32 sum of squares, in any order, is off by half as much at most
+    return np.array([square_N.min(initial=1) * (1 - apart), square_N.max(initial=1) * (1 + apart)], np.float32)
   row = int(np.argmax(bad_N))
   name = position + row if isinstance(position, int) else position[row]
   length = float(np.sqrt(square_N[row]))
@@ -190,6 +194,9 @@ def _lengths(array_ND: jax.Array) -> list[np.ndarray]:
   if name not in _known:
     found = [squares(data) for _, data in shards(array_ND)]
     starts = [start for start, _ in shards(array_ND)]
-    pairs = [check_lengths(np.asarray(square_N), start) for start, square_N in zip(starts, found, strict=True)]
+    pairs = [
+      check_lengths(np.asarray(square_N), start, array_ND.shape[1])
+      for start, square_N in zip(starts, found, strict=True)
+    ]
     _known[name] = weakref.ref(array_ND, lambda _: _known.pop(name, None)), pairs
   return _known[name][1]

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qat_jax.adaptation import HIGHEST, cosine, power_of_two
+from qat_jax.adaptation import HIGHEST, cosine, power_of_two, sums
 from qat_jax.search.bounds import LENGTHS, UNIT, Array, Bounds, Factors, Prepared
 from qat_jax.search.gallery import Part
 
@@ -259,9 +259,9 @@ def _all_scores(
     if factors.left.shape[2]:
       new = jax.vmap(_scores, in_axes=(0, None))(factors, item_BD)
     else:
-      numerator_QB = jnp.matmul(factors.query * factors.gate, item_BD.T, precision=HIGHEST)
+      numerator_QB = sums("QD,BD->QB", factors.query * factors.gate, item_BD)
       gate_QD = jnp.broadcast_to(factors.gate, factors.query.shape)
-      length_QB = jnp.sqrt(jnp.matmul(jnp.square(gate_QD), jnp.square(item_BD).T, precision=HIGHEST))
+      length_QB = jnp.sqrt(sums("QD,BD->QB", jnp.square(gate_QD), jnp.square(item_BD)))
       new = numerator_QB / jnp.maximum(length_QB, 1e-30), length_QB
     score_QN, length_QN = (jax.lax.dynamic_update_slice_in_dim(x, y, at, 1) for x, y in zip(found, new, strict=True))
     return score_QN, length_QN
