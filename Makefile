@@ -9,7 +9,7 @@ PIP := -m pip install --quiet
 FLOOR := jax==0.7.2 jaxlib==0.7.2 flax==0.11.2 numpy==2.1.3
 TESTS ?= tests
 
-.PHONY: setup demo serve demo-short test test-indexes test-cluster rules wheel-test test-floor smoke-floor test-newest docs which lint format clean
+.PHONY: setup demo serve demo-short test test-indexes test-cluster test-hosts rules wheel-test test-floor smoke-floor test-newest docs which lint format clean
 
 setup: .venv/installed
 
@@ -38,6 +38,10 @@ demo-short: setup
 
 test: setup lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# training on many hosts, as processes of this machine: some minutes
+test-hosts: setup
+	$(BIN)/python -m pytest tests/faults/hosts.py
 
 # the indexes of others, with those that make setup leaves out for their size
 test-indexes: setup

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 import tqdm
 
 from qat_jax.models.head import check_shapes
@@ -33,7 +34,8 @@ Tree = TypeVar("Tree")  # a pytree of arrays
 class Checkpoints:
   """The checkpoints of one run, each with the checksums of its files; the newest two are kept.
 
-  One that is damaged or unfinished is removed when they are opened, and a line says so: the one before it counts.
+  One that is damaged or unfinished is removed when they are opened, and a line says so: the one before it counts. Where
+  there are several processes, the first alone opens them.
   """
 
   def __init__(self, folder: pathlib.Path, made_with: Mapping[str, object] | None = None) -> None:
@@ -45,10 +47,13 @@ class Checkpoints:
     self.folder = folder.resolve()
     _remove_damaged(self.folder)
     # not asynchronous: what goes wrong while it writes would be told by its threads, in hundreds of lines
-    options = self._orbax.CheckpointManagerOptions(max_to_keep=2, create=True, enable_async_checkpointing=False)
-    self.manager = self._orbax.CheckpointManager(
-      self.folder, options=options, item_handlers={"state": self._orbax.StandardCheckpointHandler()}
+    self.folder.mkdir(parents=True, exist_ok=True)
+    alone = self._alone()
+    options = self._orbax.CheckpointManagerOptions(
+      max_to_keep=2, create=False, enable_async_checkpointing=False, multiprocessing_options=alone
     )
+    handler = self._orbax.StandardCheckpointHandler(multiprocessing_options=alone)
+    self.manager = self._orbax.CheckpointManager(self.folder, options=options, item_handlers={"state": handler})
     if made_with is not None:
       self._check_made_with(fingerprint(**made_with))
 
@@ -62,6 +67,7 @@ class Checkpoints:
 
     Raises OSError that says so where the disk is full, or cannot be written.
     """
+    state = _on_host(state)
     folder = self.folder / str(step)
     size, free = sum(leaf.nbytes for leaf in jax.tree.leaves(state)), shutil.disk_usage(self.folder).free
     if size > free:
@@ -78,7 +84,7 @@ class Checkpoints:
     return {} if folder is None or not (folder / NOTE).exists() else read_record(folder / NOTE)
 
   def restore(self, start: Tree) -> Tree:
-    """Returns the newest checkpoint, in the shape of `start`; `start` itself if there is none.
+    """Returns the newest checkpoint (NumPy), in the shape of `start`; `start` itself if there is none.
 
     Raises ValueError if the checkpoint's shapes differ from those of `start`: another model's.
     """
@@ -86,12 +92,18 @@ class Checkpoints:
     if step is None:
       return start
     check_shapes(self.manager.item_metadata(step)["state"].tree, start, self.folder / str(step))
-    wanted = self._orbax.args.Composite(state=self._orbax.args.StandardRestore(start))
+    wanted = self._orbax.args.Composite(state=self._orbax.args.StandardRestore(_on_host(start)))
     return self.manager.restore(step, args=wanted)["state"]
 
   def close(self) -> None:
     """Ends what orbax has running."""
     self.manager.close()
+
+  def _alone(self) -> Any:
+    """Returns orbax's settings with which it does not wait for other processes."""
+    processes = {jax.process_index()} if jax.process_count() > 1 else None
+    settings = self._orbax.options.MultiprocessingOptions
+    return settings(primary_host=jax.process_index(), active_processes=processes)
 
   def _check_made_with(self, wanted: dict[str, Any]) -> None:
     path = self.folder / MADE_WITH
@@ -100,6 +112,10 @@ class Checkpoints:
       check_same(f"the run in {self.folder}", begun, wanted, "Use another --workdir, or delete this folder")
     else:
       write_record(path, wanted)
+
+
+def _on_host(tree: Tree) -> Tree:
+  return jax.tree.map(np.asarray, tree)
 
 
 def _remove_damaged(folder: pathlib.Path) -> None:

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import jax
@@ -43,12 +43,12 @@ def in_one_line(error: BaseException) -> str:
   return text
 
 
-def end_on_signals(advice: str = AGAIN) -> None:
+def end_on_signals(advice: str = AGAIN, tell: Callable[[str], None] | None = None) -> None:
   """Has Ctrl-C and SIGTERM end this process at once, with one line and status 130 or 143; for a program's main thread.
 
-  The line ends with `advice`. Nothing is unwound: what is on disk outlives a kill at any moment, while compilers and
-  the threads of others would hold an ordinary end up, or crash in it. A signal that is ignored stays so, and who
-  handles one later has it.
+  The line ends with `advice`; `tell`, which must not take long, is called with its beginning. Nothing is unwound: what
+  is on disk outlives a kill at any moment, while compilers and the threads of others would hold an ordinary end up, or
+  crash in it. A signal that is ignored stays so, and who handles one later has it.
   """
   reading, writing = os.pipe()
   os.set_blocking(writing, False)
@@ -61,7 +61,7 @@ def end_on_signals(advice: str = AGAIN) -> None:
     while True:
       number = signal.Signals(os.read(reading, 1)[0])
       if number in STOPS and signal.getsignal(number) is _noted:
-        _end(number, advice)
+        _end(number, advice, tell)
 
   threading.Thread(target=watch, name="signals", daemon=True).start()
 
@@ -70,13 +70,15 @@ def _noted(*_: object) -> None:
   """Stands for: the thread `signals` ends the process."""
 
 
-def _end(number: signal.Signals, advice: str) -> NoReturn:
+def _end(number: signal.Signals, advice: str, tell: Callable[[str], None] | None) -> NoReturn:
   flushing = threading.Thread(target=sys.stdout.flush, daemon=True)  # which waits where nobody reads
   flushing.start()
   flushing.join(1)
   begin = "\r\x1b[K" if os.isatty(2) else "\n"  # a progress bar may be in the line
   with contextlib.suppress(OSError):
     os.write(2, f"{begin}{STOPS[number]}; {advice}\n".encode())
+  if tell:
+    tell(STOPS[number])
   os._exit(128 + number)
 
 
@@ -92,9 +94,10 @@ def provenance(config: dict[str, Any], seed: int) -> dict[str, Any]:
 
 
 def hardware() -> str:
-  """Returns the devices and the processor in words, such as `4 × cpu (2 cores, x86_64)`."""
-  devices = jax.local_devices()
-  return f"{len(devices)} × {devices[0].device_kind} ({os.cpu_count()} cores, {platform.machine()})"
+  """Returns the devices and the processor in words, such as `4 × cpu (2 cores, x86_64)`, and in how many processes."""
+  devices, processes = jax.local_devices(), jax.process_count()
+  own = f"{len(devices)} × {devices[0].device_kind} ({os.cpu_count()} cores, {platform.machine()})"
+  return own if processes == 1 else f"{processes} processes of {own}"
 
 
 def commit() -> str:

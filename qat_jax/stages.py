@@ -44,11 +44,13 @@ def fingerprint(**reads: object) -> dict[str, Any]:
   return json.loads(json.dumps(reads, default=_plain, sort_keys=True))
 
 
-def differences(made_with: Mapping[str, object], wanted: Mapping[str, object]) -> list[str]:
-  """Returns what differs between two fingerprints, a text each: `noise.scale was 0.5, is 0.3`."""
+def differences(
+  made_with: Mapping[str, object], wanted: Mapping[str, object], words: str = "{name} was {old}, is {new}"
+) -> list[str]:
+  """Returns what differs between two fingerprints, a text each: `noise.scale was 0.5, is 0.3`, or in other words."""
   old, new = _leaves(fingerprint(**made_with)), _leaves(fingerprint(**wanted))
   names = [name for name in sorted(old.keys() | new.keys()) if old.get(name, _ABSENT) != new.get(name, _ABSENT)]
-  return [f"{name} was {_shown(old, name)}, is {_shown(new, name)}" for name in names]
+  return [words.format(name=name, old=_shown(old, name), new=_shown(new, name)) for name in names]
 
 
 def made(what: str | os.PathLike, made_with: Mapping[str, object] | None, wanted: Mapping[str, object]) -> bool:

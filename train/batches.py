@@ -50,6 +50,14 @@ def draw(pairs: Pairs, size: int, seed: int, step: int) -> tuple[np.ndarray, np.
   return pairs.order[start + query], pairs.order[start + image], instance
 
 
+def share(
+  rows: tuple[np.ndarray, np.ndarray, np.ndarray], part: int, parts: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Returns one of several equal parts of the drawn rows, in order."""
+  query_row, image_row, instance = (np.split(one, parts)[part] for one in rows)
+  return query_row, image_row, instance
+
+
 def read(
   rows: tuple[np.ndarray, np.ndarray, np.ndarray], queries: Any, images: Any, semi: SemiPositives | None, devices: int
 ) -> Batch:

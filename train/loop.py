@@ -1,12 +1,14 @@
 """The training loop and the one pmap: resumes, validates on a schedule, keeps the best, stops at a NaN.
 
 Killed at any moment and started again, it ends with bit for bit the parameters of an uninterrupted run: the state is
-checkpointed whole, and batches and randomness depend on (seed, step) alone.
+checkpointed whole, and batches and randomness depend on (seed, step) alone. With several processes (`train.hosts`) the
+pmap's axis spans the devices of all, and so do the negatives.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -24,6 +26,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from qat_jax.checkpoints import Checkpoints
 from qat_jax.runs import read_metrics
+from train import hosts
 from train.step import Batch, LossSettings, TrainState, make_optimiser, make_step, start
 
 AXIS = "device"
@@ -90,13 +93,19 @@ def train(
   constants = variables["constants"]
   step_fn = make_step(module, constants, optimiser, loss, settings.seed, AXIS)
   parallel_step = jax.pmap(step_fn, axis_name=AXIS, in_axes=(None, 0), out_axes=None)
-  checkpoints = Checkpoints(folder / "checkpoints")
-  state = replicated(checkpoints.restore(start(variables["params"], settings.temperature, optimiser)))
-  began = time.perf_counter() - _seconds_before(folder, int(state.step))
-  log = MetricsLog(folder, name, int(state.step))
-  bar = tqdm.tqdm(total=settings.steps, initial=int(state.step), desc=name, unit="step", mininterval=2, leave=False)
+  desk = Desk(folder, name)
+  state = replicated(desk.restore(start(variables["params"], settings.temperature, optimiser)))
+  began, values = time.perf_counter() - desk.seconds, desk.values
+  bar = tqdm.tqdm(
+    total=settings.steps,
+    initial=int(state.step),
+    desc=name,
+    unit="step",
+    mininterval=2,
+    leave=False,
+    disable=not hosts.first(),
+  )
   pending: list[tuple[int, dict]] = []
-  values = {int(step): value for step, value in checkpoints.note().get("val_map", {}).items()}
 
   def finished(state: TrainState) -> bool:
     step = int(state.step)
@@ -105,7 +114,7 @@ def train(
 
   try:
     if int(state.step) == 0:
-      state = keep_best(state, validate(variables))
+      state = keep_best(state, hosts.sent(lambda: validate(variables)))
     while not finished(state):
       step = int(state.step)
       until = min(settings.steps, step + settings.validate_every - step % settings.validate_every)
@@ -113,16 +122,15 @@ def train(
         state, measures = parallel_step(state, batch_at(number))
         pending.append((number + 1, measures))
         bar.update()
-      log.write(check_finite(pending, checkpoints))
+      desk.note(pending)
       pending.clear()
-      value = validate({"params": jax.device_get(state.params["form"]), "constants": constants})
+      current = {"params": jax.device_get(state.params["form"]), "constants": constants}
+      value = hosts.sent(functools.partial(validate, current))
       state, values[until] = keep_best(state, value), value
-      log.write([(until, {"val_map": value, "seconds": time.perf_counter() - began})])
       bar.set_postfix(val_map=f"{value:.4f}", best=f"{float(state.best_value):.4f}")
-      checkpoints.save(until, state, {"val_map": values})
+      desk.keep(until, state, {"val_map": value, "seconds": time.perf_counter() - began})
   finally:
-    checkpoints.close()
-    log.close()
+    desk.close()
     bar.close()
   best_params = jax.device_get(state.best_params["form"])  # off the mesh: it is served on one device, or on any
   seconds = time.perf_counter() - began
@@ -153,7 +161,9 @@ def keep_best(state: TrainState, value: float) -> TrainState:
 
 def replicated(tree: Any) -> Any:
   """Returns a pytree as the pmap returns it, the same on every device: then the step is compiled once, not twice."""
-  return jax.device_put(tree, NamedSharding(Mesh(np.array(jax.local_devices()), (AXIS,)), PartitionSpec()))
+  return jax.device_put(
+    jax.device_get(tree), NamedSharding(Mesh(np.array(jax.local_devices()), (AXIS,)), PartitionSpec())
+  )
 
 
 def check_finite(pending: list[tuple[int, dict]], checkpoints: Checkpoints) -> list[tuple[int, dict]]:
@@ -167,6 +177,49 @@ def check_finite(pending: list[tuple[int, dict]], checkpoints: Checkpoints) -> l
         "Lower train.learning_rate, or look for broken features with FeatureStore.verify()"
       )
   return rows
+
+
+class Desk:
+  """Where the first process writes what a run leaves on disk: checkpoints, metrics and events; the others wait."""
+
+  def __init__(self, folder: pathlib.Path, name: str) -> None:
+    self.folder, self.name = folder, name
+    self.values: dict[int, float] = {}  # validation by step, of the run that is continued
+    self.seconds = 0.0  # that it had taken
+
+  def restore(self, start: TrainState) -> TrainState:
+    """Returns the state to go on from, on the host: that of the newest checkpoint, or `start`."""
+
+    def opened() -> list:
+      self.checkpoints = Checkpoints(self.folder / "checkpoints")
+      self.state = self.checkpoints.restore(start)
+      self.log = MetricsLog(self.folder, self.name, int(self.state.step))
+      seconds = [row["seconds"] for row in read_metrics(self.log.path) if "seconds" in row]
+      return [self.checkpoints.note().get("val_map", {}), seconds[-1] if seconds else 0.0]
+
+    values, self.seconds = hosts.sent(opened)
+    self.values |= {int(step): value for step, value in values.items()}
+    return hosts.copied(self.state if hosts.first() else start)
+
+  def note(self, pending: list[tuple[int, dict]]) -> None:
+    """Writes the measures of steps; raises FloatingPointError where one is not finite."""
+    if hosts.first():
+      self.log.write(check_finite(pending, self.checkpoints))
+
+  def keep(self, step: int, state: TrainState, measures: dict[str, float]) -> None:
+    """Saves the state and writes what validation gave; nobody goes on before both are on disk."""
+
+    def save() -> None:
+      self.log.write([(step, measures)])
+      self.checkpoints.save(step, state, {"val_map": self.values})
+
+    hosts.sent(save)
+
+  def close(self) -> None:
+    """Closes what is open."""
+    for name in ("checkpoints", "log"):
+      if hasattr(self, name):
+        getattr(self, name).close()
 
 
 class MetricsLog:
@@ -209,10 +262,3 @@ class MetricsLog:
     for file in (self.file, self.board):
       with contextlib.suppress(OSError):
         file.close()
-
-
-def _seconds_before(folder: pathlib.Path, step: int) -> float:
-  seconds = [
-    row["seconds"] for row in read_metrics(folder / "metrics.jsonl") if row["step"] <= step and "seconds" in row
-  ]
-  return seconds[-1] if seconds else 0.0

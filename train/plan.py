@@ -1,7 +1,8 @@
 """The candidates of one query type: which heads are fitted, and with which settings, from the simplest on.
 
 A candidate that is in the working folder is not fitted again. From its first step on it says what it is made from; one
-that was made from anything else is refused.
+that was made from anything else is refused. Of several processes (`train.hosts`) the first fits, measures and writes;
+what is trained by gradient is trained by all.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from qat_jax.sealed import read_record, write_record
 from qat_jax.stages import check_same, fingerprint
 from qat_jax.types import SemiPositives
 from qat_jax.validation import Validator
-from train import batches, loop
+from train import batches, hosts, loop
 from train.step import Batch, LossSettings
 
 FORMAT = 3  # of candidates; higher where the same settings make another head
@@ -74,10 +75,15 @@ def candidates(config: ConfigDict, material: Material, folder: pathlib.Path) -> 
   training, gate, semi = material.training, material.gate, material.semi
   fitted: dict[str, Candidate] = {}
 
-  def add(name: str, settings: dict[str, Any], fit: Callable[[], Head | None], before: float = 0.0) -> str:
+  def add(
+    name: str, settings: dict[str, Any], fit: Callable[[], Head | None], before: float = 0.0, together: bool = False
+  ) -> str:
     made_from = fingerprint(format=FORMAT, settings=settings, **material.made_from)
-    if not claimed(folder / name, made_from):
-      measure(folder / name, material, settings, fit, before)
+    if not hosts.sent(lambda: claimed(folder / name, made_from)):
+      began = time.perf_counter()
+      head = fit() if together else None
+      seconds = before + time.perf_counter() - began
+      hosts.sent(lambda: measure(folder / name, material, settings, fit if head is None else lambda: head, seconds))
     fitted[name] = Candidate(*read_candidate(folder / name))
     return name
 
@@ -102,7 +108,8 @@ def candidates(config: ConfigDict, material: Material, folder: pathlib.Path) -> 
       if form != "static":  # which is quick, and what the others are compared with
         schedule = schedule._replace(target=to_beat(fitted, own["maps_gallery"]))
       settings = {"form": form, form: own, **loss._asdict(), **schedule._asdict(), "batch_size": size}
-      add(name, settings, partial(by_gradient, material, form, own, size, loss, schedule, folder / name))
+      fit = partial(by_gradient, material, form, own, size, loss, schedule, folder / name)
+      add(name, settings, fit, together=True)
   for name in bases(fitted):
     with_parts = [name]
     pairs = config.memory[training.query_type]
@@ -151,7 +158,7 @@ def measure(
 ) -> None:
   """Fits a candidate and measures it on validation, into `folder`: an adapter with one head, and its precisions.
 
-  `before` is how many seconds what it builds on took.
+  `before` is how many seconds what came before took.
   """
   training, gate = material.training, material.gate
   began = time.perf_counter()
@@ -193,18 +200,18 @@ def by_gradient(
   training, semi, validator = material.training, material.semi, material.validator
   queries = training.queries
   assert queries is not None, "text queries without captions cannot be trained"
-  devices = jax.local_device_count()
   module = forms.FORMS[form](training.width, **settings)
   variables = forms.initialise(module, jax.random.key(schedule.seed))
   if "standardise" in variables["constants"]:
     rows = evenly(len(training.instance), STATISTICS_ROWS)
     variables["constants"] = forms.with_statistics(variables["constants"], jnp.asarray(queries[rows]))
   pairs = batches.group(training.instance, training.query_type)
-  size = fit_to_devices(min(batch_size, len(pairs)), devices)
+  size = fit_to_devices(min(batch_size, len(pairs)), jax.device_count())
 
   def batch_at(step: int) -> Batch:
     rows = batches.draw(pairs, size, schedule.seed, step)
-    return batches.read(rows, queries, training.images, semi, devices)
+    own = batches.share(rows, jax.process_index(), jax.process_count())
+    return batches.read(own, queries, training.images, semi, jax.local_device_count())
 
   trained = loop.train(
     module,
@@ -219,9 +226,9 @@ def by_gradient(
   note = ""
   if schedule.target is not None and trained.steps < schedule.steps and trained.value < schedule.target:
     note = f"stopped at step {trained.steps:,} of {schedule.steps:,}, with no prospect of winning"
-    tqdm.write(
-      f"{training.query_type}/{folder.name}: {note} ({100 * trained.value:.1f}, to beat {100 * schedule.target:.1f})"
-    )
+    if hosts.first():
+      reached = f"{100 * trained.value:.1f}, to beat {100 * schedule.target:.1f}"
+      tqdm.write(f"{training.query_type}/{folder.name}: {note} ({reached})")
   return Head(form, settings, {"params": trained.params, "constants": variables["constants"]}, note)
 
 
