@@ -36,6 +36,8 @@ def get_config() -> ConfigDict:
       "paper": {"rank": 64, "token_hidden": 512, "layers": 4, "steps": 4, "heads": 8, "dropout": 0.1},
     }
   )
+  # Above 1: trained heads for an untouched gallery are the average of so many, each from a seed of its own.
+  config.ensemble = 1
   # Which query types get trained heads. Images: "auto" trains where at least half the images have a second view,
   # since with few the closed form is better.
   config.trained = ConfigDict({"text": "always", "image": "auto"})

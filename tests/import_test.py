@@ -59,6 +59,7 @@ ORDER = (
   "models.quari_files",
   "models.quari",
   "models.closed_forms",
+  "models.ensemble",
   "models.forms",
   "models.head",
   "checkpoints",

@@ -32,7 +32,7 @@ from qat_jax.sealed import read_record, write_record
 from qat_jax.stages import check_same, fingerprint
 from qat_jax.types import SemiPositives
 from qat_jax.validation import Validator
-from train import batches, hosts, loop
+from train import batches, ensembles, hosts, loop
 from train.step import Batch, LossSettings
 
 FORMAT = 3  # of candidates; higher where the same settings make another head
@@ -108,8 +108,11 @@ def candidates(config: ConfigDict, material: Material, folder: pathlib.Path) -> 
       if form != "static":  # which is quick, and what the others are compared with
         schedule = schedule._replace(target=to_beat(fitted, own["maps_gallery"]))
       settings = {"form": form, form: own, **loss._asdict(), **schedule._asdict(), "batch_size": size}
-      fit = partial(by_gradient, material, form, own, size, loss, schedule, folder / name)
-      add(name, settings, fit, together=True)
+      fit = partial(by_gradient, material, form, own, size, loss)
+      if config.ensemble > 1 and form != "static" and not own["maps_gallery"]:
+        settings["members"] = config.ensemble
+        fit = partial(ensembles.by_members, fit, config.ensemble)
+      add(name, settings, partial(fit, schedule, folder / name), together=True)
   for name in bases(fitted):
     with_parts = [name]
     pairs = config.memory[training.query_type]
@@ -176,7 +179,8 @@ def measure(
     "parameters": forms.parameters(head.variables),
   }
   write_candidate(folder, Adapter(training.width, {training.query_type: head}, info), precision_Q)
-  shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # tens of MB that nobody will go on from
+  for path in (folder / "checkpoints", *folder.glob(f"{folder.name}_*")):  # tens of MB that nobody will go on from
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def to_beat(fitted: dict[str, Candidate], maps_gallery: bool) -> float:

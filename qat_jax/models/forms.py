@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from qat_jax.adaptation import normalise, plain
 from qat_jax.models.closed_forms import Affine, ClosedForm, Plain, Plda
+from qat_jax.models.ensemble import Ensemble
 from qat_jax.models.levels import Levelled
 from qat_jax.models.memory import Neighbours, Remembering
 from qat_jax.models.quari import Released
@@ -200,7 +201,16 @@ def levelled(
   return Levelled(width, FORMS[form](width, **settings), queries, items, nearest, sharpness)
 
 
-FORMS = {f.__name__: f for f in (static, query_only, adaptive, gated, paper, remembering, levelled)} | {
+def ensemble(width: int, form: str, settings: dict, members: int) -> Ensemble:
+  """The average of `members` heads of another form, which must leave the gallery untouched."""
+  if settings.get("maps_gallery"):
+    raise ValueError(
+      f"heads of the form {form} that map the gallery each have items of their own; they have no average"
+    )
+  return Ensemble(width, tuple(FORMS[form](width, **settings) for _ in range(members)))
+
+
+FORMS = {f.__name__: f for f in (static, query_only, adaptive, gated, paper, remembering, levelled, ensemble)} | {
   "plain": Plain,
   "closed_form": ClosedForm,
   "affine": Affine,
