@@ -113,7 +113,7 @@ FENCES = {
   "lancedb": ("qat_jax/search/indexes/lancedb.py",),
   "pgvector": ("qat_jax/search/indexes/pgvector.py",),
   "psycopg": ("qat_jax/search/indexes/pgvector.py",),
-  "ray": ("qat_jax/distributed/cluster.py",),
+  "ray": ("qat_jax/distributed/cluster.py", "eval/speed/cluster.py"),  # which starts one
   "qdrant_client": ("qat_jax/search/indexes/qdrant.py",),
   "scann": ("qat_jax/search/indexes/scann.py",),
   "tensorflow_datasets": ("qat_jax/datasets/", "train/batches.py"),

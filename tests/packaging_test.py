@@ -40,6 +40,7 @@ MAY_USE = {
   "qat_jax/hub": ("core", "encoders"),  # on use
   "qat_jax/checkpoints": ("core", "train"),  # of training, on use
   "qat_jax/": ("core",),
+  "eval/speed/cluster": ("core", "eval", "bench", "ray"),
   "eval/speed/": ("core", "eval", "bench"),
   "eval/": ("core", "eval"),
   "train/": ("core", "train", "encoders"),

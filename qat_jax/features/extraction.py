@@ -111,6 +111,8 @@ class _Shards:
 
   def __call__(self, shard: int) -> float:
     """Writes a shard and returns how many seconds the encoder computed."""
+    if self.writer.is_whole(shard):  # by a worker that was lost before it could say so
+      return 0.0
     kinds, size, positions = self.plan["kinds"], self.plan["batch_size"], self.positions(shard)
     parts: dict[str, list[np.ndarray]] = {
       kind: [np.empty((0, self.encoder.width), self.plan["dtype"])] for kind in kinds

@@ -68,6 +68,8 @@ class _Shards:
   table: pa.Table | None = None
 
   def __call__(self, shard: int) -> None:
+    if self.writer.is_whole(shard):  # by a worker that was lost before it could say so
+      return
     if self.table is None:
       self.table = _metadata(self.gallery)
     start = shard * self.rows

@@ -75,7 +75,11 @@ class FeatureWriter:
 
   def missing(self) -> list[int]:
     """Returns the numbers of the shards that are still to be written."""
-    return [shard for shard in range(self.shards) if not self._note(shard).exists()]
+    return [shard for shard in range(self.shards) if not self.is_whole(shard)]
+
+  def is_whole(self, shard: int) -> bool:
+    """Says whether a shard is written."""
+    return self._note(shard).exists()
 
   def write(
     self,

@@ -159,6 +159,8 @@ class _Blocks:
     return True
 
   def __call__(self, start: int) -> None:
+    if self.there(start):  # from a worker that was lost before it could say so
+      return
     query, query_ids, item_ids = self.ids
     rows = slice(start, min(start + self.block, len(query)))
     adaptation = self.model(np.asarray(query[rows]), self.query_type)

@@ -136,7 +136,7 @@ def test_a_shard_that_cannot_be_asked_is_named_or_left_out(cluster, adaptation, 
   copies = [shutil.copytree(folder, tmp_path / folder.name) for folder in folders[:2]]
   with Gallery(copies, replicas=2) as gallery:
     os.remove(copies[0] / "img_emb/img_emb_0000.npy")
-    with pytest.raises(ConnectionError, match=rf"shard {copies[0]} \(rows 0 to 699\) cannot be asked: .*img_emb_0000"):
+    with pytest.raises(ConnectionError, match=rf"shard {copies[0]} \(rows 0 to 699\) cannot be asked: .*img_emb"):
       qat_jax.rank(adaptation, gallery, 20)
     gallery.partial = True
     found = qat_jax.rank(adaptation, gallery, 20)
