@@ -18,6 +18,7 @@ import numpy as np
 from qat_jax.models.head import Head, name_of
 from qat_jax.models.memory import PAIRS
 
+FORMAT = 1  # of config.json
 ROWS = {"plain": "plain score", "static": "static map", "adapted": "adapted, whole gallery"}  # of the table of results
 KEPT = (*PAIRS, "folded")  # constants of forms that hold a row a training item or query
 REMEMBERED = """Each row is made from a training item, or a few. Who has the file can tell whether an item was among
@@ -56,6 +57,7 @@ def card(
 def config(width: int, heads: Mapping[str, Head], info: Mapping[str, Any]) -> dict[str, Any]:
   """Returns what config.json says; qat-jax itself reads adapter.json."""
   return {
+    "format": FORMAT,
     "library_name": "qat-jax",
     "model_type": "query-adaptive-retrieval",
     "encoder": encoder_of(info),

@@ -19,7 +19,7 @@ import numpy as np
 import tqdm
 
 from qat_jax.models.head import check_shapes
-from qat_jax.sealed import read_record, write_record
+from qat_jax.sealed import check_format, read_record, write_record
 from qat_jax.stages import check_same, checksum, fingerprint
 
 MADE_WITH = "made_with.json"
@@ -41,7 +41,7 @@ class Checkpoints:
   def __init__(self, folder: pathlib.Path, made_with: Mapping[str, object] | None = None) -> None:
     """Opens the folder, or makes it. `made_with` is the fingerprint of all that the run reads, kept beside the states.
 
-    Raises ValueError where there are checkpoints of another fingerprint.
+    Raises ValueError where there are checkpoints of another fingerprint, or of a later version.
     """
     self._orbax = orbax()
     self.folder = folder.resolve()
@@ -122,9 +122,20 @@ def _remove_damaged(folder: pathlib.Path) -> None:
   for half in folder.glob(f"*{HALF}"):
     shutil.rmtree(half, ignore_errors=True)
   for step in sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal()):
+    _check_version(folder / str(step) / CHECKSUMS)
     if wrong := _wrong_with(folder / str(step)):
       shutil.rmtree(folder / str(step))
       tqdm.tqdm.write(f"the checkpoint {folder / str(step)} is left out and removed: {wrong}; going on without it")
+
+
+def _check_version(path: pathlib.Path) -> None:
+  """Raises ValueError where a checkpoint's checksums are of a later version: nothing is wrong with it."""
+  with contextlib.suppress(FileNotFoundError):
+    try:
+      version = read_record(path).get("version")
+    except ValueError:
+      return  # damaged
+    check_format(path, version, VERSION, "delete the checkpoint")
 
 
 def _wrong_with(folder: pathlib.Path) -> str:
@@ -134,8 +145,6 @@ def _wrong_with(folder: pathlib.Path) -> str:
     return f"it has no {CHECKSUMS}, so it was not finished, or is of an earlier version"
   try:
     about = read_record(path)
-    if about["version"] != VERSION:
-      return f"{CHECKSUMS} is of version {about['version']}, and this one reads {VERSION}"
     there = _checksums(folder)
     differing = sorted(
       name for name in about["files"].keys() | there.keys() if about["files"].get(name) != there.get(name)

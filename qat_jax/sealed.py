@@ -57,6 +57,17 @@ def record_in(path: str | os.PathLike, data: bytes) -> dict[str, Any]:
   return content
 
 
+def check_format(what: str | os.PathLike, found: object, newest: int, older: str, oldest: int | None = None) -> None:
+  """Raises ValueError that names the format of what was found, where this version does not read it.
+
+  It reads `oldest` (`newest` alone if None) to `newest`; `older` says what to do with what is older.
+  """
+  if type(found) is not int or not (newest if oldest is None else oldest) <= found <= newest:
+    reads = newest if oldest is None else f"up to {newest}"
+    advice = older if type(found) is int and found < newest else "upgrade qat-jax"
+    raise ValueError(f"{what} is of format {found!r}, and this version reads {reads}: {advice}")
+
+
 def write_sealed(path: str | os.PathLike, data: bytes | memoryview) -> None:
   """Writes bytes and behind them their digest, whole or not at all."""
   write_whole(path, data, SEAL + _digest(data))

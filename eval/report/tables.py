@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from eval.report.results import METHOD_NAMES, Estimate, Row, Skipped, grouped
 
+FORMAT = 1  # of metrics.json
 COSTS = {  # fields of Result, and their headings
   "ms_per_query": "ms a query",
   "offline_seconds": "offline s",
@@ -22,7 +23,7 @@ def group_name(group: Sequence[Row]) -> str:
 
 
 def metrics_json(rows: Sequence[Row], provenance: dict, skipped: Sequence[Skipped] = ()) -> dict:
-  """Returns what metrics.json holds: `results`, `differences` (paired, mAP), `costs`, `skipped`, `provenance`.
+  """Returns metrics.json: `format`, `results`, `differences` (paired, mAP), `costs`, `skipped`, `provenance`.
 
   Metrics `map`, `recall@1` and `recall@10` are fractions; with a benchmark's name before them they are in its own unit.
   """
@@ -41,6 +42,7 @@ def metrics_json(rows: Sequence[Row], provenance: dict, skipped: Sequence[Skippe
     costs.append({**name, **{cost: getattr(row.result, cost) for cost in COSTS}, "note": row.result.note})
   left_out = [{"query": s.query_type, "task": s.task, "method": s.method, "reason": s.reason} for s in skipped]
   return {
+    "format": FORMAT,
     "results": results,
     "differences": differences,
     "costs": costs,

@@ -26,6 +26,7 @@ from qat_jax.search.rank import rank
 from qat_jax.stages import fingerprint, made, write_whole
 from qat_jax.types import Gallery, SemiPositives, as_gallery
 
+FORMAT = 1  # of the file of semi-positives
 BLOCK = 1024  # queries that one reading of the features serves
 RESIDENT = 1 << 29  # bytes of float32: features of no more lie on the device, others are read once a block
 
@@ -123,7 +124,7 @@ def ensure(
   if not settings["keep"]:
     return None
   wanted = {name: settings[name] for name in ("neighbours", "keep", "temperature")}
-  about = fingerprint(**wanted, images=images.fingerprint)
+  about = fingerprint(format=FORMAT, **wanted, images=images.fingerprint)
   if Path(path).exists():
     semi, made_with = load(path)
     if made(path, made_with, about):

@@ -20,10 +20,11 @@ from qat_jax.datasets.splits import CAPTION, drawn
 from qat_jax.features.shards import META, parquet_rows, read_meta, shard_files
 from qat_jax.features.store import ROWS_PER_SHARD, FeatureStore
 from qat_jax.features.writer import FeatureWriter
-from qat_jax.sealed import read_record, write_record
+from qat_jax.sealed import check_format, read_record, write_record
 from qat_jax.stages import check_same, empty, fingerprint, lock
 
 MADE_FROM = "split.json"
+FORMAT = 1  # of the set
 ADVICE = "Delete it or choose another folder"
 
 
@@ -86,7 +87,7 @@ def split(
     for name, place in places.items():
       _write(parts / "set" / name, stores, place, instance, {"place": name, **made_from}, rows_per_shard)
     rows = {name: len(place.rows) for name, place in places.items()}
-    write_record(parts / "set" / MADE_FROM, {"made_from": made_from, "rows": rows})
+    write_record(parts / "set" / MADE_FROM, {"format": FORMAT, "made_from": made_from, "rows": rows})
     os.replace(parts / "set", root)
     empty(parts)
   return rows
@@ -99,6 +100,7 @@ def _rows_of(root: Path, made_from: dict[str, Any]) -> dict[str, int] | None:
   if not (root / MADE_FROM).is_file():
     raise FileExistsError(f"{root} is there already, and is no set made by splitting; delete it or choose another")
   about = read_record(root / MADE_FROM)
+  check_format(root / MADE_FROM, about.get("format", FORMAT), FORMAT, ADVICE.lower())
   check_same(root, about["made_from"], made_from, ADVICE)
   return about["rows"]
 

@@ -20,9 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from qat_jax.features.shards import DTYPES, INCOMPLETE, KINDS, META, as_table, check_rows, describe, is_unit
-from qat_jax.sealed import read_record, write_record
+from qat_jax.sealed import check_format, read_record, write_record
 from qat_jax.stages import check_same, write_whole
 
+FORMAT = 1  # of a folder under construction
 OURS = re.compile(rf"\.lock|{INCOMPLETE}|{re.escape(META)}\..*tmp")  # what a kill may leave of an earlier call
 
 
@@ -41,7 +42,7 @@ class FeatureWriter:
     plan = json.loads(json.dumps({**plan, "shards": shards}))
     path = self.notes / "plan.json"
     if path.exists() and not (self.folder / META).exists():
-      check_same(self.folder, read_record(path), plan, "Delete it or choose another folder")
+      check_same(self.folder, self.begun(self.folder) or {}, plan, "Delete it or choose another folder")
       return
     there = [p.name for p in self.folder.iterdir()] if self.folder.is_dir() else []
     strangers = [name for name in there if not OURS.fullmatch(name)]
@@ -50,13 +51,20 @@ class FeatureWriter:
     self.notes.mkdir(parents=True, exist_ok=True)
     for note in self.notes.glob("shard_*.json"):
       note.unlink()
-    write_record(path, plan)
+    write_record(path, {"format": FORMAT, **plan})
 
   @staticmethod
   def begun(folder: Path) -> dict[str, Any] | None:
-    """Returns the plan of what was begun in a folder and never finished; None where there is nothing of the kind."""
+    """Returns the plan of what was begun in a folder and never finished; None where there is nothing of the kind.
+
+    Raises ValueError where it was begun by a later version.
+    """
     path = folder / INCOMPLETE / "plan.json"
-    return read_record(path) if path.exists() and not (folder / META).exists() else None
+    if not path.exists() or (folder / META).exists():
+      return None
+    plan = read_record(path)
+    check_format(path, plan.pop("format", FORMAT), FORMAT, f"delete {folder}")
+    return plan
 
   @staticmethod
   def discard(folder: Path) -> None:
@@ -70,7 +78,7 @@ class FeatureWriter:
   def undo(folder: Path) -> None:
     """Makes a finished folder one that was begun, so that `discard` removes it; the folder is whole until then."""
     (folder / INCOMPLETE).mkdir(exist_ok=True)
-    write_record(folder / INCOMPLETE / "plan.json", {})
+    write_record(folder / INCOMPLETE / "plan.json", {"format": FORMAT})
     (folder / META).unlink()
 
   def missing(self) -> list[int]:

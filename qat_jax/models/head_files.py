@@ -19,7 +19,7 @@ from qat_jax import checkpoints
 from qat_jax.models import quari as released
 from qat_jax.models import quari_files as released_files
 from qat_jax.models.head import Head, read_variables, write_variables
-from qat_jax.sealed import record_in, write_record
+from qat_jax.sealed import check_format, record_in, write_record
 from qat_jax.stages import checksum
 from qat_jax.types import QUERY_TYPES
 
@@ -99,8 +99,7 @@ def _read(folder: pathlib.Path, text: bytes) -> Contents:
 def _read_about(path: pathlib.Path, text: bytes) -> dict[str, Any]:
   try:
     about = record_in(path, text)
-    if about["format"] not in (1, FORMAT):
-      raise ValueError(f"it is of format {about['format']!r}, and this version reads up to {FORMAT}: upgrade qat-jax")
+    check_format("it", about["format"], FORMAT, "save it again", oldest=1)
     about = {"parameters": None, **about}
     if unknown := about.keys() - ENTRIES:
       raise ValueError(f"it has the entries {sorted(unknown)}, which are not known here")

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from qat_jax.adaptation import plain
-from qat_jax.sealed import read_record, write_record
+from qat_jax.sealed import check_format, read_record, write_record
 from qat_jax.search.gallery import LENGTH_ERROR
 from qat_jax.search.rank import GalleryLike, rank
 from qat_jax.types import MISSING, Gallery, Ranking, as_gallery
@@ -245,8 +245,7 @@ def read_about(folder: str | os.PathLike, kind: str) -> dict:
   if not path.exists():
     raise FileNotFoundError(f"no index in {folder}: it has no index.json. Write one with index.save(folder)")
   about = read_record(path)
-  if about.get("format") != FORMAT:
-    raise ValueError(f"{folder} is of format {about.get('format')!r}, and this version reads {FORMAT}: build it anew")
+  check_format(path, about.get("format"), FORMAT, "build the index anew")
   if about.get("kind") != kind:
     raise ValueError(f"{folder} holds an index of kind {about.get('kind')!r}, not {kind!r}; load it with its own class")
   return about

@@ -27,6 +27,8 @@ from qat_jax.search.rank import rank, rerank
 from qat_jax.stages import check_same, digest_of_files, empty, fingerprint, lock, write_whole
 from qat_jax.types import KIND_OF_QUERY, Gallery, Ranking, as_gallery, check_encoders
 
+FORMAT = 1  # of the blocks that are kept beside the output
+
 _log = logging.getLogger(__name__)
 
 
@@ -84,6 +86,7 @@ def rerank_files(
   query_ids, item_ids = _ids(query), store.arrow_ids()
   shortlist_QS = None if shortlist is None else read_shortlist(Path(shortlist), query_ids, item_ids)
   reads = fingerprint(
+    format=FORMAT,
     adapter=model.fingerprint,
     queries=query.fingerprint if isinstance(query, FeatureStore) else digest_of_files([queries]),
     gallery=store.fingerprint,
