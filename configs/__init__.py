@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pathlib
+from logging import Formatter
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from qat_jax.runs import explained
@@ -21,6 +22,12 @@ def parsed(argv: list[str]) -> list[str]:
     if not pathlib.Path(recipe).is_file():
       raise FileNotFoundError(f"--config is {recipe!r}, and there is no such file; the recipes are in configs/")
   return rest
+
+
+def warn_plainly() -> None:
+  """Shows warnings alone, each without a time stamp and its place in the code."""
+  logging.set_verbosity(logging.WARNING)
+  logging.get_absl_handler().setFormatter(Formatter("%(message)s"))
 
 
 def workdir() -> pathlib.Path:

@@ -1,6 +1,6 @@
 """Measures a trained run:  python -m eval.main --config configs/demo.py --workdir runs/demo"""
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
 import configs
@@ -19,7 +19,7 @@ def main(argv: list[str]) -> None:
   from eval.pipeline import evaluate
   from eval.report.tables import table_text
 
-  logging.set_verbosity(logging.WARNING)
+  configs.warn_plainly()
   workdir = configs.workdir()
   with explained(), lock(workdir / "eval"):
     rows = evaluate(FLAGS.config, workdir)

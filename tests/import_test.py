@@ -37,6 +37,7 @@ ORDER = (
   "search.index",
   "search.indexes",
   "datasets",
+  "encoders.positions",
   "encoders.tower",
   "encoders.families",
   "encoders.names",

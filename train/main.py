@@ -3,7 +3,7 @@
 import shlex
 import sys
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
 import configs
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
   from train import hosts
   from train.pipeline import train
 
-  logging.set_verbosity(logging.WARNING)
+  configs.warn_plainly()
   workdir = configs.workdir()
   with joined(FLAGS.coordinator, FLAGS.processes, FLAGS.process, FLAGS.wait), explained():
     hosts.check_start({"config": FLAGS.config.to_dict(), "processes": FLAGS.processes}, workdir)
