@@ -56,7 +56,7 @@ def unit_rows(rng: np.random.Generator, items: int, width: int, step: int = 6553
 
 
 def run(stage: str, root: pathlib.Path, out: pathlib.Path, cluster: str) -> None:
-  """Does what `qat-jax extract` and `qat-jax rank` do, in `SHARDS` shards."""
+  """Extracts features or ranks queries, in `SHARDS` shards."""
   from qat_jax.datasets.folder import FolderSource
   from qat_jax.encoders import load_encoder
   from qat_jax.features.extraction import extract
