@@ -8,7 +8,7 @@ intervals leave it out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -37,10 +37,25 @@ def average_precision_of_scores(score_QN: np.ndarray, relevance: Relevance) -> n
   Where a query has P positives, finding their ranks takes O(N log P), a fraction of ordering the gallery. NaN
   scores stand last.
   """
-  total_Q = np.zeros(len(score_QN))
-  for query, (positives, ignored) in enumerate(zip(relevance.positives, relevance.ignored, strict=True)):
-    rank_P = _ranks(score_QN[query], np.setdiff1d(positives, ignored), ignored)
-    total_Q[query] = np.sum(np.arange(1, len(rank_P) + 1) / rank_P)
+  return average_precision_of_parts(lambda: [(0, score_QN)], relevance)
+
+
+def average_precision_of_parts(
+  parts: Callable[[], Iterable[tuple[int, np.ndarray]]], relevance: Relevance
+) -> np.ndarray:
+  """Returns `average_precision_of_scores` of a gallery that comes in parts: (position of the first item, scores QN).
+
+  They are gone through twice, and have to be the same both times: first for the scores of the positives, then to count
+  what stands before them.
+  """
+  standings = [_Standing(np.setdiff1d(*lists)) for lists in zip(relevance.positives, relevance.ignored, strict=True)]
+  for first, score_QN in parts():
+    for standing, score_N in zip(standings, score_QN, strict=True):
+      standing.look(score_N, first)
+  for first, score_QN in parts():
+    for standing, score_N, ignored in zip(standings, score_QN, relevance.ignored, strict=True):
+      standing.count(score_N, first, ignored)
+  total_Q = np.array([np.sum(np.arange(1, len(one.positives) + 1) / one.ranks()) for one in standings])
   return _ratio(total_Q, _counts(relevance.positives))
 
 
@@ -171,20 +186,43 @@ def clustered_error(values_Q: np.ndarray, group_Q: np.ndarray) -> float:
   return float(np.sqrt(total * groups / max(groups - 1, 1)) / len(deviation_Q))
 
 
-def _ranks(score_N: np.ndarray, positives: np.ndarray, ignored: np.ndarray) -> np.ndarray:
-  """Returns the ranks (P, from 1, ascending) of some items by score, of equal scores the earlier first."""
-  cost_N = np.where(np.isnan(score_N), np.inf, -score_N)
-  positive_P = positives[np.argsort(cost_N[positives], kind="stable")]
-  cost_P = cost_N[positive_P]
-  before_N = np.searchsorted(cost_P, cost_N)  # how many positives an item stands behind
-  before_N[ignored] = len(positives)
-  rank_P = np.cumsum(np.bincount(before_N, minlength=len(positives) + 1))[:-1]  # items with its score counted in
-  counted = np.flatnonzero(before_N < len(positives))
-  tied = counted[cost_N[counted] == cost_P[before_N[counted]]]
-  if len(tied) > len(np.unique(cost_P)):
-    later_PT = (cost_N[tied] == cost_P[:, None]) & (tied > positive_P[:, None])
-    rank_P = rank_P - later_PT.sum(axis=1)
-  return rank_P
+class _Standing:
+  """Where some items of a gallery (P positions, ascending) stand in the ranking of one query."""
+
+  def __init__(self, positives: np.ndarray):
+    self.positives, self.cost_P = positives, np.full(len(positives), np.nan)
+    self.before_P = np.zeros(len(positives) + 1, np.int64)  # items that stand behind so many of them
+    self.tied: list[tuple[np.ndarray, np.ndarray]] = []  # positions and costs of items that cost what one of them does
+
+  def look(self, score_N: np.ndarray, first: int) -> None:
+    """Takes the scores of the items from a part of the gallery."""
+    inside_P = (self.positives >= first) & (self.positives < first + len(score_N))
+    self.cost_P[inside_P] = _cost(score_N[self.positives[inside_P] - first])
+
+  def count(self, score_N: np.ndarray, first: int, ignored: np.ndarray) -> None:
+    """Counts a part of the gallery, when all have been looked at."""
+    order_P = np.argsort(self.cost_P, kind="stable")
+    self.positives, self.cost_P = self.positives[order_P], self.cost_P[order_P]
+    cost_N = _cost(score_N)
+    before_N = np.searchsorted(self.cost_P, cost_N)
+    here = ignored[(ignored >= first) & (ignored < first + len(score_N))]
+    before_N[here - first] = len(self.positives)
+    self.before_P += np.bincount(before_N, minlength=len(self.before_P))
+    counted = np.flatnonzero(before_N < len(self.positives))
+    tied = counted[cost_N[counted] == self.cost_P[before_N[counted]]]
+    self.tied.append((tied + first, cost_N[tied]))
+
+  def ranks(self) -> np.ndarray:
+    """Returns the ranks (P, from 1, ascending) by score, of equal scores the earlier first."""
+    rank_P = np.cumsum(self.before_P)[:-1]  # items with its score counted in
+    tied, cost = (np.concatenate(one) for one in zip(*self.tied, strict=True))
+    if len(tied) > len(np.unique(self.cost_P)):
+      rank_P = rank_P - ((cost == self.cost_P[:, None]) & (tied > self.positives[:, None])).sum(axis=1)
+    return rank_P
+
+
+def _cost(score_N: np.ndarray) -> np.ndarray:
+  return np.where(np.isnan(score_N), np.inf, -score_N)
 
 
 class _Hits:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,23 +14,34 @@ import numpy as np
 
 from qat_jax.adaptation import score
 from qat_jax.features.retrieval_set import Split
-from qat_jax.metrics import average_precision, average_precision_of_scores, clustered_error
+from qat_jax.metrics import (
+  average_precision,
+  average_precision_of_parts,
+  average_precision_of_scores,
+  clustered_error,
+)
 from qat_jax.models.head import Head
 from qat_jax.types import Ranking, Relevance
 
 QUERY_BLOCK = 64  # queries scored at once: their scores and factors are all that is held
+RESIDENT = 1 << 29  # bytes of float32: a gallery of no more lies on the device, another is read in pieces
+PIECE = 1 << 28  # bytes of a piece, or of what all queries score on it
 
 
 class Validator:
-  """Queries, gallery and relevance of a split, held on the device; calling it gives mAP over the whole ranking."""
+  """Queries, gallery and relevance of a split; calling it gives mAP over the whole ranking.
 
-  def __init__(self, query_QD: np.ndarray, gallery_ND: np.ndarray, relevance: Relevance, limit: int, seed: int) -> None:
-    """Keeps `limit` queries that have something relevant (0: all), drawn with `seed`."""
+  A gallery of no more than half a gigabyte is held on the device. A larger one is read twice for each head, in pieces.
+  """
+
+  def __init__(self, query_QD: Any, gallery_ND: Any, relevance: Relevance, limit: int, seed: int) -> None:
+    """Keeps `limit` queries that have something relevant (0: all), drawn with `seed`; takes arrays or FeatureStores."""
     usable = np.flatnonzero([len(p) > 0 for p in relevance.positives])
     if 0 < limit < len(usable):
       usable = np.sort(np.random.default_rng(seed).choice(usable, limit, replace=False))
     self.query_QD = np.asarray(query_QD[usable], np.float32)
-    self.gallery_ND = jnp.asarray(gallery_ND, jnp.float32)
+    self.resident = 4 * len(gallery_ND) * self.query_QD.shape[1] <= RESIDENT
+    self.gallery = jnp.asarray(gallery_ND[:], jnp.float32) if self.resident else gallery_ND
     self.relevance = relevance.take(usable)
     of_instance = zip(self.relevance.positives, self.relevance.ignored, strict=True)
     self.group_Q = np.array([min(np.concatenate(items)) for items in of_instance], int)  # queries of one instance
@@ -37,7 +49,12 @@ class Validator:
   @classmethod
   def of(cls, split: Split, query_type: str, limit: int, seed: int) -> Validator:
     """Returns the validation on the queries of one type of a split."""
-    return cls(split.queries[query_type][:], split.gallery[:], split.relevance(query_type), limit, seed)
+    return cls(split.queries[query_type], split.gallery, split.relevance(query_type), limit, seed)
+
+  @property
+  def gallery_ND(self) -> jax.Array:
+    """The whole gallery (float32), read anew where it is not held on the device."""
+    return jnp.asarray(self.gallery[:], jnp.float32)
 
   def __call__(self, head: Head) -> float:
     """Returns mAP, a fraction, of what a head makes of the queries and the gallery."""
@@ -45,16 +62,31 @@ class Validator:
 
   def precisions(self, head: Head) -> np.ndarray:
     """Returns the average precision of each query (Q)."""
-    module, precisions = head.module(self.query_QD.shape[1]), []
-    gallery_ND = head.prepare(self.gallery_ND)
+    if self.resident:
+      scores = self._scores(head, head.prepare(self.gallery))
+      return np.concatenate(
+        [
+          average_precision_of_scores(score_QN, self.relevance.take(range(start, start + len(score_QN))))
+          for start, score_QN in scores
+        ]
+      )
+    rows = max(1, PIECE // (4 * max(self.query_QD.shape)))
+
+    def parts() -> Iterator[tuple[int, np.ndarray]]:
+      for first in range(0, len(self.gallery), rows):
+        piece_ND = jnp.asarray(self.gallery[first : first + rows], jnp.float32)
+        yield first, np.concatenate([score_QN for _, score_QN in self._scores(head, head.prepare(piece_ND))])
+
+    return average_precision_of_parts(parts, self.relevance)
+
+  def _scores(self, head: Head, item_NE: jax.Array) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields the scores of items (QN), some queries at a time, with the number of the first."""
+    module = head.module(self.query_QD.shape[1])
     for start in range(0, len(self.query_QD), QUERY_BLOCK):
       block_QD = self.query_QD[start : start + QUERY_BLOCK]
       spare = QUERY_BLOCK - len(block_QD)
       padded_QD = np.concatenate([block_QD, np.repeat(block_QD[-1:], spare, axis=0)])
-      score_QN = np.asarray(_score(module, head.variables, jnp.asarray(padded_QD), gallery_ND))[: len(block_QD)]
-      rows = np.arange(start, start + len(block_QD))
-      precisions.append(average_precision_of_scores(score_QN, self.relevance.take(rows)))
-    return np.concatenate(precisions)
+      yield start, np.asarray(_score(module, head.variables, jnp.asarray(padded_QD), item_NE))[: len(block_QD)]
 
   def gain(self, precision_Q: np.ndarray, other_Q: np.ndarray) -> tuple[float, float]:
     """Returns the mean of the paired difference of two heads' precisions, and its standard error.
@@ -89,7 +121,7 @@ class Validator:
 
   def of_search(self, search: Callable[[np.ndarray, int], Ranking]) -> float:
     """Returns mAP, a fraction, of what a search of this gallery, (query_QD, k) → Ranking, finds in all of it."""
-    ids_QN = np.asarray(search(self.query_QD, len(self.gallery_ND)).ids)
+    ids_QN = np.asarray(search(self.query_QD, len(self.gallery)).ids)
     return float(average_precision(ids_QN, self.relevance).mean())
 
 

@@ -98,7 +98,8 @@ def within_scatter(image_ND: Any, instance_N: np.ndarray, chunk: int = 65536) ->
 def within_covariance(image_ND: Any, instance_N: np.ndarray, chunk: int = 65536) -> np.ndarray:
   """Returns the covariance of unit images around their instance's mean (D×D float64), unbiased.
 
-  From instances with two images or more; raises ValueError if there are none, or if such images do not differ.
+  From instances with two images or more; raises ValueError if there are none, or if such images do not differ. Reads
+  `chunk` images at a time, of one instance after the other, each once.
   """
   _, code_N, count = np.unique(instance_N, return_inverse=True, return_counts=True)
   used = np.flatnonzero(count[code_N] >= 2)
@@ -108,16 +109,21 @@ def within_covariance(image_ND: Any, instance_N: np.ndarray, chunk: int = 65536)
       "use a form that does not need it"
     )
   width = image_ND[:1].shape[1]
-  total_DD = np.zeros((width, width))
-  mean_ID = np.zeros((len(count), width))
-  pieces = np.array_split(used, -(-len(used) // chunk))
-  for rows in pieces:
-    np.add.at(mean_ID, code_N[rows], unit(image_ND[rows]))
-  mean_ID /= count[:, None]
-  for rows in pieces:
-    deviation_ND = unit(image_ND[rows]) - mean_ID[code_N[rows]]
-    total_DD += deviation_ND.T @ deviation_ND
-  if not np.trace(total_DD) > 0:
+  total_DD, order_N = np.zeros((width, width)), used[np.argsort(code_N[used], kind="stable")]
+  open_D, going_on = np.zeros(width), -1  # the sum of an instance that goes on in the next chunk, and its code
+  for start in range(0, len(order_N), chunk):
+    code_M, row_MD = code_N[order_N[start : start + chunk]], unit(image_ND[order_N[start : start + chunk]])
+    first_I = np.flatnonzero(np.diff(code_M, prepend=-1))
+    sum_ID = np.add.reduceat(row_MD, first_I)
+    if code_M[0] == going_on:
+      sum_ID[0] += open_D
+    else:
+      total_DD -= np.outer(open_D, open_D) / max(count[going_on], 1)
+    open_D, going_on = sum_ID[-1], code_M[-1]
+    mean_ID = sum_ID[:-1] / np.sqrt(count[code_M[first_I[:-1]], None])
+    total_DD += row_MD.T @ row_MD - mean_ID.T @ mean_ID
+  total_DD -= np.outer(open_D, open_D) / count[going_on]
+  if not np.trace(total_DD) > 1e-12 * len(used):
     raise ValueError(
       "the images of every training instance have the same features, so there is no within-instance scatter; "
       "use a form that does not need it"

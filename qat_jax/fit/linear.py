@@ -25,6 +25,7 @@ SCALE = 16.0
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 1e-6  # added to the gradient, as L2: ILIAS' own recipe, not that of train/
 BATCH = 128
+READ = 512  # batches whose images are read at once
 EPOCHS = 20
 PATIENCE = 2  # epochs without a better validation, then it stops
 SEED = 0
@@ -33,19 +34,25 @@ OPTIMISER = optax.chain(optax.add_decayed_weights(WEIGHT_DECAY), optax.adam(LEAR
 
 
 def fit(training: Training, validator: Validator) -> Head | None:
-  """Returns the layer of the epoch that does best on validation; None where all images are of one instance."""
+  """Returns the layer of the epoch that does best on validation; None where all images are of one instance.
+
+  Images are read READ batches at a time; the classifier, 2 kB an instance, is held whole.
+  """
   instances, code_N = np.unique(training.instance, return_inverse=True)
   if len(instances) < 2:
     return None
   query_D, image_D = training.means()
-  image_ND, label_N = normalise(jnp.asarray(training.images[:])), jnp.asarray(code_N, jnp.int32)
   key = jax.random.key(SEED)
   params = start(jax.random.fold_in(key, 0), training.width, len(instances))
   state = OPTIMISER.init(params)
   best_value, best_epoch, best = -1.0, 0, None
   for epoch in range(1, EPOCHS + 1):
-    rows_SB = batches(jax.random.fold_in(key, epoch), len(image_ND))
-    params, state, _ = train_epoch(params, state, image_ND, label_N, rows_SB)
+    rows_SB = np.asarray(batches(jax.random.fold_in(key, epoch), len(code_N)))
+    for begun in range(0, len(rows_SB), READ):
+      some_SB = rows_SB[begun : begun + READ]
+      image_MD = normalise(jnp.asarray(training.images[some_SB.reshape(-1)]))
+      label_M = jnp.asarray(code_N[some_SB.reshape(-1)], jnp.int32)
+      params, state, _ = train_epoch(params, state, image_MD, label_M, jnp.arange(some_SB.size).reshape(some_SB.shape))
     note = f"{epoch} epochs over {len(instances):,} instances"
     head = layer_head(jax.device_get(params), query_D - image_D, note)
     value = validator(head)

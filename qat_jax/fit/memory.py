@@ -22,21 +22,20 @@ from qat_jax.validation import Validator
 
 TEMPERATURE, SCALE, WEIGHT = (0.01, 0.02, 0.035, 0.05, 0.1), (0.5, 1.0, 1.5), (0.25, 0.5, 1.0)
 ALONE = (0.25, 0.5, 1.0, 1.5)  # scales
+MOST = 1 << 18  # pairs of a memory alone: half a gigabyte at 256 wide
 ITEM_TEMPERATURE, SHARE = (0.01, 0.02, 0.035, 0.05, 0.1), (0.02, 0.05, 0.1, 0.2, 0.4)
 FEW = 400  # validation queries that choose the numbers of a memory beside another head
 
 
-def neighbours(training: Training, validator: Validator) -> Head | None:
+def neighbours(training: Training, validator: Validator, most: int = MOST) -> Head | None:
   """Returns the neighbour residual of all training pairs, its temperature and scale the best on validation.
 
-  None for text queries without captions, and for image queries where no instance has two images.
+  Of more than `most` pairs it keeps a sample. None for text queries without captions, and for image queries where no
+  instance has two images.
   """
-  if training.query_type == "image":
-    bank = image_bank(training.images, training.instance)
-  else:
-    bank = None if training.queries is None else text_bank(training.queries, training.images)
-  if bank is None:
+  if training.queries is None or (training.query_type == "image" and not training.second_views):
     return None
+  bank = bank_of(training, most)
   pairs = {"queries": bank.query_MD, "images": bank.image_MD}
 
   def heads() -> Iterator[Head]:
@@ -60,21 +59,14 @@ def remembering(training: Training, validator: Validator, head: Head, most: int)
       f"of several images, and items as wide as the features, {training.width}; "
       f"they are {head.items_wide(training.width)}"
     )
-  rows = pairs_kept(training, most)
-  bank: Bank | None
-  if training.query_type == "text":
-    assert training.queries is not None
-    bank = text_bank(training.queries[rows], training.images[rows])
-  else:
-    bank = image_bank(training.images[rows], training.instance[rows])
-  assert bank is not None, "no instance has two images"
+  bank = bank_of(training, most)
   settings = {"form": head.form, "settings": head.settings, "pairs": len(bank.query_MD)}
 
   pairs = halves(bank)
 
   def moving(temperature: float, scale: float, weight: float) -> Head:
     numbers = {"temperature": temperature, "scale": scale, "weight": weight}
-    note = f"memory of {len(rows):,} pairs, temperature {temperature}, scale {scale}, weight {weight}"
+    note = f"memory of {len(bank.query_MD):,} pairs, temperature {temperature}, scale {scale}, weight {weight}"
     return Head("remembering", settings, beside(head, pairs | _numbers(numbers)), note)
 
   few, middle = validator.subset(FEW), WEIGHT[len(WEIGHT) // 2]
@@ -137,6 +129,20 @@ def can_be_captioned(training: Training, head: Head) -> bool:
 
 def _numbers(named: dict[str, float]) -> dict[str, jax.Array]:
   return {name: jnp.float32(number) for name, number in named.items()}
+
+
+def bank_of(training: Training, most: int) -> Bank:
+  """Returns the pairs that a memory of up to `most` keeps; no other features are read.
+
+  Image queries want an instance with two images, text queries captions.
+  """
+  rows = pairs_kept(training, most)
+  if training.query_type == "text":
+    assert training.queries is not None
+    return text_bank(training.queries[rows], training.images[rows])
+  bank = image_bank(training.images[rows], training.instance[rows])
+  assert bank is not None, "no instance has two images"
+  return bank
 
 
 def pairs_kept(training: Training, most: int) -> np.ndarray:

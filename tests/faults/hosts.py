@@ -180,6 +180,7 @@ def test_other_features_and_missing_ones_are_named(root, tmp_path):
   path = next((cwds[1] / "set/train/img_emb").glob("*.npy"))
   array = np.load(path)
   np.save(path, array[::-1])
+  (cwds[1] / "set/train/meta.json").unlink()  # which would say that they were changed
   started = training(tmp_path / "a", tmp_path / "run", root="set", cwds=cwds)
   check_told(started, "is not that of process 0: train.images.features is '")
   shutil.rmtree(cwds[1] / "set")

@@ -22,7 +22,8 @@ def images():
   return unit(image_ND), np.concatenate([instance_N[:-1], [99]])  # 99 has one image alone
 
 
-def test_the_within_scatter_is_that_of_the_definition(images):
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+def test_the_within_scatter_is_that_of_the_definition(images, chunk):
   image_ND, instance_N = images
   expected_DD = np.zeros((6, 6))
   for instance in range(40):
@@ -30,7 +31,7 @@ def test_the_within_scatter_is_that_of_the_definition(images):
     for row in rows:
       expected_DD += np.outer(row - rows.mean(axis=0), row - rows.mean(axis=0))
   expected_DD *= 6 / np.trace(expected_DD)
-  np.testing.assert_allclose(discriminant.within_scatter(image_ND, instance_N, chunk=7), expected_DD, atol=1e-12)
+  np.testing.assert_allclose(discriminant.within_scatter(image_ND, instance_N, chunk), expected_DD, atol=1e-12)
 
 
 def test_the_form_computes_what_its_formula_says(images):
