@@ -23,6 +23,7 @@ BLOCK_ROWS_ELSEWHERE = 1 << 14
 FEW_COLUMNS = 80  # so few of a float32 gallery that XLA's CPU product is fastest in one piece
 GROUP = 16  # items whose greatest bound stands for them, where there are
 PEAKS = 256  # groups or more
+SORTED = 4096  # numbers a query that a device orders: of larger groups, where there are more
 ON_HOST = ("cpu",)  # where the host looks through bounds: XLA's CPU code for it takes ten times as long
 FOUND = 1 << 14  # bounds that a device finds at once, at first
 ITEMS = 128  # of a query, scored at once: always so many, since other shapes round otherwise, and ties would be none
@@ -77,6 +78,12 @@ class Uppers(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames="count")
 def _kth(value_GQ: jax.Array, count: int) -> jax.Array:
+  """Returns a number that `count` values of each query reach, or a few more (Q)."""
+  groups = max(SORTED, 4 * power_of_two(count))
+  size = -(-len(value_GQ) // groups)
+  if size > 1:
+    value_GQ = jnp.pad(value_GQ, ((0, groups * size - len(value_GQ)), (0, 0)), constant_values=-jnp.inf)
+    value_GQ = value_GQ.reshape(size, groups, -1).max(axis=0)  # a group is spread out: its neighbours are in others
   return jax.lax.top_k(value_GQ.T, count)[0][:, -1]
 
 

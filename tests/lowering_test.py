@@ -1,0 +1,157 @@
+"""What the hot paths compute lowers for TPUs and GPUs, which this machine does not have; what it moves and sorts."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+from eval.speed import moved
+from qat_jax import adaptation
+from qat_jax.adaptation import plain
+from qat_jax.fit import linear
+from qat_jax.models import forms
+from qat_jax.search import kernels
+from qat_jax.search.bounds import prepare
+from qat_jax.search.gallery import squares
+from qat_jax.types import Adaptation
+from train import batches
+from train.step import LossSettings, make_optimiser, make_step, start
+
+WIDTH, QUERIES, ROWS = 256, 4, 512
+TOKENS = {"rank": 2, "token_hidden": 8, "layers": 1, "steps": 1}
+FORMS = {
+  "static": {},
+  "query_only": {"hidden": 8},
+  "adaptive": {"hidden": 8, **TOKENS, "maps_gallery": True},
+  "gated": {"hidden": 8},
+  "paper": {**TOKENS, "heads": 2},
+  "plain": {},
+  "affine": {"dimensions": 8, "bias": True},
+  "closed_form": {},
+  "plda": {},
+  "neighbours": {"pairs": 5},
+  "remembering": {"form": "query_only", "settings": {"hidden": 8}, "pairs": 5},
+  "levelled": {"form": "static", "settings": {}, "queries": 5, "items": WIDTH, "nearest": 2},
+  "released": {
+    **{"hidden": 8, "rank": 2, "layers": 1, "steps": 1, "heads": 2},
+    **{"anchor_scale": 0.8, "query_residual": 0.5, "frobenius_norm": True},
+  },
+}
+
+
+def lowered(function, *args, platforms=("tpu", "cuda")) -> str:
+  """Returns the program (StableHLO) that a function lowers to for accelerators."""
+  abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.asarray(x).dtype), args)
+  return export.export(jax.jit(function), platforms=platforms)(*abstract).mlir_module()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_form_lowers(form):
+  module = forms.FORMS[form](WIDTH, **FORMS[form])
+  variables = forms.initialise(module, jax.random.key(0))
+  row_ND = jnp.ones((QUERIES, WIDTH))
+  lowered(module.apply, variables, row_ND)
+  lowered(functools.partial(module.apply, method="prepare"), variables, row_ND)
+
+
+@pytest.mark.parametrize(
+  ("form", "settings"), [("adaptive", LossSettings()), ("gated", LossSettings("published", 0.1, 0.3))]
+)
+def test_the_training_step_lowers_with_its_collectives(form, settings):
+  module, devices = forms.FORMS[form](WIDTH, **FORMS[form]), 4
+  variables = forms.initialise(module, jax.random.key(0))
+  optimiser = make_optimiser(10, 1e-3, 1e-5, 2, 1e-2)
+  step = make_step(module, variables["constants"], optimiser, settings, 0, "device")
+  batch = batches.Batch(
+    query=np.zeros((8, WIDTH), np.float32),
+    image=np.zeros((8, WIDTH), np.float32),
+    instance=np.zeros(8, np.int32),
+    semi=np.zeros((8, 2, WIDTH), np.float32),
+    semi_weight=np.zeros((8, 2), np.float32),
+  )
+  mesh = jax.make_mesh((devices,), ("device",), axis_types=(jax.sharding.AxisType.Auto,))
+  over = jax.sharding.PartitionSpec
+  parallel = jax.shard_map(step, mesh=mesh, in_specs=(over(), over("device")), out_specs=over(), check_vma=False)
+  program = lowered(parallel, start(variables["params"], 0.07, optimiser), batch)
+  assert "all_gather" in program and "all_reduce" in program
+
+
+def search_arguments(rank: int, gate: int, dtype) -> tuple:
+  rng = np.random.default_rng(0)
+  left, right = 0.3 * rng.standard_normal((2, QUERIES, WIDTH, rank)).astype(np.float32)
+  query_QD = np.eye(QUERIES, WIDTH, dtype=np.float32)
+  own = Adaptation(query_QD, np.ones((QUERIES, gate), np.float32), left, right)
+  return prepare(own), jnp.zeros((ROWS, WIDTH), dtype)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize(("rank", "gate"), [(0, WIDTH), (4, 1), (24, WIDTH)])
+def test_search_lowers_and_reads_the_gallery_as_it_lies(rank, gate, dtype):
+  prepared, gallery_ND = search_arguments(rank, gate, dtype)
+  start_, lengths = np.int32(0), np.ones(2, np.float32)
+  filter_ = functools.partial(kernels._upper_bounds.__wrapped__, rows=ROWS, block=128)
+  program = lowered(
+    lambda *args: filter_(*args[:4], args[4]), prepared.bounds, gallery_ND, start_, lengths, np.ones(ROWS, bool)
+  )
+  kind = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}[jnp.dtype(dtype).name]
+  assert re.search(rf"dot_general.*tensor<128x{WIDTH}x{kind}>.*-> tensor", program)
+  assert not re.search(r"\bstablehlo\.sort|top_k", program)
+  chunks = (np.zeros(4, np.int32), np.zeros((4, kernels.ITEMS), np.int32))
+  scored = functools.partial(kernels._by_chunks.__wrapped__, kernels._scores, at_once=2)
+  lowered(lambda factors, *rest: scored(factors, *rest), prepared.factors, gallery_ND, *chunks)
+  everything = functools.partial(kernels._all_scores.__wrapped__, rows=ROWS, block=128)
+  lowered(everything, prepared.factors, gallery_ND, start_)
+  if prepared.similar is not None:
+    tree = (
+      prepared.similar,
+      np.ones((QUERIES, WIDTH), np.float32),
+      np.ones(QUERIES, np.float32),
+      np.ones(QUERIES, np.float32),
+    )
+    refined = functools.partial(kernels._by_chunks.__wrapped__, kernels._refined, at_once=2)
+    lowered(lambda tree, *rest: refined(tree, *rest), tree, gallery_ND, *chunks)
+  lowered(squares.__wrapped__, gallery_ND)
+
+
+def test_a_device_sorts_no_more_than_a_few_thousand_numbers_a_query():
+  upper_NQ, least_Q = jnp.zeros((1 << 20, 8)), np.zeros(8, np.float32)
+  sorted_ = lowered(functools.partial(kernels._kth.__wrapped__, count=128), upper_NQ)
+  widths = [int(n) for n in re.findall(r"top_k.*?tensor<8x(\d+)xf32>", sorted_)]
+  widths += [int(n) for n in re.findall(r"stablehlo\.sort.*?tensor<8x(\d+)xf32>", sorted_)]
+  assert widths and max(widths) <= kernels.SORTED
+  found = lowered(
+    functools.partial(kernels._reaching.__wrapped__, most=1 << 14), upper_NQ, least_Q, np.zeros(2, np.int32)
+  )
+  assert not re.search(r"\bstablehlo\.sort|top_k", found)
+  # what goes back to the host is what was found, not a bound an item
+  result = re.search(r"@main\(.*\) -> \((.*)\)", found).group(1)
+  assert all(int(n) <= 1 << 14 for n in re.findall(r"tensor<(\d+)x", result))
+
+
+def test_the_threshold_is_reached_by_as_many_as_are_asked_for():
+  value_NQ = jax.random.normal(jax.random.key(0), (70_001, 3))
+  least_Q = kernels._kth(value_NQ, 128)
+  reached_Q = np.asarray((value_NQ >= least_Q).sum(axis=0))
+  assert (reached_Q >= 128).all() and (reached_Q <= 140).all()
+
+
+@pytest.mark.parametrize(
+  ("dtype", "directions", "most"),
+  [("float32", 0, 1.1), ("float32", 4, 1.2), ("bfloat16", 0, 1.25), ("bfloat16", 4, 1.75)],
+)
+def test_the_filter_moves_little_more_than_the_gallery(dtype, directions, most):
+  cost = moved.filter_cost(width=768, queries=8, directions=directions, dtype=dtype)
+  assert 1 <= cost.readings <= most
+
+
+def test_other_hot_functions_lower():
+  gallery_ND = jnp.zeros((ROWS, WIDTH))
+  lowered(adaptation.score.__wrapped__, plain(jnp.ones((QUERIES, WIDTH))), gallery_ND)
+  params = linear.start(jax.random.key(0), WIDTH, 5)
+  state = linear.OPTIMISER.init(params)
+  rows_SB = jnp.zeros((2, 8), jnp.int32)
+  lowered(linear.train_epoch.__wrapped__, params, state, gallery_ND, jnp.zeros(ROWS, jnp.int32), rows_SB)
