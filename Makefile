@@ -9,7 +9,7 @@ PIP := -m pip install --quiet
 FLOOR := jax==0.7.2 jaxlib==0.7.2 flax==0.11.2 numpy==2.1.3
 TESTS ?= tests
 
-.PHONY: setup demo serve demo-short test test-indexes test-cluster test-hosts rules wheel-test test-floor smoke-floor test-newest docs which lint format clean
+.PHONY: setup demo serve demo-short test test-indexes test-cluster test-hosts rules campaign mutations audit wheel-test test-floor smoke-floor test-newest docs which lint format clean
 
 setup: .venv/installed
 
@@ -56,6 +56,18 @@ test-cluster: setup
 # who may import whom, and what is declared: seconds
 rules: setup
 	$(BIN)/python -m pytest tests/import_test.py tests/packaging_test.py
+
+# tries to break every stage: kills, full disks, damaged files, malformed inputs; goes on where it was stopped
+campaign: setup
+	$(BIN)/python -m tests.faults.campaign --write
+
+# plants a fault for each campaign, and shows that it is caught
+mutations: setup
+	$(BIN)/python -m tests.faults.mutations
+
+# what is installed and under which licence, and known vulnerabilities where pip-audit and its advisories are at hand
+audit: setup
+	$(BIN)/python .ci/audit.py
 
 # the wheel, alone in a fresh environment
 wheel-test:

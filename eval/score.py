@@ -17,6 +17,7 @@ import numpy as np
 from eval.benchmarks import gldv2, ilias, ilias_files, revisited
 from eval.benchmarks.task import need
 from qat_jax.runs import end_on_signals, explained
+from qat_jax.sealed import UNREADABLE
 from qat_jax.stages import write_whole
 
 NEEDS = {
@@ -67,7 +68,7 @@ def read_ranks(path: Path | str) -> np.ndarray:
   path = need(Path(path), "save the database positions with numpy.save, database × query")
   try:
     return np.load(path, allow_pickle=False)
-  except (ValueError, EOFError) as error:
+  except UNREADABLE as error:
     raise ValueError(f"{path} is not a whole .npy of numbers ({error}); write it with numpy.save") from error
 
 

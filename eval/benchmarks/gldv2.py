@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.benchmarks.task import Task, check_unique, need
+from eval.benchmarks.task import Task, check_unique, read_csv
 from qat_jax.metrics import bootstrap_interval, landmark_average_precision
 from qat_jax.types import Ranking, Relevance
 
@@ -89,7 +89,7 @@ def read_predictions(path: Path | str, known: Mapping[str, object]) -> dict[str,
       raise ValueError(f"{path}: query {row['id']!r} is not in the solution; are both files of the same task?")
     if row["id"] in guessed:
       raise ValueError(f"{path}: query {row['id']!r} comes twice")
-    guessed[row["id"]] = (row["images"] or "").split()
+    guessed[row["id"]] = row["images"].split()
   return guessed
 
 
@@ -103,11 +103,5 @@ def _figures(ap_Q: np.ndarray, usages: Sequence[str]) -> dict:
 
 
 def _rows(path: Path | str, fields: Sequence[str]) -> list[dict[str, str]]:
-  path = need(Path(path), SOURCE)
   csv.field_size_limit(1 << 24)  # a landmark may have thousands of images
-  with open(path, newline="", encoding="utf-8") as file:
-    reader = csv.DictReader(file)
-    missing = [f for f in fields if f not in (reader.fieldnames or ())]
-    if missing:
-      raise ValueError(f"{path} has the columns {reader.fieldnames}, but no {', '.join(missing)}; {SOURCE}")
-    return list(reader)
+  return read_csv(Path(path), fields, SOURCE)

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from qat_jax.sealed import UNREADABLE
+
 SOURCE = "fetch the file again, or extract the features again"
 
 
@@ -56,16 +58,19 @@ def _open(path: Path) -> tuple[Any, np.ndarray]:
     raise FileNotFoundError(f"no {path}; it is a file of published or extracted ILIAS features")
   try:
     file = h5py.File(path, "r")
-  except OSError as error:
+    there = sorted(file)
+  except (OSError, *UNREADABLE) as error:
     raise ValueError(f"{path} is not a whole HDF5 file ({error}); {SOURCE}") from error
-  if "features" not in file or "index" not in file:
-    raise ValueError(f"{path} has {sorted(file)}, it should have `features` and `index`; {SOURCE}")
-  features = file["features"]
+  if "features" not in there or "index" not in there:
+    raise ValueError(f"{path} has {there}, it should have `features` and `index`; {SOURCE}")
   try:
+    features = file["features"]
     names = file["index"].asstr()[:]
+    if names.ndim != 1 or features.dtype.kind != "f":
+      raise ValueError(f"features are {features.dtype}, ids of shape {names.shape}")
     features[len(features) - 1 :]  # the last row is lost first
-  except OSError as error:
-    raise ValueError(f"{path} is damaged ({error}); {SOURCE}") from error
+  except (OSError, *UNREADABLE) as error:
+    raise ValueError(f"{path} is damaged, or holds no features with their ids ({error}); {SOURCE}") from error
   if features.ndim != 2 or len(features) != len(names):
     raise ValueError(f"{path}: features of shape {features.shape} for {len(names)} ids; {SOURCE}")
   return features, names

@@ -6,14 +6,13 @@ Re-rank set: 100 fixed photos a query, figures among those. mAP, nDCG, precision
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from eval.benchmarks.task import Ids, Task, check_unique, need
+from eval.benchmarks.task import Ids, Task, check_unique, read_csv
 from qat_jax.metrics import average_precision_at_k, bootstrap_interval, ndcg_at_k, reciprocal_rank
 from qat_jax.types import Ranking, Relevance
 
@@ -166,9 +165,4 @@ def _positions(names: Sequence[Sequence[str]], gallery_ids: Ids) -> list[list[in
 
 
 def _rows(path: Path, fields: Sequence[str]) -> list[dict[str, str]]:
-  with open(need(path, SOURCE), newline="", encoding="utf-8") as file:
-    reader = csv.DictReader(file)
-    missing = [f for f in fields if f not in (reader.fieldnames or ())]
-    if missing:
-      raise ValueError(f"{path} has the columns {reader.fieldnames}, but no {', '.join(missing)}; {SOURCE}")
-    return list(reader)
+  return read_csv(path, fields, SOURCE)

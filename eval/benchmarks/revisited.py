@@ -139,6 +139,8 @@ def read_features(path: Path | str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _query(entry: Any, place: int, path: Path) -> dict[str, np.ndarray]:
+  if not isinstance(entry, dict):
+    raise ValueError(f"{path}: query {place} is a {type(entry).__name__}, wanted a dict of positions; {SOURCE}")
   if "ok" in entry and "junk" not in entry:  # INSTRE has none
     entry = {**entry, "junk": []}
   fields = ("easy", "hard", "junk") if "easy" in entry else ("ok", "junk")
@@ -147,7 +149,7 @@ def _query(entry: Any, place: int, path: Path) -> dict[str, np.ndarray]:
     raise ValueError(f"{path}: query {place} has {sorted(entry)}, but no {', '.join(missing)}")
   query = {}
   for field in fields:
-    query[field] = np.asarray(entry[field]).reshape(-1).astype(np.int64)
+    query[field] = _numbers(entry[field], np.int64, f"{path}: query {place}, {field}")
     if len(query[field]) and query[field].min() < 0:
       raise ValueError(f"{path}: query {place} has {field} image {query[field].min()}; positions count from 0")
   for first, second in (("easy", "hard"), ("easy", "junk"), ("hard", "junk"), ("ok", "junk")):
@@ -155,8 +157,15 @@ def _query(entry: Any, place: int, path: Path) -> dict[str, np.ndarray]:
     if len(both):
       raise ValueError(f"{path}: query {place} has image {int(both[0])} both as {first} and as {second}")
   if "bbx" in entry:
-    query["bbx"] = np.asarray(entry["bbx"], float).reshape(-1)
+    query["bbx"] = _numbers(entry["bbx"], float, f"{path}: query {place}, bbx")
   return query
+
+
+def _numbers(values: Any, dtype: type, where: str) -> np.ndarray:
+  try:
+    return np.asarray(values).reshape(-1).astype(dtype)
+  except (ValueError, TypeError, OverflowError) as error:
+    raise ValueError(f"{where} holds no numbers ({error}); {SOURCE}") from error
 
 
 def _check_positions(truth: dict, path: Path) -> None:

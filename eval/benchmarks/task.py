@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -95,3 +96,19 @@ def check_unique(ids: Iterable[str], what: str) -> None:
     if name in seen:
       raise ValueError(f"{what}: the id {name!r} comes twice; every item needs an id of its own")
     seen.add(name)
+
+
+def read_csv(path: Path, fields: Sequence[str], source: str) -> list[dict[str, str]]:
+  """Returns the rows of a CSV that has these fields; what a short row lacks is empty.
+
+  Raises FileNotFoundError as `need`, ValueError for a missing field or what is no CSV.
+  """
+  try:
+    with open(need(path, source), newline="", encoding="utf-8") as file:
+      reader = csv.DictReader(file, restval="")
+      missing = [f for f in fields if f not in (reader.fieldnames or ())]
+      if missing:
+        raise ValueError(f"it has the columns {reader.fieldnames}, but no {', '.join(missing)}")
+      return list(reader)
+  except (ValueError, csv.Error) as error:
+    raise ValueError(f"{path} is no such table: {error}; {source}") from error

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from qat_jax.datasets.splits import CAPTION
-from qat_jax.features.shards import KINDS
+from qat_jax.features.shards import KINDS, cast
 from qat_jax.features.store import FeatureStore
 from qat_jax.types import KIND_OF_QUERY, QUERY_TYPES, EncoderName, Relevance, check_encoders
 
@@ -142,13 +142,17 @@ def relevance(queries: FeatureStore, gallery: FeatureStore) -> Relevance:
 
 def _factorise(values: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
   """Returns a code for each value (int64, −1 where missing) and the values that the codes stand for."""
-  encoded = values.cast(pa.string()).combine_chunks().dictionary_encode()
+  encoded = cast(values, pa.string(), "the retrieval set").combine_chunks().dictionary_encode()
   return encoded.indices.fill_null(-1).to_numpy().astype(np.int64), encoded.dictionary
 
 
 def _occurrences(values: pa.ChunkedArray, wanted: pa.Array) -> tuple[np.ndarray, np.ndarray]:
   """Returns the positions of the values that are among the wanted ones, ascending, and which of them each is."""
-  code_N = pc.index_in(values.cast(pa.string()), value_set=wanted, skip_nulls=True).fill_null(-1).to_numpy()
+  code_N = (
+    pc.index_in(cast(values, pa.string(), "the retrieval set"), value_set=wanted, skip_nulls=True)
+    .fill_null(-1)
+    .to_numpy()
+  )
   positions = np.flatnonzero(code_N >= 0)
   return positions, code_N[positions]
 

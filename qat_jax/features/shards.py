@@ -180,12 +180,20 @@ def _squares(features_ND: np.ndarray) -> np.ndarray:
 
 
 def read_column(path: Path, name: str) -> pa.ChunkedArray:
-  """Returns a column of one metadata shard; raises KeyError where it has no such column."""
+  """Returns a column of one metadata shard; raises ValueError where it has no such column."""
   file = pq.ParquetFile(path)
   if name not in file.schema_arrow.names:
-    raise KeyError(f"{path} has no column {name!r}, only {file.schema_arrow.names}, unlike the shards before it")
+    raise ValueError(f"{path} has no column {name!r}, only {file.schema_arrow.names}, unlike the shards before it")
   column = file.read(columns=[name]).column(0)  # as a dictionary it would lose what is missing on the way to NumPy
   return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+
+
+def cast(values: pa.ChunkedArray, kind: pa.DataType, where: Path | str) -> pa.ChunkedArray:
+  """Returns values as another type; raises ValueError that says where they are, for those that cannot be it."""
+  try:
+    return values.cast(kind)
+  except pa.ArrowException as error:
+    raise ValueError(f"{where} has values of the type {values.type}, which are no {kind} ({error})") from error
 
 
 def parquet_rows(path: Path) -> int:

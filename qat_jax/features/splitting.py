@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from qat_jax.datasets.splits import CAPTION, drawn
-from qat_jax.features.shards import META, parquet_rows, read_meta, shard_files
+from qat_jax.features.shards import META, cast, parquet_rows, read_meta, shard_files
 from qat_jax.features.store import ROWS_PER_SHARD, FeatureStore
 from qat_jax.features.writer import FeatureWriter
 from qat_jax.sealed import check_format, read_record, write_record
@@ -111,7 +111,7 @@ def _instances(images: FeatureStore, by: str | None) -> pa.ChunkedArray:
   name = by or ("instance" if "instance" in images.columns else None)
   if name is None:
     return ids
-  given = images.arrow_column(name).cast(pa.string())
+  given = cast(images.arrow_column(name), pa.string(), f"{images.folder}, column {name!r},")
   given = pc.if_else(pc.equal(given, ""), pa.scalar(None, pa.string()), given)
   alone = pc.if_else(pc.is_null(given), ids, pa.scalar(None, pa.string()))
   both = pc.is_in(alone, value_set=given.unique().drop_null(), skip_nulls=True)
@@ -156,7 +156,7 @@ def _captioned(images: FeatureStore) -> np.ndarray:
   """Says which rows have a caption: those whose text is known to be empty have none (N)."""
   if "caption" not in images.columns:
     return np.ones(len(images), bool)
-  caption = images.arrow_column("caption").cast(pa.string())
+  caption = cast(images.arrow_column("caption"), pa.string(), f"{images.folder}, column 'caption',")
   return pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(caption)), 0).fill_null(False).to_numpy()
 
 

@@ -24,6 +24,7 @@ from qat_jax.features.shards import (
   META,
   Shard,
   as_table,
+  cast,
   check_counts,
   check_ids,
   check_rows,
@@ -152,7 +153,8 @@ class FeatureStore:
       raise KeyError(f"no metadata column {name!r} in {self.folder}; there are {self.columns}")
     parts = [read_column(path, name) for path in self.metadata_shards]
     kind = next((part.type for part in parts if not pa.types.is_null(part.type)), pa.string())
-    return pa.chunked_array([chunk.cast(kind) for part in parts for chunk in part.chunks], kind)
+    where = f"{self.folder}, column {name!r},"
+    return pa.chunked_array([chunk for part in parts for chunk in cast(part, kind, where).chunks], kind)
 
   def column(self, name: str) -> np.ndarray:
     """Returns a metadata column (N; text as an object array of str, None where missing), kept after the first use."""
@@ -169,7 +171,7 @@ class FeatureStore:
     """Returns the items' ids as Arrow strings: the column `id`, else `key`, else `image_path`, else row numbers."""
     name = self.id_column
     values = pa.chunked_array([pa.array(np.arange(len(self)))]) if name is None else self.arrow_column(name)
-    return values.cast(pa.string())
+    return cast(values, pa.string(), f"{self.folder}, column {name!r},")
 
   @functools.cached_property
   def ids(self) -> np.ndarray:
@@ -211,9 +213,9 @@ class FeatureStore:
     files = {}
     for store in stores:
       for shard in store.shards:
-        files[self._relative(shard.path)] = {"rows": shard.rows, "checksum": checksum(shard.path)}
+        files[shard.path.relative_to(self.folder).as_posix()] = {"rows": shard.rows, "checksum": checksum(shard.path)}
     for path in self.metadata_shards:
-      files[self._relative(path)] = {"rows": parquet_rows(path), "checksum": checksum(path)}
+      files[path.relative_to(self.folder).as_posix()] = {"rows": parquet_rows(path), "checksum": checksum(path)}
     unit = all(is_unit(chunk_ND) for store in stores for _, chunk_ND in store.chunks())
     kinds = {store.kind: {"width": store.width, "dtype": str(store.dtype)} for store in stores}
     self.meta = describe(len(self), kinds, unit, files, extra)
@@ -248,9 +250,6 @@ class FeatureStore:
 
   def _id_of(self, start: int, row: int) -> str:
     return self.ids[start + row]
-
-  def _relative(self, path: Path) -> str:
-    return path.relative_to(self.folder).as_posix()
 
 
 def _reopened(folder: Path, kind: str, meta: dict[str, Any], shards: list[tuple[str, int]]) -> FeatureStore:

@@ -119,8 +119,11 @@ def _read_about(path: pathlib.Path, text: bytes) -> dict[str, Any]:
       type(about["parameters"].get(name)) is str for name in ("file", "checksum")
     ):
       raise ValueError("its parameters have no file and checksum")
-    if any(type(entry) is not dict or {"form", "settings"} - entry.keys() for entry in about["heads"].values()):
-      raise ValueError("one of its heads has no form or no settings")
+    for name, entry in about["heads"].items():
+      if type(entry) is not dict or type(entry.get("form")) is not str or type(entry.get("settings")) is not dict:
+        raise ValueError(f"its head for {name!r} has no form or no settings")
+      if entry.get("variables", name) not in about["heads"]:
+        raise ValueError(f"its head for {name!r} has the variables of another that is not there")
     return about
   except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
     what = f"it has no entry {error}" if isinstance(error, KeyError) else str(error)

@@ -198,7 +198,7 @@ def test_missing_entries_of_a_categorical_column_stay_missing(foreign):
 
 def test_a_column_that_a_later_shard_lacks_is_named(foreign):
   pq.write_table(pa.table({"image_path": ["4.jpg"]}), foreign / "metadata/metadata_4.parquet")
-  with pytest.raises(KeyError, match=r"metadata_4\.parquet has no column 'caption'"):
+  with pytest.raises(ValueError, match=r"metadata_4\.parquet has no column 'caption'"):
     FeatureStore.open(foreign).column("caption")
 
 
