@@ -39,7 +39,8 @@ def caught(patch: pathlib.Path) -> bool:
     words = [sys.executable, "-m", "tests.faults.campaign", "--only", *first.removeprefix(FIRST).split()]
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": folder})
   found = [line for line in done.stdout.splitlines() if line.strip()]
-  print(f"{patch.stem} ({what}): {'caught' if done.returncode == 1 else 'NOT CAUGHT'}; {found[0][:200] if found else done.stderr[-300:]}")
+  end, shown = "caught" if done.returncode == 1 else "NOT CAUGHT", found[0] if found else done.stderr[-300:]
+  print(f"{patch.stem} ({what}): {end}; {shown[:200]}", flush=True)
   return done.returncode == 1 and bool(found)
 
 
