@@ -7,6 +7,7 @@ Who leaves because of an error or a signal says why first, and all others end wi
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -129,9 +130,11 @@ def start(how: Mapping[str, Any], wait: int) -> None:
   timer.daemon = True
   timer.start()
   try:
+    if how and how.get("process_id") == 0:
+      _check_free(int(how["coordinator_address"].rpartition(":")[2]))
     jax.distributed.initialize(**how, initialization_timeout=wait + 60, heartbeat_timeout_seconds=HEARTBEAT)
     jax.devices()
-  except (ValueError, RuntimeError) as error:
+  except (ValueError, RuntimeError, OSError) as error:
     place = f"at {how['coordinator_address']}" if how else "as the environment says"
     _end(
       f"cannot join the other processes {place}: {in_one_line(error)[:300]}; give {FLAGS}, with a port that is free on "
@@ -141,6 +144,18 @@ def start(how: Mapping[str, Any], wait: int) -> None:
   for number in STOPS:  # JAX has put a handler of its own beneath Python's
     if signal.getsignal(number) is not None:
       signal.signal(number, signal.getsignal(number))
+
+
+def _check_free(port: int) -> None:
+  """Raises OSError where somebody listens on a port of this machine: JAX may crash there, with a stack trace."""
+  try:
+    with socket.socket(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET) as tried:
+      tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+      tried.bind(("", port))
+      tried.listen()
+  except OSError as error:
+    if error.errno == errno.EADDRINUSE:  # whatever else is wrong, JAX says
+      raise
 
 
 def tell(what: str) -> None:
