@@ -35,13 +35,12 @@ from qat_jax.validation import Validator
 from train import batches, ensembles, hosts, loop
 from train.step import Batch, LossSettings
 
-FORMAT = 3  # of candidates; higher where the same settings make another head
+FORMAT = 4  # of candidates; higher where the same settings make another head
 MADE_FROM = "made_from.json"
 ADVICE = "Use another --workdir, or what it was made with"
 ENOUGH_SECOND_VIEWS = 0.5  # of the training images, for a trained image head to be worth trying
 FEWEST_STEPS = 400
 SHRINKAGE = [0.01, 0.03, 0.1, 0.3, 1.0]
-PLDA_SHRINKAGE = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0]
 RESIDUAL = [0.0, 0.25, 0.5, 0.75, 1.0, 1.5]
 STATISTICS_ROWS = 100_000  # training queries that the input's mean and scale are taken over
 
@@ -98,8 +97,8 @@ def candidates(config: ConfigDict, material: Material, folder: pathlib.Path) -> 
     add("closed_form", grid, lambda: discriminant.query_alone(training, gate, SHRINKAGE, RESIDUAL))
     grid = {"shrinkage": SHRINKAGE}
     add("closed_form_both", grid, lambda: discriminant.both_sides(training, gate, SHRINKAGE))
-    grid = {"shrinkage": PLDA_SHRINKAGE}
-    add("plda", grid, lambda: discriminant.probabilistic(training, gate, PLDA_SHRINKAGE))
+    grid = {"shrinkage": list(discriminant.PLDA_SHRINKAGE)}
+    add("plda", grid, lambda: discriminant.probabilistic(training, gate))
   if wants_training(config, training):
     loss = LossSettings(config.noise.kind, config.noise.scale, config.semi_positives.share if semi else 0.0)
     for name, (form, own) in trained_forms(config, training).items():
