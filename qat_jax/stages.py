@@ -27,6 +27,7 @@ from typing import IO, Any
 import numpy as np
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+SOON = 1.0  # seconds in which who holds a lock has written its name into it
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # of a file system
 SETTLED_NS = 10**9  # a file that was changed so recently may change again without a new time stamp
 SHOWN = 80  # characters of a value in a message
@@ -144,7 +145,7 @@ def lock(folder: str | os.PathLike) -> Iterator[None]:
   except ImportError:
     yield
     return
-  path = Path(folder) / ".lock"
+  path, patience = Path(folder) / ".lock", time.monotonic() + SOON
   while True:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -156,7 +157,11 @@ def lock(folder: str | os.PathLike) -> Iterator[None]:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
       except BlockingIOError:
         file.seek(0)
-        owner = file.read() or "another process"
+        owner = file.read()
+        if not owner and time.monotonic() < patience:
+          time.sleep(0.01)
+          continue  # it has just come in or is leaving: soon its name is there, or the lock is free
+        owner = owner or "another process"
         raise BlockingIOError(f"{folder} is in use by {owner}; wait for it, end it, or choose another folder") from None
       except OSError as error:
         if error.errno not in NO_LOCKS:

@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import json
 import logging
 import os
@@ -8,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -179,3 +181,13 @@ def test_a_lock_names_who_holds_it_and_ends_with_its_process(tmp_path):
   with lock(tmp_path / "run"):
     pass
   assert not (tmp_path / "run").exists()  # nothing else was in it
+
+
+def test_a_lock_waits_for_the_name_of_one_who_has_just_come_in(tmp_path):
+  with open(tmp_path / ".lock", "w") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    writing = threading.Timer(0.05, lambda: print("process 7 on somewhere", end="", file=file, flush=True))
+    writing.start()
+    with pytest.raises(BlockingIOError, match="in use by process 7 on somewhere; wait"), lock(tmp_path):
+      pass
+    writing.join()
