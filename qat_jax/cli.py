@@ -153,7 +153,7 @@ def _serve(
 ) -> str:
   from qat_jax.serve.limits import Limits
   from qat_jax.serve.opening import Settings
-  from qat_jax.serve.server import serve
+  from qat_jax.serve.web.server import serve
 
   limits = Limits(rate=rate, waiting=waiting, body_bytes=body_bytes, image_pixels=image_pixels, k=max_k)
   serve(Settings(**settings), limits, host, port, tuple(name), tuple(origin))  # type: ignore[arg-type]

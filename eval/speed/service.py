@@ -26,11 +26,12 @@ import pyarrow as pa
 import qat_jax
 from eval.speed import load
 from qat_jax.runs import ANEW, end_on_signals
-from qat_jax.serve.app import State, create
 from qat_jax.serve.items import Items
 from qat_jax.serve.limits import Limits
-from qat_jax.serve.server import in_thread
 from qat_jax.serve.service import Service
+from qat_jax.serve.web.app import create
+from qat_jax.serve.web.server import in_thread
+from qat_jax.serve.web.state import State
 from qat_jax.types import ArrayGallery
 
 OPEN_CLIENTS = 400  # threads that send at random times: more than may wait, so that refusals are seen

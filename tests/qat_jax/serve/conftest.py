@@ -13,9 +13,10 @@ from PIL import Image
 import qat_jax
 from qat_jax.models import forms
 from qat_jax.serve import opening, service
-from qat_jax.serve.app import State, create
 from qat_jax.serve.limits import Limits
 from qat_jax.serve.opening import Settings
+from qat_jax.serve.web.app import create
+from qat_jax.serve.web.state import State
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 170, 40), "blue": (40, 60, 210)}
 ITEMS = 36

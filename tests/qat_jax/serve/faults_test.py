@@ -11,8 +11,9 @@ from starlette.testclient import TestClient
 
 from qat_jax.features.writer import FeatureWriter
 from qat_jax.serve import opening, service
-from qat_jax.serve.app import State, create
 from qat_jax.serve.limits import Limits
+from qat_jax.serve.web.app import create
+from qat_jax.serve.web.state import State
 
 
 @pytest.fixture

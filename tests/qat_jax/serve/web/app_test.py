@@ -6,41 +6,14 @@ import threading
 import numpy as np
 import pytest
 from PIL import Image
-from starlette.testclient import TestClient
 
 import qat_jax
-from qat_jax.serve.app import State, create
-from qat_jax.serve.limits import Limits, Refused
-
-HOSTS = frozenset({"localhost"})
-
-
-def client_of(service, limits=None, key=None, reopen=None, hosts=HOSTS, origins=()):
-  state = State(limits or Limits(seconds=120), reopen)  # what is not warmed compiles meanwhile
-  state.service = service
-  client = TestClient(create(state, key, hosts, origins), "http://localhost", raise_server_exceptions=False)
-  client.state = state
-  return client
+from tests.qat_jax.serve.web.clients import client_of, code, ids, png
 
 
 @pytest.fixture(scope="module")
 def client(served):
   return client_of(served)
-
-
-def png(colour, size=(40, 40)):
-  buffer = io.BytesIO()
-  Image.new("RGB", size, colour).save(buffer, "PNG")
-  return buffer.getvalue()
-
-
-def ids(answer, side="adapted"):
-  assert answer.status_code == 200, answer.text
-  return [entry["id"] for entry in answer.json()["results"][side]]
-
-
-def code(answer):
-  return answer.status_code, answer.json()["error"]["code"]
 
 
 def test_a_search_says_rank_score_metadata_and_how_far_items_moved(client, served):
@@ -194,61 +167,6 @@ def test_clip_retrieval_s_calls_are_answered_whatever_their_content_type(client)
   assert code(client.post("/metadata", json={"ids": [1.5]})) == (422, "invalid")
 
 
-def test_a_key_is_asked_of_everything_but_the_page_and_health(served):
-  client = client_of(served, key="secret", hosts=None)
-  for path in ("/", "/page.js", "/results.js", "/page.css", "/health", "/ready"):
-    assert client.get(path).status_code == 200
-  for path in (
-    "/v1/info",
-    "/v1/items/shop/1",
-    "/v1/items/shop/1/picture",
-    "/metrics",
-    "/indices-list",
-    "/openapi.json",
-  ):
-    assert code(client.get(path)) == (401, "no_key")
-    assert client.get(path, headers={"X-API-Key": "secret"}).status_code == 200
-  assert code(client.post("/v1/search", json={"query": "a"}, headers={"Authorization": "Bearer x"})) == (401, "no_key")
-  assert client.post("/v1/search", json={"query": "a"}, headers={"Authorization": "Bearer secret"}).status_code == 200
-
-
-def test_without_a_key_it_answers_to_its_own_names_alone(client):
-  assert code(client.get("/v1/info", headers={"Host": "evil.example"})) == (421, "wrong_host")
-
-
-def test_limits_of_size_rate_and_readiness(served):
-  client = client_of(served, Limits(body_bytes=1000, rate=0.001, burst=2))
-  assert code(client.post("/v1/search", content=b"x" * 1001)) == (413, "too_large")
-  assert code(client.post("/v1/search", content=iter([b"x" * 600] * 2))) == (413, "too_large")
-  slow = client.get("/v1/info")
-  assert code(slow) == (429, "too_many") and int(slow.headers["retry-after"]) > 1
-  starting = client_of(None)
-  assert code(starting.get("/ready")) == (503, "starting") and starting.get("/health").status_code == 200
-  assert code(starting.post("/v1/search", json={"query": "a"})) == (503, "starting")
-
-
-def test_every_answer_has_the_headers_of_security(client):
-  for answer in (
-    client.get("/"),
-    client.get("/nowhere"),
-    client.post("/v1/search", content=b"{"),
-    client.put("/v1/info"),
-  ):
-    assert "default-src 'none'" in answer.headers["content-security-policy"]
-    assert "'unsafe" not in answer.headers["content-security-policy"]
-    assert answer.headers["x-content-type-options"] == "nosniff"
-    assert "access-control-allow-origin" not in answer.headers
-  assert client.get("/").headers["content-type"].startswith("text/html")
-  assert client.get("/page.js").headers["content-type"].startswith("text/javascript")
-
-
-def test_pages_of_a_named_origin_alone_may_read_answers(served):
-  client = client_of(served, origins=("https://named.example",))
-  for origin, wanted in (("https://named.example", "https://named.example"), ("https://other.example", None)):
-    answer = client.get("/v1/info", headers={"Origin": origin})
-    assert answer.headers.get("access-control-allow-origin") == wanted
-
-
 def test_the_description_has_every_route_and_its_examples_are_answered(client):
   about = client.get("/openapi.json").json()
   assert {"/v1/search", "/v1/rerank", "/v1/adapt", "/v1/why", "/v1/items/{id}", "/v1/info", "/knn-service"} <= set(
@@ -323,13 +241,6 @@ def test_a_reload_wants_a_key_and_replaces_only_what_is_whole(served, open_shop)
     assert client.post("/v1/search", json={"query": {"item": "shop/1"}}).status_code == 200
 
 
-def test_an_error_of_ours_is_no_traceback(served, monkeypatch):
-  client = client_of(served)
-  monkeypatch.setattr(client.state.service.items, "records", lambda positions: 1 / 0, raising=True)
-  answer = client.get("/v1/items/shop/1")
-  assert code(answer) == (500, "broken") and "division" not in answer.text
-
-
 def test_many_at_once_get_what_each_would_get_alone(client):
   texts = [f"a {colour} box {i}" for i in range(8) for colour in ("red", "green", "blue")]
   alone = [ids(client.post("/v1/search", json={"query": text, "k": 5})) for text in texts]
@@ -344,10 +255,3 @@ def test_many_at_once_get_what_each_would_get_alone(client):
   for thread in threads:
     thread.join(30)
   assert together == alone
-
-
-def test_a_refusal_is_json_with_what_to_do():
-  error = Refused(503, "busy", "try again", 1.2)
-  assert error.as_json() == {"error": {"code": "busy", "message": "try again"}} and error.headers() == {
-    "Retry-After": "2"
-  }

@@ -14,14 +14,14 @@ from fastapi.responses import FileResponse
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from qat_jax.serve import clip_retrieval, schemas, views
-from qat_jax.serve.guard import BROKEN, Guard
 from qat_jax.serve.limits import Limits, Refused, invalid
-from qat_jax.serve.metrics import Metrics
 from qat_jax.serve.pictures import media_type, read
-from qat_jax.serve.queue import Queue
 from qat_jax.serve.searches import Part, Search
-from qat_jax.serve.service import SIZES, Service
+from qat_jax.serve.service import Service
+from qat_jax.serve.web import clip_retrieval, schemas, views
+from qat_jax.serve.web.description import body, described
+from qat_jax.serve.web.guard import BROKEN, Guard
+from qat_jax.serve.web.state import State
 
 PAGE = {
   "/": ("index.html", "text/html"),
@@ -30,49 +30,6 @@ PAGE = {
   "/page.css": ("page.css", "text/css"),
 }
 TITLE = "qat-jax: query-adaptive search"
-
-
-class State:
-  """What a running server holds: the service, which a reload replaces whole, and the queue in front of it."""
-
-  def __init__(self, limits: Limits, reopen: Callable[[], Service] | None = None) -> None:
-    """`reopen` reads gallery and adapter anew; None where that cannot be asked for."""
-    self.limits, self.reopen = limits, reopen
-    self.service: Service | None = None
-    self.reloading = asyncio.Lock()
-    self.queue = Queue(self._work, SIZES[-1], limits.waiting, limits.seconds)
-    self.metrics = Metrics(lambda: len(self.queue), lambda: len(self.service.items) if self.service else 0)
-    self.queue.observe = self.metrics.batch
-
-  def ready(self) -> Service:
-    """Returns the service; raises Refused (503) while there is none."""
-    if self.service is None:
-      raise Refused(503, "starting", "the server is loading the gallery and compiling; ask again soon", 2)
-    return self.service
-
-  def _work(self, jobs: Any) -> list[Any]:
-    """Answers a batch: searches of one service together, anything else one by one."""
-    results: list[Any] = [None] * len(jobs)
-    groups: dict[int, list[int]] = {}
-    for i, (service, job) in enumerate(jobs):
-      if isinstance(job, Search):
-        groups.setdefault(id(service), []).append(i)
-        continue
-      try:
-        results[i] = job()
-      except Exception as error:
-        results[i] = error
-    for members in groups.values():
-      found = jobs[members[0]][0].search([jobs[i][1] for i in members])
-      for i, result in zip(members, found, strict=True):
-        results[i] = result
-      spent: dict[str, float] = next((one.seconds for one in found if not isinstance(one, Exception)), {})
-      self.metrics.spent(spent)
-    return results
-
-  async def do(self, service: Service, job: Any) -> Any:
-    """Returns what the queue's thread makes of a search, or of a function."""
-    return await asyncio.wrap_future(self.queue.put((service, job)))
 
 
 def create(
@@ -104,7 +61,11 @@ def create(
     route(app, state, key)
   if origins:
     app.add_middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["GET", "POST"], allow_headers=["*"])
-  _describe(app)
+  description = described(app.openapi())
+
+  @app.get("/openapi.json", include_in_schema=False)
+  async def openapi() -> Response:
+    return Response(description, media_type="application/json")
 
   def count(route: str, status: int, seconds: float, code: str | None) -> None:
     state.metrics.requests.labels(route, str(status)).inc()
@@ -116,7 +77,7 @@ def create(
 
 
 def _searches(app: FastAPI, state: State, key: str | None) -> None:
-  @app.post("/v1/search", openapi_extra=_body("Search", upload=True), summary="Search the gallery")
+  @app.post("/v1/search", openapi_extra=body("Search", upload=True), summary="Search the gallery")
   async def search(request: Request) -> Response:
     """By text, a picture, an item, a vector, or several with weights: plain, adapted or both."""
     service = state.ready()
@@ -144,7 +105,7 @@ def _searches(app: FastAPI, state: State, key: str | None) -> None:
     ("/v1/adapt", schemas.Adapt, views.adapted_json, "The folded query, for an inner-product index of yours"),
     ("/v1/why", schemas.Why, views.why_json, "Why items are where they are"),
   ):
-    app.post(path, openapi_extra=_body(model.__name__), summary=summary)(alone(model, answer))
+    app.post(path, openapi_extra=body(model.__name__), summary=summary)(alone(model, answer))
 
 
 def _items(app: FastAPI, state: State, key: str | None) -> None:
@@ -173,21 +134,23 @@ def _clip_retrieval(app: FastAPI, state: State, key: str | None) -> None:
   async def indices() -> list[str]:
     return list(clip_retrieval.INDICES)
 
-  @app.post("/knn-service", summary="clip-retrieval: search", openapi_extra=_body(None))
+  @app.post("/knn-service", summary="clip-retrieval: search", openapi_extra=body(None))
   async def knn(request: Request) -> Response:
     service, said = state.ready(), clip_retrieval.parse(await request.body())
     job, images = await asyncio.to_thread(clip_retrieval.search_of, service, said, state.limits)
     found = await state.do(service, job)
     return _json(await asyncio.to_thread(clip_retrieval.results, service, found, images))
 
-  @app.post("/metadata", summary="clip-retrieval: metadata", openapi_extra=_body(None))
+  @app.post("/metadata", summary="clip-retrieval: metadata", openapi_extra=body(None))
   async def metadata(request: Request) -> Response:
     service, said = state.ready(), clip_retrieval.parse(await request.body())
     return _json(await asyncio.to_thread(clip_retrieval.metadata, service, said))
 
 
 def _about(app: FastAPI, state: State, key: str | None) -> None:
-  pages = {path: (resources.files("qat_jax.serve") / "page" / name).read_bytes() for path, (name, _) in PAGE.items()}
+  pages = {
+    path: (resources.files("qat_jax.serve.web") / "page" / name).read_bytes() for path, (name, _) in PAGE.items()
+  }
 
   def page(path: str) -> Callable:
     async def handler() -> Response:
@@ -269,36 +232,3 @@ async def _asked(request: Request, model: Any) -> tuple[Any, bytes | None]:
 
 def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
   return Response(views.json_bytes(content), status, headers, media_type="application/json")
-
-
-def _body(name: str | None, upload: bool = False) -> dict[str, Any]:
-  """Returns the description of a request's body."""
-  schema: dict[str, Any] = {"type": "object"} if name is None else {"$ref": f"#/components/schemas/{name}"}
-  content: dict[str, Any] = {"application/json": {"schema": schema}}
-  if upload:
-    fields = {"image": {"type": "string", "format": "binary"}, "request": {"type": "string", "description": "JSON"}}
-    form = {"type": "object", "properties": fields, "required": ["image"]}
-    content["multipart/form-data"] = {"schema": form}
-  error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-  said = {"413": "Too large", "422": "Something wrong in it", "429": "Too many", "503": "Busy, or not ready"}
-  responses = {status: {"description": text, "content": error} for status, text in said.items()}
-  return {"requestBody": {"required": True, "content": content}, "responses": responses}
-
-
-def _describe(app: FastAPI) -> None:
-  """Puts the models of bodies, which handlers parse themselves, into the description."""
-  plain = app.openapi()
-  components = plain.setdefault("components", {}).setdefault("schemas", {})
-  for model in schemas.MODELS:
-    own = model.model_json_schema(ref_template="#/components/schemas/{model}")
-    components |= own.pop("$defs", {})
-    components[model.__name__] = own
-  text = {"type": "string"}
-  about = {"type": "object", "properties": {"code": text, "message": text}, "required": ["code", "message"]}
-  components["Error"] = {"type": "object", "properties": {"error": about}, "required": ["error"]}
-  plain["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-  written = views.json_bytes(plain)
-
-  @app.get("/openapi.json", include_in_schema=False)
-  async def openapi() -> Response:
-    return Response(written, media_type="application/json")

@@ -10,8 +10,9 @@ import pytest
 import uvicorn
 from playwright.sync_api import sync_playwright
 
-from qat_jax.serve.app import State, create
 from qat_jax.serve.limits import Limits
+from qat_jax.serve.web.app import create
+from qat_jax.serve.web.state import State
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [

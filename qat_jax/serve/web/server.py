@@ -40,7 +40,8 @@ def serve(
   try:
     import uvicorn
 
-    from qat_jax.serve.app import State, create
+    from qat_jax.serve.web.app import create
+    from qat_jax.serve.web.state import State
   except ImportError as error:
     raise ImportError(f"the server wants the extra serve ({error}): pip install 'qat-jax[serve]'") from error
   log = logging.getLogger("qat_jax.serve")

@@ -1,0 +1,1 @@
+"""The web in front of a `Service`: routes, guard, views, the page."""

@@ -1,0 +1,56 @@
+"""What a running server holds, and the one way to its jitted calls."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from qat_jax.serve.limits import Limits, Refused
+from qat_jax.serve.queue import Queue
+from qat_jax.serve.searches import Search
+from qat_jax.serve.service import SIZES, Service
+from qat_jax.serve.web.metrics import Metrics
+
+
+class State:
+  """What a running server holds: the service, which a reload replaces whole, and the queue in front of it."""
+
+  def __init__(self, limits: Limits, reopen: Callable[[], Service] | None = None) -> None:
+    """`reopen` reads gallery and adapter anew; None where that cannot be asked for."""
+    self.limits, self.reopen = limits, reopen
+    self.service: Service | None = None
+    self.reloading = asyncio.Lock()
+    self.queue = Queue(self._work, SIZES[-1], limits.waiting, limits.seconds)
+    self.metrics = Metrics(lambda: len(self.queue), lambda: len(self.service.items) if self.service else 0)
+    self.queue.observe = self.metrics.batch
+
+  def ready(self) -> Service:
+    """Returns the service; raises Refused (503) while there is none."""
+    if self.service is None:
+      raise Refused(503, "starting", "the server is loading the gallery and compiling; ask again soon", 2)
+    return self.service
+
+  def _work(self, jobs: Any) -> list[Any]:
+    """Answers a batch: searches of one service together, anything else one by one."""
+    results: list[Any] = [None] * len(jobs)
+    groups: dict[int, list[int]] = {}
+    for i, (service, job) in enumerate(jobs):
+      if isinstance(job, Search):
+        groups.setdefault(id(service), []).append(i)
+        continue
+      try:
+        results[i] = job()
+      except Exception as error:
+        results[i] = error
+    for members in groups.values():
+      found = jobs[members[0]][0].search([jobs[i][1] for i in members])
+      for i, result in zip(members, found, strict=True):
+        results[i] = result
+      spent: dict[str, float] = next((one.seconds for one in found if not isinstance(one, Exception)), {})
+      self.metrics.spent(spent)
+    return results
+
+  async def do(self, service: Service, job: Any) -> Any:
+    """Returns what the queue's thread makes of a search, or of a function."""
+    return await asyncio.wrap_future(self.queue.put((service, job)))
