@@ -27,6 +27,7 @@ ORDER = (
   "adaptation",
   "metrics",
   "runs",
+  "search.cores",
   "search.bounds",
   "search.gallery",
   "search.kernels",

@@ -22,10 +22,11 @@ import jax
 import numpy as np
 from flax import struct
 
+from qat_jax.search.cores import cores, on_cores
 from qat_jax.types import Adaptation
 
 RANK = 8  # that maps are cut down to; twice as many directions are a small eigenproblem
-WORTH = 0.75  # of an item's usual length: a bound that reaches it rules nearly everything out
+WORTH = 0.7  # of an item's usual length: a bound that reaches it rules nearly everything out
 ALIKE = 10.0  # how much better than a random item, in squared cosine to w, those items are that nearly win
 ROUNDS, STEPS, SPARE = (
   3,
@@ -77,15 +78,17 @@ def prepare(adaptation: Adaptation) -> Prepared:
   """Returns bounds and factors of Q adaptations (finite; any scale that float32 holds)."""
   adaptation = _scaled(adaptation)
   query_QD, gate_QD, left_QDR, right_QDR = (np.asarray(np.asarray(x), np.float64) for x in jax.tree.leaves(adaptation))
-  gram_left_QRR, gram_right_QRR = (_across(x) @ x for x in (left_QDR, right_QDR))
+  queries, count = len(query_QD), cores()
+  pieces = [slice(queries * i // count, queries * (i + 1) // count) for i in range(count)]
+  maps = [(gate_QD[some], left_QDR[some], right_QDR[some]) for some in pieces if some.stop > some.start]
+  own = [np.concatenate(x) for x in zip(*on_cores(_decomposed, maps), strict=True)]
+  gram_left_QRR, gram_right_QRR, narrow_QDR, basis_QDR, cut_Q, value_QE, direction_QDE = own
   length_left_QR, length_right_QR = (np.sqrt(x.diagonal(axis1=1, axis2=2)) for x in (gram_left_QRR, gram_right_QRR))
   strength_QR = length_left_QR * length_right_QR
   size_Q = np.abs(gate_QD).max(axis=1) + np.linalg.norm(strength_QR, axis=1)
   terms_Q = np.abs(gate_QD).max(axis=1) + strength_QR.sum(axis=1)
   rounding = _rounding(*right_QDR.shape[1:])
 
-  narrow_QDR, basis_QDR, cut_Q = _cut(left_QDR, right_QDR, gram_left_QRR, gram_right_QRR)
-  value_QE, direction_QDE = _spectrum(gate_QD, narrow_QDR, basis_QDR)
   folded_QD = gate_QD * query_QD
   if left_QDR.shape[2]:
     folded_QD = folded_QD + (right_QDR @ (_across(left_QDR) @ query_QD[:, :, None]))[:, :, 0]
@@ -99,6 +102,14 @@ def prepare(adaptation: Adaptation) -> Prepared:
     size_Q = np.abs(gate_QD).max(axis=1) + np.linalg.norm(narrow_QDR, axis=1).sum(axis=1)
     similar = factors._replace(left=single(narrow_QDR), right=single(basis_QDR), size=single(size_Q))
   return Prepared(bounds, factors, similar, single(LENGTHS * (cut_Q + rounding * terms_Q) * (1 + SPARE_PART)))
+
+
+def _decomposed(maps: tuple[np.ndarray, np.ndarray, np.ndarray]) -> tuple[np.ndarray, ...]:
+  """Returns leftᵀleft and rightᵀright (QRR) of some gates, lefts and rights, and what `_cut` and `_spectrum` return."""
+  gate_QD, left_QDR, right_QDR = maps
+  gram_left_QRR, gram_right_QRR = (_across(x) @ x for x in (left_QDR, right_QDR))
+  cut = _cut(left_QDR, right_QDR, gram_left_QRR, gram_right_QRR)
+  return gram_left_QRR, gram_right_QRR, *cut, *_spectrum(gate_QD, *cut[:2])
 
 
 def _rounding(width: int, rank: int) -> float:

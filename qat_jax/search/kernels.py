@@ -16,6 +16,7 @@ import numpy as np
 
 from qat_jax.adaptation import HIGHEST, cosine, power_of_two, sums
 from qat_jax.search.bounds import LENGTHS, UNIT, Array, Bounds, Factors, Prepared
+from qat_jax.search.cores import cores, on_cores
 from qat_jax.search.gallery import Part
 
 BLOCK_ROWS = {"cpu": 1024}  # of a block of items: on a CPU, what its cache holds
@@ -27,8 +28,9 @@ SORTED = 4096  # numbers a query that a device orders: of larger groups, where t
 ON_HOST = ("cpu",)  # where the host looks through bounds: XLA's CPU code for it takes ten times as long
 FOUND = 1 << 14  # bounds that a device finds at once, at first
 ITEMS = 128  # of a query, scored at once: always so many, since other shapes round otherwise, and ties would be none
-AT_ONCE = {"cpu": 1}  # times ITEMS that are worked on at once
+AT_ONCE = {"cpu": 1}  # times ITEMS that are worked on at once; on a CPU by each of its cores
 AT_ONCE_ELSEWHERE = 32
+PIECE = {"cpu": 32}  # times ITEMS that a call works on at most; elsewhere all
 DEEP_NUMBERS = 1 << 22  # mapped items that are held at once
 
 
@@ -227,12 +229,21 @@ def _of_pairs(
   within_P = np.arange(len(query_P)) - (np.cumsum(count_Q) - count_Q)[query_P]
   chunk_P, slot_P = (np.cumsum(chunks_Q) - chunks_Q)[query_P] + within_P // ITEMS, within_P % ITEMS
   at_once = AT_ONCE.get(part.platform, AT_ONCE_ELSEWHERE)
-  chunks = max(at_once, power_of_two(int(chunks_Q.sum())))
+  chunks = max(at_once, int(chunks_Q.sum()))
+  piece = power_of_two(chunks)
+  if part.platform in PIECE:
+    piece = min(PIECE[part.platform], power_of_two(-(-chunks // cores())))
+  chunks = -(-chunks // piece) * piece
   query_C, item_CB = np.zeros(chunks, np.int32), np.zeros((chunks, ITEMS), np.int32)
   query_C[chunk_P] = query_P
   item_CB[chunk_P, slot_P] = item_P + part.offset
-  found = _by_chunks(function, tree, part.features, query_C, item_CB, at_once)
-  return [np.asarray(x_CB)[chunk_P, slot_P] for x_CB in found]
+
+  def one(start: int) -> list[np.ndarray]:
+    rows = slice(start, start + piece)
+    return [np.asarray(x) for x in _by_chunks(function, tree, part.features, query_C[rows], item_CB[rows], at_once)]
+
+  found = zip(*on_cores(one, range(0, chunks, piece)), strict=True)
+  return [np.concatenate(x_CB)[chunk_P, slot_P] for x_CB in found]
 
 
 @functools.partial(jax.jit, static_argnames=("function", "at_once"))

@@ -57,7 +57,14 @@ def in_float64(own: Adaptation, item_ND: np.ndarray) -> tuple[np.ndarray, np.nda
 @contextlib.contextmanager
 def _elsewhere() -> Iterator[None]:
   """Makes search take a CPU for an accelerator: the device looks through bounds, and half precision stays as it is."""
-  new = {"ON_HOST": (), "BLOCK_ROWS": {}, "AT_ONCE": {}, "FOUND": 64, "_upper_bounds": _upper_bounds_elsewhere}
+  new = {
+    "ON_HOST": (),
+    "BLOCK_ROWS": {},
+    "AT_ONCE": {},
+    "PIECE": {},
+    "FOUND": 64,
+    "_upper_bounds": _upper_bounds_elsewhere,
+  }
   old = {name: getattr(kernels, name) for name in new}
   choose = jax.lax.platform_dependent
   try:
