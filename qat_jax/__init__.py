@@ -34,7 +34,7 @@ from qat_jax.search.indexes.pgvector import PgvectorIndex
 from qat_jax.search.indexes.qdrant import QdrantIndex
 from qat_jax.search.indexes.scann import ScannIndex
 from qat_jax.search.rank import rank, rerank, score
-from qat_jax.share import export, push
+from qat_jax.sharing.share import export, push
 from qat_jax.types import Adaptation, Gallery, Ranking, SemiPositives, as_gallery
 
 if TYPE_CHECKING:

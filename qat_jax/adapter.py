@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qat_jax import card, hub
 from qat_jax.distributed.shards import LOCAL
 from qat_jax.features.prepared import prepared_features
 from qat_jax.features.shards import is_unit
@@ -25,6 +24,7 @@ from qat_jax.models import head_files
 from qat_jax.models import quari_files as released_files
 from qat_jax.models.head import Head
 from qat_jax.models.head_files import FILES
+from qat_jax.sharing import card, hub
 from qat_jax.stages import lock, write_json, write_whole
 from qat_jax.types import (
   KIND_OF_QUERY,

@@ -161,7 +161,7 @@ def _serve(
 
 
 def _export(source: str, folder: str, **flags: object) -> str:
-  from qat_jax.share import export
+  from qat_jax.sharing.share import export
 
   adapter = export(source, folder, **flags)  # type: ignore[arg-type]
   encoder = f", for features of {adapter.info['encoder']}" if "encoder" in adapter.info else ""
@@ -169,7 +169,7 @@ def _export(source: str, folder: str, **flags: object) -> str:
 
 
 def _push(folder: str, name: str, private: bool, message: str | None) -> str:
-  from qat_jax.share import push
+  from qat_jax.sharing.share import push
 
   return f"{folder} is at {push(folder, name, private, message)}"
 

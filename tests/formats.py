@@ -17,15 +17,15 @@ import numpy as np
 
 from eval import measure
 from eval.report.results import Result
-from qat_jax import checkpoints, share
 from qat_jax.adapter import Adapter
 from qat_jax.features import mining, splitting, writer
 from qat_jax.features.store import FeatureStore, write_features
 from qat_jax.fit.candidates import write_candidate
-from qat_jax.models import forms
+from qat_jax.models import checkpoints, forms
 from qat_jax.models.head import Head
 from qat_jax.search.index import ExactIndex
 from qat_jax.serve import batch
+from qat_jax.sharing import share
 from qat_jax.types import SemiPositives
 from train import plan
 

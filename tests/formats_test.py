@@ -11,11 +11,11 @@ import pytest
 
 import qat_jax
 from eval import measure
-from qat_jax.checkpoints import Checkpoints
 from qat_jax.features import mining, splitting, writer
 from qat_jax.features.shards import VERSION
 from qat_jax.fit.candidates import read_candidate
 from qat_jax.models import head_files
+from qat_jax.models.checkpoints import Checkpoints
 from qat_jax.sealed import read_record, write_record
 from qat_jax.search import index
 from qat_jax.serve import batch

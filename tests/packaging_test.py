@@ -37,8 +37,8 @@ MAY_USE = {
   "qat_jax/serve/": ("core", "serve"),
   "qat_jax/distributed/cluster": ("core", "ray"),
   "qat_jax/fit/linear": ("core", "eval"),  # ILIAS' layer, fitted for the table
-  "qat_jax/hub": ("core", "encoders"),  # on use
-  "qat_jax/checkpoints": ("core", "train"),  # of training, on use
+  "qat_jax/sharing/hub": ("core", "encoders"),  # on use
+  "qat_jax/models/checkpoints": ("core", "train"),  # of training, on use
   "qat_jax/": ("core",),
   "eval/speed/cluster": ("core", "eval", "bench", "ray"),
   "eval/speed/": ("core", "eval", "bench"),

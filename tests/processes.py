@@ -1,4 +1,4 @@
-"""Real processes that train together on this machine, as on many hosts; see train/hosts_test.py and faults/hosts.py."""
+"""Real processes that train together on this machine, as on many hosts; see train/hosts and faults/hosts.py."""
 
 from __future__ import annotations
 

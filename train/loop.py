@@ -24,9 +24,9 @@ import numpy as np
 import tqdm
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from qat_jax.checkpoints import Checkpoints
+from qat_jax.models.checkpoints import Checkpoints
 from qat_jax.runs import read_metrics
-from train import hosts
+from train.hosts import exchange
 from train.step import Batch, LossSettings, TrainState, make_optimiser, make_step, start
 
 AXIS = "device"
@@ -103,7 +103,7 @@ def train(
     unit="step",
     mininterval=2,
     leave=False,
-    disable=not hosts.first(),
+    disable=not exchange.first(),
   )
   pending: list[tuple[int, dict]] = []
 
@@ -114,7 +114,7 @@ def train(
 
   try:
     if int(state.step) == 0:
-      state = keep_best(state, hosts.sent(lambda: validate(variables)))
+      state = keep_best(state, exchange.sent(lambda: validate(variables)))
     while not finished(state):
       step = int(state.step)
       until = min(settings.steps, step + settings.validate_every - step % settings.validate_every)
@@ -125,7 +125,7 @@ def train(
       desk.note(pending)
       pending.clear()
       current = {"params": jax.device_get(state.params["form"]), "constants": constants}
-      value = hosts.sent(functools.partial(validate, current))
+      value = exchange.sent(functools.partial(validate, current))
       state, values[until] = keep_best(state, value), value
       bar.set_postfix(val_map=f"{value:.4f}", best=f"{float(state.best_value):.4f}")
       desk.keep(until, state, {"val_map": value, "seconds": time.perf_counter() - began})
@@ -197,13 +197,13 @@ class Desk:
       seconds = [row["seconds"] for row in read_metrics(self.log.path) if "seconds" in row]
       return [self.checkpoints.note().get("val_map", {}), seconds[-1] if seconds else 0.0]
 
-    values, self.seconds = hosts.sent(opened)
+    values, self.seconds = exchange.sent(opened)
     self.values |= {int(step): value for step, value in values.items()}
-    return hosts.copied(self.state if hosts.first() else start)
+    return exchange.copied(self.state if exchange.first() else start)
 
   def note(self, pending: list[tuple[int, dict]]) -> None:
     """Writes the measures of steps; raises FloatingPointError where one is not finite."""
-    if hosts.first():
+    if exchange.first():
       self.log.write(check_finite(pending, self.checkpoints))
 
   def keep(self, step: int, state: TrainState, measures: dict[str, float]) -> None:
@@ -213,7 +213,7 @@ class Desk:
       self.log.write([(step, measures)])
       self.checkpoints.save(step, state, {"val_map": self.values})
 
-    hosts.sent(save)
+    exchange.sent(save)
 
   def close(self) -> None:
     """Closes what is open."""

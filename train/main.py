@@ -8,7 +8,7 @@ from ml_collections import config_flags
 
 import configs
 from qat_jax.runs import end_on_signals, explained
-from train.joining import ALL_AGAIN, joined, tell, words_alone
+from train.hosts.joining import ALL_AGAIN, joined, tell, words_alone
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "The recipe, a file in configs/.", lock_config=True)
@@ -24,16 +24,16 @@ def main(argv: list[str]) -> None:
   """Parses flags; `train.pipeline.train` does the work."""
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments {argv[1:]}")
-  from train import hosts
+  from train.hosts import exchange
   from train.pipeline import train
 
   configs.warn_plainly()
   workdir = configs.workdir()
   with joined(FLAGS.coordinator, FLAGS.processes, FLAGS.process, FLAGS.wait), explained():
-    hosts.check_start({"config": FLAGS.config.to_dict(), "processes": FLAGS.processes}, workdir)
-    with hosts.locked(workdir):
+    exchange.check_start({"config": FLAGS.config.to_dict(), "processes": FLAGS.processes}, workdir)
+    with exchange.locked(workdir):
       train(FLAGS.config, workdir)
-    if hosts.first():
+    if exchange.first():
       print(f"adapter: {workdir / 'adapter'}")
       print(f"next: {shlex.join(['python', '-m', 'eval.main', *words_alone(sys.argv[1:])])}", flush=True)
 

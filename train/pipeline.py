@@ -21,20 +21,21 @@ from qat_jax.fit.training import Training
 from qat_jax.runs import provenance
 from qat_jax.stages import fingerprint
 from qat_jax.validation import Validator
-from train import check, hosts
+from train import check
 from train.gate import choose, others
+from train.hosts import exchange
 from train.plan import Material, candidates
 
 
 def train(config: ConfigDict, workdir: pathlib.Path) -> Adapter:
   """Trains what the config asks for and returns the adapter, which is also in `workdir/adapter`."""
   check.config(config, jax.device_count())
-  data = RetrievalSet.open(hosts.in_turn(lambda: features(config, workdir)))
+  data = RetrievalSet.open(exchange.in_turn(lambda: features(config, workdir)))
   types, made_from = servable(data), read_from(config, data)
-  hosts.check_alike(f"what is in {data.root} on", made_from, "Give all hosts the same features")
-  shared = hosts.sent(lambda: leaks.check(data, config.data.allow_shared_instances))
+  exchange.check_alike(f"what is in {data.root} on", made_from, "Give all hosts the same features")
+  shared = exchange.sent(lambda: leaks.check(data, config.data.allow_shared_instances))
   images, path = data.train_images, workdir / "semi_positives.npz"
-  semi = hosts.in_turn(lambda: mining.ensure(config.semi_positives, images, path))
+  semi = exchange.in_turn(lambda: mining.ensure(config.semi_positives, images, path))
   heads, chosen = {}, {}
   for query_type in types:
     of = functools.partial(Validator.of, data.split("val"), query_type, seed=config.seed)
@@ -43,7 +44,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> Adapter:
     fitted = candidates(config, material, workdir / "candidates" / query_type)
     chosen[query_type] = choose(query_type, fitted, gate)
     heads[query_type] = fitted[chosen[query_type]["name"]].head
-    if hosts.first():
+    if exchange.first():
       print(f"{chosen[query_type]['account']}\n  all candidates: {others(chosen[query_type])}", flush=True)
   name, revision = data.encoder or (config.encoder.name, None)
   about = {"encoder": name, "revision": revision} if name else {}
@@ -55,7 +56,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> Adapter:
     **provenance(config.to_dict(), config.seed),
   }
   adapter = Adapter(data.width, heads, info)
-  hosts.sent(lambda: adapter.save(workdir / "adapter"))
+  exchange.sent(lambda: adapter.save(workdir / "adapter"))
   return adapter
 
 

@@ -32,7 +32,8 @@ from qat_jax.sealed import read_record, write_record
 from qat_jax.stages import check_same, fingerprint
 from qat_jax.types import SemiPositives
 from qat_jax.validation import Validator
-from train import batches, ensembles, hosts, loop
+from train import batches, ensembles, loop
+from train.hosts import exchange
 from train.step import Batch, LossSettings
 
 FORMAT = 4  # of candidates; higher where the same settings make another head
@@ -78,11 +79,11 @@ def candidates(config: ConfigDict, material: Material, folder: pathlib.Path) -> 
     name: str, settings: dict[str, Any], fit: Callable[[], Head | None], before: float = 0.0, together: bool = False
   ) -> str:
     made_from = fingerprint(format=FORMAT, settings=settings, **material.made_from)
-    if not hosts.sent(lambda: claimed(folder / name, made_from)):
+    if not exchange.sent(lambda: claimed(folder / name, made_from)):
       began = time.perf_counter()
       head = fit() if together else None
       seconds = before + time.perf_counter() - began
-      hosts.sent(lambda: measure(folder / name, material, settings, fit if head is None else lambda: head, seconds))
+      exchange.sent(lambda: measure(folder / name, material, settings, fit if head is None else lambda: head, seconds))
     fitted[name] = Candidate(*read_candidate(folder / name))
     return name
 
@@ -229,7 +230,7 @@ def by_gradient(
   note = ""
   if schedule.target is not None and trained.steps < schedule.steps and trained.value < schedule.target:
     note = f"stopped at step {trained.steps:,} of {schedule.steps:,}, with no prospect of winning"
-    if hosts.first():
+    if exchange.first():
       reached = f"{100 * trained.value:.1f}, to beat {100 * schedule.target:.1f}"
       tqdm.write(f"{training.query_type}/{folder.name}: {note} ({reached})")
   return Head(form, settings, {"params": trained.params, "constants": variables["constants"]}, note)

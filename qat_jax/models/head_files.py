@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from qat_jax import checkpoints
+from qat_jax.models import checkpoints
 from qat_jax.models import quari as released
 from qat_jax.models import quari_files as released_files
 from qat_jax.models.head import Head, read_variables, write_variables

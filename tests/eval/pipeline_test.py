@@ -26,7 +26,7 @@ from qat_jax.features.retrieval_set import RetrievalSet
 from qat_jax.features.store import write_features
 from qat_jax.fit.training import PLAIN
 from qat_jax.models import forms as hypernetwork
-from qat_jax.share import report_of
+from qat_jax.sharing.share import report_of
 from qat_jax.types import Ranking
 
 VECTORS = Path(__file__).parents[1] / "data" / "metric_vectors"

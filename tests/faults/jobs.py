@@ -21,7 +21,7 @@ from PIL import Image
 
 import eval.pipeline
 import train.pipeline
-from qat_jax import cli, share
+from qat_jax import cli
 from qat_jax.adapter import Adapter, load
 from qat_jax.datasets.folder import FolderSource
 from qat_jax.encoders import load_encoder
@@ -30,6 +30,7 @@ from qat_jax.features.store import FeatureStore, write_features
 from qat_jax.models.head import Head
 from qat_jax.runs import end_on_signals, explained
 from qat_jax.serve import batch
+from qat_jax.sharing import share
 
 IMPORTED = (eval.pipeline, train.pipeline, cli, share, batch, splitting)  # before a child is forked
 ROOT = pathlib.Path(__file__).parents[2]

@@ -15,7 +15,7 @@ import qat_jax
 from qat_jax.adapter import Head
 from qat_jax.models import quari as released
 from qat_jax.models import quari_files as released_files
-from qat_jax.share import export
+from qat_jax.sharing.share import export
 
 ANCHORED = pathlib.Path(__file__).parents[2] / "data" / "reference_vectors" / "anchored"
 

@@ -1,6 +1,6 @@
 import pytest
 
-from train.joining import asked, told_by, words_alone
+from train.hosts.joining import asked, told_by, words_alone
 
 SLURM = {"SLURM_STEP_NODELIST": "node[1-2]", "SLURM_NTASKS": "2"}
 

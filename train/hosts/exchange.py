@@ -1,7 +1,7 @@
 """What the processes of one training say to each other. The first leads; in a training of one process all is trivial.
 
 The first process does what is done once: it decides, fits closed forms, validates and writes. The others wait for it
-here, not on their devices, for as long as it takes; who fails ends all (`train.joining`), so nobody waits for ever.
+here, not on their devices, for as long as it takes; who fails ends all (`joining`), so nobody waits for ever.
 """
 
 from __future__ import annotations

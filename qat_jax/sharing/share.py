@@ -19,10 +19,10 @@ import jax
 import jax.export
 import jax.numpy as jnp
 
-from qat_jax import hub
 from qat_jax.adaptation import fold
 from qat_jax.adapter import Adapter, load, write_exported
 from qat_jax.models.head_files import FILES
+from qat_jax.sharing import hub
 from qat_jax.stages import differences, lock, write_whole
 
 FORMATS = ("adapter", "stablehlo")

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 import jax
 
 from qat_jax.runs import AGAIN, STOPS, explained, in_one_line
-from train import hosts
+from train.hosts import exchange
 
 HEARTBEAT = 60  # seconds without a sign of life, then a process counts as dead and JAX ends the others
 GRACE = 1.0  # seconds in which the others hear why a process leaves
@@ -60,9 +60,9 @@ def joined(coordinator: str | None, processes: int | None, process: int | None, 
     yield
   except BaseException as error:
     _fail(error)
-  hosts.gathered(None)
-  if hosts.first():
-    hosts.client().key_value_set(ENDED, DONE)
+  exchange.gathered(None)
+  if exchange.first():
+    exchange.client().key_value_set(ENDED, DONE)
   watch.join()  # one that still waits when Python ends would crash it
   jax.distributed.shutdown()
 
@@ -160,15 +160,15 @@ def _check_free(port: int) -> None:
 
 def tell(what: str) -> None:
   """Has all other processes end, and say what happened to this one, which then has to end; may take a second or two."""
-  if not (jax.distributed.is_initialized() and hosts.client()) or not _leaving.acquire(blocking=False):
+  if not (jax.distributed.is_initialized() and exchange.client()) or not _leaving.acquire(blocking=False):
     return
 
-  reason = f"{hosts.me()} {what}"
+  reason = f"{exchange.me()} {what}"
 
   def say() -> None:
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # somebody was quicker, or process 0 is gone
-      hosts.client().key_value_set(ENDED, reason)
-    if hosts.first():
+      exchange.client().key_value_set(ENDED, reason)
+    if exchange.first():
       time.sleep(GRACE)  # the coordinator ends with this process
 
   saying = threading.Thread(target=say, daemon=True)
@@ -197,14 +197,14 @@ def _watch() -> None:
   """Waits for word that the training has ended; ends this process where another one has failed."""
   while True:
     try:
-      reason = hosts.client().blocking_key_value_get(ENDED, hosts.WAIT_MS)
+      reason = exchange.client().blocking_key_value_get(ENDED, exchange.WAIT_MS)
       break
     except jax.errors.JaxRuntimeError as error:
       if "DEADLINE_EXCEEDED" not in str(error):
         reason = f"process 0 cannot be reached any more ({in_one_line(error)[:200]}); {ALL_AGAIN}"
         break
   if reason != DONE and _leaving.acquire(blocking=False):
-    _end(reason, GRACE if hosts.first() else 0)  # the others hear it from the coordinator in process 0
+    _end(reason, GRACE if exchange.first() else 0)  # the others hear it from the coordinator in process 0
 
 
 def _nobody_came(how: Mapping[str, Any], wait: int) -> NoReturn:

@@ -13,11 +13,12 @@ import pytest
 import yaml
 
 import qat_jax
-from qat_jax import card, cli, hub
+from qat_jax import cli
 from qat_jax.adapter import Adapter
 from qat_jax.models import forms
 from qat_jax.models.head import Head
 from qat_jax.sealed import read_record, write_record
+from qat_jax.sharing import card, hub
 from tests.hub import serving
 
 WIDTH = 8

@@ -15,8 +15,8 @@ import pytest
 
 import qat_jax
 from qat_jax.adapter import Adapter, Head
-from qat_jax.checkpoints import Checkpoints
 from qat_jax.models import forms
+from qat_jax.models.checkpoints import Checkpoints
 
 
 def test_a_checkpoint_comes_back_whole_and_another_shape_is_refused(tmp_path):
@@ -93,7 +93,7 @@ def test_no_room_for_a_checkpoint_is_said_in_one_line(tmp_path, monkeypatch):
 def test_a_disk_that_gets_full_while_a_checkpoint_is_written_is_one_line(tmp_path):
   """A real small disk, in a name space of its own: it needs no root where the system allows that to users."""
   program = (
-    "import jax.numpy as jnp, pathlib, sys; from qat_jax import checkpoints;"
+    "import jax.numpy as jnp, pathlib, sys; from qat_jax.models import checkpoints;"
     "checkpoints.shutil.disk_usage = lambda _: checkpoints.shutil._ntuple_diskusage(1 << 40, 0, 1 << 40);"
     "from qat_jax.runs import explained\n"
     "with explained(): checkpoints.Checkpoints(pathlib.Path('c')).save(1, {'a': jnp.arange(50_000.0)})"

@@ -12,7 +12,8 @@ from qat_jax.models import forms
 from qat_jax.runs import read_metrics
 from qat_jax.types import SemiPositives
 from tests.processes import Processes, free_port
-from train import batches, hosts, loop
+from train import batches, loop
+from train.hosts import exchange
 from train.step import LossSettings, make_step, start
 
 WIDTH, SIZE = 6, 24
@@ -45,7 +46,7 @@ def learn(folder):
   settings = loop.LoopSettings(seed=0, steps=50, validate_every=25, warmup_steps=5)
   norm = lambda variables: float(sum(np.square(x).sum() for x in jax.tree.leaves(variables["params"])))
   trained = loop.train(module, variables, batch_at, norm, LOSS, settings, folder, "test")
-  if hosts.first():
+  if exchange.first():
     for name, tree in (("gradient", gradient), ("params", trained.params)):
       np.savez(folder / f"{name}.npz", *jax.tree.leaves(tree))
   return trained
@@ -54,7 +55,7 @@ def learn(folder):
 PROGRAM = """
 import pathlib, sys
 sys.path.insert(0, {here!r})
-from train.joining import joined
+from train.hosts.joining import joined
 with joined("127.0.0.1:" + sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), 120):
   import hosts_test
   hosts_test.learn(pathlib.Path(sys.argv[4]))
@@ -91,9 +92,11 @@ def test_two_processes_train_as_one_with_all_their_devices_does(tmp_path):
 
 
 def test_alone_nothing_is_exchanged(tmp_path):
-  assert hosts.first()
-  assert hosts.sent(lambda: (1, 2)) == (1, 2) and hosts.in_turn(lambda: 3) == 3 and hosts.gathered("x") == ["x"]
-  hosts.check_start({"config": object()}, tmp_path / "none")
+  assert exchange.first()
+  assert (
+    exchange.sent(lambda: (1, 2)) == (1, 2) and exchange.in_turn(lambda: 3) == 3 and exchange.gathered("x") == ["x"]
+  )
+  exchange.check_start({"config": object()}, tmp_path / "none")
   assert not (tmp_path / "none").exists()
-  with hosts.locked(tmp_path / "run"), pytest.raises(BlockingIOError), hosts.locked(tmp_path / "run"):
+  with exchange.locked(tmp_path / "run"), pytest.raises(BlockingIOError), exchange.locked(tmp_path / "run"):
     pass

@@ -1,0 +1,1 @@
+"""Training on many hosts: how its processes join, and what they say to each other."""
