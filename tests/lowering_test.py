@@ -100,8 +100,8 @@ def test_search_lowers_and_reads_the_gallery_as_it_lies(rank, gate, dtype):
   kind = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}[jnp.dtype(dtype).name]
   assert re.search(rf"dot_general.*tensor<128x{WIDTH}x{kind}>.*-> tensor", program)
   assert not re.search(r"\bstablehlo\.sort|top_k", program)
-  chunks = (np.zeros(4, np.int32), np.zeros((4, kernels.ITEMS), np.int32))
-  scored = functools.partial(kernels._by_chunks.__wrapped__, kernels._scores, at_once=2)
+  chunks = (np.zeros(64, np.int32), np.zeros((64, kernels.ITEMS), np.int32))
+  scored = functools.partial(kernels._by_chunks.__wrapped__, kernels._scores, count=None)
   lowered(lambda factors, *rest: scored(factors, *rest), prepared.factors, gallery_ND, *chunks)
   everything = functools.partial(kernels._all_scores.__wrapped__, rows=ROWS, block=128)
   lowered(everything, prepared.factors, gallery_ND, start_)
@@ -112,7 +112,7 @@ def test_search_lowers_and_reads_the_gallery_as_it_lies(rank, gate, dtype):
       np.ones(QUERIES, np.float32),
       np.ones(QUERIES, np.float32),
     )
-    refined = functools.partial(kernels._by_chunks.__wrapped__, kernels._refined, at_once=2)
+    refined = functools.partial(kernels._by_chunks.__wrapped__, kernels._refined, count=None)
     lowered(lambda tree, *rest: refined(tree, *rest), tree, gallery_ND, *chunks)
   lowered(squares.__wrapped__, gallery_ND)
 

@@ -166,7 +166,7 @@ def _in_float64(prepared: Prepared, query: int, item_BD: np.ndarray) -> np.ndarr
   Item by item, so that equal items have equal scores, whichever others they come with. A length that may be rounding
   alone counts as zero; without factors none is.
   """
-  query_D, gate_D, left_DR, right_DR, size = (np.asarray(x[query], np.float64) for x in prepared.factors)
+  query_D, gate_D, left_DR, right_DR, size = (np.asarray(np.asarray(x)[query], np.float64) for x in prepared.factors)
   item_BD1 = np.asarray(item_BD, np.float64)[:, :, None]
   mapped_BD = (gate_D[:, None] * item_BD1 + left_DR @ (right_DR.T @ item_BD1))[:, :, 0]
   least = 1e-14 * size if left_DR.shape[1] else 0

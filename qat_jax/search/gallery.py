@@ -22,6 +22,7 @@ from qat_jax.types import ArrayGallery, Gallery
 WINDOW = 1 << 23  # upper bounds (rows of a device array × queries) that are held at once
 CHUNK_BYTES = {"cpu": 1 << 24}  # of float32: what is sent to a device at once
 CHUNK_BYTES_ELSEWHERE = 1 << 27
+GATHERED = (256, 1024, 4096)  # rows that a part is gathered in: few numbers, so that few shapes are compiled for
 GATHER_ROWS = 16  # a touched row of a memory map brings its neighbours into memory, up to two megabytes
 LENGTH_ERROR = 0.02  # of |z|²; bf16 rounding stays below it
 
@@ -135,7 +136,7 @@ def _streamed(gallery: Gallery, devices: Sequence[jax.Device], chunk_rows: int |
 
 
 def gathered(gallery: Gallery, position_P: np.ndarray) -> Part:
-  """Returns rows of a gallery by position as a part of their own, checked as those of `parts`."""
+  """Returns rows of a gallery by position (GATHERED[-1] of them at most) as a part, checked as those of `parts`."""
   rows = GATHER_ROWS if release(gallery[:1]) else max(1, len(position_P))
   pieces = [np.zeros((0, gallery.width), np.float32)]
   for start in range(0, len(position_P), rows):
@@ -143,8 +144,8 @@ def gathered(gallery: Gallery, position_P: np.ndarray) -> Part:
     release(gallery[:1])
   item_PD = np.concatenate(pieces)
   lengths = check_lengths(np.einsum("PD,PD->P", item_PD, item_PD), position_P, gallery.width)
-  window = power_of_two(len(position_P))
-  features_ND = jnp.asarray(np.pad(item_PD, ((0, window - len(position_P)), (0, 0))))
+  window = next(rows for rows in GATHERED if rows >= len(position_P))
+  features_ND = jax.device_put(np.pad(item_PD, ((0, window - len(position_P)), (0, 0))))
   return Part(0, len(position_P), features_ND, 0, window, lengths)
 
 

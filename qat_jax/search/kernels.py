@@ -28,9 +28,8 @@ SORTED = 4096  # numbers a query that a device orders: of larger groups, where t
 ON_HOST = ("cpu",)  # where the host looks through bounds: XLA's CPU code for it takes ten times as long
 FOUND = 1 << 14  # bounds that a device finds at once, at first
 ITEMS = 128  # of a query, scored at once: always so many, since other shapes round otherwise, and ties would be none
-AT_ONCE = {"cpu": 1}  # times ITEMS that are worked on at once; on a CPU by each of its cores
-AT_ONCE_ELSEWHERE = 32
-PIECE = {"cpu": 32}  # times ITEMS that a call works on at most; elsewhere all
+PIECE = {"cpu": 32}  # times ITEMS that a call works on at most, one by one, on one core
+AT_ONCE = 32  # times ITEMS that are worked on at once elsewhere, where a call works on all
 DEEP_NUMBERS = 1 << 22  # mapped items that are held at once
 
 
@@ -46,11 +45,13 @@ class Uppers(NamedTuple):
     """Returns a bound that about `count` items of each query reach (Q), no fewer; −inf where there are not so many."""
     part, host = self.part, self.part.platform in ON_HOST
     all_new = len(self.peak) and part.items == part.window
-    value_GQ = self.peak if all_new else self.upper[part.skipped : part.skipped + part.items]
+    value_GQ: Array = self.peak if all_new else self.upper
+    value_GQ = np.asarray(value_GQ) if host else value_GQ
+    value_GQ = value_GQ if all_new else value_GQ[part.skipped : part.skipped + part.items]
     if len(value_GQ) <= count:
       return np.full(self.queries, -np.inf, np.float32)
     if host:
-      return -np.partition(-np.asarray(value_GQ).T[: self.queries], count - 1, axis=1)[:, count - 1]
+      return -np.partition(-value_GQ.T[: self.queries], count - 1, axis=1)[:, count - 1]
     return np.asarray(_kth(value_GQ, count))[: self.queries]
 
   def reaching(self, least_Q: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -228,33 +229,43 @@ def _of_pairs(
   chunks_Q = -(-count_Q // ITEMS)
   within_P = np.arange(len(query_P)) - (np.cumsum(count_Q) - count_Q)[query_P]
   chunk_P, slot_P = (np.cumsum(chunks_Q) - chunks_Q)[query_P] + within_P // ITEMS, within_P % ITEMS
-  at_once = AT_ONCE.get(part.platform, AT_ONCE_ELSEWHERE)
-  chunks = max(at_once, int(chunks_Q.sum()))
-  piece = power_of_two(chunks)
-  if part.platform in PIECE:
-    piece = min(PIECE[part.platform], power_of_two(-(-chunks // cores())))
-  chunks = -(-chunks // piece) * piece
-  query_C, item_CB = np.zeros(chunks, np.int32), np.zeros((chunks, ITEMS), np.int32)
+  chunks, in_turn = max(1, int(chunks_Q.sum())), part.platform in PIECE
+  if in_turn:
+    size = PIECE[part.platform]
+    each = min(size, -(-chunks // cores()))
+  else:
+    size = each = max(AT_ONCE, power_of_two(chunks))
+  starts = range(0, chunks, each)
+  query_C, item_CB = np.zeros(len(starts) * size, np.int32), np.zeros((len(starts) * size, ITEMS), np.int32)
   query_C[chunk_P] = query_P
   item_CB[chunk_P, slot_P] = item_P + part.offset
 
   def one(start: int) -> list[np.ndarray]:
-    rows = slice(start, start + piece)
-    return [np.asarray(x) for x in _by_chunks(function, tree, part.features, query_C[rows], item_CB[rows], at_once)]
+    some, count = (x[start : start + size] for x in (query_C, item_CB)), min(each, chunks - start) if in_turn else None
+    return [np.asarray(x)[:each] for x in _by_chunks(function, tree, part.features, *some, count)]
 
-  found = zip(*on_cores(one, range(0, chunks, piece)), strict=True)
+  found = zip(*on_cores(one, starts), strict=True)
   return [np.concatenate(x_CB)[chunk_P, slot_P] for x_CB in found]
 
 
-@functools.partial(jax.jit, static_argnames=("function", "at_once"))
+@functools.partial(jax.jit, static_argnames="function")
 def _by_chunks(
-  function: Callable, tree: object, gallery_ND: jax.Array, query_C: np.ndarray, item_CB: np.ndarray, at_once: int
+  function: Callable, tree: object, gallery_ND: jax.Array, query_C: np.ndarray, item_CB: np.ndarray, count: int | None
 ) -> tuple[jax.Array, ...]:
+  """Returns the function's results (CB) of all chunks, or of the first `count`, one by one: one program for any."""
+
   def one(chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
     query, item_B = chunk
     return function(jax.tree.map(lambda x: x[query], tree), gallery_ND[item_B].astype(jnp.float32))
 
-  return jax.lax.map(one, (query_C, item_CB), batch_size=None if at_once == 1 else at_once)
+  if count is None:
+    return jax.lax.map(one, (query_C, item_CB), batch_size=AT_ONCE)
+
+  def next_one(i: jax.Array, found: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    return jax.tree.map(lambda x, y: x.at[i].set(y), found, one((query_C[i], item_CB[i])))
+
+  empty = jax.tree.map(lambda _: jnp.zeros(item_CB.shape), jax.eval_shape(one, (query_C[0], item_CB[0])))
+  return jax.lax.fori_loop(0, count, next_one, empty)
 
 
 def all_scores(factors: Factors, part: Part, queries: int) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,7 @@ from qat_jax.adaptation import power_of_two
 from qat_jax.adaptation import score as score_by_factors
 from qat_jax.search.bounds import Prepared, prepare
 from qat_jax.search.exact import DEEP, Pairs, TopK, exact_scores, score_pairs, search
-from qat_jax.search.gallery import Part, gathered, parts, places, whole_shards
+from qat_jax.search.gallery import GATHERED, Part, gathered, parts, places, whole_shards
 from qat_jax.search.masks import Elsewhere, Masks
 from qat_jax.types import (
   MISSING,
@@ -33,7 +33,6 @@ from qat_jax.types import (
 __all__ = ["rank", "rerank", "score"]
 
 QUERY_BLOCK = 64
-GATHERED = 1 << 25  # numbers of items from a host that are scored at once
 
 GalleryLike = Gallery | np.ndarray | jax.Array
 
@@ -243,9 +242,8 @@ def _where_they_lie(gallery: Gallery, pairs: Pairs) -> Iterator[tuple[Part, Pair
       here = pairs.take((pairs.item >= part.first) & (pairs.item < part.first + part.items))
       yield part, Pairs(here.query, here.item - part.first), here.item
     return
-  step = max(1, GATHERED // gallery.width)
-  for start in range(0, len(pairs.query), step):
-    some = pairs.take(np.arange(start, min(start + step, len(pairs.query))))
+  for start in range(0, len(pairs.query), GATHERED[-1]):
+    some = pairs.take(np.arange(start, min(start + GATHERED[-1], len(pairs.query))))
     yield gathered(gallery, some.item), Pairs(some.query, np.arange(len(some.query))), some.item
 
 

@@ -1,30 +1,40 @@
-"""Compiles, ahead of the first query, what searches of a gallery need: how many items stay alive decides the shapes."""
+"""Compiles, ahead of the first query, every program that searches of a gallery may need.
+
+How many directions are worth keeping, and how many items stay alive, is each batch's own: no sample of queries meets
+them all.
+"""
 
 from __future__ import annotations
+
+import dataclasses
 
 import jax
 import numpy as np
 
-from qat_jax.search.bounds import RANK, prepare
+from qat_jax.search.bounds import RANK, Bounds, prepare
 from qat_jax.search.exact import Pairs, score_pairs
-from qat_jax.search.gallery import parts
-from qat_jax.search.kernels import ITEMS, refined_bounds, upper_bounds
+from qat_jax.search.gallery import GATHERED, parts
+from qat_jax.search.kernels import ITEMS, PIECE, refined_bounds, upper_bounds
+from qat_jax.search.rank import rerank
 from qat_jax.types import Adaptation, Gallery
 
-SCORED = 2048  # items a query, on average, up to which all shapes are compiled; rarely are there more
+SCORED = 2048  # items a query, on average, up to which all shapes are compiled off a CPU; rarely are there more
 
 
 def warm(adaptation: Adaptation, gallery: Gallery) -> None:
-  """Compiles for as many queries as the adaptation has, a power of two; what they are does not matter."""
-  queries = len(adaptation)
+  """Compiles for as many queries as the adaptation has, a power of two up to 64; what they are does not matter.
+
+  Filtering by one mask for all queries, and k of a fourth of the gallery or more, are left out: two shapes more.
+  """
+  queries, (width, rank) = len(adaptation), adaptation.left.shape[1:]
   part = next(iter(parts(gallery, None, None, queries)))
-  prepared = jax.device_put(prepare(adaptation), part.device)
-  bounds = prepared.bounds
-  directions = range(RANK + 1) if adaptation.left.shape[2] else range(1)
-  for kept in directions:  # how many are worth it is each batch's own
-    columns = jax.device_put(np.zeros((bounds.columns.shape[0], queries * (1 + kept)), np.float32), part.device)
-    weight = jax.device_put(np.zeros((kept, queries), np.float32), part.device)
-    upper_bounds(bounds.replace(columns=columns, weight=weight), part, queries)
+  prepared = prepare(adaptation)
+  for bounds in _all_bounds(prepared.bounds, min(RANK, 2 * rank, width), adaptation.gate.shape[1] > 1):
+    upper_bounds(jax.device_put(bounds, part.device), part, queries)
+  if rank > 2 * RANK and width > RANK:
+    cut_QDC = np.zeros((queries, width, RANK), np.float32)
+    prepared = prepared._replace(similar=prepared.factors._replace(left=cut_QDC, right=cut_QDC))
+  prepared = jax.device_put(prepared, part.device)
   chunks = 1
   while chunks <= queries * max(1, min(SCORED, part.items) // ITEMS):
     each = (max(1, chunks // queries) - 1) * ITEMS + 1
@@ -33,4 +43,20 @@ def warm(adaptation: Adaptation, gallery: Gallery) -> None:
     score_pairs(prepared, part, pairs)
     if prepared.similar is not None:
       refined_bounds(prepared, part, pairs.query, pairs.item)
+    if part.platform in PIECE:  # where one program takes any number of them
+      break
     chunks *= 2
+  for rows in GATHERED:
+    few_S = np.arange(min(len(gallery), -(-rows // queries)))
+    rerank(adaptation, gallery, np.tile(few_S, (queries, 1)))
+
+
+def _all_bounds(bounds: Bounds, most: int, wide: bool) -> list[Bounds]:
+  """Returns bounds of every shape that up to `most` directions give, the gate a number or, where wide, columns."""
+  queries, width = len(bounds.floor), len(bounds.columns)
+  zeros = lambda *shape: np.zeros(shape, np.float32)
+  return [
+    dataclasses.replace(bounds, columns=zeros(width, queries * (1 + kept)), weight=zeros(kept, queries), square=square)
+    for kept in range(most + 1)
+    for square in ((None, zeros(width, queries)) if wide else (None,))
+  ]

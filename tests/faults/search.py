@@ -60,7 +60,6 @@ def _elsewhere() -> Iterator[None]:
   new = {
     "ON_HOST": (),
     "BLOCK_ROWS": {},
-    "AT_ONCE": {},
     "PIECE": {},
     "FOUND": 64,
     "_upper_bounds": _upper_bounds_elsewhere,

@@ -73,7 +73,7 @@ def _wide(adaptation: Adaptation, gallery_ND: Any) -> tuple[np.ndarray, np.ndarr
 def as_elsewhere(patch: pytest.MonkeyPatch) -> None:
   """Makes search take a CPU for an accelerator: the device looks through the bounds, large steps at once."""
   patch.setattr(kernels, "ON_HOST", ())
-  for name in ("BLOCK_ROWS", "AT_ONCE", "PIECE"):
+  for name in ("BLOCK_ROWS", "PIECE"):
     patch.setattr(kernels, name, {})
   patch.setattr(kernels, "FOUND", 64)
 
