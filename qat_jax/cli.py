@@ -27,6 +27,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(f"error: {in_one_line(error)}")
 
 
+def _place(given: str) -> str:
+  if not given:
+    raise argparse.ArgumentTypeError("it is empty; give a folder or a file, `.` for the folder you are in")
+  return given
+
+
 def _add_rank(commands: argparse._SubParsersAction) -> None:
   parser = commands.add_parser(
     "rank", help="rank files of features", description="Writes the adapted ranking of every query."
@@ -38,7 +44,7 @@ def _add_rank(commands: argparse._SubParsersAction) -> None:
   parser.add_argument("--k", type=int, default=100, help="how many items a query to keep")
   parser.add_argument("--query_type", "--query-type", choices=["text", "image"], help="which head of the adapter")
   parser.add_argument("--block", type=int, default=64, help="queries a step, and what a killed run loses at most")
-  parser.add_argument("--out", required=True, help="the Parquet file to write")
+  parser.add_argument("--out", type=_place, required=True, help="the Parquet file to write")
   _add_cluster(parser)
   parser.set_defaults(run=_rank)
 
@@ -71,7 +77,7 @@ def _add_serve(commands: argparse._SubParsersAction) -> None:
 def _add_convert(commands: argparse._SubParsersAction) -> None:
   parser = commands.add_parser("convert", help="write a released QuARI checkpoint as an adapter of ours")
   parser.add_argument("source", help="a folder with config.yml and weights.pt, or hf://owner/name")
-  parser.add_argument("folder", help="where to write the adapter")
+  parser.add_argument("folder", type=_place, help="where to write the adapter")
   parser.add_argument("--revision", help="of the hub's repository; the newest by default")
   parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of matrix products")
   parser.set_defaults(run=_export)
@@ -80,7 +86,7 @@ def _add_convert(commands: argparse._SubParsersAction) -> None:
 def _add_export(commands: argparse._SubParsersAction) -> None:
   parser = commands.add_parser("export", help="write a run's adapter to a folder of its own, with its model card")
   parser.add_argument("source", help="a run's folder, or an adapter's")
-  parser.add_argument("folder", help="where to write the adapter")
+  parser.add_argument("folder", type=_place, help="where to write the adapter")
   parser.add_argument("--license", dest="license_", help="what the card says of the licence: apache-2.0, …")
   parser.add_argument(
     "--format",
@@ -105,7 +111,7 @@ def _add_push(commands: argparse._SubParsersAction) -> None:
 def _add_extract(commands: argparse._SubParsersAction) -> None:
   parser = commands.add_parser("extract", help="encode pictures, and their captions where most have one")
   parser.add_argument("source", help="a folder of pictures, tar shards (WebDataset) or Parquet files (docs/data.md)")
-  parser.add_argument("folder", help="where to write the features")
+  parser.add_argument("folder", type=_place, help="where to write the features")
   parser.add_argument("--encoder", required=True, help="a model of the hub, or its folder")
   parser.add_argument("--batch_size", "--batch-size", type=int, default=64, help="pictures encoded at once")
   _add_cluster(parser)
@@ -125,7 +131,7 @@ def _add_split(commands: argparse._SubParsersAction) -> None:
     description="Every instance goes, whole, to train, val or test. Captions and images with another view are queries.",
   )
   parser.add_argument("source", help="a feature folder with img_emb/ and, for text queries, text_emb/ (docs/data.md)")
-  parser.add_argument("root", help="where to write the retrieval set")
+  parser.add_argument("root", type=_place, help="where to write the retrieval set")
   parser.add_argument("--by", metavar="COLUMN", help="what says which images show the same thing; default: instance")
   parser.add_argument("--val", type=float, default=0.1, help="the share of instances to choose on (0.1)")
   parser.add_argument("--test", type=float, default=0.1, help="the share of instances to measure on (0.1)")

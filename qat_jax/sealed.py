@@ -5,6 +5,7 @@ What an earlier version wrote without one is read as it is.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -12,7 +13,7 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,17 @@ def record_in(path: str | os.PathLike, data: bytes) -> dict[str, Any]:
       f'(its entry "{CHECKSUM}" alone, where you changed it on purpose)'
     )
   return content
+
+
+@contextlib.contextmanager
+def readable(path: str | os.PathLike, what: str = "Parquet file") -> Iterator[None]:
+  """Raises ValueError that names a file which the block cannot read: libraries often do not say which it was."""
+  try:
+    yield
+  except FileNotFoundError:
+    raise
+  except (OSError, *UNREADABLE) as error:
+    raise ValueError(f"{path} is truncated or no {what} ({error}); restore it, or write it again") from error
 
 
 def check_format(what: str | os.PathLike, found: object, newest: int, older: str, oldest: int | None = None) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from qat_jax.sealed import UNREADABLE
 
+HEAD = 16  # bytes before a heap's first entry, and of each entry before its own
 SOURCE = "fetch the file again, or extract the features again"
 
 
@@ -65,6 +66,7 @@ def _open(path: Path) -> tuple[Any, np.ndarray]:
     raise ValueError(f"{path} has {there}, it should have `features` and `index`; {SOURCE}")
   try:
     features = file["features"]
+    _check_heaps(path, file["index"])
     names = file["index"].asstr()[:]
     if names.ndim != 1 or features.dtype.kind != "f":
       raise ValueError(f"features are {features.dtype}, ids of shape {names.shape}")
@@ -74,3 +76,28 @@ def _open(path: Path) -> tuple[Any, np.ndarray]:
   if features.ndim != 2 or len(features) != len(names):
     raise ValueError(f"{path}: features of shape {features.shape} for {len(names)} ids; {SOURCE}")
   return features, names
+
+
+def _check_heaps(path: Path, ids: Any) -> None:
+  """Raises ValueError for strings in a heap with an entry of no length, in which HDF5 2.0 would go round for ever."""
+  import h5py
+
+  about, start = h5py.check_string_dtype(ids.dtype), ids.id.get_offset()
+  if about is None or about.length is not None or start is None:  # of fixed length, or in chunks
+    return
+  kind = np.dtype([("length", "<u4"), ("heap", "<u8"), ("entry", "<u4")])
+  places = np.fromfile(path, kind, ids.size, offset=start)
+  with open(path, "rb") as file:
+    for heap in np.unique(places["heap"][places["length"] > 0]).tolist():
+      file.seek(heap)
+      data = file.read(HEAD)
+      size = int.from_bytes(data[8:], "little")
+      data += file.read(min(size, path.stat().st_size))
+      at = HEAD
+      while data.startswith(b"GCOL") and at + HEAD <= min(size, len(data)):
+        free = not int.from_bytes(data[at : at + 2], "little")
+        length = int.from_bytes(data[at + 8 : at + HEAD], "little")
+        length = length if free else HEAD + -(-length // 8) * 8
+        if not length:
+          raise ValueError(f"the heap of its strings at byte {heap} has an entry of no length")
+        at += length

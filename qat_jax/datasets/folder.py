@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qat_jax.datasets import UnreadableImage
+from qat_jax.sealed import readable
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 TABLES = ("captions.csv", "captions.tsv", "captions.jsonl", "captions.parquet")
@@ -119,7 +120,8 @@ def _read(table: Path) -> list[dict[str, Any]]:
   if table.suffix == ".parquet":
     import pyarrow.parquet as pq
 
-    return pq.read_table(table).to_pylist()
+    with readable(table):
+      return pq.read_table(table).to_pylist()
   if table.suffix == ".jsonl":
     return [_object(table, number, line) for number, line in enumerate(_decoded(table).split("\n"), 1) if line.strip()]
   if table.suffix not in (".csv", ".tsv"):

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from qat_jax.datasets import UnreadableImage
 from qat_jax.datasets.files import File, listed, splits_of, stems
+from qat_jax.sealed import readable
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "image_bytes", "bytes")
 CAPTION_COLUMNS = ("caption", "text", "captions", "sentences")
@@ -108,7 +109,7 @@ class ParquetSource:
     file, number = self.groups[group]
     with self._lock:
       if (group, images) not in self._held:
-        with self.files[file].open() as opened:
+        with readable(self.files[file].path), self.files[file].open() as opened:
           columns = [self.image] if images else self.columns
           self._held[group, images] = pq.ParquetFile(opened).read_row_group(number, columns=columns)
         while len(self._held) > 2 * HELD:

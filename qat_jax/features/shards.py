@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from qat_jax.sealed import UNREADABLE, read_record
+from qat_jax.sealed import UNREADABLE, read_record, readable
 
 KINDS = ("img", "text")
 META = "meta.json"
@@ -179,12 +179,20 @@ def _squares(features_ND: np.ndarray) -> np.ndarray:
   return square_N
 
 
+def read_schema(path: Path) -> pa.Schema:
+  """Returns the columns of one metadata shard."""
+  with readable(path):
+    return pq.read_schema(path)
+
+
 def read_column(path: Path, name: str) -> pa.ChunkedArray:
   """Returns a column of one metadata shard; raises ValueError where it has no such column."""
-  file = pq.ParquetFile(path)
+  with readable(path):
+    file = pq.ParquetFile(path)
   if name not in file.schema_arrow.names:
     raise ValueError(f"{path} has no column {name!r}, only {file.schema_arrow.names}, unlike the shards before it")
-  column = file.read(columns=[name]).column(0)  # as a dictionary it would lose what is missing on the way to NumPy
+  with readable(path):
+    column = file.read(columns=[name]).column(0)  # as a dictionary it would lose what is missing on the way to NumPy
   return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
@@ -198,10 +206,8 @@ def cast(values: pa.ChunkedArray, kind: pa.DataType, where: Path | str) -> pa.Ch
 
 def parquet_rows(path: Path) -> int:
   """Returns how many rows a Parquet file says it has; raises ValueError for one that cannot be read."""
-  try:
+  with readable(path):
     return pq.read_metadata(path).num_rows
-  except (pa.ArrowException, OSError) as error:
-    raise ValueError(f"{path} is truncated or no Parquet file ({error}); write this shard again") from error
 
 
 def check_counts(

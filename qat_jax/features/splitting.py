@@ -17,10 +17,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from qat_jax.datasets.splits import CAPTION, drawn
-from qat_jax.features.shards import META, cast, parquet_rows, read_meta, shard_files
+from qat_jax.features.shards import META, cast, parquet_rows, read_meta, read_schema, shard_files
 from qat_jax.features.store import ROWS_PER_SHARD, FeatureStore
 from qat_jax.features.writer import FeatureWriter
-from qat_jax.sealed import check_format, read_record, write_record
+from qat_jax.sealed import check_format, read_record, readable, write_record
 from qat_jax.stages import check_same, empty, fingerprint, lock
 
 MADE_FROM = "split.json"
@@ -172,6 +172,11 @@ def _write(
   plan = {**plan, "rows_per_shard": rows_per_shard}
   if (folder / META).exists():
     check_same(folder, read_meta(folder)["split"], plan, ADVICE)
+    try:
+      for kind in place.kinds:
+        FeatureStore.open(folder, kind).check_files()
+    except ValueError as error:
+      raise ValueError(f"{str(error).partition(';')[0]}; delete {folder}, and run again") from error
     return
   starts = range(0, len(place.rows), rows_per_shard)
   writer, metadata = FeatureWriter(folder, plan, len(starts)), Metadata(stores[0])
@@ -194,7 +199,7 @@ class Metadata:
   def __init__(self, store: FeatureStore) -> None:
     self.paths = store.metadata_shards
     self.starts = np.concatenate([[0], np.cumsum([parquet_rows(path) for path in self.paths])]).astype(np.int64)
-    schemas = [pq.read_schema(path).remove_metadata() for path in self.paths]
+    schemas = [read_schema(path).remove_metadata() for path in self.paths]
     whole = pa.unify_schemas(schemas, promote_options="permissive") if schemas else pa.schema([])
     plain = lambda kind: kind.value_type if pa.types.is_dictionary(kind) else kind
     self.types = {field.name: plain(field.type) for field in whole if field.name not in ("id", "instance")}
@@ -204,7 +209,8 @@ class Metadata:
     found: dict[str, list[pa.ChunkedArray]] = {name: [] for name in self.types}
     cuts = np.searchsorted(rows, self.starts)
     for shard in np.flatnonzero(np.diff(cuts)):
-      table = pq.ParquetFile(self.paths[shard]).read()
+      with readable(self.paths[shard]):
+        table = pq.ParquetFile(self.paths[shard]).read()
       table = table.take(pa.array(rows[cuts[shard] : cuts[shard + 1]] - self.starts[shard]))
       for name, kind in self.types.items():
         there = name in table.column_names

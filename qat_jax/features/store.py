@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from qat_jax.features.shards import (
   INCOMPLETE,
@@ -33,6 +32,7 @@ from qat_jax.features.shards import (
   parquet_rows,
   read_column,
   read_meta,
+  read_schema,
   shard_files,
 )
 from qat_jax.features.writer import FeatureWriter, RowStream
@@ -140,7 +140,7 @@ class FeatureStore:
   @property
   def columns(self) -> list[str]:
     """The names of the metadata columns."""
-    return pq.read_schema(self.metadata_shards[0]).names if self.metadata_shards else []
+    return read_schema(self.metadata_shards[0]).names if self.metadata_shards else []
 
   @property
   def id_column(self) -> str | None:

@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from qat_jax.features.shards import DTYPES, INCOMPLETE, KINDS, META, as_table, check_rows, describe, is_unit
-from qat_jax.sealed import check_format, read_record, write_record
-from qat_jax.stages import check_same, write_whole
+from qat_jax.sealed import check_format, read_record, readable, write_record
+from qat_jax.stages import check_same, checksums, write_whole
 
 FORMAT = 1  # of a folder under construction
 OURS = re.compile(rf"\.lock|{INCOMPLETE}|{re.escape(META)}\..*tmp")  # what a kill may leave of an earlier call
@@ -41,8 +41,10 @@ class FeatureWriter:
     self.folder, self.notes, self.shards = Path(folder), Path(folder) / INCOMPLETE, shards
     plan = json.loads(json.dumps({**plan, "shards": shards}))
     path = self.notes / "plan.json"
+    self.found: list[int] = []  # what an earlier call wrote
     if path.exists() and not (self.folder / META).exists():
       check_same(self.folder, self.begun(self.folder) or {}, plan, "Delete it or choose another folder")
+      self.found = [shard for shard in range(shards) if self.is_whole(shard)]
       return
     there = [p.name for p in self.folder.iterdir()] if self.folder.is_dir() else []
     strangers = [name for name in there if not OURS.fullmatch(name)]
@@ -131,17 +133,27 @@ class FeatureWriter:
   def ids(self, shards: Iterable[int]) -> pa.ChunkedArray:
     """Returns the items' ids in some of the shards that are whole, in their order."""
     names = [f"metadata_{shard:04d}.parquet" for shard in sorted(shards)]
-    parts = [pq.read_table(self.folder / "metadata" / name, columns=["id"]).column("id") for name in names]
+    parts = []
+    for path in (self.folder / "metadata" / name for name in names):
+      with readable(path):
+        parts.append(pq.read_table(path, columns=["id"]).column("id"))
     return pa.chunked_array([chunk for part in parts for chunk in part.chunks], pa.string())
 
   def finish(self, meta: dict[str, Any]) -> None:
     """Declares the folder whole: writes meta.json, removes the notes and what killed writers left half done.
 
-    Raises ValueError where shards are missing.
+    Raises ValueError where shards are missing, or are not what an earlier call wrote.
     """
     if missing := self.missing():
       raise ValueError(f"{self.folder}: {len(missing)} shards are not written, the first is {missing[0]}")
     notes = [read_record(self._note(shard)) for shard in range(self.shards)]
+    for shard in self.found:
+      paths = [self.folder / name for name in notes[shard]["files"]]
+      for path, found in zip(paths, checksums(paths), strict=True):
+        if found != notes[shard]["files"][path.relative_to(self.folder).as_posix()]["checksum"]:
+          raise ValueError(
+            f"{path} is not what was written, its checksum differs; delete {self._note(shard)}, run again"
+          )
     kinds = notes[0]["kinds"]
     if other := [i for i, note in enumerate(notes) if note["kinds"] != kinds]:
       raise ValueError(f"{self.folder}: shard {other[0]} holds {notes[other[0]]['kinds']}, shard 0 {kinds}")

@@ -22,7 +22,7 @@ from qat_jax.adapter import Adapter, load
 from qat_jax.distributed.shards import LOCAL, reach, run
 from qat_jax.features.shards import check_npy
 from qat_jax.features.store import FeatureStore
-from qat_jax.sealed import UNREADABLE, read_record, read_sealed, write_record, write_sealed
+from qat_jax.sealed import UNREADABLE, read_record, read_sealed, readable, write_record, write_sealed
 from qat_jax.search.rank import rank, rerank
 from qat_jax.stages import check_same, digest_of_files, empty, fingerprint, lock, write_whole
 from qat_jax.types import KIND_OF_QUERY, Gallery, Ranking, as_gallery, check_encoders
@@ -181,7 +181,8 @@ def read_shortlist(path: Path, query_ids: pa.Array, item_ids: pa.ChunkedArray) -
   """
   if path.suffix == ".npy":
     return _read_positions(path, len(query_ids), len(item_ids))
-  table = pq.read_table(path)
+  with readable(path):
+    table = pq.read_table(path)
   if missing := {"query_id", "item_id"} - set(table.column_names):
     raise ValueError(f"{path} has the columns {table.column_names}; {sorted(missing)} is missing")
   columns = []

@@ -43,6 +43,15 @@ def numbered_ids(path):
   hdf5.Hdf5Features(path)
 
 
+def endless_heap(path):
+  with h5py.File(path, "w") as file:
+    file["features"], file["index"] = np.zeros((2, 3), np.float32), ["a", "b"]
+  data = path.read_bytes()
+  free = data.index(b"GCOL") + 16 + 2 * 24  # behind two strings of up to eight bytes
+  path.write_bytes(data[: free + 8] + bytes(8) + data[free + 16 :])
+  hdf5.Hdf5Features(path)
+
+
 def ranks(path):
   broken_npy(path)
   score.read_ranks(path)
@@ -73,6 +82,15 @@ def later_meta(path):
   FeatureStore.open(path)
 
 
+def damaged_metadata(path):
+  write_features(path, {"img": np.eye(2, dtype=np.float32)}, {"id": ["a" * 50, "b"]}, {})
+  (table,) = (path / "metadata").iterdir()
+  data = bytearray(table.read_bytes())
+  data[4:40] = bytes(36)  # the first page: Arrow names no file
+  table.write_bytes(data)
+  FeatureStore.open(path).check_ids()
+
+
 def semi_positives(path):
   path.write_bytes(b"PK\3\4")
   mining.load(path)
@@ -85,11 +103,13 @@ def semi_positives(path):
     (truth_of_numbers, "query 0 is a float, wanted a dict"),
     (truth_of_words, "query 0, ok holds no numbers"),
     (numbered_ids, "holds no features with their ids"),
+    (endless_heap, "has an entry of no length"),
     (ranks, "is not a whole .npy"),
     (features, "is truncated or no .npy file"),
     (ids_of_lists, "column 'id', has values of the type list"),
     (settings_of_a_list, "its head for 'text' has no form or no settings"),
     (later_meta, "is of version 2, and this one reads 1: upgrade"),
+    (damaged_metadata, r"metadata_0000\.parquet is truncated or no Parquet file"),
     (semi_positives, "holds no semi-positives, or is damaged"),
   ],
 )

@@ -5,6 +5,7 @@ A job works in a folder of its own, into which what it reads was copied; `made` 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -29,6 +30,7 @@ from qat_jax.features import extraction, mining, prepared, splitting
 from qat_jax.features.store import FeatureStore, write_features
 from qat_jax.models.head import Head
 from qat_jax.runs import end_on_signals, explained
+from qat_jax.sealed import UNREADABLE
 from qat_jax.serve import batch
 from qat_jax.sharing import share
 
@@ -176,23 +178,27 @@ def made(folder: pathlib.Path, stage: Stage, working: bool = False) -> dict[str,
 
 
 def digest(path: pathlib.Path) -> str:
-  """Returns a digest of what a file holds, without how long things took."""
+  """Returns a digest of what a file holds, without how long things took; of its bytes where it is damaged."""
   data = path.read_bytes()
-  if path.suffix == ".json":
+  with contextlib.suppress(*UNREADABLE):
+    data = _without_times(path.suffix, data)
+  return hashlib.blake2b(data, digest_size=8).hexdigest()
+
+
+def _without_times(suffix: str, data: bytes) -> bytes:
+  if suffix == ".json":
     content = json.loads(data)
     if isinstance(content, dict):
       content.pop("checksum", None)  # which is of the times too
-    data = json.dumps(_timeless(content), sort_keys=True).encode()
-  elif path.suffix in (".html", ".svg", ".md", ".csv", ".tex"):  # of a report: figures are in metrics.json
-    data = b""
-  elif path.suffix == ".npz":
+    return json.dumps(_timeless(content), sort_keys=True).encode()
+  if suffix == ".npz":
     with np.load(io.BytesIO(data), allow_pickle=False) as file:
       arrays = {name: file[name] for name in sorted(file.files)}
-    about = _timeless(json.loads(str(arrays.pop("about", "{}"))))
-    data = json.dumps(about, sort_keys=True).encode() + b"".join(
-      name.encode() + array.tobytes() for name, array in arrays.items()
-    )
-  return hashlib.blake2b(data, digest_size=8).hexdigest()
+    about = json.dumps(_timeless(json.loads(str(arrays.pop("about", "{}")))), sort_keys=True)
+    return about.encode() + b"".join(name.encode() + array.tobytes() for name, array in arrays.items())
+  if suffix in (".html", ".svg", ".md", ".csv", ".tex"):  # of a report: figures are in metrics.json
+    return b""
+  return data
 
 
 def _timeless(tree: Any) -> Any:

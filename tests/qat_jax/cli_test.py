@@ -45,8 +45,9 @@ def test_what_is_wrong_is_one_line_and_status_1(files):
   ):
     with pytest.raises(SystemExit, match=message):
       cli.main([str(argument) for argument in arguments])
-  with pytest.raises(SystemExit, match="2"):
-    cli.main([])
+  for arguments in ([], ["export", str(files / "run"), ""]):
+    with pytest.raises(SystemExit, match="2"):
+      cli.main(arguments)
 
 
 def test_a_run_is_exported(files, capsys):

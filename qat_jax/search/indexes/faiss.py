@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from qat_jax.sealed import readable
 from qat_jax.search.index import (
   Ids,
   Metric,
@@ -164,7 +165,9 @@ class FaissIndex:
     about = read_about(folder, "faiss")
     index, ids = _read(pathlib.Path(folder) / "index.faiss"), None
     if about["ids"]:
-      ids = pq.read_table(pathlib.Path(folder) / "ids.parquet").column("id").to_pylist()
+      path = pathlib.Path(folder) / "ids.parquet"
+      with readable(path):
+        ids = pq.read_table(path).column("id").to_pylist()
       ids = [uuid.UUID(name) for name in ids] if about["ids"] == "uuid" else ids
     return cls(index, ids, about["unit"], about["space"])
 

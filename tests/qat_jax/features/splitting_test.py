@@ -1,3 +1,7 @@
+import pathlib
+import re
+import shutil
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -122,6 +126,31 @@ def test_killed_at_any_shard_it_goes_on_and_ends_with_the_same_bytes(tmp_path, m
       assert not (tmp_path / "killed").exists()
   assert kills == 6 + 2  # the shards of train, then one each of the folders called gallery and text_queries
   assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("place", ["train", "val/gallery"])  # one under construction, one whole
+def test_what_an_earlier_call_wrote_and_is_damaged_is_named_and_written_again(tmp_path, monkeypatch, place):
+  source = clip_retrieval(tmp_path / "source")
+  split(source, tmp_path / "whole", rows_per_shard=7)
+  real, count = splitting.FeatureWriter.write, {"train": 1, "val/gallery": 7}[place]
+
+  def dying(writer, shard, features, columns, report=None):
+    if len(list(tmp_path.glob("set.parts/**/img_emb/*.npy"))) == count + (place != "train"):
+      raise KeyboardInterrupt
+    real(writer, shard, features, columns, report)
+
+  monkeypatch.setattr(splitting.FeatureWriter, "write", dying)
+  with pytest.raises(KeyboardInterrupt):
+    split(source, tmp_path / "set", rows_per_shard=7)
+  monkeypatch.setattr(splitting.FeatureWriter, "write", real)
+  (damaged,) = (tmp_path / "set.parts/set" / place / "img_emb").glob("*_0000.npy")
+  damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+  with pytest.raises(ValueError, match=r"img_emb_0000\.npy is not what was written.*delete (\S+)") as raised:
+    split(source, tmp_path / "set", rows_per_shard=7)
+  advised = pathlib.Path(re.search(r"delete (\S+?)[,;]", str(raised.value))[1])
+  shutil.rmtree(advised) if advised.is_dir() else advised.unlink()
+  split(source, tmp_path / "set", rows_per_shard=7)
+  assert contents(tmp_path / "set") == contents(tmp_path / "whole")
 
 
 def test_a_set_that_is_there_is_written_again_for_nothing_and_never_overwritten(tmp_path):
