@@ -19,6 +19,7 @@ def get_config() -> ConfigDict:
   # Images and texts → features. With `root` the features are there already; else `source` is encoded into the workdir.
   # `views` above 0: pictures without labels; each is encoded so many times more as a view that is made of it.
   config.data = ConfigDict({"root": "", "source": "", "name": "", "folder": "", "limit": 0, "views": 0})
+  config.data.reuse = ""  # a folder of features, or of runs: pictures that were encoded there are not encoded again
   config.data.allow_shared_instances = False  # of train with val or test; refused else (docs/data.md)
   config.encoder = ConfigDict({"name": "", "batch_size": 256, "rows_per_shard": 8192})
 

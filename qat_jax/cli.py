@@ -114,6 +114,7 @@ def _add_extract(commands: argparse._SubParsersAction) -> None:
   parser.add_argument("folder", type=_place, help="where to write the features")
   parser.add_argument("--encoder", required=True, help="a model of the hub, or its folder")
   parser.add_argument("--batch_size", "--batch-size", type=int, default=64, help="pictures encoded at once")
+  parser.add_argument("--reuse", metavar="FOLDER", help="features of before; pictures among them are not encoded again")
   _add_cluster(parser)
   parser.set_defaults(run=_extract)
 
@@ -180,7 +181,7 @@ def _push(folder: str, name: str, private: bool, message: str | None) -> str:
   return f"{folder} is at {push(folder, name, private, message)}"
 
 
-def _extract(source: str, folder: str, encoder: str, batch_size: int, cluster: str) -> str:
+def _extract(source: str, folder: str, encoder: str, batch_size: int, cluster: str, reuse: str | None) -> str:
   from qat_jax.datasets.splits import MOST_WITHOUT_CAPTION, open_source
   from qat_jax.distributed.shards import reach
   from qat_jax.encoders import load_encoder
@@ -190,7 +191,8 @@ def _extract(source: str, folder: str, encoder: str, batch_size: int, cluster: s
   pictures, model = open_source("", "", source), load_encoder(encoder, batch_size)
   bare = sum(not pictures.about(position)["caption"] for position in range(len(pictures)))
   captioned = model.max_tokens > 0 and bare <= MOST_WITHOUT_CAPTION * len(pictures)
-  stores = extract(pictures, model, folder, ("img", "text") if captioned else ("img",), batch_size, cluster=cluster)
+  kinds = ("img", "text") if captioned else ("img",)
+  stores = extract(pictures, model, folder, kinds, batch_size, cluster=cluster, reuse=reuse)
   without = (
     f", without captions: {bare} have none" if model.max_tokens and 0 < bare < len(pictures) and not captioned else ""
   )

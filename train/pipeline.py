@@ -75,7 +75,8 @@ def features(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
   for place, (source, kinds) in places.items():
     beside = (images - len(source) if "img" in kinds else images, unreadable)
     folder = workdir / "features" / place
-    stores = extract(source, encoder, folder, kinds, settings.batch_size, settings.rows_per_shard, beside=beside)
+    sizes = settings.batch_size, settings.rows_per_shard
+    stores = extract(source, encoder, folder, kinds, *sizes, beside=beside, reuse=data.reuse or None)
     unreadable += stores[kinds[0]].meta["unreadable"]
   return workdir / "features"
 

@@ -23,7 +23,9 @@ from qat_jax.datasets import Source, UnreadableImage
 from qat_jax.distributed.shards import LOCAL, reach, run
 from qat_jax.encoders import Encoder
 from qat_jax.features import records
-from qat_jax.features.shards import INCOMPLETE, KINDS, META, check_ids, check_rows, read_meta
+from qat_jax.features.encoding import Encoding
+from qat_jax.features.reuse import UNKNOWN, Encoded, write_content
+from qat_jax.features.shards import INCOMPLETE, KINDS, META, check_ids, read_meta
 from qat_jax.features.store import FeatureStore
 from qat_jax.features.writer import FeatureWriter
 from qat_jax.stages import check_same, lock, write_json
@@ -31,6 +33,7 @@ from qat_jax.stages import check_same, lock, write_json
 UNREADABLE = "unreadable.json"
 MOST_UNREADABLE = 0.01  # a larger share is a broken source, not a few broken files
 MOST_WITHOUT_CAPTION = 0.5  # with more the captions are somewhere else
+AGAIN = "Delete it or choose another folder; told to reuse this one, that encodes what is new alone"
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # Pillow names objects by their address, which is another in every run
 
 
@@ -46,6 +49,7 @@ def extract(
   progress: bool = True,
   beside: tuple[int, int] = (0, 0),
   cluster: str = LOCAL,
+  reuse: str | os.PathLike | None = None,
 ) -> dict[str, FeatureStore]:
   """Encodes a source into `folder` and returns the stores by kind; what is there already is not encoded again.
 
@@ -55,13 +59,17 @@ def extract(
   counted. Holds two batches of decoded images and one shard. meta.json also says how fast the last run was, and which
   share of its time the encoder computed: with much less than 1 it waits for pictures.
 
+  `reuse` is a folder beneath which this function has written features: those of pictures whose bytes are the same are
+  copied, and meta.json counts them. Captions are encoded anew. An encoder may round the last bit of a stored number
+  otherwise in another batch; apart from that the features are those of encoding everything.
+
   `beside` is of the other parts of the same set: how many images they have, and how many of these are known to be
   unreadable; the share of 1% is one of all. `cluster` says who makes the shards: this process, or a
   Ray cluster (docs/scale.md).
 
   Raises ValueError where more than 1% of the images are unreadable, more than half of the captions are missing, ids
-  repeat, a feature is NaN (named by id), or the folder was begun with other settings; OSError where the disk is too
-  small or gets full; BlockingIOError where another process writes the folder.
+  repeat, a feature is NaN (named by id), the folder was begun with other settings, or `reuse` is of another encoder;
+  OSError where the disk is too small or gets full; BlockingIOError where another process writes the folder.
   """
   reach(cluster)
   folder = Path(folder)
@@ -70,10 +78,11 @@ def extract(
   if not (folder / META).exists():
     with lock(folder):
       if not (folder / META).exists():  # which somebody else may just have written
+        encoded = Encoded(reuse, plan) if reuse and "img" in kinds else None
         writer = FeatureWriter(folder, plan, -(-len(source) // rows_per_shard))
-        shards = _Shards(source, encoder, writer, plan, threads, beside)
+        shards = _Shards(source, encoder, writer, plan, threads, beside, encoded)
         _finish(shards, _make_missing(shards, progress, cluster))
-  check_same(folder, read_meta(folder).get("extraction", {}), plan, "Delete it or choose another folder")
+  check_same(folder, read_meta(folder).get("extraction", {}), plan, AGAIN)
   shutil.rmtree(folder / INCOMPLETE, ignore_errors=True)  # a kill after meta.json may have left the notes
   return {kind: FeatureStore.open(folder, kind) for kind in kinds}
 
@@ -92,8 +101,9 @@ class _Shards:
     plan: dict[str, Any],
     threads: int,
     beside: tuple[int, int],
+    encoded: Encoded | None,
   ) -> None:
-    self.source, self.encoder, self.writer, self.plan = source, encoder, writer, plan
+    self.source, self.encoder, self.writer, self.plan, self.encoded = source, encoder, writer, plan, encoded
     self.threads, self.beside, self.schema = threads, beside, records.schema(source)
     reports = writer.reports()
     self.unreadable = [entry for report in reports for entry in report["unreadable"]]
@@ -114,57 +124,37 @@ class _Shards:
     if self.writer.is_whole(shard):  # by a worker that was lost before it could say so
       return 0.0
     kinds, size, positions = self.plan["kinds"], self.plan["batch_size"], self.positions(shard)
-    parts: dict[str, list[np.ndarray]] = {
-      kind: [np.empty((0, self.encoder.width), self.plan["dtype"])] for kind in kinds
-    }
+    of_kind = {kind: Encoding(kind, self.encoder, self.plan["dtype"], size, self.encoded) for kind in kinds}
     rows: list[dict[str, Any]] = []
-    report: dict[str, Any] = {"unreadable": [], "without_caption": []}
-    truncated_before, began, encoding = self.encoder.truncated, time.perf_counter(), 0.0
-    reading = records.read_ahead(self.source, positions, "img" in kinds, self.threads, size)
-    for start in range(positions.start, positions.stop, size):
-      batch = []
-      for position in range(start, min(start + size, positions.stop)):
-        record = next(reading)
-        if isinstance(record, UnreadableImage):
-          report["unreadable"].append({"position": position, "id": record.id, "reason": ADDRESS.sub("", record.reason)})
-          self.check_share(report["unreadable"])
-        else:
-          self._check_new(record["id"], position)
-          if "text" in kinds and not record.get("caption"):
-            report["without_caption"].append(record["id"])
-            self.check_captions(report["without_caption"])
-          else:
-            batch.append(record)
-      for kind in kinds if batch else ():
-        features_BD, seconds = self._encode(kind, batch)
-        parts[kind].append(features_BD)
-        encoding += seconds
-      rows += [{name: record.get(name) for name in self.schema.names} for record in batch]
+    report: dict[str, Any] = {"unreadable": [], "without_caption": [], "reused": 0}
+    digests, truncated_before, began = [], self.encoder.truncated, time.perf_counter()
+    seconds = lambda: sum(encoding.seconds for encoding in of_kind.values())
+    reading = records.read_ahead(self.source, positions, "img" in kinds, self.threads, size, self.encoded)
+    for position, record in zip(positions, reading, strict=True):
       if self.bar is not None:
-        self.bar.set_postfix_str(f"encoding {encoding / (time.perf_counter() - began):.0%} of the time", refresh=False)
-        self.bar.update(min(size, positions.stop - start))
-    report["truncated"] = self.encoder.truncated - truncated_before
-    features = {kind: np.concatenate(part) for kind, part in parts.items()}
+        share = seconds() / (time.perf_counter() - began)
+        self.bar.set_postfix_str(f"encoding {share:.0%} of the time", refresh=False)
+        self.bar.update()
+      if isinstance(record, UnreadableImage):
+        report["unreadable"].append({"position": position, "id": record.id, "reason": ADDRESS.sub("", record.reason)})
+        self.check_share(report["unreadable"])
+        continue
+      self._check_new(record["id"], position)
+      if "text" in kinds and not record.get("caption"):
+        report["without_caption"].append(record["id"])
+        self.check_captions(report["without_caption"])
+        continue
+      for encoding in of_kind.values():
+        encoding.add(record)
+      digests.append(record.get(records.CONTENT, UNKNOWN))
+      report["reused"] += record.get(records.REUSED) is not None
+      rows.append({name: record.get(name) for name in self.schema.names})
+    features = {kind: encoding.features() for kind, encoding in of_kind.items()}
+    report |= {"truncated": self.encoder.truncated - truncated_before, "content": b"".join(digests).hex()}
     self.writer.write(shard, features, records.table(rows, self.schema), report)
     self.unreadable += report["unreadable"]
     self.bare += report["without_caption"]
-    return encoding
-
-  def _encode(self, kind: str, batch: list[dict[str, Any]]) -> tuple[np.ndarray, float]:
-    """Returns a batch's features in the stored dtype, and the seconds; raises ValueError that names unsound ones."""
-    began = time.perf_counter()
-    if kind == "img":
-      features_BD = self.encoder.images([record["image"] for record in batch])
-    else:
-      features_BD = self.encoder.texts([record["caption"] for record in batch])
-    features_BD = np.asarray(features_BD)  # waits for the device
-    seconds = time.perf_counter() - began
-    if features_BD.shape != (len(batch), self.encoder.width):
-      wanted = (len(batch), self.encoder.width)
-      raise ValueError(f"{self.encoder.name} gave features of shape {features_BD.shape}, wanted {wanted}")
-    features_BD = features_BD.astype(self.plan["dtype"])
-    check_rows(features_BD, f"{self.encoder.name} ({kind})", lambda row: batch[row]["id"])
-    return features_BD, seconds
+    return seconds()
 
   def _check_new(self, name: str, position: int) -> None:
     if name in self.seen:
@@ -225,6 +215,12 @@ def _finish(shards: _Shards, speed: dict[str, float]) -> None:
   shards.check_captions([])
   truncated = sum(report["truncated"] for report in reports)
   notes = {"unreadable": len(shards.unreadable), "truncated_captions": truncated, "without_caption": len(shards.bare)}
+  reused = sum(report.get("reused", 0) for report in reports)
+  if "img" in plan["kinds"] and all("content" in report for report in reports):  # none was made by an earlier version
+    write_content(writer.folder, (report["content"] for report in reports))
+  if reused:
+    notes["reused"] = reused
+    tqdm.tqdm.write(f"{writer.folder}: {reused} pictures were encoded before")
   if shards.unreadable:
     write_json(writer.folder / UNREADABLE, shards.unreadable)
     names = _first([entry["id"] for entry in shards.unreadable])

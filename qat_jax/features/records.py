@@ -10,17 +10,22 @@ from typing import Any
 import pyarrow as pa
 
 from qat_jax.datasets import Source, UnreadableImage, decode
+from qat_jax.features import reuse
+from qat_jax.features.reuse import Encoded
 
+CONTENT, REUSED = "\0content", "\0reused"  # keys of a record that no source has
 TYPES = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
 
 
-def read_ahead(source: Source, positions: Iterable[int], images: bool, threads: int, ahead: int) -> Iterator[Any]:
-  """Yields the records at `positions` in order, their images decoded, or UnreadableImage in the place of one."""
+def read_ahead(
+  source: Source, positions: Iterable[int], images: bool, threads: int, ahead: int, encoded: Encoded | None = None
+) -> Iterator[Any]:
+  """Yields what `record` returns at `positions`, in order."""
   pool = concurrent.futures.ThreadPoolExecutor(threads)
   waiting: collections.deque[concurrent.futures.Future] = collections.deque()
   try:
     for position in positions:
-      waiting.append(pool.submit(record, source, position, images))
+      waiting.append(pool.submit(record, source, position, images, encoded))
       if len(waiting) > ahead:
         yield waiting.popleft().result()
     while waiting:
@@ -29,11 +34,22 @@ def read_ahead(source: Source, positions: Iterable[int], images: bool, threads: 
     pool.shutdown(cancel_futures=True)
 
 
-def record(source: Source, position: int, images: bool = False) -> dict[str, Any] | UnreadableImage:
-  """Returns the record at a position, its image decoded if asked, or why it cannot be read."""
+def record(
+  source: Source, position: int, images: bool = False, encoded: Encoded | None = None
+) -> dict[str, Any] | UnreadableImage:
+  """Returns the record at a position, or why it cannot be read.
+
+  Where images are asked for, its image is decoded, CONTENT has the digest of its bytes, and REUSED the place of its
+  features among those `encoded` before; then it is not decoded.
+  """
   try:
     found = source[position]
-    return {**found, "id": str(found["id"]), "image": decode(found) if images else None}
+    if not images:
+      return {**found, "id": str(found["id"]), "image": None}
+    content = reuse.digest(found["image"])
+    row = None if encoded is None else encoded.row(content)
+    image = decode(found) if row is None else None
+    return {**found, "id": str(found["id"]), "image": image, CONTENT: content, REUSED: row}
   except UnreadableImage as error:
     return error
 
