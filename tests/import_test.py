@@ -119,6 +119,11 @@ FENCES = {
   "lancedb": ("qat_jax/search/indexes/lancedb.py",),
   "pgvector": ("qat_jax/search/indexes/pgvector.py",),
   "psycopg": ("qat_jax/search/indexes/pgvector.py",),
+  "pickle": (
+    *("qat_jax/models/quari_files.py", "eval/benchmarks/"),  # parsers that run nothing, and a writer
+    *("qat_jax/distributed/cluster.py", "qat_jax/distributed/gallery"),  # a cluster's own messages: SECURITY.md
+  ),
+  **dict.fromkeys(("cloudpickle", "dill", "joblib", "marshal", "shelve"), ()),
   "ray": ("qat_jax/distributed/cluster.py", "eval/speed/cluster.py"),  # which starts one
   "qdrant_client": ("qat_jax/search/indexes/qdrant.py",),
   "scann": ("qat_jax/search/indexes/scann.py",),
@@ -200,6 +205,16 @@ def test_a_module_imports_only_modules_before_it():
 def test_a_third_party_stays_inside_its_fence(library):
   users = {name for name, found in IMPORTS.items() if library in {module.split(".")[0] for module in found}}
   assert {name for name in users if not name.startswith(FENCES[library])} == set()
+
+
+def test_no_file_that_is_read_is_run():
+  for name, path in FILES.items():
+    for node in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
+      called, said = ast.unparse(node.func), f"{name}: {ast.unparse(node)}"
+      assert called not in ("pickle.load", "pickle.loads") or name.startswith("qat_jax/distributed/"), said
+      assert called not in ("exec", "eval", "yaml.load", "yaml.unsafe_load"), said
+      given = [word.value for word in node.keywords if word.arg == "allow_pickle"]
+      assert all(isinstance(value, ast.Constant) and value.value is False for value in given), said
 
 
 @pytest.mark.parametrize("library", ON_USE)
