@@ -22,6 +22,7 @@ from qat_jax.adaptation import plain
 from qat_jax.sealed import check_format, read_record, write_record
 from qat_jax.search.gallery import LENGTH_ERROR
 from qat_jax.search.rank import GalleryLike, rank
+from qat_jax.stages import checksums
 from qat_jax.types import MISSING, Gallery, Ranking, as_gallery
 
 FORMAT = 1  # of the folder of an index
@@ -84,9 +85,9 @@ class ExactIndex:
       np.save(temporary / "gallery.npy", np.asarray(self.gallery[:]))
 
   @classmethod
-  def load(cls, folder: str | os.PathLike) -> ExactIndex:
-    """Returns the index that `save` wrote; the folder may have moved."""
-    about = read_about(folder, "exact")
+  def load(cls, folder: str | os.PathLike, verify: bool = True) -> ExactIndex:
+    """Returns the index that `save` wrote; the folder may have moved. `verify` reads all and names what was changed."""
+    about = read_about(folder, "exact", verify)
     return cls(np.load(pathlib.Path(folder) / "gallery.npy", mmap_mode="r"), about["space"])
 
 
@@ -234,13 +235,19 @@ class whole:  # noqa: N801
     if kind is not None:
       shutil.rmtree(self.temporary, ignore_errors=True)
       return
-    write_record(self.temporary / "index.json", {"format": FORMAT, **self.about})
+    paths = sorted(path for path in self.temporary.rglob("*") if path.is_file())
+    names = [path.relative_to(self.temporary).as_posix() for path in paths]
+    files = dict(zip(names, checksums(paths), strict=True))
+    write_record(self.temporary / "index.json", {"format": FORMAT, **self.about, "files": files})
     shutil.rmtree(self.folder, ignore_errors=True)
     os.replace(self.temporary, self.folder)
 
 
-def read_about(folder: str | os.PathLike, kind: str) -> dict:
-  """Returns what `whole` wrote beside an index; raises ValueError where it is of another kind."""
+def read_about(folder: str | os.PathLike, kind: str, verify: bool) -> dict:
+  """Returns what `whole` wrote beside an index.
+
+  Raises ValueError where it is of another kind, and that names a file which was changed, if asked to look.
+  """
   path = pathlib.Path(folder) / "index.json"
   if not path.exists():
     raise FileNotFoundError(f"no index in {folder}: it has no index.json. Write one with index.save(folder)")
@@ -248,4 +255,9 @@ def read_about(folder: str | os.PathLike, kind: str) -> dict:
   check_format(path, about.get("format"), FORMAT, "build the index anew")
   if about.get("kind") != kind:
     raise ValueError(f"{folder} holds an index of kind {about.get('kind')!r}, not {kind!r}; load it with its own class")
+  files = about.get("files", {}) if verify else {}  # earlier versions wrote none
+  paths = [path.parent / name for name in files]
+  for path, written, found in zip(paths, files.values(), checksums(paths), strict=True):
+    if written != found:
+      raise ValueError(f"{path} is not what was written: its checksum differs from index.json; build the index anew")
   return about

@@ -160,9 +160,9 @@ class FaissIndex:
         pq.write_table(pa.table({"id": names}), temporary / "ids.parquet")
 
   @classmethod
-  def load(cls, folder: str | os.PathLike) -> FaissIndex:
-    """Returns the index that `save` wrote; the folder may have moved."""
-    about = read_about(folder, "faiss")
+  def load(cls, folder: str | os.PathLike, verify: bool = True) -> FaissIndex:
+    """Returns the index that `save` wrote; the folder may have moved. `verify` reads all and names what was changed."""
+    about = read_about(folder, "faiss", verify)
     index, ids = _read(pathlib.Path(folder) / "index.faiss"), None
     if about["ids"]:
       path = pathlib.Path(folder) / "ids.parquet"

@@ -59,9 +59,9 @@ class ScannIndex:
       self.searcher.serialize(str(temporary / "scann"), relative_path=True)
 
   @classmethod
-  def load(cls, folder: str | os.PathLike) -> ScannIndex:
-    """Returns the index that `save` wrote; the folder may have moved."""
-    about = read_about(folder, "scann")
+  def load(cls, folder: str | os.PathLike, verify: bool = True) -> ScannIndex:
+    """Returns the index that `save` wrote; the folder may have moved. `verify` reads all and names what was changed."""
+    about = read_about(folder, "scann", verify)
     searcher = _scann().load_searcher(str(pathlib.Path(folder) / "scann"))
     return cls(searcher, about["items"], about["width"], about["space"])
 

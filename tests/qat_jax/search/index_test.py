@@ -271,6 +271,18 @@ def test_an_index_whose_package_is_missing_says_how_to_install_it(index_type, pa
     index_type.build(features(5), **place)
 
 
+@of(*SAVED)
+def test_a_changed_file_of_a_saved_index_is_named(make):
+  make(features(5)).save(make.folder / "index")
+  for path in (path for path in (make.folder / "index").rglob("*") if path.is_file() and path.stat().st_size):
+    data = path.read_bytes()
+    path.write_bytes(data[:-3] + bytes([data[-3] ^ 1]) + data[-2:])
+    with pytest.raises(ValueError, match=f"{path.name} is (not what was written|damaged)"):
+      make.type.load(make.folder / "index")
+    path.write_bytes(data)
+  assert make.type.load(make.folder / "index", verify=False).search(features(1), 2).ids.shape == (1, 2)
+
+
 def test_an_index_of_the_other_kind_is_refused(tmp_path):
   ExactIndex.build(features(5)).save(tmp_path / "index")
   with pytest.raises(ValueError, match="'exact', not 'scann'"):
