@@ -10,8 +10,8 @@ import pathlib
 import shutil
 import sys
 import threading
-from collections.abc import Iterator, Mapping
-from types import ModuleType
+from collections.abc import Callable, Iterator, Mapping
+from types import ModuleType, TracebackType
 from typing import Any, TypeVar
 
 import jax
@@ -166,10 +166,11 @@ def _no_room(folder: pathlib.Path, size: int, more: str) -> str:
 @contextlib.contextmanager
 def _told_once(folder: pathlib.Path, size: int) -> Iterator[None]:
   """Raises OSError, with a short message, for what orbax raises as it writes; its threads' own reports are dropped."""
-  hooks = threading.excepthook, sys.unraisablehook
+  hooks, shown = (threading.excepthook, sys.unraisablehook), sys.excepthook
   levels = {name: logging.getLogger(name).level for name in ("asyncio", "absl")}
   threading.excepthook = lambda _: None
   sys.unraisablehook = lambda _: None
+  sys.excepthook = shown if isinstance(shown, _ButLateThreads) else _ButLateThreads(shown)
   for name in levels:
     logging.getLogger(name).setLevel(logging.CRITICAL + 1)
   text = ""
@@ -180,6 +181,8 @@ def _told_once(folder: pathlib.Path, size: int) -> Iterator[None]:
       text = " ".join(str(error).split())
     if text:
       gc.collect()  # tasks that failed complain when they are collected
+    else:
+      sys.excepthook = shown  # after a failure it stays: some threads report when this is over
   finally:
     threading.excepthook, sys.unraisablehook = hooks
     for name, level in levels.items():
@@ -188,6 +191,17 @@ def _told_once(folder: pathlib.Path, size: int) -> Iterator[None]:
     raise OSError(errno.ENOSPC, _no_room(folder, size, "it got full while it was written"))
   if text:
     raise OSError(f"the checkpoint {folder} cannot be written: {text[:300]}")
+
+
+class _ButLateThreads:
+  """A hook that leaves out what threads of a write that failed report later, when nobody waits for them any more."""
+
+  def __init__(self, hook: Callable[[type[BaseException], BaseException, TracebackType | None], object]) -> None:
+    self.hook = hook
+
+  def __call__(self, kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+      self.hook(kind, error, where)
 
 
 def read_tree(folder: pathlib.Path, wanted: Tree) -> Tree:

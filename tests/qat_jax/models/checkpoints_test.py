@@ -16,7 +16,7 @@ import pytest
 import qat_jax
 from qat_jax.adapter import Adapter, Head
 from qat_jax.models import forms
-from qat_jax.models.checkpoints import Checkpoints
+from qat_jax.models.checkpoints import Checkpoints, _told_once
 
 
 def test_a_checkpoint_comes_back_whole_and_another_shape_is_refused(tmp_path):
@@ -90,6 +90,18 @@ def test_no_room_for_a_checkpoint_is_said_in_one_line(tmp_path, monkeypatch):
   checkpoints.close()
 
 
+def test_threads_of_a_failed_write_are_not_heard_afterwards_but_others_are(capsys, monkeypatch):
+  monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+  with _told_once(pathlib.Path("c"), 1):
+    pass
+  assert sys.excepthook is sys.__excepthook__
+  with pytest.raises(OSError, match="no room"), _told_once(pathlib.Path("c"), 1):
+    raise ValueError("RESOURCE_EXHAUSTED")
+  for error in (RuntimeError("Event loop is closed"), RuntimeError("another")):  # as C extensions report theirs
+    sys.excepthook(type(error), error, None)
+  assert capsys.readouterr().err == "RuntimeError: another\n"
+
+
 def test_a_disk_that_gets_full_while_a_checkpoint_is_written_is_one_line(tmp_path):
   """A real small disk, in a name space of its own: it needs no root where the system allows that to users."""
   program = (
@@ -103,7 +115,7 @@ def test_a_disk_that_gets_full_while_a_checkpoint_is_written_is_one_line(tmp_pat
   if not shutil.which("unshare") or subprocess.run([*alone, mount], capture_output=True).returncode:
     pytest.skip("this system lets no user mount a small disk")
   words = f"{mount} && {shlex.quote(sys.executable)} -c {shlex.quote(program)}"
-  environment = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
+  environment = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[3])}
   done = subprocess.run([*alone, words], capture_output=True, text=True, env=environment)
   assert done.returncode == 1
   said = [line for line in done.stderr.splitlines() if line.strip()]
