@@ -65,9 +65,10 @@ campaign: setup
 mutations: setup
 	$(BIN)/python -m tests.faults.mutations
 
-# what is installed and under which licence, and known vulnerabilities where pip-audit and its advisories are at hand
+# what is installed and under which licence, and what of it is known to be vulnerable: by a folder of advisories in
+# OSV's format (ADVISORIES=folder), or by pip-audit where that is installed and has the network
 audit: setup
-	$(BIN)/python .ci/audit.py
+	$(BIN)/python .ci/audit.py $(if $(ADVISORIES),--advisories $(ADVISORIES))
 
 # the wheel, alone in a fresh environment
 wheel-test:
