@@ -36,7 +36,7 @@ from train import batches, ensembles, loop
 from train.hosts import exchange
 from train.step import Batch, LossSettings
 
-FORMAT = 4  # of candidates; higher where the same settings make another head
+FORMAT = 4  # of candidates; higher where the same settings, which numbers are tried included, make another head
 MADE_FROM = "made_from.json"
 ADVICE = "Use another --workdir, or what it was made with"
 ENOUGH_SECOND_VIEWS = 0.5  # of the training images, for a trained image head to be worth trying
@@ -117,15 +117,17 @@ def candidates(config: ConfigDict, material: Material, folder: pathlib.Path) -> 
     with_parts = [name]
     pairs = config.memory[training.query_type]
     if pairs and memory.can_remember(training, fitted[name].head):
-      with_parts.append(beside(name, "remembering", {"pairs": pairs}, partial(memory.remembering, most=pairs)))
+      with_parts.append(
+        beside(name, "remembering", {"pairs": pairs} | memory.REMEMBERING, partial(memory.remembering, most=pairs))
+      )
     pairs, captions = config.captions[training.query_type], material.captions
     if pairs and captions is not None and memory.can_be_captioned(training, fitted[name].head):
       fit = partial(memory.captioned, texts=captions, most=pairs)
-      with_parts.append(beside(with_parts[-1], "captioned", {"pairs": pairs}, fit))
+      with_parts.append(beside(with_parts[-1], "captioned", {"pairs": pairs} | memory.CAPTIONED, fit))
     queries = config.levelled[training.query_type]
     if queries and training.queries is not None and len(np.unique(training.instance)) > 1:
       for one in with_parts:
-        beside(one, "levelled", {"queries": queries}, partial(levels.levelled, queries=queries))
+        beside(one, "levelled", {"queries": queries} | levels.LEVELLED, partial(levels.levelled, queries=queries))
   return fitted
 
 

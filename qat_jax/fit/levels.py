@@ -24,6 +24,7 @@ from qat_jax.validation import Validator
 WEIGHT, NEAREST = (0.25, 0.5, 0.75), 16
 SHARPNESS = (10.0, 20.0, 50.0, 100.0, 200.0)
 NEIGHBOURS = (1, 4, 10, 16, 64, 256)
+LEVELLED = {"weight": WEIGHT, "nearest": NEAREST}  # what is tried
 QUERIES = 8000
 BLOCK = 1024  # queries served at once
 FEW_ITEMS = 64  # training images on which a map's length is taken

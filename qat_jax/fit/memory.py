@@ -24,6 +24,8 @@ TEMPERATURE, SCALE, WEIGHT = (0.01, 0.02, 0.035, 0.05, 0.1), (0.5, 1.0, 1.5), (0
 ALONE = (0.25, 0.5, 1.0, 1.5)  # scales
 MOST = 1 << 18  # pairs of a memory alone: half a gigabyte at 256 wide
 ITEM_TEMPERATURE, SHARE = (0.01, 0.02, 0.035, 0.05, 0.1), (0.02, 0.05, 0.1, 0.2, 0.4)
+REMEMBERING = {"temperature": TEMPERATURE, "scale": SCALE, "weight": WEIGHT}  # what is tried
+CAPTIONED = {"temperature": ITEM_TEMPERATURE, "share": SHARE}
 FEW = 400  # validation queries that choose the numbers of a memory beside another head
 
 

@@ -10,6 +10,7 @@ from configs import features as recipe
 from eval.pipeline import evaluate
 from qat_jax.features.retrieval_set import RetrievalSet
 from qat_jax.features.store import write_features
+from qat_jax.fit import memory
 from qat_jax.fit.parts import head_of
 from qat_jax.fit.training import Training
 from qat_jax.sealed import read_record, write_record
@@ -123,6 +124,13 @@ def test_a_second_run_finds_every_stage_on_disk(run, monkeypatch):
   monkeypatch.setattr("train.loop.train", None)
   train(config, workdir)
   assert before == {path: path.stat().st_mtime_ns for path in (workdir / "candidates").rglob("*") if path.is_file()}
+
+
+def test_other_numbers_to_try_are_another_candidate(run, monkeypatch):
+  config, workdir = run
+  monkeypatch.setitem(memory.REMEMBERING, "weight", (0.5,))
+  with pytest.raises(ValueError, match=r"_remembering was made with other .*weight was .*0\.25.* is "):
+    train(config, workdir)
 
 
 def test_the_adapter_says_what_serves_and_serves_it(run):
