@@ -96,7 +96,7 @@ def _reaching(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Returns how many bounds reach their query's least, and the places (query by query) and values of `most` of them."""
   row_N1 = jnp.arange(len(upper_NQ))[:, None]
-  reached_NQ = (upper_NQ >= least_Q) & (row_N1 >= rows[0]) & (row_N1 < rows[1])
+  reached_NQ = (upper_NQ >= least_Q[None]) & (row_N1 >= rows[0]) & (row_N1 < rows[1])
   place_P = jnp.nonzero(reached_NQ.T.ravel(), size=most, fill_value=0)[0]
   return reached_NQ.sum(), place_P, upper_NQ.T.ravel()[place_P]
 
@@ -149,13 +149,13 @@ def _upper(bounds: Bounds, item_BD: jax.Array, lengths: np.ndarray) -> jax.Array
   """Returns upper bounds (BQ) of the scores of items whose squared lengths lie between two `lengths`."""
   queries = bounds.floor.shape[0]
   product_BC = _product(item_BD, bounds.columns)
-  square_BQ = bounds.floor * jnp.where(bounds.floor >= 0, lengths[0], lengths[1]) - bounds.slack
+  square_BQ = (bounds.floor * jnp.where(bounds.floor >= 0, lengths[0], lengths[1]) - bounds.slack)[None]
   if bounds.square is not None:
     square_BQ += jnp.matmul(jnp.square(item_BD.astype(jnp.float32)), bounds.square, precision=HIGHEST)
   for i in range(bounds.weight.shape[0]):
-    square_BQ += bounds.weight[i] * jnp.square(product_BC[:, queries * (i + 1) : queries * (i + 2)])
-  numerator_BQ = product_BC[:, :queries] + bounds.numerator_slack
-  return jnp.minimum(_bound(numerator_BQ, square_BQ, bounds.cut, bounds.longest), bounds.most)
+    square_BQ += bounds.weight[i][None] * jnp.square(product_BC[:, queries * (i + 1) : queries * (i + 2)])
+  numerator_BQ = product_BC[:, :queries] + bounds.numerator_slack[None]
+  return jnp.minimum(_bound(numerator_BQ, square_BQ, bounds.cut[None], bounds.longest[None]), bounds.most[None])
 
 
 def _bound(numerator: Array, square: Array, cut: Array, longest: Array | float) -> jax.Array:
@@ -177,9 +177,9 @@ def _product(item_BD: jax.Array, column_DC: Array) -> jax.Array:
     return single(item_BD, column_DC)
 
   def split(item_BD: jax.Array, column_DC: jax.Array) -> jax.Array:
-    scale_C = jnp.maximum(jnp.abs(column_DC).max(axis=0), 1e-30)
+    scale_1C = jnp.maximum(jnp.abs(column_DC).max(axis=0, keepdims=True), 1e-30)
     kind = jnp.finfo(item_BD.dtype)
-    rest, step, parts = column_DC / scale_C, 2.0 ** (kind.nmant + 1), []
+    rest, step, parts = column_DC / scale_1C, 2.0 ** (kind.nmant + 1), []
     for _ in range(3):
       # a plain conversion there and back may be taken out by the compiler
       rounded = jax.lax.reduce_precision(rest, kind.nexp, kind.nmant)
@@ -187,7 +187,7 @@ def _product(item_BD: jax.Array, column_DC: Array) -> jax.Array:
       rest = (rest - rounded) * step
     product_B3C = jnp.matmul(item_BD, jnp.concatenate(parts, axis=1), preferred_element_type=jnp.float32)
     first_BC, second_BC, third_BC = jnp.split(product_B3C, 3, axis=1)
-    return scale_C * (first_BC + (second_BC + third_BC / step) / step)
+    return scale_1C * (first_BC + (second_BC + third_BC / step) / step)
 
   return jax.lax.platform_dependent(item_BD, column_DC, cpu=single, default=split)
 
