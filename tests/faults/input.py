@@ -87,9 +87,11 @@ def _read_one(
   watched.update(allowed=str(here / "out"), seen=[])
   signal.signal(signal.SIGALRM, _too_long)
   signal.alarm(SLOW)
+  signal.setitimer(signal.ITIMER_PROF, 2 * SLOW)  # ends the child where a library hears nothing
   with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
     status = outcome(job)
   signal.alarm(0)
+  signal.setitimer(signal.ITIMER_PROF, 0)
   watched["allowed"] = ""
   text, seconds = said.getvalue(), time.monotonic() - began
   errors = [line for line in text.splitlines() if line.startswith("error: ")]
