@@ -54,8 +54,11 @@ def fold(adaptation: Adaptation) -> jax.Array:
   [[1. 2.]]
   """
   chex.assert_rank([adaptation.query, adaptation.gate, adaptation.left, adaptation.right], [2, 2, 3, 3])
+  gated_QD = adaptation.gate * adaptation.query
+  if not adaptation.left.shape[2]:
+    return gated_QD
   low_QR = _einsum("QD,QDR->QR", adaptation.query, adaptation.left)
-  return adaptation.gate * adaptation.query + _einsum("QR,QDR->QD", low_QR, adaptation.right)
+  return gated_QD + _einsum("QR,QDR->QD", low_QR, adaptation.right)
 
 
 @jax.jit

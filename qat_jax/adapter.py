@@ -201,13 +201,20 @@ def write_exported(
   folder: pathlib.Path,
   report: Mapping[str, Any] | None,
   license_: str | None,
-  beside: Callable[[], dict[str, Any]] = dict,
+  programs: Mapping[str, bytes] | None = None,
+  about_programs: Mapping[str, Any] | None = None,
 ) -> None:
-  """As `Adapter.export`, under the caller's lock; `beside` writes more, and gives config.json its part."""
+  """As `Adapter.export`, under the caller's lock, with files beside it and what config.json says of them.
+
+  config.json goes first and comes last: where it is, all is whole and of one adapter.
+  """
   about = card.shareable(adapter.info)
+  (folder / "config.json").unlink(missing_ok=True)
   head_files.write(folder, adapter.width, adapter.heads, about)
-  write_json(folder / "config.json", card.config(adapter.width, adapter.heads, about) | beside())
+  for name, data in (programs or {}).items():
+    write_whole(folder / name, data)
   write_whole(folder / "README.md", card.card(adapter.width, adapter.heads, about, report, license_).encode())
+  write_json(folder / "config.json", card.config(adapter.width, adapter.heads, about) | dict(about_programs or {}))
 
 
 def load(path: str | os.PathLike, revision: str | None = None) -> Adapter:

@@ -91,11 +91,11 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
   parser.add_argument(
     "--format",
     dest="format_",
-    choices=["adapter", "stablehlo"],
+    choices=["adapter", "jax", "onnx", "stablehlo"],
     default="adapter",
-    help="stablehlo: programs beside it",
+    help="others: beside it, programs from queries to folded queries (docs/sharing.md)",
   )
-  parser.add_argument("--queries", type=int, default=1, help="how many queries at once a program takes")
+  parser.add_argument("--queries", type=int, default=1, help="how many queries at once a stablehlo program takes")
   parser.set_defaults(run=_export)
 
 

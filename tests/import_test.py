@@ -73,6 +73,7 @@ ORDER = (
   "adapter",
   "distributed.gallery_shard",
   "distributed.gallery",
+  "sharing.programs",
   "sharing.share",
   "validation",
   "fit.training",
@@ -116,6 +117,8 @@ FENCES = {
   "orbax": ("qat_jax/models/checkpoints.py",),
   "faiss": ("qat_jax/search/indexes/faiss.py", "eval/speed/ways.py"),  # which measures it bare
   "huggingface_hub": ("qat_jax/sharing/hub.py", "qat_jax/encoders/encoder.py"),
+  "jax2onnx": ("qat_jax/sharing/programs.py",),
+  "onnxruntime": ("qat_jax/sharing/programs.py",),
   "lancedb": ("qat_jax/search/indexes/lancedb.py",),
   "pgvector": ("qat_jax/search/indexes/pgvector.py",),
   "psycopg": ("qat_jax/search/indexes/pgvector.py",),
@@ -133,7 +136,9 @@ FENCES = {
 ON_USE = (
   "faiss",
   "huggingface_hub",
+  "jax2onnx",
   "lancedb",
+  "onnxruntime",
   "orbax",
   "pgvector",
   "psycopg",

@@ -34,7 +34,8 @@ FORMS = {
   "closed_form": {},
   "plda": {},
   "neighbours": {"pairs": 5},
-  "remembering": {"form": "query_only", "settings": {"hidden": 8}, "pairs": 5},
+  "remembering": {"form": "query_only", "settings": {"hidden": 8}, "pairs": 5, "captions": "image"},
+  "ensemble": {"form": "adaptive", "settings": {"hidden": 8, **TOKENS}, "members": 2},
   "levelled": {"form": "static", "settings": {}, "queries": 5, "items": WIDTH, "nearest": 2},
   "released": {
     **{"hidden": 8, "rank": 2, "layers": 1, "steps": 1, "heads": 2},
@@ -53,9 +54,10 @@ def lowered(function, *args, platforms=("tpu", "cuda")) -> str:
 def test_a_form_lowers(form):
   module = forms.FORMS[form](WIDTH, **FORMS[form])
   variables = forms.initialise(module, jax.random.key(0))
-  row_ND = jnp.ones((QUERIES, WIDTH))
-  lowered(module.apply, variables, row_ND)
-  lowered(functools.partial(module.apply, method="prepare"), variables, row_ND)
+  any_number = jax.ShapeDtypeStruct((*export.symbolic_shape("queries"), WIDTH), jnp.float32)
+  folded = jax.jit(lambda variables, query_QD: adaptation.fold(module.apply(variables, query_QD)))
+  export.export(folded, platforms=("cpu", "tpu", "cuda"))(variables, any_number)
+  lowered(functools.partial(module.apply, method="prepare"), variables, jnp.ones((QUERIES, WIDTH)))
 
 
 @pytest.mark.parametrize(

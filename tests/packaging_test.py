@@ -37,6 +37,7 @@ MAY_USE = {
   "qat_jax/serve/": ("core", "serve"),
   "qat_jax/distributed/cluster": ("core", "ray"),
   "qat_jax/fit/linear": ("core", "eval"),  # ILIAS' layer, fitted for the table
+  "qat_jax/sharing/programs": ("core", "onnx"),  # on use
   "qat_jax/sharing/hub": ("core", "encoders"),  # on use
   "qat_jax/models/checkpoints": ("core", "train"),  # of training, on use
   "qat_jax/": ("core",),
@@ -50,6 +51,7 @@ MAY_USE = {
 NOT_IMPORTED = {
   "array-record": "TFDS reads and writes its files with it",
   "axe-core-python": "a test reads its script",
+  "flatbuffers": "jax.export serialises with it",
   "httpx2": "Starlette's test client",
   "mypy": "make lint",
   "python-multipart": "Starlette reads uploads with it",
@@ -110,9 +112,9 @@ def test_nothing_is_declared_and_unused(extra):
   assert DECLARED[extra] - used - set(NOT_IMPORTED) - {"qat-jax"} == set()
 
 
-def test_all_holds_every_extra_that_is_no_accelerator_no_tool_no_database_and_no_cluster():
+def test_all_holds_every_extra_that_is_no_accelerator_no_tool_no_database_no_converter_and_no_cluster():
   inside = re.search(r"\[(.*)\]", EXTRAS["all"][0])[1].split(",")
-  others = {"indexes", "lancedb", "pgvector", "qdrant", "ray"}  # of those who have a database, or a cluster
+  others = {"indexes", "lancedb", "onnx", "pgvector", "qdrant", "ray"}  # of those who have a database, or a cluster
   assert set(inside) == set(EXTRAS) - {"all", "dev", "docs", "gpu", "tpu"} - others
 
 

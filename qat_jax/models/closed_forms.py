@@ -103,7 +103,7 @@ class QuadraticMap(nn.Module):
     scale, centre, longest = (self.param(name, nn.initializers.ones, ()) for name in ("scale", "centre", "longest"))
     y_ND = jnp.matmul(x_ND - mean_D[None], map_DD, precision=HIGHEST)
     if not quadratic:
-      one_N1 = jnp.ones((len(y_ND), 1), jnp.float32)
+      one_N1 = jnp.ones((y_ND.shape[0], 1), jnp.float32)
       return normalise(jnp.concatenate([y_ND, one_N1 / scale, 0 * one_N1], axis=1))
     off_N1 = scale * (centre - jnp.sum(weight_D[None] * jnp.square(y_ND), axis=1, keepdims=True) / 2)
     row_NE = jnp.concatenate([y_ND, off_N1], axis=1) / longest

@@ -130,7 +130,7 @@ class Paper(nn.Module):
     control_QH, left_QRH, right_QRH = self.tokens(self.standardise(query_QD), train)
     return Adaptation(
       query=normalise(self.query_out(nn.gelu(self.query_in(control_QH)))),
-      gate=jnp.zeros((len(query_QD), 1), jnp.float32),
+      gate=jnp.zeros((query_QD.shape[0], 1), jnp.float32),
       left=self.left(left_QRH),
       right=self.right(right_QRH),
     )

@@ -57,7 +57,7 @@ class Levelled(nn.Module):
   def __call__(self, query_QD: jax.Array, train: bool = False) -> Adaptation:
     """Returns the adaptation of Q unit queries (any float dtype, QD)."""
     adaptation = self.head(query_QD, train)
-    one_Q1 = jnp.ones((len(query_QD), 1), jnp.float32)
+    one_Q1 = jnp.ones((query_QD.shape[0], 1), jnp.float32)
     return widened(adaptation, normalise(jnp.concatenate([adaptation.query, one_Q1, 0 * one_Q1], axis=1)))
 
   def prepare(self, gallery_ND: jax.Array) -> jax.Array:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 
@@ -98,9 +99,12 @@ def captions_of(
 
 
 def in_blocks(block: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
-  """Returns what a function makes of rows, ROWS at a time: N × M numbers are never held."""
-  rows = len(arrays[0])
-  if rows <= ROWS:
+  """Returns what a function makes of rows, ROWS at a time: N × M numbers are never held.
+
+  In a program for any number of rows (`qat_jax.sharing.programs`), all at once: their number is its caller's choice.
+  """
+  rows = arrays[0].shape[0]
+  if jax.export.is_symbolic_dim(rows) or rows <= ROWS:
     return block(*arrays)
   spare = -rows % ROWS
   padded = [jnp.concatenate([x, jnp.repeat(x[-1:], spare, axis=0)]).reshape(-1, ROWS, *x.shape[1:]) for x in arrays]

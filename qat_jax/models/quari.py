@@ -114,7 +114,7 @@ class Released(nn.Module):
     # a row x becomes x (I + a U Vᵀ), so a column becomes (I + a V Uᵀ) x
     return Adaptation(
       query=self.decode(tokens[-1][:, 0], query_QD),
-      gate=jnp.ones((len(query_QD), 1), jnp.float32),
+      gate=jnp.ones((query_QD.shape[0], 1), jnp.float32),
       left=self.anchor_scale * self.factor(self.v(tokens[-1][:, -self.rank :])),
       right=self.factor(self.u(tokens[-1][:, 1 : 1 + self.rank])),
     )
@@ -134,7 +134,7 @@ class Released(nn.Module):
     counts_L = np.asarray([1] + [2 // copies] * len(place_LH), np.float32)
     control_QH = self.norm_in(self.encode_in(query_QD).astype(jnp.float32))
     control_QH = self.norm_out(self.encode_out(_gelu(control_QH)).astype(jnp.float32))
-    empty_QLH = jnp.zeros((len(query_QD), *place_LH.shape), jnp.float32)
+    empty_QLH = jnp.zeros((query_QD.shape[0], *place_LH.shape), jnp.float32)
     tokens = [jnp.concatenate([control_QH[:, None], empty_QLH], axis=1)]
     for code_H in self.step(jnp.asarray(step_codes(self.steps, self.hidden))):
       refined_QLH = tokens[-1] + jnp.concatenate([code_H[None], place_LH])[None]

@@ -54,11 +54,12 @@ class Tokens(nn.Module):
     step_SH = self.param("step", normal, (self.steps, self.hidden))
     blocks = [Block(self.heads, self.dropout, name=f"block_{i}") for i in range(self.layers)]
     token_QLH = jnp.concatenate(
-      [control_QH[:, None], jnp.zeros((len(input_QD), 2 * self.rank, self.hidden), control_QH.dtype)], axis=1
+      [control_QH[:, None], jnp.zeros((input_QD.shape[0], 2 * self.rank, self.hidden), control_QH.dtype)], axis=1
     )
     for step in range(self.steps):
-      refined_QLH = token_QLH + place_LH[None]
-      refined_QLH = refined_QLH.at[:, 0].add(step_SH[step])
+      refined_QLH = (
+        token_QLH + place_LH[None] + jnp.pad(step_SH[step, None, None], ((0, 0), (0, 2 * self.rank), (0, 0)))
+      )
       start_QLH = refined_QLH
       for block in blocks:
         refined_QLH = block(refined_QLH, train)

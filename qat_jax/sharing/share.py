@@ -1,34 +1,24 @@
 """An adapter as a folder of its own that can be given away: exported with its model card, sent to the hub.
 
-The folder holds what `load` reads, README.md (the card) and config.json; with `stablehlo`, also each head as a program
-from query to folded query, for servers without Python.
+The folder holds what `load` reads, README.md (the card) and config.json; where it is asked for, also each head as a
+program from query to folded query, for servers without the adapter.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
 import json
 import os
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
-import jax
-import jax.export
-import jax.numpy as jnp
-
-from qat_jax.adaptation import fold
 from qat_jax.adapter import Adapter, load, write_exported
 from qat_jax.models.head_files import FILES
-from qat_jax.sharing import hub
+from qat_jax.sharing import hub, programs
 from qat_jax.stages import differences, lock, write_whole
 
-FORMATS = ("adapter", "stablehlo")
-PROGRAMS = "*.stablehlo"
-LOCATIONS = "jax_traceback_in_locations_limit"  # how many places of the code an operation of a program names
-SENT = (*FILES, "config.json", "README.md", PROGRAMS)
+FORMATS = ("adapter", *programs.FORMATS)
+SENT = (*FILES, "config.json", "README.md", *programs.FILES)
 
 
 def export(
@@ -44,11 +34,14 @@ def export(
 
   The card's results are those of `source/eval`, where that is a report of this very adapter; `license_` is what the
   card says of the licence. `dtype` is of a released checkpoint's matrix products: "float32" or "bfloat16"; the numbers
-  are kept in float32. The format "stablehlo" adds programs for `queries` queries at once. Raises what `load` raises,
-  and ValueError for a dtype where the source is no released checkpoint.
+  are kept in float32. A format other than "adapter" adds a program for each head, as `programs.programs_of` says;
+  `queries` is how many "stablehlo" takes at once, the others take any number. Raises what `load` and `programs_of`
+  raise, and ValueError for a dtype where the source is no released checkpoint.
   """
   if format_ not in FORMATS or queries < 1:
     raise ValueError(f"the format is {format_!r}, for {queries} queries; wanted one of {FORMATS}, at least 1 query")
+  if queries != 1 and format_ != "stablehlo":
+    raise ValueError(f"queries is {queries}, which is for the format stablehlo; leave it out for {format_}")
   adapter = load(source, revision)
   if dtype is not None:
     for name, head in adapter.heads.items():
@@ -57,11 +50,11 @@ def export(
     heads = {n: dataclasses.replace(h, settings=h.settings | {"dtype": dtype}) for n, h in adapter.heads.items()}
     adapter = Adapter(adapter.width, heads, adapter.info)
   report, place = report_of(source, adapter), pathlib.Path(folder).resolve()
+  files, about = ({}, {}) if format_ == "adapter" else programs.programs_of(adapter, format_, queries)
   with lock(place):
-    for left in place.glob(PROGRAMS):
-      left.unlink()
-    programs = functools.partial(write_programs, adapter, place, queries)
-    write_exported(adapter, place, report, license_, programs if format_ == "stablehlo" else dict)
+    for left in programs.FILES:
+      (place / left).unlink(missing_ok=True)
+    write_exported(adapter, place, report, license_, files, about)
   return adapter
 
 
@@ -76,41 +69,6 @@ def report_of(source: str | os.PathLike, adapter: Adapter) -> dict[str, Any] | N
   except (ValueError, KeyError, AttributeError) as error:
     raise ValueError(f"{path} is no report of an evaluation ({error}); run eval.main again") from error
   return None if measured is None or differences(measured, adapter.fingerprint) else report
-
-
-def write_programs(adapter: Adapter, folder: pathlib.Path, queries: int) -> dict[str, Any]:
-  """Writes each head as StableHLO (portable bytecode, `text.stablehlo`): queries (float32, QD) → folded queries.
-
-  Returns what config.json says of them: names and shapes. The weights are in a program. It is lowered for CPUs, and
-  holds no call to a library of a platform.
-  """
-  about: dict[str, Any] = {}
-  for name, head in adapter.heads.items():
-    module = head.module(adapter.width)
-
-    def folded(query_QD: jax.Array, module: Any = module, variables: Any = head.variables) -> jax.Array:
-      return fold(module.apply(variables, query_QD))
-
-    example = jax.ShapeDtypeStruct((queries, adapter.width), jnp.float32)
-    with _without_places():
-      program = jax.export.export(jax.jit(folded), platforms=["cpu"])(example)
-    if "custom_call" in program.mlir_module():
-      raise ValueError(f"the head for {name} queries calls a library of the platform; export the adapter alone")
-    write_whole(folder / f"{name}.stablehlo", program.mlir_module_serialized)
-    shapes = {"input": [queries, adapter.width], "output": list(program.out_avals[0].shape), "dtype": "float32"}
-    about[name] = {"file": f"{name}.stablehlo", "gallery": head.space, **shapes}
-  return {"stablehlo": about}
-
-
-@contextlib.contextmanager
-def _without_places() -> Iterator[None]:
-  """Keeps out of programs where their operations were written: paths of this machine, and lines that change."""
-  before = getattr(jax.config, LOCATIONS)
-  jax.config.update(LOCATIONS, 0)
-  try:
-    yield
-  finally:
-    jax.config.update(LOCATIONS, before)
 
 
 def push(

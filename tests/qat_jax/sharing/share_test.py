@@ -150,8 +150,8 @@ def test_a_program_folds_queries_as_the_adapter_does(adapter, run, tmp_path, fea
 def test_only_a_released_checkpoint_has_a_dtype(run, tmp_path):
   with pytest.raises(ValueError, match="'adaptive' for text queries: it is no released checkpoint"):
     qat_jax.export(run, tmp_path / "mine", dtype="bfloat16")
-  with pytest.raises(ValueError, match="the format is 'onnx'"):
-    qat_jax.export(run, tmp_path / "mine", format_="onnx")
+  with pytest.raises(ValueError, match="the format is 'tflite'"):
+    qat_jax.export(run, tmp_path / "mine", format_="tflite")
 
 
 def test_an_adapter_comes_back_from_the_hub_as_it_was_sent(adapter, run, tmp_path, capsys):
