@@ -15,6 +15,7 @@ from eval.report.results import Result
 from qat_jax.types import Relevance
 
 INK, MUTED, GAIN, LINE = "#1d2530", "#5f6975", "#15724f", "#e3e7ec"
+NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ def build_sheets(
       query=query_of(query),
       before=row(before.ids_QK[query], query),
       after=row(after.ids_QK[query], query),
-      title=f"average precision {100 * before.ap_Q[query]:.0f} → {100 * after.ap_Q[query]:.0f}",
+      title="average precision "
+      + f"{100 * before.ap_Q[query]:.0f} → {100 * after.ap_Q[query]:.0f}".replace(" ", NO_BREAK),
       query_type=after.query_type,
       gain=float(after.ap_Q[query] - before.ap_Q[query]),
       typical=typical,

@@ -35,7 +35,7 @@ def test_rows_hold_pictures_in_order_without_ignored_items():
   (sheet,) = build_sheets(before, after, relevance, lambda q: "cup", lambda n: pictures[n], 2)
   assert [(p.getpixel((0, 0))[0], good) for p, good in sheet.before] == [(1, False), (3, False)]
   assert [(p.getpixel((0, 0))[0], good) for p, good in sheet.after] == [(2, True), (1, False)]
-  assert sheet.title == "average precision 33 → 100"
+  assert sheet.title == "average precision 33\N{NO-BREAK SPACE}→\N{NO-BREAK SPACE}100"
   assert sheet.query == "cup"
 
 
