@@ -47,7 +47,7 @@ class TowerEncoder:
     devices: Sequence[jax.Device],
     dtype: str = "float32",
   ) -> None:
-    self._dtype, self._devices = dtype, len(devices)
+    self.dtype, self._devices = dtype, len(devices)
     self.params, self.name, self.revision, self.batch_size = params, name, revision, batch_size
     self.width = vision.width
     self.max_tokens = text.tokens if text else 0
@@ -73,7 +73,7 @@ class TowerEncoder:
     self.text_features = shared(text_features)  # (params["text"], int32 BL) → BD
 
   def __reduce__(self) -> tuple:
-    return _loaded_again, (self.name, self.revision, self.batch_size, self._dtype, self._devices > 1)
+    return _loaded_again, (self.name, self.revision, self.batch_size, self.dtype, self._devices > 1)
 
   def prepare(self, image: Image.Image) -> np.ndarray:
     """Returns an RGB picture as the pixels of the tower's size (uint8, PP3); safe to call from many threads."""

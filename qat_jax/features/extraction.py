@@ -263,7 +263,8 @@ def _plan(
     for position in range(len(source)):
       digest.update(repr(source.stamp(position)).encode())
     about["content"] = digest.hexdigest()
-  return {
+  precision = getattr(encoder, "dtype", "float32")  # in which it computes; float32 is not written, as it never was
+  return ({} if precision == "float32" else {"precision": precision}) | {
     "source": about,
     "encoder": encoder.name,
     "revision": encoder.revision,

@@ -49,9 +49,10 @@ class Encoded:
     if not self.stores:
       raise ValueError(f"{root} has nothing to reuse: give a folder that this version has encoded pictures into")
     for store in self.stores:
-      wanted = {"encoder": plan["encoder"], "revision": plan["revision"], "dtype": plan["dtype"]}
-      meta = read_meta(store.folder)
-      got = {"encoder": meta.get("encoder"), "revision": meta.get("revision"), "dtype": str(store.dtype)}
+      made = read_meta(store.folder).get("extraction", {})
+      wanted, got = (
+        {name: of.get(name) for name in ("encoder", "revision", "precision", "dtype")} for of in (plan, made)
+      )
       if got != wanted:
         raise ValueError(f"{store.folder} cannot be reused: it is of {got}, wanted {wanted}; leave out the reuse")
       store.check_files()

@@ -84,6 +84,12 @@ def test_what_cannot_be_reused_is_said_before_any_work(tmp_path):
   other = type("Other", (Encoder,), {"revision": "2"})()
   with pytest.raises(ValueError, match=r"old cannot be reused: .*'revision': '1'.*'revision': '2'"):
     encoded(Source(NEW), tmp_path / "new", other, reuse=tmp_path / "old")
+  half = Encoder()
+  half.dtype = "bfloat16"
+  with pytest.raises(ValueError, match=r"old cannot be reused: .*'precision': None.*'precision': 'bfloat16'"):
+    encoded(Source(NEW), tmp_path / "new", half, reuse=tmp_path / "old")
+  with pytest.raises(ValueError, match=r"old was made with other inputs or settings: .*precision was .* is 'bfloat16'"):
+    encoded(Source(OLD), tmp_path / "old", half)
   with pytest.raises(ValueError, match=r"empty has nothing to reuse: give a folder that"):
     encoded(Source(NEW), tmp_path / "new", reuse=tmp_path / "empty")
   path = tmp_path / "old" / reuse.CONTENT
