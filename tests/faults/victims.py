@@ -49,6 +49,8 @@ class Ended(NamedTuple):
     errors = [line for line in self.lines if line.startswith("error: ")]
     if self.status == 1 and len(errors) != 1:
       return f"status 1 with {len(errors)} lines that begin with `error: `: …{self.said[-800:]}"
+    if self.status == -signal.SIGTERM and not self.lines:
+      return ""  # it had not begun: the system's own answer to the signal, in silence
     if self.status not in (0, 1, 2, 128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGKILL):
       return f"status {self.status}: …{self.said[-800:]}"
     return ""
