@@ -8,13 +8,16 @@ their own, on the same cores.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import pathlib
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -68,6 +71,27 @@ def asked(port: int, bodies: pathlib.Path, **flags: float) -> dict[str, Any]:
   return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
+@contextlib.contextmanager
+def _watched() -> Iterator[list[float]]:
+  """Gives a list that is filled with the megabytes this process holds, every second, the last one at the end."""
+  process, over, held = psutil.Process(), threading.Event(), []
+  megabytes = lambda: process.memory_info().rss / 1e6
+
+  def watch() -> None:
+    while not over.wait(1):
+      held.append(megabytes())
+
+  held.append(megabytes())
+  thread = threading.Thread(target=watch)
+  thread.start()
+  try:
+    yield held
+  finally:
+    over.set()
+    thread.join()
+    held.append(megabytes())
+
+
 def measure(
   port: int, folder: pathlib.Path, width: int, clients: list[int], seconds: float, overload: float
 ) -> list[str]:
@@ -86,13 +110,13 @@ def measure(
     row = (count, ours["a_second"], ours["p50"], ours["p99"], plain["a_second"], f"{ratio:.2f}")
     lines.append(f"| {' | '.join(map(str, row))} |")
   most = max(one["a_second"] for one in carried.values())
-  process = psutil.Process()
   half = asked(port, bodies["adapted"], clients=OPEN_CLIENTS, seconds=4 * seconds, rate=most / 2)
   lines.append(f"at half of {most} a second: p50 {half['p50']} ms, p99 {half['p99']} ms, {half['statuses']}")
-  before = process.memory_info().rss
-  twice = asked(port, bodies["adapted"], clients=OPEN_CLIENTS, seconds=overload, rate=2 * most)
-  grown = (process.memory_info().rss - before) / 1e6
-  said = f"p50 {twice['p50']} ms of what is answered, {twice['statuses']}, memory {grown:+.0f} MB"
+  with _watched() as held:
+    twice = asked(port, bodies["adapted"], clients=OPEN_CLIENTS, seconds=overload, rate=2 * most)
+  tenth = held[len(held) // 10]
+  memory = f"memory {tenth - held[0]:+.0f} MB in the first tenth and {held[-1] - tenth:+.0f} MB after it"
+  said = f"p50 {twice['p50']} ms of what is answered, {twice['statuses']}, {memory}"
   lines.append(f"at twice, {overload:g} s: {said}")
   return lines
 

@@ -104,6 +104,10 @@ class TowerEncoder:
 
     return self._in_batches(texts, ids, functools.partial(self.text_features, self.params["text"]))
 
+  def is_cut(self, text: str) -> bool:
+    """Says whether a text is longer than `max_tokens`, so that its end is not in its feature."""
+    return self._tokens is not None and self._tokens.is_cut(text)
+
   def _in_batches(self, items: Sequence, prepare: Callable, features: Callable) -> np.ndarray:
     """Returns the features of all items; the last batch is filled up, so that one shape is compiled."""
 

@@ -107,6 +107,11 @@ class Tokens:
     padded = self._tokenizer(texts, padding="max_length", max_length=self.length, truncation=True, return_tensors="np")
     return padded["input_ids"].astype(np.int32), len(cut)
 
+  def is_cut(self, text: str) -> bool:
+    """Says whether a text is longer than the tower takes."""
+    text = text.lower() if self._lower_case else text
+    return len(self._tokenizer([text], truncation=False, verbose=False)["input_ids"][0]) > self.length
+
 
 def read_tokens(folder: pathlib.Path, family: str, length: int) -> Tokens:
   """Returns the tokenizer of a checkpoint; raises FileNotFoundError where its files are missing."""

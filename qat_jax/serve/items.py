@@ -7,6 +7,7 @@ import decimal
 import functools
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ FEW = 50  # distinct values of a column, up to which they are listed
 EXAMPLES = 4
 SAFE = 1 << 53  # above it a browser rounds integers
 MASKS = 16  # kept
+WHOLE = re.compile("-?[0-9]{1,30}")
 
 
 class Items:
@@ -31,7 +33,7 @@ class Items:
     """Raises ValueError for ids that are missing or repeated."""
     check_ids(ids, where)
     ids = ids.cast(pa.large_string())  # of one array with 64-bit offsets, however much text
-    self.ids, self.columns = ids.combine_chunks(), columns
+    self.ids, self.columns = ids.combine_chunks(), _computable(columns)
     self._order = pc.sort_indices(self.ids)
     self._mask = functools.lru_cache(MASKS)(self._mask_of)
 
@@ -84,7 +86,7 @@ class Items:
     """Returns id and metadata of items, as JSON can say them; what is missing is left out."""
     place = pa.array(np.asarray(positions, np.int64))
     names, ids = self.columns.column_names, self.ids.take(place).to_pylist()
-    rows = self.columns.take(place).to_pylist() if names else [{} for _ in ids]
+    rows = _readable(self.columns.take(place)).to_pylist() if names else [{} for _ in ids]
     return [
       {"id": name, "metadata": {k: as_json(v) for k, v in row.items() if as_json(v) is not None}}
       for name, row in zip(ids, rows, strict=True)
@@ -93,7 +95,8 @@ class Items:
   def mask(self, filters: Mapping[str, Any]) -> np.ndarray | None:
     """Returns which items pass all filters (bool N), None where there are none.
 
-    A filter is a value, a list of values, or {"least": x, "most": y}, either end optional. Missing values never pass.
+    A filter is a value, a list of values, or {"least": x, "most": y}, either end optional. Missing values and NaN
+    never pass.
     Raises Refused (422) for a column that is not there, or a value of another type.
     """
     return self._mask(json.dumps(filters, sort_keys=True)) if filters else None
@@ -108,56 +111,38 @@ class Items:
   def _passes(self, name: str, wanted: Any) -> np.ndarray:
     column = self.ids if name == "id" else self._column(name)
     if isinstance(wanted, Mapping):
-      ends = (("least", pc.greater_equal), ("most", pc.less_equal))
-      parts = [self._compared(name, column, wanted[end], test) for end, test in ends if wanted.get(end) is not None]
+      parts = [self._beyond(name, column, end, wanted[end]) for end in ("least", "most") if wanted.get(end) is not None]
       passes = functools.reduce(pc.and_, parts) if parts else pc.is_valid(column)
     else:
       values = wanted if isinstance(wanted, list) else [wanted]
-      scalars = [self._scalar(name, column, value).as_py() for value in values]
-      passes = pc.is_in(column, value_set=pa.array(scalars, column.type))
+      if pa.types.is_floating(column.type) and 0 in values:
+        values = [*values, 0.0, -0.0]  # which Arrow tells apart
+      passes = pc.is_in(column, value_set=pa.array([_scalar(name, column.type, one) for one in values], column.type))
     passes = pc.fill_null(passes, False)
     return np.asarray(passes.to_numpy(zero_copy_only=False) if isinstance(passes, pa.Array) else passes.to_numpy())
 
-  def _compared(self, name: str, column: Any, value: Any, test: Any) -> Any:
+  def _beyond(self, name: str, column: Any, end: str, value: Any) -> Any:
+    """Returns which values are at least, or at most, this one: any number will do for a column of numbers."""
+    kind, wanted = column.type, value
+    if pa.types.is_integer(kind) and isinstance(value, float):
+      wanted = math.ceil(value) if end == "least" else math.floor(value)
+    elif pa.types.is_integer(kind) and isinstance(value, str) and WHOLE.fullmatch(value):
+      wanted = int(value)
+    if pa.types.is_integer(kind) and isinstance(wanted, int) and not isinstance(wanted, bool):
+      of_type = np.iinfo(kind.to_pandas_dtype())
+      if not of_type.min <= wanted <= of_type.max:  # then it is beyond all of them, or none
+        return pc.and_(pc.is_valid(column), (wanted < 0) == (end == "least"))
+    test = pc.greater_equal if end == "least" else pc.less_equal
     try:
-      return test(column, self._scalar(name, column, value, exact=False))
+      return test(column, _scalar(name, kind, wanted, exact=False))
     except pa.ArrowException as error:
-      raise invalid(f"the column {name!r} is {column.type}; it has no order to filter by") from error
+      raise invalid(f"the column {name!r} is {kind}; it has no order to filter by") from error
 
   def _column(self, name: str) -> pa.ChunkedArray:
     if name not in self.columns.column_names:
       raise invalid(f"there is no metadata column {name[:100]!r}; there are {self.columns.column_names}")
     column = self.columns.column(name)
     return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
-
-  def _scalar(self, name: str, column: Any, value: Any, exact: bool = True) -> pa.Scalar:
-    """Returns a value in the column's type; raises Refused where it is of another."""
-    kind = column.type
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    whole = pa.types.is_integer(kind)
-    fits = (
-      (pa.types.is_boolean(kind) and isinstance(value, bool))
-      or (pa.types.is_floating(kind) and number)
-      or (whole and (number or (isinstance(value, str) and value.lstrip("-").isdigit())))
-      or ((pa.types.is_string(kind) or pa.types.is_large_string(kind)) and isinstance(value, str))
-      or (pa.types.is_temporal(kind) and isinstance(value, str))
-    )
-    try:
-      if not fits:
-        raise TypeError
-      if whole and isinstance(value, str):
-        value = int(value)
-      if whole and isinstance(value, float):
-        if not exact:
-          return pa.scalar(value, pa.float64())
-        if value != int(value):
-          raise TypeError
-        value = int(value)
-      if pa.types.is_temporal(kind):
-        return pa.scalar(value).cast(kind)
-      return pa.scalar(value, kind)
-    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-      raise invalid(f"the column {name!r} is {kind}; {json.dumps(value)[:100]} is no value of it") from error
 
   @functools.cached_property
   def examples(self) -> list[str]:
@@ -183,6 +168,58 @@ class Items:
         about |= {end: as_json(value) for end, value in zip(("least", "most"), ends.values(), strict=True)}
       found[name] = about
     return found
+
+
+def _scalar(name: str, kind: pa.DataType, value: Any, exact: bool = True) -> pa.Scalar:
+  """Returns a value in a column's type; raises Refused where it is of another, or has more digits where it is exact."""
+  try:
+    if _is_number(value) and pa.types.is_integer(kind) and value == int(value):
+      return pa.scalar(int(value), kind)
+    if _is_number(value) and pa.types.is_floating(kind):
+      number = pa.scalar(value, kind)
+      if exact and math.isinf(number.as_py()):
+        raise OverflowError
+      return number
+    if pa.types.is_decimal(kind) and (_is_number(value) or isinstance(value, str)):
+      number = pa.scalar(decimal.Decimal(str(value)))
+      return number.cast(kind) if exact else number
+    if isinstance(value, bool) and pa.types.is_boolean(kind):
+      return pa.scalar(value)
+    if isinstance(value, str):
+      if pa.types.is_integer(kind) and WHOLE.fullmatch(value):
+        return pa.scalar(int(value), kind)
+      if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return pa.scalar(value, kind)
+      if pa.types.is_time(kind):
+        return pa.scalar(datetime.time.fromisoformat(value), kind)
+      if pa.types.is_temporal(kind):
+        return pa.scalar(value).cast(kind)
+  except (pa.ArrowException, ValueError, OverflowError, ArithmeticError):
+    pass
+  zoned = pa.types.is_timestamp(kind) and kind.tz is not None
+  hint = "; a time there has its zone: 2026-01-31T12:00:00Z" if zoned else ""
+  raise invalid(f"the column {name!r} is {kind}; {json.dumps(value)[:100]} is no value of it{hint}")
+
+
+def _is_number(value: Any) -> bool:
+  return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _computable(table: pa.Table) -> pa.Table:
+  """Returns a table whose columns Arrow can compare and take from: not all functions know all types."""
+  other = {pa.float16(): pa.float32(), pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
+  return table.cast(pa.schema([field.with_type(other.get(field.type, field.type)) for field in table.schema]))
+
+
+def _readable(table: pa.Table) -> pa.Table:
+  """Returns a table whose values Python has: its own times end at the microsecond, finer ones become text."""
+  for i, field in enumerate(table.schema):
+    if field.type in (pa.duration("ns"), pa.time64("ns")):
+      coarse = pa.duration("us") if pa.types.is_duration(field.type) else pa.time64("us")
+      table = table.set_column(i, field.name, table.column(i).cast(coarse, safe=False))
+    elif pa.types.is_timestamp(field.type) and field.type.unit == "ns":
+      table = table.set_column(i, field.name, table.column(i).cast(pa.string()))
+  return table
 
 
 def as_json(value: Any) -> Any:

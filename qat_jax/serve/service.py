@@ -162,6 +162,7 @@ class Service:
   def _combined(self, job: Search, text_of: Mapping, image_of: Mapping) -> Found:
     """Returns the weighted sum of a query's parts, at unit length; its type is that of the greatest weight."""
     total_D = np.zeros(self.adapter.width, np.float64)
+    notes: list[str] = []
     for part in job.parts:
       if part.text is not None:
         if part.text not in text_of:
@@ -169,6 +170,7 @@ class Service:
             "this server encodes no text: search with an item, a picture or a vector, or start it with --encoder"
           )
         feature_D = text_of[part.text]
+        notes += self._cut(part.text)
       elif part.pixels is not None:
         feature_D = image_of[id(part)]
       elif part.position is not None:
@@ -189,8 +191,9 @@ class Service:
       raise invalid("the parts of the query cancel each other; change their weights")
     if query_type not in self.adapter.heads and job.mode == "adapted":
       self._check_head(query_type)
-    notes = () if query_type in self.adapter.heads else (f"the adapter has no head for {query_type} queries",)
-    return Found(query_type, unit(total_D, np.float32), notes=notes)
+    if query_type not in self.adapter.heads:
+      notes.append(f"the adapter has no head for {query_type} queries")
+    return Found(query_type, unit(total_D, np.float32), notes=tuple(notes))
 
   def _rank(
     self, side: str, name: str, kind: str, jobs: list[Search], found: list[Any], times: dict[str, float]
@@ -245,6 +248,13 @@ class Service:
 
   def _encodes_text(self) -> bool:
     return self.encoder is not None and self.encoder.max_tokens > 0
+
+  def _cut(self, text: str) -> list[str]:
+    """Returns a note where the encoder leaves out the end of a text; it is asked of those long enough for it alone."""
+    encoder: Any = self.encoder
+    if len(text.encode("utf-8", "replace")) <= encoder.max_tokens - 3 or not encoder.is_cut(text):
+      return []
+    return [f"the encoder reads {encoder.max_tokens} tokens of a text; the end of this one is left out"]
 
   def _texts(self, texts: list[str]) -> Iterable[np.ndarray]:
     return [row for encoder, some in self._sized(texts) for row in encoder.texts(some)]

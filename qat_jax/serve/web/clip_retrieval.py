@@ -7,6 +7,7 @@ their content type says. Fields that mean nothing here are accepted: deduplicate
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 from typing import Any
 
@@ -95,11 +96,10 @@ def metadata(service: Service, said: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _metadata(service: Service, record: dict[str, Any], picture: bool) -> dict[str, Any]:
   own: dict[str, Any] = {**record["metadata"], "item": record["id"]}
+  own.pop("image", None)  # a column of that name is no picture in base64
   if picture:
-    try:
+    with contextlib.suppress(Refused):
       own["image"] = base64.b64encode(service.pictures.thumbnail(record)).decode()
-    except Refused:
-      own.pop("image", None)
   return own
 
 

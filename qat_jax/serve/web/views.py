@@ -58,6 +58,8 @@ def search_of(
     if unknown:
       notes.append(f"{len(unknown)} ids of allowed are not in the gallery")
     allowed = wanted if allowed is None else wanted[allowed[wanted]]
+    if len(wanted) and not len(allowed):
+      notes.append("no allowed item passes the filters")
   elif allowed is not None and (count := int(allowed.sum())) <= FEW:
     allowed = np.flatnonzero(allowed)
     if not count:
@@ -92,14 +94,14 @@ def _part(service: Service, part: schemas.Part, limits: Limits) -> Part:
 
 
 def vector_of(numbers: Any, width: int) -> np.ndarray:
-  """Returns a vector of a request (D, float32); raises Refused for another width, or numbers that float32 has not."""
+  """Returns a vector of a request (D, float32), its greatest number ±1; Refused for what is no vector of that width."""
   with np.errstate(over="ignore"):
     vector_D = np.asarray(numbers, np.float32)
   try:
     check_queries(vector_D[None], width)
   except ValueError as error:
     raise invalid(f"the vector: {error}") from None
-  return vector_D
+  return vector_D / np.abs(vector_D).max()  # a tiny one counts as much as any other
 
 
 def found_json(service: Service, found: Found, k: int, notes: list[str], waited: float) -> dict[str, Any]:
@@ -145,7 +147,7 @@ def reranked(service: Service, asked: schemas.Rerank, parts: tuple[Part, ...]) -
   if asked.documents is not None:
     names = [_id_of(document) for document in asked.documents]
     if not names:
-      return {"results": [], "query_type": found.query_type, "mode": asked.mode}
+      return {"results": [], "query_type": found.query_type, "mode": asked.mode, "notes": list(found.notes)}
     once = list(dict.fromkeys(names))
     positions = service.items.positions(once)
     first = {position: names.index(name) for position, name in zip(positions.tolist(), once, strict=True)}
@@ -166,7 +168,8 @@ def reranked(service: Service, asked: schemas.Rerank, parts: tuple[Part, ...]) -
         if asked.return_documents:
           entry["document"] = service.items.records([position])[0]
       results.append(entry)
-  return {"results": results[: asked.top_n], "query_type": found.query_type, "mode": asked.mode}
+  about = {"query_type": found.query_type, "mode": asked.mode, "notes": list(found.notes)}
+  return {"results": results[: asked.top_n], **about}
 
 
 def _id_of(document: Any) -> str:
@@ -186,6 +189,7 @@ def adapted_json(service: Service, asked: schemas.Adapt, parts: tuple[Part, ...]
     "space": adaptation.space,
     "width": len(folded_D),
     "folded": folded_D.tolist(),
+    "notes": list(found.notes),
   }
   if asked.adaptation:
     arrays = {name: getattr(adaptation, name)[0] for name in ("query", "gate", "left", "right")}

@@ -1,4 +1,6 @@
 import datetime
+import decimal
+import json
 
 import numpy as np
 import pyarrow as pa
@@ -72,6 +74,80 @@ def test_a_filter_that_does_not_fit_its_column_is_refused(items, filters):
   with pytest.raises(Refused) as error:
     items.mask(filters)
   assert error.value.status == 422 and next(iter(filters)) in str(error.value)
+
+
+HARD = {
+  "zero": pa.array([0.0, -0.0, float("nan"), 1.5, None]),
+  "half": pa.array(np.arange(5), pa.float32()).cast(pa.float16()),
+  "single": pa.array([0.1, 0.2, 0.3, None, float("inf")], pa.float32()),
+  "small": pa.array([1, 2, None, -3, 100], pa.int8()),
+  "great": pa.array([2**64 - 1, 2**63, 1, 2, None], pa.uint64()),
+  "long": pa.array([2**53, 2**53 + 1, -(2**53) - 1, None, 2**62]),
+  "fine": pa.array([1, 2, 3, 10**18 + 1, None], pa.timestamp("ns")),
+  "zoned": pa.array(
+    [datetime.datetime(2026, 5, 1, i, tzinfo=datetime.UTC) for i in range(5)], pa.timestamp("s", "UTC")
+  ),
+  "time": pa.array([datetime.time(i) for i in range(4)] + [None]),
+  "money": pa.array([decimal.Decimal(x) for x in ("1.10", "2.20", "-1", "3.3", "4")], pa.decimal128(9, 2)),
+  "view": pa.array(["a", "b", None, "a", "e\u0301"], pa.string_view()),
+  "nothing": pa.nulls(5),
+}
+
+
+@pytest.fixture(scope="module")
+def hard():
+  return Items(pa.chunked_array([list("abcde")]), pa.table(HARD))
+
+
+@pytest.mark.parametrize(
+  ("column", "wanted", "passes"),
+  [
+    ("zero", 0, "ab"),
+    ("zero", [-0.0, 1.5], "abd"),
+    ("half", {"least": 3}, "de"),
+    ("half", 1, "b"),
+    ("single", 0.1, "a"),
+    ("single", {"least": 1e300}, "e"),
+    ("small", {"least": -1000, "most": 1e9}, "abde"),
+    ("small", {"least": 1000}, ""),
+    ("small", {"least": 1.5}, "be"),
+    ("great", {"least": -1}, "abcd"),
+    ("great", {"least": 0.5, "most": 2}, "cd"),
+    ("great", str(2**64 - 1), "a"),
+    ("long", {"least": 2**53 + 1}, "be"),
+    ("long", {"most": float(2**53)}, "ac"),
+    ("long", 2**53 + 1, "b"),
+    ("fine", "1970-01-01T00:00:00.000000002", "b"),
+    ("fine", ["1970-01-01T00:00:00.000000002"], "b"),
+    ("fine", {"least": "1970-01-02"}, "d"),
+    ("zoned", {"least": "2026-05-01T05:00:00+02:00"}, "de"),
+    ("zoned", "2026-05-01 01:00:00Z", "b"),
+    ("time", {"least": "02:00"}, "cd"),
+    ("money", 1.1, "a"),
+    ("money", {"most": "2.205"}, "abc"),
+    ("view", "a", "ad"),
+    ("view", "é", ""),  # another text than e with an accent behind it
+    ("nothing", {}, ""),
+  ],
+)
+def test_awkward_columns_are_filtered_by_what_they_say(hard, column, wanted, passes):
+  assert "".join("abcde"[i] for i in np.flatnonzero(hard.mask({column: wanted}))) == passes
+
+
+@pytest.mark.parametrize(
+  ("column", "wanted"),
+  [("single", 1e300), ("small", 1000), ("zoned", "2026-05-01"), ("money", "1.105"), ("time", "late"), ("nothing", 1)],
+)
+def test_a_value_that_an_awkward_column_cannot_have_is_refused(hard, column, wanted):
+  with pytest.raises(Refused, match="is no value of it"):
+    hard.mask({column: wanted})
+
+
+def test_awkward_columns_are_shown_and_counted(hard):
+  first, last = (hard.records([place])[0]["metadata"] for place in (0, 4))
+  assert first["fine"] == "1970-01-01 00:00:00.000000001" and first["great"] == str(2**64 - 1)
+  assert first["money"] == "1.10" and first["view"] == "a" and "single" not in last
+  assert json.loads(json.dumps(hard.facets, allow_nan=False))["half"] == {"type": "float", "least": 0.0, "most": 4.0}
 
 
 def test_records_are_what_a_browser_can_read_without_loss(items):

@@ -59,6 +59,12 @@ def test_parts_of_a_query_count_by_their_weights(served):
   assert served.features([Search((picture, words), query_type="text")])[0].query_type == "text"
 
 
+def test_a_text_that_is_longer_than_the_encoder_reads_is_said_to_be_cut(served):
+  most = served.encoder.max_tokens
+  short, long = (served.features([Search((Part(text=" ".join(["red"] * count)),))])[0] for count in (3, most))
+  assert short.notes == () and f"reads {most} tokens" in long.notes[0]
+
+
 def test_what_cannot_be_searched_is_refused_and_the_rest_of_the_batch_is_answered(served):
   searches = [
     Search((Part(text="a red box"),), k=2),

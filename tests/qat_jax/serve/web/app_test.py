@@ -53,6 +53,25 @@ def test_items_filters_and_lists_narrow_a_search(client):
   assert ids(empty) == [] and empty.json()["notes"] == ["no item passes the filters"]
 
 
+def test_a_tiny_vector_counts_as_much_as_any_other(client, served):
+  row = np.asarray(served.frozen[np.array([3])], np.float64)[0]
+  asked = {"k": 5, "mode": "plain", "query_type": "image"}
+  found = [
+    ids(client.post("/v1/search", json={**asked, "query": [{"vector": list(size * row)}, {"item": "shop/4"}]}), "plain")
+    for size in (1, 1e-15, 1e15)
+  ]
+  assert found[0] == found[1] == found[2]
+  rows = {"query": "red", "vectors": [list(1e-15 * row), list(row)]}
+  first, second = client.post("/v1/rerank", json=rows).json()["results"]
+  assert first["relevance_score"] == pytest.approx(second["relevance_score"], abs=1e-6)
+
+
+def test_an_empty_answer_says_why(client):
+  asked = {"query": "red", "allowed": ["shop/0"], "filters": {"colour": "green"}}
+  answer = client.post("/v1/search", json=asked).json()
+  assert answer["results"]["adapted"] == [] and answer["notes"] == ["no allowed item passes the filters"]
+
+
 def test_reranking_takes_ids_and_vectors_in_the_shape_of_cohere(client, served):
   names = [f"shop/{i}" for i in (5, 9, 9, 2, 30)]
   asked = {"model": "any", "query": "a red box", "documents": names, "top_n": 3, "return_documents": True}
@@ -165,6 +184,22 @@ def test_clip_retrieval_s_calls_are_answered_whatever_their_content_type(client)
     assert code(client.post("/knn-service", json={"num_images": 1, **wrong})) == (422, "invalid")
   assert code(client.post("/metadata", json={"ids": [1 << 60]})) == (404, "no_item")
   assert code(client.post("/metadata", json={"ids": [1.5]})) == (422, "invalid")
+
+
+def test_the_bodies_of_clip_retrieval_s_page_are_answered_as_it_reads_them(client):
+  said = {"text": "a red box", "image": None, "image_url": None, "embedding_input": None, "modality": "image"}
+  said |= {"num_images": 40, "indice_name": "", "num_result_ids": 3000, "use_mclip": False, "deduplicate": True}
+  said |= {"use_safety_model": True, "use_violence_detector": True, "aesthetic_score": "", "aesthetic_weight": "0.5"}
+  plain_text = {"Content-Type": "text/plain;charset=UTF-8"}
+  ask = lambda path, body: client.post(path, content=json.dumps(body), headers=plain_text).json()
+  found = ask("/knn-service", said)
+  assert len(found) == 36 and all(isinstance(row["similarity"], float) for row in found)
+  image = found[0]["image"]  # what a click on the picture sends, with an empty text
+  again = ask("/knn-service", {**said, "text": "", "image": image, "indice_name": "plain"})
+  assert again[0]["id"] == found[0]["id"] and again[0]["caption"] == found[0]["caption"]
+  more = ask("/metadata", {"ids": [row["id"] for row in found[3:5]], "indice_name": "plain"})
+  assert [one["id"] for one in more] == [row["id"] for row in found[3:5]] and "caption" in more[0]["metadata"]
+  assert ask("/metadata", {"ids": [], "indice_name": "plain"}) == []
 
 
 def test_the_description_has_every_route_and_its_examples_are_answered(client):
