@@ -86,6 +86,8 @@ def steps_of(run: pathlib.Path) -> list[Step]:
 def chain(val_map: dict[str, float]) -> list[str]:
   """Returns the best head that parts were tried beside, then the same with one part more each time."""
   heads = [name for name in val_map if with_part(name, "levelled") in val_map and head_of(name) == name]
+  if not heads:  # nothing was tried, since there was nothing to gain
+    return []
   best = max(heads, key=lambda name: val_map[name])
   return ladder(max((name for name in val_map if head_of(name) == best), key=len), val_map)
 

@@ -39,6 +39,7 @@ def test_the_chain_goes_from_the_best_head_part_by_part():
   parts = ["head_remembering", "head_remembering_captioned", "head_remembering_captioned_levelled"]
   assert chain(val_map) == ["head", *parts]
   assert chain(val_map | {"head_mapped": 0.4}) == ["head_mapped", "head_mapped_levelled"]
+  assert chain({"plain": 1.0}) == []  # nothing was left to gain
 
 
 def test_the_table_and_the_plot_say_what_each_part_added():

@@ -29,7 +29,7 @@ def retrieval_set(root):
     instance_N = np.repeat(np.arange(first, first + INSTANCES), views)
     centre_ID = np.random.default_rng(first).normal(size=(INSTANCES, WIDTH))
     clean_ND = np.repeat(centre_ID, views, axis=0)
-    noisy_ND = clean_ND + 0.2 * rng.normal(size=clean_ND.shape)
+    noisy_ND = clean_ND + (0.5 if kind == "image" else 0.2) * rng.normal(size=clean_ND.shape)
     feature_ND = noisy_ND @ rotation_DD if kind == "text" else noisy_ND
     names = [f"{kind}{i}" for i in instance_N]
     ids = [f"{kind}-{first}-{views}-{n}" for n in range(len(instance_N))]

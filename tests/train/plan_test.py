@@ -55,3 +55,11 @@ def test_a_head_that_can_no_longer_win_says_so(tmp_path, capsys):
   assert f"text/slow: {head.note} (40.0, to beat 50.0)" in capsys.readouterr().out
   schedule = schedule._replace(target=0.3, steps=6)
   assert not plan.by_gradient(material, "static", settings, 8, LossSettings(), schedule, tmp_path / "better").note
+
+
+def test_where_nothing_is_left_to_gain_nothing_more_is_fitted(tmp_path, capsys):
+  rows_ND = np.random.default_rng(0).normal(size=(16, 4)).astype(np.float32)
+  gate = SimpleNamespace(precisions=lambda head: np.ones(3))
+  material = plan.Material(Training("text", rows_ND, rows_ND, np.arange(16)), None, None, lambda head: 1.0, gate, {})
+  assert list(plan.candidates(features.get_config(), material, tmp_path)) == ["plain"]
+  assert "text: plain answers every validation query perfectly; nothing else is tried" in capsys.readouterr().out
