@@ -14,7 +14,7 @@ import qat_jax
 from qat_jax.runs import read_metrics
 from qat_jax.stages import lock
 from tests.processes import ROOT, Processes, joining
-from tests.train import hosts_test
+from tests.train.hosts import exchange_test
 from tests.train.pipeline_test import retrieval_set
 
 # The program, which loses patience with who is gone sooner, and can be slowed down.
@@ -103,9 +103,9 @@ def test_one_process_with_all_the_devices_trains_the_same(undisturbed, root, tmp
 
 
 def test_three_processes_train_as_one_with_all_their_devices_does(tmp_path):
-  hosts_test.together(tmp_path / "three", processes=3, devices=1)
-  hosts_test.together(tmp_path / "one", processes=1, devices=3)
-  hosts_test.check_same(tmp_path / "one", tmp_path / "three")
+  exchange_test.together(tmp_path / "three", processes=3, devices=1)
+  exchange_test.together(tmp_path / "one", processes=1, devices=3)
+  exchange_test.check_same(tmp_path / "one", tmp_path / "three")
 
 
 @pytest.mark.parametrize(

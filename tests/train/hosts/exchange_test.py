@@ -57,8 +57,8 @@ import pathlib, sys
 sys.path.insert(0, {here!r})
 from train.hosts.joining import joined
 with joined("127.0.0.1:" + sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), 120):
-  import hosts_test
-  hosts_test.learn(pathlib.Path(sys.argv[4]))
+  import exchange_test
+  exchange_test.learn(pathlib.Path(sys.argv[4]))
 """
 
 
