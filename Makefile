@@ -9,7 +9,7 @@ PIP := -m pip install --quiet
 FLOOR := jax==0.7.2 jaxlib==0.7.2 flax==0.11.2 numpy==2.1.3
 TESTS ?= tests
 
-.PHONY: setup demo serve demo-short test test-indexes test-onnx test-cluster test-hosts rules campaign mutations audit wheel-test test-floor smoke-floor test-newest docs which lint format clean
+.PHONY: setup demo serve demo-short test test-indexes test-onnx test-service test-cluster test-hosts rules campaign mutations audit wheel-test test-floor smoke-floor test-newest docs which lint format clean
 
 setup: .venv/installed
 
@@ -47,6 +47,11 @@ test-hosts: setup
 test-indexes: setup
 	$(BIN)/python $(PIP) --constraint constraints.txt --editable '.[indexes]'
 	$(BIN)/python -m pytest tests/qat_jax/search/index_test.py tests/qat_jax/search/indexes
+
+# requests made of the service's OpenAPI description, right and wrong ones: a minute
+test-service: setup
+	$(BIN)/python $(PIP) --constraint constraints.txt schemathesis
+	$(BIN)/python -m pytest tests/qat_jax/serve/web/description_test.py
 
 # an adapter's programs in ONNX, whose converter is large
 test-onnx: setup

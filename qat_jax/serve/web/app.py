@@ -224,7 +224,7 @@ async def _asked(request: Request, model: Any) -> tuple[Any, bytes | None]:
   image = form.get("image")
   if image is None or isinstance(image, str):
     raise invalid("the form has no file `image`")
-  said = form.get("request", "{}")
+  said = form.get("request") or "{}"
   data = await image.read()
   await form.close()
   return views.parse(model, str(said).encode("utf-8", "surrogatepass")), data

@@ -6,6 +6,13 @@ from typing import Any
 
 from qat_jax.serve.web import schemas, views
 
+ERROR = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+OTHER = {  # routes that answer with something else than JSON
+  "/metrics": ("text/plain",),
+  "/v1/items/{id}/picture": ("image/*", "application/octet-stream"),
+  "/v1/items/{id}/thumbnail": ("image/jpeg",),
+}
+
 
 def body(name: str | None, upload: bool = False) -> dict[str, Any]:
   """Returns the description of a request's body."""
@@ -15,15 +22,28 @@ def body(name: str | None, upload: bool = False) -> dict[str, Any]:
     fields = {"image": {"type": "string", "format": "binary"}, "request": {"type": "string", "description": "JSON"}}
     form = {"type": "object", "properties": fields, "required": ["image"]}
     content["multipart/form-data"] = {"schema": form}
-  error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-  said = {"413": "Too large", "422": "Something wrong in it", "429": "Too many", "503": "Busy, or not ready"}
-  responses = {status: {"description": text, "content": error} for status, text in said.items()}
+  said = {"404": "No such item", "413": "Too large", "422": "Something wrong in it", "429": "Too many"}
+  said["503"] = "Busy, or not ready"
+  responses = {status: {"description": text, "content": ERROR} for status, text in said.items()}
   return {"requestBody": {"required": True, "content": content}, "responses": responses}
 
 
 def described(plain: dict[str, Any]) -> bytes:
-  """Returns an application's own description with the models of its bodies, which handlers parse, as JSON."""
+  """Returns an application's own description with the models of its bodies, which handlers parse, as JSON.
+
+  Every route may answer with an error, which looks alike everywhere; some answer with no JSON.
+  """
   components = plain.setdefault("components", {}).setdefault("schemas", {})
+  for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own, of which there are none
+    components.pop(name, None)
+  for path, methods in plain["paths"].items():
+    for about in methods.values():
+      responses = about["responses"]
+      if "HTTPValidationError" in str(responses.get("422")):
+        del responses["422"]
+      responses["default"] = {"description": "An error, which says what to do", "content": ERROR}
+      if path in OTHER:
+        responses["200"]["content"] = {kind: {"schema": {"type": "string"}} for kind in OTHER[path]}
   for model in schemas.MODELS:
     own = model.model_json_schema(ref_template="#/components/schemas/{model}")
     components |= own.pop("$defs", {})

@@ -90,7 +90,7 @@ class Rerank(BaseModel):
   )
   top_n: StrictInt | None = Field(default=None, ge=1)
   mode: Literal["plain", "adapted"] = "adapted"
-  return_documents: bool = False
+  return_documents: StrictBool = False
 
 
 class Adapt(Asked):
@@ -98,7 +98,7 @@ class Adapt(Asked):
 
   model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"query": "a red mug"}]})
 
-  adaptation: bool = Field(default=False, description="whether to return q', gate, left and right too")
+  adaptation: StrictBool = Field(default=False, description="whether to return q', gate, left and right too")
 
 
 class Why(Asked):
