@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from qat_jax.sealed import UNREADABLE
+
 
 def _latin1(text: str, encoding: str) -> bytes:
   """Returns the bytes that an old pickle spells as text."""
@@ -53,7 +55,7 @@ def load(path: Path | str) -> Any:
     return _Reader(io.BytesIO(Path(path).read_bytes()), encoding="latin1").load()
   except _ForbiddenError as error:
     raise ValueError(f"{path} is a pickle that wants to call {error}; it was not read, do not trust it") from None
-  except (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+  except (pickle.UnpicklingError, *UNREADABLE) as error:
     raise ValueError(f"{path} is not a whole pickle of plain values ({error}); fetch it again") from error
 
 

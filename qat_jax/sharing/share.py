@@ -7,6 +7,7 @@ program from query to folded query, for servers without the adapter.
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import json
 import os
 import pathlib
@@ -36,7 +37,8 @@ def export(
   card says of the licence. `dtype` is of a released checkpoint's matrix products: "float32" or "bfloat16"; the numbers
   are kept in float32. A format other than "adapter" adds a program for each head, as `programs.programs_of` says;
   `queries` is how many "stablehlo" takes at once, the others take any number. Raises what `load` and `programs_of`
-  raise, and ValueError for a dtype where the source is no released checkpoint.
+  raise, ValueError for a dtype where the source is no released checkpoint, and FileExistsError for a folder without an
+  adapter that holds something else.
   """
   if format_ not in FORMATS or queries < 1:
     raise ValueError(f"the format is {format_!r}, for {queries} queries; wanted one of {FORMATS}, at least 1 query")
@@ -50,12 +52,21 @@ def export(
     heads = {n: dataclasses.replace(h, settings=h.settings | {"dtype": dtype}) for n, h in adapter.heads.items()}
     adapter = Adapter(adapter.width, heads, adapter.info)
   report, place = report_of(source, adapter), pathlib.Path(folder).resolve()
+  _check_its_own(place)
   files, about = ({}, {}) if format_ == "adapter" else programs.programs_of(adapter, format_, queries)
   with lock(place):
     for left in programs.FILES:
       (place / left).unlink(missing_ok=True)
     write_exported(adapter, place, report, license_, files, about)
   return adapter
+
+
+def _check_its_own(folder: pathlib.Path) -> None:
+  names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+  ours = (*SENT, "LICENSE*", "*.tmp", ".*")
+  others = sorted(name for name in names if not any(fnmatch.fnmatch(name, pattern) for pattern in ours))
+  if others and "adapter.json" not in names:
+    raise FileExistsError(f"{folder} holds {others[:5]} already, and no adapter; export to a folder of its own")
 
 
 def report_of(source: str | os.PathLike, adapter: Adapter) -> dict[str, Any] | None:

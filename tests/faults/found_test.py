@@ -37,6 +37,11 @@ def truth_of_words(path):
   revisited.read_gnd(path)
 
 
+def truth_too_large(path):
+  path.write_bytes(b"\x80\x04\x8e" + (1 << 62).to_bytes(8, "little") + b".")
+  revisited.read_gnd(path)
+
+
 def numbered_ids(path):
   with h5py.File(path, "w") as file:
     file["features"], file["index"] = np.zeros((2, 3), np.float32), [1, 2]
@@ -102,6 +107,7 @@ def semi_positives(path):
     (short_row, "has Usage ''"),
     (truth_of_numbers, "query 0 is a float, wanted a dict"),
     (truth_of_words, "query 0, ok holds no numbers"),
+    (truth_too_large, "is not a whole pickle"),
     (numbered_ids, "holds no features with their ids"),
     (endless_heap, "has an entry of no length"),
     (ranks, "is not a whole .npy"),

@@ -18,7 +18,7 @@ from qat_jax.adapter import Adapter
 from qat_jax.models import forms
 from qat_jax.models.head import Head
 from qat_jax.sealed import read_record, write_record
-from qat_jax.sharing import card, hub
+from qat_jax.sharing import card, hub, share
 from tests.hub import serving
 
 WIDTH = 8
@@ -108,6 +108,17 @@ def test_the_card_says_what_was_measured_and_no_more(adapter, run, tmp_path):
   )
   assert "plain 5.0, adaptive 20.0" in text and "1,200 images, 1,200 texts" in text
   assert "image queries: 5 rows of 8 numbers (images), 5 rows of 8 numbers (queries)." in text
+
+
+def test_an_adapter_is_not_exported_into_a_folder_of_something_else(run, tmp_path):
+  (tmp_path / "shop/img_emb").mkdir(parents=True)
+  with pytest.raises(FileExistsError, match=r"shop holds \['img_emb'\] already, and no adapter"):
+    share.export(run, tmp_path / "shop")
+  assert [path.name for path in (tmp_path / "shop").iterdir()] == ["img_emb"]
+  (tmp_path / "clone").mkdir()
+  for name in (".gitattributes", "README.md"):
+    (tmp_path / "clone" / name).touch()
+  share.export(run, tmp_path / "clone")
 
 
 def test_a_report_of_another_adapter_is_left_out(adapter, run, tmp_path):
