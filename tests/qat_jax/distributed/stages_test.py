@@ -91,7 +91,7 @@ def test_features_are_extracted_as_in_one_process(cluster, tmp_path):
   for name in ("local", "auto"):
     extract(FolderSource(pictures), encoder, tmp_path / name, batch_size=4, rows_per_shard=4, cluster=name)
     found[name] = files(tmp_path / name)
-  assert len(found["auto"]) == 3 * 2 + 1
+  assert len(found["auto"]) == 3 * 2 + 2  # two shards; content.bin and meta.json
   assert {name for name in found["auto"] if found["auto"][name] != found["local"].get(name)} == {
     next(name for name in found["auto"] if name.name == "meta.json")  # it says how fast this was
   }
