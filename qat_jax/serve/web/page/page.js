@@ -1,9 +1,10 @@
 // The search page: what is asked lies in the address, so that a link opens the same search again.
 
-import { SIDES, at, card, explained, make } from "./results.js";
+import { SIDES, at, card, explained, fieldsOf, make } from "./results.js";
 
 let info = null; // what GET /v1/info says
 let subject = null; // {item} or {file, url}: the picture that is searched with
+let leftOut = ""; // what a link says that cannot be had, to be told
 let running = null; // the AbortController of the search under way
 
 // --- the server
@@ -65,7 +66,9 @@ function asked() {
   for (const field of at("columns").querySelectorAll("[data-column]")) {
     if (field.value === "") continue;
     const { column, end, kind } = field.dataset;
-    const value = kind === "number" ? Number(field.value) : kind === "bool" ? field.value === "true" : field.value;
+    const number = Number(field.value); // which rounds large whole ones: those go as they are written
+    const exact = kind === "number" || (kind === "whole" && (Number.isSafeInteger(number) || !/^-?\d+$/.test(field.value)));
+    const value = exact ? number : kind === "bool" ? field.value === "true" : field.value;
     if (end) filters[column] = { ...filters[column], [end]: value };
     else filters[column] = value;
   }
@@ -98,12 +101,16 @@ function recall() {
   try {
     filters = JSON.parse(link.get("filters") ?? "{}") ?? {};
   } catch {
-    fail(new Error("The filters in this link cannot be read; they are left out."));
+    leftOut = "The filters in this link cannot be read; they are left out.";
   }
   for (const field of at("columns").querySelectorAll("[data-column]")) {
     const value = filters[field.dataset.column];
     field.value = (field.dataset.end ? value?.[field.dataset.end] : value) ?? "";
   }
+  const set = asked().filters;
+  const sorted = (value) => JSON.stringify(value, Object.keys(value ?? {}).sort());
+  const unset = Object.keys(filters).filter((column) => sorted(filters[column]) !== sorted(set[column]));
+  if (unset.length) leftOut = `This link filters by ${unset.join(", ")} in a way that is not to be had here; that is left out.`;
   countFilters();
   choose(link.has("item") ? { item: link.get("item") } : null);
 }
@@ -127,7 +134,8 @@ async function search() {
   const query = [];
   if (subject?.item) query.push({ item: subject.item });
   if (text) query.push(subject ? { text, weight } : { text });
-  at("error").textContent = "";
+  at("error").textContent = leftOut;
+  leftOut = "";
   at("weight-label").hidden = !text;
   at("examples").hidden = query.length > 0 || Boolean(subject) || !info.examples.length || !info.searches.text;
   running?.abort();
@@ -218,24 +226,6 @@ const asBase64 = (file) =>
 
 // --- filters and the rest of the page
 
-function columnFields() {
-  const fields = [];
-  for (const [column, about] of Object.entries(info.columns)) {
-    const data = { column };
-    if (about.values) {
-      const kind = about.type === "bool" ? "bool" : "text";
-      const options = about.values.map((value) => make("option", { value: String(value) }, String(value)));
-      fields.push(make("label", {}, column, make("select", { data: { ...data, kind } }, make("option", { value: "" }, "any"), ...options)));
-    } else if ("least" in about) {
-      const end = (name, hint) => make("input", { type: "number", step: "any", placeholder: `${hint} ${about[name] ?? ""}`, ariaLabel: `${column}, ${name}`, data: { ...data, kind: "number", end: name } });
-      fields.push(make("fieldset", {}, make("legend", {}, column), make("div", {}, end("least", "from"), end("most", "to"))));
-    } else if (about.type.endsWith("string")) {
-      fields.push(make("label", {}, `${column} is`, make("input", { type: "text", data: { ...data, kind: "text" } })));
-    }
-  }
-  return fields;
-}
-
 function countFilters() {
   const count = Object.keys(asked().filters).length;
   at("filter-count").textContent = count ? ` (${count})` : "";
@@ -254,6 +244,7 @@ function take(file) {
 
 function listen() {
   at("form").addEventListener("submit", (event) => (event.preventDefault(), go()));
+  at("jump").addEventListener("click", () => at("adapted").scrollIntoView());
   for (const id of ["mode", "k", "scores"]) at(id).addEventListener("change", go);
   at("columns").addEventListener("change", () => (countFilters(), go()));
   at("weight").addEventListener("input", () => (at("weight-value").value = at("weight").value));
@@ -284,7 +275,7 @@ async function start() {
   at("about").textContent = `${info.gallery.items.toLocaleString()} items${info.encoder ? `, ${info.encoder.name}` : ""}`;
   at("text").disabled = !info.searches.text;
   at("choose").hidden = !info.searches.image;
-  at("columns").replaceChildren(...columnFields());
+  at("columns").replaceChildren(...fieldsOf(info.columns));
   at("filters").hidden = !at("columns").childElementCount;
   const examples = info.searches.text ? info.examples : [];
   at("examples").append(...examples.map((text) => make("button", { type: "button", onclick: () => (choose(null), (at("text").value = text), go()) }, text)));

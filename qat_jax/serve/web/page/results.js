@@ -68,3 +68,23 @@ export function explained(item, how, notes, entry, picture) {
   for (const note of notes) parts.push(make("p", {}, note));
   return parts;
 }
+
+// A field or two for each column to filter by.
+export function fieldsOf(columns) {
+  const fields = [];
+  for (const [column, about] of Object.entries(columns)) {
+    const data = { column };
+    if (about.values) {
+      const kind = about.type === "bool" ? "bool" : "text";
+      const options = about.values.map((value) => make("option", { value: String(value) }, String(value)));
+      fields.push(make("label", {}, column, make("select", { data: { ...data, kind } }, make("option", { value: "" }, "any"), ...options)));
+    } else if ("least" in about) {
+      const kind = about.type.includes("int") ? "whole" : "number";
+      const end = (name, hint) => make("input", { type: "number", step: "any", placeholder: `${hint} ${about[name] ?? ""}`, ariaLabel: `${column}, ${name}`, data: { ...data, kind, end: name } });
+      fields.push(make("fieldset", {}, make("legend", {}, column), make("div", {}, end("least", "from"), end("most", "to"))));
+    } else if (about.type.endsWith("string")) {
+      fields.push(make("label", {}, `${column} is`, make("input", { type: "text", data: { ...data, kind: "text" } })));
+    }
+  }
+  return fields;
+}

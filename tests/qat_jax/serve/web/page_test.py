@@ -1,10 +1,12 @@
 """The page in a real browser: Chromium, where there is one."""
 
+import json
 import os
 import pathlib
 import shutil
 import threading
 import time
+import urllib.parse
 
 import pytest
 import uvicorn
@@ -123,6 +125,35 @@ def test_filters_narrow_and_are_part_of_the_link(page):
   page.reload()
   until(page, "document.querySelectorAll('#plain li').length === 2")
   assert "(2)" in page.inner_text("#filters summary")
+
+
+def test_a_large_whole_number_is_filtered_by_as_it_is_written(page):
+  search(page, "a box")
+  page.click("#filters summary")
+  page.fill("[data-column=number][data-end=least]", str((1 << 60) + 34))
+  page.press("[data-column=number][data-end=least]", "Tab")
+  until(page, "document.querySelectorAll('#plain li').length === 2")
+  assert sorted(found(page, "plain")) == ["shop/34", "shop/35"]
+
+
+def test_what_a_link_asks_and_the_gallery_has_not_is_told(page, address):
+  link = urllib.parse.quote(json.dumps({"size": 3, "price": {"most": 4, "least": 1}}))
+  page.goto(f"{address}#q=a+box&filters={link}")
+  page.reload()
+  until(page, "document.querySelectorAll('#plain li').length === 6")
+  said = page.inner_text("#error")
+  assert "filters by size" in said and "price" not in said and "(1)" in page.inner_text("#filters summary")
+  search(page, "a red box")
+  assert page.inner_text("#error") == ""
+
+
+def test_on_a_phone_one_touch_leads_to_the_adapted_side(page):
+  page.set_viewport_size({"width": 390, "height": 800})
+  search(page, "a red box")
+  page.click("#jump")
+  until(page, "Math.abs(adapted.getBoundingClientRect().top) < 50")
+  page.set_viewport_size({"width": 1280, "height": 800})
+  assert not page.is_visible("#jump")
 
 
 def test_why_is_a_dialog_that_the_keyboard_closes(page):
