@@ -114,6 +114,8 @@ def found_json(service: Service, found: Found, k: int, notes: list[str], waited:
   if found.plain is not None and found.adapted is not None:
     for entry, position in zip(results["adapted"], found.adapted.ids.tolist(), strict=False):
       entry["plain_rank"] = before.get(position)
+  if not notes and not all(results.values()):
+    notes = ["no item is left to find: all are excluded, or not allowed"]
   milliseconds = {name: round(1000 * value, 2) for name, value in {"wait": waited, **found.seconds}.items()}
   return {
     "query_type": found.query_type,
@@ -148,20 +150,21 @@ def reranked(service: Service, asked: schemas.Rerank, parts: tuple[Part, ...]) -
     names = [_id_of(document) for document in asked.documents]
     if not names:
       return {"results": [], "query_type": found.query_type, "mode": asked.mode, "notes": list(found.notes)}
-    once = list(dict.fromkeys(names))
-    positions = service.items.positions(once)
-    first = {position: names.index(name) for position, name in zip(positions.tolist(), once, strict=True)}
+    places: dict[str, list[int]] = {}
+    for index, name in enumerate(names):
+      places.setdefault(name, []).append(index)
+    positions = service.items.positions(places)
+    said = dict(zip(positions.tolist(), places.values(), strict=True))
     gallery = service.prepared[found.query_type] if adapted else service.frozen
   else:
     rows_ND = np.stack([vector_of(row, service.adapter.width) for row in asked.vectors or ()])
     rows = as_gallery(unit(rows_ND, np.float32))
-    positions, first = np.arange(len(rows_ND)), {i: i for i in range(len(rows_ND))}
+    positions, said = np.arange(len(rows_ND)), {i: [i] for i in range(len(rows_ND))}
     gallery = service.adapter.prepare(rows, found.query_type) if adapted else rows
   ranking = rerank(adaptation, gallery, positions[None])
   results = []
   for position, score in zip(ranking.ids[0].tolist(), ranking.scores[0].tolist(), strict=True):
-    if position >= 0:
-      index = first[position]
+    for index in said.get(position, ()):  # a document that was given twice comes back twice
       entry: dict[str, Any] = {"index": index, "relevance_score": score}
       if names:
         entry["id"] = names[index]

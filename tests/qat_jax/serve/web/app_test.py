@@ -70,6 +70,8 @@ def test_an_empty_answer_says_why(client):
   asked = {"query": "red", "allowed": ["shop/0"], "filters": {"colour": "green"}}
   answer = client.post("/v1/search", json=asked).json()
   assert answer["results"]["adapted"] == [] and answer["notes"] == ["no allowed item passes the filters"]
+  answer = client.post("/v1/search", json={"query": "red", "allowed": ["shop/0"], "exclude": ["shop/0"]}).json()
+  assert answer["results"]["adapted"] == [] and "no item is left to find" in answer["notes"][0]
 
 
 def test_reranking_takes_ids_and_vectors_in_the_shape_of_cohere(client, served):
@@ -77,7 +79,10 @@ def test_reranking_takes_ids_and_vectors_in_the_shape_of_cohere(client, served):
   asked = {"model": "any", "query": "a red box", "documents": names, "top_n": 3, "return_documents": True}
   first = client.post("/v1/rerank", json=asked).json()["results"]
   order = [name for name in ids(client.post("/v1/search", json={"query": "a red box", "k": 36})) if name in names]
-  assert [entry["id"] for entry in first] == [names[entry["index"]] for entry in first] == order[:3]
+  twice = [name for name in order for _ in range(names.count(name))]
+  assert [entry["id"] for entry in first] == [names[entry["index"]] for entry in first] == twice[:3]
+  everything = client.post("/v1/rerank", json={**asked, "top_n": None}).json()["results"]
+  assert sorted(entry["index"] for entry in everything) == [0, 1, 2, 3, 4]
   assert first[0]["document"]["metadata"]["colour"] in ("red", "green", "blue")
   vectors = np.asarray(served.frozen[np.array([5, 9, 2, 30])], np.float32).tolist()
   by_vector = client.post("/v1/rerank", json={"query": "a red box", "vectors": vectors}).json()["results"]
