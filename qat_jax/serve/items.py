@@ -23,6 +23,7 @@ FEW = 50  # distinct values of a column, up to which they are listed
 EXAMPLES = 4
 SAFE = 1 << 53  # above it a browser rounds integers
 MASKS = 16  # kept
+MANY = 1_000  # ids, above which all are looked up together
 WHOLE = re.compile("-?[0-9]{1,30}")
 
 
@@ -66,14 +67,21 @@ class Items:
 
   def known(self, names: Iterable[str]) -> tuple[np.ndarray, list[str]]:
     """Returns the positions of ids (in their order, each once), and those that are not there."""
-    found, unknown = [], []
-    for name in dict.fromkeys(names):
-      position = self.position(name)
-      if position is None:
-        unknown.append(name)
-      else:
-        found.append(position)
-    return np.array(found, np.int64), unknown
+    once = list(dict.fromkeys(names))
+    if len(once) > MANY:
+      place = self._all_at_once(once)
+    else:
+      place = np.array([-1 if (one := self.position(name)) is None else one for name in once], np.int64)
+    return place[place >= 0], [once[i] for i in np.flatnonzero(place < 0)]
+
+  def _all_at_once(self, names: list[str]) -> np.ndarray:
+    """Returns the position of each id, −1 where there is none, by one look at all ids of the gallery."""
+    wanted = pa.array([name.encode("utf-8", "surrogatepass") for name in names], pa.large_binary())
+    which_N = pc.fill_null(pc.index_in(self.ids.cast(pa.large_binary()), value_set=wanted), -1).to_numpy()
+    place = np.full(len(names), -1, np.int64)
+    there = np.flatnonzero(which_N >= 0)
+    place[which_N[there]] = there
+    return place
 
   def positions(self, names: Iterable[str]) -> np.ndarray:
     """Returns the positions of ids; raises Refused (404) for one that is not there."""

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from qat_jax.serve import items as items_module
 from qat_jax.serve.items import Items
 from qat_jax.serve.limits import Refused
 
@@ -37,6 +38,14 @@ def test_ids_are_found_by_search_whatever_their_order(items):
     items.positions([ids[0], "nowhere"])
   with pytest.raises(ValueError, match="occur more than once"):
     Items(pa.chunked_array([["a", "a"]]), pa.table({}))
+
+
+def test_many_ids_are_looked_up_together_as_each_alone(items, monkeypatch):
+  names = [*items.ids.to_pylist()[::-3], "nowhere", "\ud800", items.id(1), items.id(1)]
+  alone = items.known(names)
+  monkeypatch.setattr(items_module, "MANY", 2)
+  together = items.known(names)
+  assert together[0].tolist() == alone[0].tolist() and together[1] == alone[1] == ["nowhere", "\ud800"]
 
 
 @pytest.mark.parametrize(
