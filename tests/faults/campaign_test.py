@@ -5,6 +5,8 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 
@@ -15,3 +17,11 @@ def test_the_short_form_of_the_campaigns_finds_nothing_wrong(tmp_path):
   cases = [json.loads(line) for line in (tmp_path / "cases.jsonl").read_text().splitlines()]
   assert {case["campaign"] for case in cases} == {"kill", "disk", "input", "two"}
   assert not [case for case in cases if case["wrong"]]
+
+
+@pytest.mark.parametrize("patch", sorted((ROOT / "tests/faults/mutations").glob("*.patch")), ids=lambda path: path.stem)
+def test_a_fault_can_still_be_planted(patch):
+  if not (ROOT / ".git").exists():
+    pytest.skip("patches are tried in a checkout")
+  done = subprocess.run(["git", "apply", "--check", str(patch)], cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, f"{done.stderr}; make the patch anew"
