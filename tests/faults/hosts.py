@@ -20,7 +20,8 @@ from tests.train.pipeline_test import retrieval_set
 # The program, which loses patience with who is gone sooner, and can be slowed down.
 PROGRAM = """
 import runpy, sys, time
-from train import batches, joining
+from train import batches
+from train.hosts import joining
 joining.HEARTBEAT, slow = 10, float(sys.argv.pop(1))
 draw = batches.draw
 batches.draw = lambda *words: (time.sleep(slow), draw(*words))[1]
