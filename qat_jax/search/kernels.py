@@ -30,6 +30,7 @@ FOUND = 1 << 14  # bounds that a device finds at once, at first
 ITEMS = 128  # of a query, scored at once: always so many, since other shapes round otherwise, and ties would be none
 PIECE = {"cpu": 32}  # times ITEMS that a call works on at most, one by one, on one core
 AT_ONCE = 32  # times ITEMS that are worked on at once elsewhere, where a call works on all
+EVEN = 64  # items: a number of rows that no product rounds differently at its end
 DEEP_NUMBERS = 1 << 22  # mapped items that are held at once
 
 
@@ -271,7 +272,8 @@ def _by_chunks(
 def all_scores(factors: Factors, part: Part, queries: int) -> tuple[np.ndarray, np.ndarray]:
   """Returns cosine(q', T z) and |T z| (two QN, float32) of all of a part's items."""
   width, rows = factors.query.shape[1], part.window
-  block = min(rows, max(16, 1 << (DEEP_NUMBERS // (len(factors.query) * width)).bit_length() - 1))
+  most = max(EVEN, 1 << (DEEP_NUMBERS // (len(factors.query) * width)).bit_length() - 1)
+  block = min(most, -(-rows // EVEN) * EVEN)
   start = np.int32(part.offset - part.skipped)
   found = _all_scores(factors, part.features, start, rows, block)
   score_QN, length_QN = (np.asarray(x)[:queries, part.skipped : part.skipped + part.items] for x in found)
@@ -282,9 +284,11 @@ def all_scores(factors: Factors, part: Part, queries: int) -> tuple[np.ndarray, 
 def _all_scores(
   factors: Factors, gallery_ND: jax.Array, start: jax.Array, rows: int, block: int
 ) -> tuple[jax.Array, jax.Array]:
+  blocks = -(-rows // block)
+
   def one(i: jax.Array, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    at = jnp.minimum(i * block, rows - block)
-    item_BD = jax.lax.dynamic_slice_in_dim(gallery_ND, start + at, block).astype(jnp.float32)
+    row_B = jnp.minimum(i * block + jnp.arange(block), rows - 1)  # the last block is filled up with the last row
+    item_BD = gallery_ND[start + row_B].astype(jnp.float32)
     if factors.left.shape[2]:
       new = jax.vmap(_scores, in_axes=(0, None))(factors, item_BD)
     else:
@@ -292,8 +296,11 @@ def _all_scores(
       gate_QD = jnp.broadcast_to(factors.gate, factors.query.shape)
       length_QB = jnp.sqrt(sums("QD,BD->QB", jnp.square(gate_QD), jnp.square(item_BD)))
       new = numerator_QB / jnp.maximum(length_QB, 1e-30), length_QB
-    score_QN, length_QN = (jax.lax.dynamic_update_slice_in_dim(x, y, at, 1) for x, y in zip(found, new, strict=True))
+    score_QN, length_QN = (
+      jax.lax.dynamic_update_slice_in_dim(x, y, i * block, 1) for x, y in zip(found, new, strict=True)
+    )
     return score_QN, length_QN
 
-  empty_QN = jnp.zeros((len(factors.query), rows))
-  return jax.lax.fori_loop(0, -(-rows // block), one, (empty_QN, empty_QN))
+  empty_QN = jnp.zeros((len(factors.query), blocks * block))
+  score_QN, length_QN = jax.lax.fori_loop(0, blocks, one, (empty_QN, empty_QN))
+  return score_QN[:, :rows], length_QN[:, :rows]

@@ -43,6 +43,8 @@ def test_no_awkward_case_is_ranked_otherwise_than_by_float64():
     search.Case(width=3000, query="an item", gallery="signs", k=63),
     # of equal items that the map makes short, some came in another call of the same matrix product
     search.Case(seed=8, width=1000, directions=1, query="an item", factors="blind", gallery="near blind"),
+    # of equal items some came at the end of a matrix product, where other instructions make up the rest
+    search.Case(seed=1376158502, items=156, k=63, gallery="copies", place="device"),
   ],
 )
 def test_nor_one_that_failed_once(case):
