@@ -90,6 +90,12 @@ def checksums(paths: Iterable[str | os.PathLike]) -> list[str]:
     return list(pool.map(_checksum_once, map(Path, paths)))
 
 
+def changed(written: Mapping[Path, str]) -> Path | None:
+  """Returns the first file whose checksum is not what was written; None where all are. Reads all, as `checksums`."""
+  found = checksums(written)
+  return next((path for path, now in zip(written, found, strict=True) if written[path] != now), None)
+
+
 def write_whole(path: str | os.PathLike, *pieces: bytes | memoryview | np.ndarray) -> str:
   """Writes bytes-like pieces as one file and returns its checksum; a killed or failed write leaves the name untouched.
 

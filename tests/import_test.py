@@ -31,6 +31,7 @@ ORDER = (
   "search.bounds",
   "search.gallery",
   "search.kernels",
+  "search.scores",
   "search.exact",
   "search.masks",
   "search.rank",

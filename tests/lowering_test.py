@@ -14,7 +14,7 @@ from qat_jax import adaptation
 from qat_jax.adaptation import plain
 from qat_jax.fit import linear
 from qat_jax.models import forms
-from qat_jax.search import kernels
+from qat_jax.search import kernels, scores
 from qat_jax.search.bounds import prepare
 from qat_jax.search.gallery import squares
 from qat_jax.types import Adaptation
@@ -102,10 +102,10 @@ def test_search_lowers_and_reads_the_gallery_as_it_lies(rank, gate, dtype):
   kind = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}[jnp.dtype(dtype).name]
   assert re.search(rf"dot_general.*tensor<128x{WIDTH}x{kind}>.*-> tensor", program)
   assert not re.search(r"\bstablehlo\.sort|top_k", program)
-  chunks = (np.zeros(64, np.int32), np.zeros((64, kernels.ITEMS), np.int32))
-  scored = functools.partial(kernels._by_chunks.__wrapped__, kernels._scores, count=None)
+  chunks = (np.zeros(64, np.int32), np.zeros((64, scores.ITEMS), np.int32))
+  scored = functools.partial(scores._by_chunks.__wrapped__, scores._scores, count=None)
   lowered(lambda factors, *rest: scored(factors, *rest), prepared.factors, gallery_ND, *chunks)
-  everything = functools.partial(kernels._all_scores.__wrapped__, rows=ROWS, block=128)
+  everything = functools.partial(scores._all_scores.__wrapped__, rows=ROWS, block=128)
   lowered(everything, prepared.factors, gallery_ND, start_)
   if prepared.similar is not None:
     tree = (
@@ -114,7 +114,7 @@ def test_search_lowers_and_reads_the_gallery_as_it_lies(rank, gate, dtype):
       np.ones(QUERIES, np.float32),
       np.ones(QUERIES, np.float32),
     )
-    refined = functools.partial(kernels._by_chunks.__wrapped__, kernels._refined, count=None)
+    refined = functools.partial(scores._by_chunks.__wrapped__, scores._refined, count=None)
     lowered(lambda tree, *rest: refined(tree, *rest), tree, gallery_ND, *chunks)
   lowered(squares.__wrapped__, gallery_ND)
 

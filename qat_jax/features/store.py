@@ -37,7 +37,7 @@ from qat_jax.features.shards import (
 )
 from qat_jax.features.writer import FeatureWriter, RowStream
 from qat_jax.sealed import write_record
-from qat_jax.stages import checksum, checksums, digest_of_files, lock
+from qat_jax.stages import changed, checksum, digest_of_files, lock
 from qat_jax.types import EncoderName
 
 ID_COLUMNS = ("id", "key", "image_path")
@@ -186,12 +186,11 @@ class FeatureStore:
 
   def check_files(self) -> None:
     """Raises ValueError that names a file whose checksum is not the one in meta.json, where that has it; reads all."""
-    wanted = {self.folder / name: about["checksum"] for name, about in self.meta.get("files", {}).items()}
-    paths = [path for path in (*(shard.path for shard in self.shards), *self.metadata_shards) if path in wanted]
-    for path, found in zip(paths, checksums(paths), strict=True):
-      if wanted[path] != found:
-        advice = f"restore it, write it again, or delete {META} where you changed it on purpose"
-        raise ValueError(f"{path} is not what was written: its checksum differs from {META}; {advice}")
+    written = {self.folder / name: about["checksum"] for name, about in self.meta.get("files", {}).items()}
+    own = (*(shard.path for shard in self.shards), *self.metadata_shards)
+    if path := changed({path: written[path] for path in own if path in written}):
+      advice = f"restore it, write it again, or delete {META} where you changed it on purpose"
+      raise ValueError(f"{path} is not what was written: its checksum differs from {META}; {advice}")
 
   def check_rows(self) -> None:
     """Raises ValueError that names the items whose features are NaN, infinite or zero; reads all features."""

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from qat_jax.features.shards import DTYPES, INCOMPLETE, KINDS, META, as_table, check_rows, describe, is_unit
 from qat_jax.sealed import check_format, read_record, readable, write_record
-from qat_jax.stages import check_same, checksums, write_whole
+from qat_jax.stages import changed, check_same, write_whole
 
 FORMAT = 1  # of a folder under construction
 OURS = re.compile(rf"\.lock|{INCOMPLETE}|{re.escape(META)}\..*tmp")  # what a kill may leave of an earlier call
@@ -148,12 +148,9 @@ class FeatureWriter:
       raise ValueError(f"{self.folder}: {len(missing)} shards are not written, the first is {missing[0]}")
     notes = [read_record(self._note(shard)) for shard in range(self.shards)]
     for shard in self.found:
-      paths = [self.folder / name for name in notes[shard]["files"]]
-      for path, found in zip(paths, checksums(paths), strict=True):
-        if found != notes[shard]["files"][path.relative_to(self.folder).as_posix()]["checksum"]:
-          raise ValueError(
-            f"{path} is not what was written, its checksum differs; delete {self._note(shard)}, run again"
-          )
+      written = {self.folder / name: about["checksum"] for name, about in notes[shard]["files"].items()}
+      if path := changed(written):
+        raise ValueError(f"{path} is not what was written, its checksum differs; delete {self._note(shard)}, run again")
     kinds = notes[0]["kinds"]
     if other := [i for i, note in enumerate(notes) if note["kinds"] != kinds]:
       raise ValueError(f"{self.folder}: shard {other[0]} holds {notes[other[0]]['kinds']}, shard 0 {kinds}")

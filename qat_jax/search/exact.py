@@ -13,7 +13,8 @@ import numpy as np
 
 from qat_jax.search.bounds import Prepared
 from qat_jax.search.gallery import Part
-from qat_jax.search.kernels import all_scores, refined_bounds, scores, upper_bounds
+from qat_jax.search.kernels import upper_bounds
+from qat_jax.search.scores import all_scores, refined_bounds, scores
 
 FIRST = 28  # items beyond k that are scored before there is a threshold
 STEP = 512  # items a query that are scored between two looks at the threshold

@@ -22,7 +22,7 @@ from qat_jax.adaptation import plain
 from qat_jax.sealed import check_format, read_record, write_record
 from qat_jax.search.gallery import LENGTH_ERROR
 from qat_jax.search.rank import GalleryLike, rank
-from qat_jax.stages import checksums
+from qat_jax.stages import changed, checksums
 from qat_jax.types import MISSING, Gallery, Ranking, as_gallery
 
 FORMAT = 1  # of the folder of an index
@@ -256,8 +256,6 @@ def read_about(folder: str | os.PathLike, kind: str, verify: bool) -> dict:
   if about.get("kind") != kind:
     raise ValueError(f"{folder} holds an index of kind {about.get('kind')!r}, not {kind!r}; load it with its own class")
   files = about.get("files", {}) if verify else {}  # earlier versions wrote none
-  paths = [path.parent / name for name in files]
-  for path, written, found in zip(paths, files.values(), checksums(paths), strict=True):
-    if written != found:
-      raise ValueError(f"{path} is not what was written: its checksum differs from index.json; build the index anew")
+  if other := changed({path.parent / name: checksum for name, checksum in files.items()}):
+    raise ValueError(f"{other} is not what was written: its checksum differs from index.json; build the index anew")
   return about

@@ -1,22 +1,19 @@
-"""The jitted functions of search: bounds of every item, and bounds and scores of a few.
+"""The filter of search, jitted: an upper bound of every item's score, and the items whose bound reaches a threshold.
 
-All walk through blocks that a cache holds, so that what is read is the gallery, once, and what is written are the
-results. Shapes are few: a part's, and powers of two.
+It walks through blocks that a cache holds, so that what is read is the gallery, once.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qat_jax.adaptation import HIGHEST, cosine, power_of_two, sums
-from qat_jax.search.bounds import LENGTHS, UNIT, Array, Bounds, Factors, Prepared
-from qat_jax.search.cores import cores, on_cores
+from qat_jax.adaptation import HIGHEST, power_of_two
+from qat_jax.search.bounds import UNIT, Array, Bounds
 from qat_jax.search.gallery import Part
 
 BLOCK_ROWS = {"cpu": 1024}  # of a block of items: on a CPU, what its cache holds
@@ -27,11 +24,6 @@ PEAKS = 256  # groups or more
 SORTED = 4096  # numbers a query that a device orders: of larger groups, where there are more
 ON_HOST = ("cpu",)  # where the host looks through bounds: XLA's CPU code for it takes ten times as long
 FOUND = 1 << 14  # bounds that a device finds at once, at first
-ITEMS = 128  # of a query, scored at once: always so many, since other shapes round otherwise, and ties would be none
-PIECE = {"cpu": 32}  # times ITEMS that a call works on at most, one by one, on one core
-AT_ONCE = 32  # times ITEMS that are worked on at once elsewhere, where a call works on all
-EVEN = 64  # items: a number of rows that no product rounds differently at its end
-DEEP_NUMBERS = 1 << 22  # mapped items that are held at once
 
 
 class Uppers(NamedTuple):
@@ -156,10 +148,10 @@ def _upper(bounds: Bounds, item_BD: jax.Array, lengths: np.ndarray) -> jax.Array
   for i in range(bounds.weight.shape[0]):
     square_BQ += bounds.weight[i][None] * jnp.square(product_BC[:, queries * (i + 1) : queries * (i + 2)])
   numerator_BQ = product_BC[:, :queries] + bounds.numerator_slack[None]
-  return jnp.minimum(_bound(numerator_BQ, square_BQ, bounds.cut[None], bounds.longest[None]), bounds.most[None])
+  return jnp.minimum(bound(numerator_BQ, square_BQ, bounds.cut[None], bounds.longest[None]), bounds.most[None])
 
 
-def _bound(numerator: Array, square: Array, cut: Array, longest: Array | float) -> jax.Array:
+def bound(numerator: Array, square: Array, cut: Array, longest: Array | float) -> jax.Array:
   """Returns the numerator over the least length, √square − cut; a negative one over the greatest."""
   length = jnp.sqrt(jnp.maximum(square, 0)) - cut
   length = jnp.where(numerator > 0, length, jnp.maximum(longest, 1e-30))
@@ -191,116 +183,3 @@ def _product(item_BD: jax.Array, column_DC: Array) -> jax.Array:
     return scale_1C * (first_BC + (second_BC + third_BC / step) / step)
 
   return jax.lax.platform_dependent(item_BD, column_DC, cpu=single, default=split)
-
-
-def scores(factors: Factors, part: Part, query_P: np.ndarray, item_P: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Returns cosine(q', T z) and |T z| (two P, float32) of some of a part's items, query by query."""
-  score_P, length_P = _of_pairs(_scores, factors, part, query_P, item_P)
-  return score_P, length_P
-
-
-def refined_bounds(prepared: Prepared, part: Part, query_P: np.ndarray, item_P: np.ndarray) -> np.ndarray:
-  """Returns tighter upper bounds (P) of some of a part's items, by their cut maps' lengths written out."""
-  assert prepared.similar is not None
-  bounds, similar = prepared.bounds, prepared.similar
-  queries = len(bounds.floor)
-  rounding = 12 * (similar.query.shape[1] + 16) * UNIT * similar.size * LENGTHS
-  folded_QD = bounds.columns[:, :queries].T
-  tree = (similar, folded_QD, bounds.numerator_slack, prepared.similar_cut + rounding)
-  return _of_pairs(_refined, tree, part, query_P, item_P)[0]
-
-
-def _scores(factors: Factors, item_BD: jax.Array) -> tuple[jax.Array, jax.Array]:
-  query_D, gate_D, left_DR, right_DR, _ = map(jnp.asarray, factors)
-  return cosine(query_D, gate_D, left_DR, right_DR, item_BD)
-
-
-def _refined(tree: tuple, item_BD: jax.Array) -> tuple[jax.Array]:
-  similar, folded_D, numerator_slack, cut = tree
-  _, length_B = _scores(similar, item_BD)
-  numerator_B = jnp.matmul(item_BD, folded_D, precision=HIGHEST) + numerator_slack
-  return (_bound(numerator_B, jnp.square(length_B), cut, jnp.inf),)
-
-
-def _of_pairs(
-  function: Callable, tree: object, part: Part, query_P: np.ndarray, item_P: np.ndarray
-) -> list[np.ndarray]:
-  """Returns function(a query's own branch of `tree`, items BD) for pairs, some items of a query at a time."""
-  count_Q = np.bincount(query_P)
-  chunks_Q = -(-count_Q // ITEMS)
-  within_P = np.arange(len(query_P)) - (np.cumsum(count_Q) - count_Q)[query_P]
-  chunk_P, slot_P = (np.cumsum(chunks_Q) - chunks_Q)[query_P] + within_P // ITEMS, within_P % ITEMS
-  chunks, in_turn = max(1, int(chunks_Q.sum())), part.platform in PIECE
-  if in_turn:
-    size = PIECE[part.platform]
-    each = min(size, -(-chunks // cores()))
-  else:
-    size = each = max(AT_ONCE, power_of_two(chunks))
-  starts = range(0, chunks, each)
-  query_C, item_CB = np.zeros(len(starts) * size, np.int32), np.zeros((len(starts) * size, ITEMS), np.int32)
-  query_C[chunk_P] = query_P
-  item_CB[chunk_P, slot_P] = item_P + part.offset
-
-  def one(start: int) -> list[np.ndarray]:
-    some, count = (x[start : start + size] for x in (query_C, item_CB)), min(each, chunks - start) if in_turn else None
-    return [np.asarray(x)[:each] for x in _by_chunks(function, tree, part.features, *some, count)]
-
-  found = zip(*on_cores(one, starts), strict=True)
-  return [np.concatenate(x_CB)[chunk_P, slot_P] for x_CB in found]
-
-
-@functools.partial(jax.jit, static_argnames="function")
-def _by_chunks(
-  function: Callable, tree: object, gallery_ND: jax.Array, query_C: np.ndarray, item_CB: np.ndarray, count: int | None
-) -> tuple[jax.Array, ...]:
-  """Returns the function's results (CB) of all chunks, or of the first `count`, one by one: one program for any."""
-
-  def one(chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
-    query, item_B = chunk
-    return function(jax.tree.map(lambda x: x[query], tree), gallery_ND[item_B].astype(jnp.float32))
-
-  if count is None:
-    return jax.lax.map(one, (query_C, item_CB), batch_size=AT_ONCE)
-
-  def next_one(i: jax.Array, found: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-    return jax.tree.map(lambda x, y: x.at[i].set(y), found, one((query_C[i], item_CB[i])))
-
-  empty = jax.tree.map(lambda _: jnp.zeros(item_CB.shape), jax.eval_shape(one, (query_C[0], item_CB[0])))
-  return jax.lax.fori_loop(0, count, next_one, empty)
-
-
-def all_scores(factors: Factors, part: Part, queries: int) -> tuple[np.ndarray, np.ndarray]:
-  """Returns cosine(q', T z) and |T z| (two QN, float32) of all of a part's items."""
-  width, rows = factors.query.shape[1], part.window
-  most = max(EVEN, 1 << (DEEP_NUMBERS // (len(factors.query) * width)).bit_length() - 1)
-  block = min(most, -(-rows // EVEN) * EVEN)
-  start = np.int32(part.offset - part.skipped)
-  found = _all_scores(factors, part.features, start, rows, block)
-  score_QN, length_QN = (np.asarray(x)[:queries, part.skipped : part.skipped + part.items] for x in found)
-  return score_QN, length_QN
-
-
-@functools.partial(jax.jit, static_argnames=("rows", "block"))
-def _all_scores(
-  factors: Factors, gallery_ND: jax.Array, start: jax.Array, rows: int, block: int
-) -> tuple[jax.Array, jax.Array]:
-  blocks = -(-rows // block)
-
-  def one(i: jax.Array, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    row_B = jnp.minimum(i * block + jnp.arange(block), rows - 1)  # the last block is filled up with the last row
-    item_BD = gallery_ND[start + row_B].astype(jnp.float32)
-    if factors.left.shape[2]:
-      new = jax.vmap(_scores, in_axes=(0, None))(factors, item_BD)
-    else:
-      numerator_QB = sums("QD,BD->QB", factors.query * factors.gate, item_BD)
-      gate_QD = jnp.broadcast_to(factors.gate, factors.query.shape)
-      length_QB = jnp.sqrt(sums("QD,BD->QB", jnp.square(gate_QD), jnp.square(item_BD)))
-      new = numerator_QB / jnp.maximum(length_QB, 1e-30), length_QB
-    score_QN, length_QN = (
-      jax.lax.dynamic_update_slice_in_dim(x, y, i * block, 1) for x, y in zip(found, new, strict=True)
-    )
-    return score_QN, length_QN
-
-  empty_QN = jnp.zeros((len(factors.query), blocks * block))
-  score_QN, length_QN = jax.lax.fori_loop(0, blocks, one, (empty_QN, empty_QN))
-  return score_QN[:, :rows], length_QN[:, :rows]

@@ -14,8 +14,9 @@ import numpy as np
 from qat_jax.search.bounds import RANK, Bounds, prepare
 from qat_jax.search.exact import Pairs, score_pairs
 from qat_jax.search.gallery import GATHERED, parts
-from qat_jax.search.kernels import ITEMS, PIECE, refined_bounds, upper_bounds
+from qat_jax.search.kernels import upper_bounds
 from qat_jax.search.rank import rerank
+from qat_jax.search.scores import ITEMS, PIECE, refined_bounds
 from qat_jax.types import Adaptation, Gallery
 
 SCORED = 2048  # items a query, on average, up to which all shapes are compiled off a CPU; rarely are there more

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qat_jax.search import kernels
+from qat_jax.search import kernels, scores
 from qat_jax.search.bounds import prepare
 from qat_jax.search.gallery import parts
 from qat_jax.search.rank import rank, rerank, score
@@ -58,23 +58,23 @@ def in_float64(own: Adaptation, item_ND: np.ndarray) -> tuple[np.ndarray, np.nda
 def _elsewhere() -> Iterator[None]:
   """Makes search take a CPU for an accelerator: the device looks through bounds, and half precision stays as it is."""
   new = {
-    "ON_HOST": (),
-    "BLOCK_ROWS": {},
-    "PIECE": {},
-    "FOUND": 64,
-    "_upper_bounds": _upper_bounds_elsewhere,
+    (kernels, "ON_HOST"): (),
+    (kernels, "BLOCK_ROWS"): {},
+    (kernels, "FOUND"): 64,
+    (kernels, "_upper_bounds"): _upper_bounds_elsewhere,
+    (scores, "PIECE"): {},
   }
-  old = {name: getattr(kernels, name) for name in new}
+  old = {(module, name): getattr(module, name) for module, name in new}
   choose = jax.lax.platform_dependent
   try:
-    for name, value in new.items():
-      setattr(kernels, name, value)
+    for (module, name), value in new.items():
+      setattr(module, name, value)
     jax.lax.platform_dependent = lambda *args, default, **_: default(*args)
     yield
   finally:
     jax.lax.platform_dependent = choose
-    for name, value in old.items():
-      setattr(kernels, name, value)
+    for (module, name), value in old.items():
+      setattr(module, name, value)
 
 
 _upper_bounds_elsewhere = jax.jit(kernels._upper_bounds.__wrapped__, static_argnames=("rows", "block"))
@@ -146,7 +146,7 @@ def _check_bounds(case: Case, own: Adaptation, item_ND: np.ndarray, exact_QN: np
     assert (upper_NQ >= exact_NQ).all(), f"a score exceeds its bound by {(exact_NQ - upper_NQ).max():.2e}"
     if prepared.similar is not None:
       query_P, item_P = np.divmod(np.arange(case.queries * part.items), part.items)
-      over_P = exact_NQ[item_P, query_P] - kernels.refined_bounds(prepared, part, query_P, item_P)
+      over_P = exact_NQ[item_P, query_P] - scores.refined_bounds(prepared, part, query_P, item_P)
       over_P = over_P[exact_NQ[item_P, query_P] > 0]
       assert over_P.max(initial=0) <= 0, f"a score exceeds its refined bound by {over_P.max():.2e}"
 

@@ -6,7 +6,8 @@ import pytest
 
 from qat_jax.search.bounds import RANK, prepare
 from qat_jax.search.gallery import Part
-from qat_jax.search.kernels import refined_bounds, upper_bounds
+from qat_jax.search.kernels import upper_bounds
+from qat_jax.search.scores import refined_bounds
 from qat_jax.types import Adaptation
 
 QUERIES, WIDTH, ITEMS = 4, 40, 4096

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qat_jax.search import kernels
+from qat_jax.search import kernels, scores
 from qat_jax.search import rank as scoring
 from qat_jax.types import Adaptation
 
@@ -73,9 +73,9 @@ def _wide(adaptation: Adaptation, gallery_ND: Any) -> tuple[np.ndarray, np.ndarr
 def as_elsewhere(patch: pytest.MonkeyPatch) -> None:
   """Makes search take a CPU for an accelerator: the device looks through the bounds, large steps at once."""
   patch.setattr(kernels, "ON_HOST", ())
-  for name in ("BLOCK_ROWS", "PIECE"):
-    patch.setattr(kernels, name, {})
+  patch.setattr(kernels, "BLOCK_ROWS", {})
   patch.setattr(kernels, "FOUND", 64)
+  patch.setattr(scores, "PIECE", {})
 
 
 CASES = {
@@ -216,10 +216,10 @@ def test_shortlists_of_many_lengths_compile_a_few_times_only():
   adaptation, gallery_ND = make("adaptive"), unit(np.random.default_rng(1), 50, 24)
   for length in (16, 32):
     scoring.rerank(adaptation, gallery_ND, np.zeros((3, length), int))
-  before = kernels._by_chunks._cache_size()
+  before = scores._by_chunks._cache_size()
   for length in range(3, 33):
     scoring.rerank(adaptation, gallery_ND, np.zeros((3, length), int))
-  assert kernels._by_chunks._cache_size() == before
+  assert scores._by_chunks._cache_size() == before
 
 
 def test_what_cannot_be_ranked_is_refused_before_any_work():

@@ -1,0 +1,40 @@
+"""A tiny trained run for the tests of evaluation, and what they read off its metrics."""
+
+import json
+
+import numpy as np
+
+from eval.pipeline import evaluate
+from qat_jax.features.store import write_features
+from qat_jax.types import Ranking
+
+WIDTH, SEED = 8, 0
+
+
+def unit(rows, seed=SEED):
+  x_ND = np.random.default_rng(seed).normal(size=(rows, WIDTH)).astype(np.float32)
+  return x_ND / np.linalg.norm(x_ND, axis=1, keepdims=True)
+
+
+def put(folder, kind, ids, seed, columns=None):
+  return write_features(folder, {kind: unit(len(ids), seed)}, {"id": list(ids), **(columns or {})})
+
+
+def run(config, workdir, **benchmark):
+  config.benchmark.update(benchmark)
+  evaluate(config, workdir)
+  return json.loads((workdir / "eval" / "metrics.json").read_text())
+
+
+def values(metrics, metric, method="plain"):
+  return {
+    (r["query"], r.get("task", "")): r["value"]
+    for r in metrics["results"]
+    if r["metric"] == metric and r["method"] == method
+  }
+
+
+def plain_ranking(query_QD, gallery_ND):
+  score_QN = np.asarray(query_QD, np.float32) @ np.asarray(gallery_ND, np.float32).T
+  ids_QK = np.argsort(-score_QN, axis=1, kind="stable")
+  return Ranking(ids_QK, np.take_along_axis(score_QN, ids_QK, 1))
