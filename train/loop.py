@@ -106,6 +106,8 @@ def train(
     disable=not exchange.first(),
   )
   pending: list[tuple[int, dict]] = []
+  # devices that share a CPU's threads: those of one step may wait for each other behind those of the next, for ever
+  in_turn = jax.default_backend() == "cpu" and jax.local_device_count() > 1
 
   def finished(state: TrainState) -> bool:
     step = int(state.step)
@@ -120,6 +122,8 @@ def train(
       until = min(settings.steps, step + settings.validate_every - step % settings.validate_every)
       for number in range(step, until):
         state, measures = parallel_step(state, batch_at(number))
+        if in_turn:
+          jax.block_until_ready(measures)
         pending.append((number + 1, measures))
         bar.update()
       desk.note(pending)
