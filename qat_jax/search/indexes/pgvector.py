@@ -57,10 +57,11 @@ class PgvectorIndex:
     self._connection: Any = None
     names = {"id": id_column, "vector": vector, "table": table}
     self._names = {key: _psycopg().sql.Identifier(*name.split(".")) for key, name in names.items()}
+    regclass = self._names["table"].as_string(None)
     with self._connected() as connection:
-      self._type, self.width, self.integers = self._columns(connection, id_column, vector)
-      rows = connection.execute(_STATEMENTS["indexes"], [self._regclass(), vector]).fetchall()
-      own = connection.execute("SELECT obj_description(%s::regclass, 'pg_class')", [self._regclass()]).fetchone()[0]
+      self._type, self.width, self.integers = self._columns(connection, regclass, id_column, vector)
+      rows = connection.execute(_STATEMENTS["indexes"], [regclass, vector]).fetchall()
+      own = connection.execute("SELECT obj_description(%s::regclass, 'pg_class')", [regclass]).fetchone()[0]
       version = connection.execute("SELECT extversion FROM pg_extension WHERE extname = 'vector'").fetchone()[0]
     found: list[Metric] = [m for m in OPERATORS for (operators,) in rows if operators.endswith(f"_{m}_ops")]
     # without an index every row is compared, by whatever is asked for
@@ -137,12 +138,9 @@ class PgvectorIndex:
     statement = sql.SQL(
       "SELECT {id}, {vector} {operator} %s::{type} AS distance FROM {table} WHERE ({condition}) "
       "ORDER BY distance LIMIT %s"
-    ).format(
-      **self._names,
-      operator=sql.SQL(OPERATORS[self.metric]),
-      type=sql.SQL(self._type),
-      condition=sql.SQL(condition),
     )
+    parts = {"operator": OPERATORS[self.metric], "type": self._type, "condition": condition}
+    statement = statement.format(**self._names, **{name: sql.SQL(part) for name, part in parts.items()})
     found = []
     with self._connected() as connection, connection.transaction():
       for name, value in {**self._settings(k), **self.settings}.items():
@@ -190,9 +188,9 @@ class PgvectorIndex:
         self._connection = _psycopg().connect(self.location, autocommit=True, prepare_threshold=None)
       yield self._connection
 
-  def _columns(self, connection: Any, id_column: str, vector: str) -> tuple[str, int, bool]:
+  def _columns(self, connection: Any, regclass: str, id_column: str, vector: str) -> tuple[str, int, bool]:
     """Returns the type and width of the vectors, and whether the ids are numbers."""
-    rows = connection.execute(_STATEMENTS["columns"], [self._regclass()]).fetchall()
+    rows = connection.execute(_STATEMENTS["columns"], [regclass]).fetchall()
     kinds = {name: (kind, width) for name, kind, width in rows}
     kind, width = kinds.get(vector, ("", -1))
     if kind not in ("vector", "halfvec") or width < 1 or id_column not in kinds:
@@ -210,9 +208,6 @@ class PgvectorIndex:
       asked |= {"hnsw.iterative_scan": "strict_order", "hnsw.max_scan_tuples": max(20_000, 10 * k)}
       asked |= {"ivfflat.iterative_scan": "relaxed_order"}
     return asked
-
-  def _regclass(self) -> str:
-    return self._names["table"].as_string(None)
 
 
 _STATEMENTS = {

@@ -27,8 +27,7 @@ import psutil
 import pyarrow as pa
 
 import qat_jax
-from eval.speed import load
-from qat_jax.runs import ANEW, end_on_signals
+from eval.speed.service import load
 from qat_jax.serve.items import Items
 from qat_jax.serve.limits import Limits
 from qat_jax.serve.service import Service
@@ -144,8 +143,3 @@ def main() -> None:
   with tempfile.TemporaryDirectory() as folder, in_thread(app, port):
     clients = [int(count) for count in flags.clients.split(",")]
     print("\n".join(measure(port, pathlib.Path(folder), flags.width, clients, flags.seconds, flags.overload)))
-
-
-if __name__ == "__main__":
-  end_on_signals(ANEW)
-  main()

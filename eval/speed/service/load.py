@@ -1,4 +1,4 @@
-"""Clients of a server on this machine: python -m eval.speed.load 8000 BODIES --clients 8. In a process of its own.
+"""Clients of a server on this machine: python -m eval.speed.service.load 8000 BODIES. In a process of its own.
 
 BODIES is a file of search requests, a JSON line each. Closed: each client asks again when it is answered. Open, with
 --rate: requests come at random times, whatever the answers take, and a latency counts from the time that was due.

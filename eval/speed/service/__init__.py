@@ -1,0 +1,1 @@
+"""What the search service carries: python -m eval.speed.service; and the clients that ask it, load.py."""
