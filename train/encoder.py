@@ -5,7 +5,9 @@ The result is a folder with the files of any CLIP on the hub, which `load_encode
 
 from __future__ import annotations
 
+import functools
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,6 +16,7 @@ import numpy as np
 import optax
 import tqdm
 from absl import app, flags
+from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict, config_flags
 
 import configs
@@ -22,6 +25,7 @@ from qat_jax.adaptation import normalise
 from qat_jax.datasets import decode
 from qat_jax.datasets.toybox import captions as toybox_captions
 from qat_jax.datasets.toybox import source as toybox
+from qat_jax.datasets.toybox.objects import families as families_of_toys
 from qat_jax.encoders import families, weights
 from qat_jax.encoders.inputs import Pixels, read_pixels
 from qat_jax.encoders.tower import Text, TextTower, Vision, VisionTower
@@ -31,6 +35,7 @@ from train.step import make_optimiser
 from train.vocabulary import write_tokenizer
 
 FLAGS = flags.FLAGS
+DEVICE = "device"  # the axis of those that share a batch
 
 
 def main(argv: list[str]) -> None:
@@ -41,14 +46,17 @@ def main(argv: list[str]) -> None:
     train(FLAGS.config, pathlib.Path(FLAGS.workdir))
 
 
-def train(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
-  """Trains a CLIP from scratch and returns the folder it is in.
+def train(config: ConfigDict, workdir: pathlib.Path, devices: Sequence[jax.Device] | None = None) -> pathlib.Path:
+  """Trains a CLIP from scratch, on all devices or those given, and returns the folder it is in.
 
-  Raises ValueError where the data holds fewer images than a batch.
+  Raises ValueError where the data holds fewer images than a batch, or devices cannot share one.
   """
   source = toybox.source(config.data.split, workdir / "data", config.data.name)
   if len(source) < config.train.batch_size:
     raise ValueError(f"train.batch_size is {config.train.batch_size}, but there are only {len(source)} images")
+  mesh = Mesh(np.array(jax.devices() if devices is None else devices), (DEVICE,))
+  if config.train.batch_size % mesh.size:
+    raise ValueError(f"train.batch_size is {config.train.batch_size}, no multiple of {mesh.size} devices")
   out = pathlib.Path(config.out or workdir / "clip")
   out.mkdir(parents=True, exist_ok=True)
   tokenizer = write_tokenizer(out, toybox_captions.vocabulary(), config.model.text.tokens)
@@ -56,50 +64,78 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
   clip = make_config(config.model, len(tokenizer), tokenizer.eos_token_id)
   vision, text = families.towers(clip)
   assert text is not None  # a CLIP has both
-  records = [source[i] for i in range(len(source))]
-  images = [decode(record) for record in records]
-  captions = [record["caption"] for record in records]
-  pixels = np.concatenate([preprocessed(processor, images[i : i + 512]) for i in range(0, len(images), 512)])
-  tokens = tokenizer(captions, padding="longest", return_tensors="np")
-  _, meaning = np.unique(captions, return_inverse=True)
-  params = fit(vision, text, pixels, tokens["input_ids"], meaning, config)
+  params = fit(
+    vision, text, processor, Batches(source, processor, tokenizer, config.train.longest, config.seed), config, mesh
+  )
   clip.save_pretrained(out)
   weights.save(out, params, vision, clip.model_type)
   return out
 
 
-def fit(
-  vision: Vision, text: Text, pixels: np.ndarray, ids: np.ndarray, meaning: np.ndarray, config: ConfigDict
-) -> dict:
-  """Returns parameters trained with the symmetric contrastive loss; equal captions are no negatives of each other."""
+class Batches:
+  """Training batches: toys in one of their views, cut out a little differently and described anew each time."""
+
+  def __init__(self, source: toybox.Source, processor: Pixels, tokenizer: Any, longest: int, seed: int) -> None:
+    """Decodes all images of a source; captions are cut to `longest` tokens."""
+    toys = {toy.name: toy for family in families_of_toys() for toy in family}
+    records = [source[i] for i in range(len(source))]
+    self.toys = [toys[record["instance"]] for record in records]
+    self.pixels_NPP3 = np.stack([np.asarray(decode(record)) for record in records])
+    self.crop, self.tokenizer, self.longest, self.seed = processor.crop[0], tokenizer, longest, seed
+
+  def __len__(self) -> int:
+    return len(self.toys)
+
+  def batch(self, number: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the pixels (BPP3, uint8), token ids (BL) and captions (B, equal numbers for equal ones) of a step."""
+    rng = np.random.Generator(np.random.Philox(key=[self.seed, number]))
+    rows = rng.choice(len(self), size, replace=False)
+    top, left = rng.integers(0, self.pixels_NPP3.shape[1] - self.crop + 1, 2)
+    pixels_BPP3 = self.pixels_NPP3[rows, top : top + self.crop, left : left + self.crop]
+    captions = [toybox_captions.coarse(self.toys[row], int(rng.integers(2**31))) for row in rows]
+    ids_BL = self.tokenizer(
+      captions, padding="max_length", truncation=True, max_length=self.longest, return_tensors="np"
+    )["input_ids"]
+    return pixels_BPP3, ids_BL.astype(np.int32), np.unique(captions, return_inverse=True)[1].astype(np.int32)
+
+
+def fit(vision: Vision, text: Text, processor: Pixels, batches: Batches, config: ConfigDict, mesh: Mesh) -> dict:
+  """Returns parameters trained with the symmetric contrastive loss, each device with its part of a batch.
+
+  Equal captions are no negatives of each other.
+  """
   settings = config.train
   optimiser = make_optimiser(settings.steps, settings.learning_rate, 1e-5, settings.warmup_steps, settings.weight_decay)
   images, texts = VisionTower(vision), TextTower(text)
+  gathered = functools.partial(jax.lax.all_gather, axis_name=DEVICE, tiled=True)
 
-  def loss(params: dict, pixels: jax.Array, ids: jax.Array, meaning: jax.Array) -> jax.Array:
-    image_BD = normalise(jnp.asarray(images.apply({"params": params["vision"]}, pixels.astype(jnp.float32))))
-    text_BD = normalise(jnp.asarray(texts.apply({"params": params["text"]}, ids)))
-    return contrastive(image_BD @ text_BD.T, meaning, jnp.exp(-params["logit_scale"]))
+  def loss(params: dict, pixels_BPP3: jax.Array, ids_BL: jax.Array, meaning_B: jax.Array) -> jax.Array:
+    image_BD = normalise(jnp.asarray(images.apply({"params": params["vision"]}, processor.normalise(pixels_BPP3))))
+    text_BD = normalise(jnp.asarray(texts.apply({"params": params["text"]}, ids_BL)))
+    score = gathered(image_BD) @ gathered(text_BD).T
+    return contrastive(score, gathered(meaning_B), jnp.exp(-params["logit_scale"]))
 
-  @jax.jit
-  def step(params: dict, state: optax.OptState, *batch: jax.Array) -> tuple[dict, optax.OptState, jax.Array]:
-    value, gradient = jax.value_and_grad(loss)(params, *batch)
-    update, state = optimiser.update(gradient, state, params)
-    params = optax.apply_updates(params, update)
+  def update(params: dict, state: optax.OptState, *batch: jax.Array) -> tuple[dict, optax.OptState, jax.Array]:
+    value, gradient = jax.lax.pmean(jax.value_and_grad(loss)(params, *batch), DEVICE)
+    change, state = optimiser.update(gradient, state, params)
+    params = optax.apply_updates(params, change)
     return params | {"logit_scale": jnp.minimum(params["logit_scale"], jnp.log(100.0))}, state, value
 
+  whole, part = PartitionSpec(), PartitionSpec(DEVICE)
+  shared = jax.shard_map(update, mesh=mesh, in_specs=(whole, whole, part, part, part), out_specs=whole, check_vma=False)
+  step = jax.jit(shared, donate_argnums=(0, 1))
   key_vision, key_text = jax.random.split(jax.random.key(config.seed))
+  pixels_BPP3, ids_BL, _ = batches.batch(0, 1)
   params = {
-    "vision": jax.jit(images.init)(key_vision, jnp.float32(pixels[:1]))["params"],
-    "text": jax.jit(texts.init)(key_text, ids[:1])["params"],
+    "vision": jax.jit(images.init)(key_vision, jnp.float32(pixels_BPP3))["params"],
+    "text": jax.jit(texts.init)(key_text, ids_BL)["params"],
     "logit_scale": jnp.asarray(-np.log(settings.temperature), jnp.float32),
   }
   state = optimiser.init(params)
   bar = tqdm.trange(settings.steps, desc="encoder", unit="step", mininterval=5)
   for number in bar:
-    rng = np.random.Generator(np.random.Philox(key=[config.seed, number]))
-    rows = rng.choice(len(pixels), settings.batch_size, replace=False)
-    params, state, value = step(params, state, *(jnp.asarray(x[rows]) for x in (pixels, ids, meaning)))
+    params, state, value = step(params, state, *batches.batch(number, settings.batch_size))
+    value.block_until_ready()  # devices that share a CPU meet in time only when there is one step at a time
     if number % 50 == 49:
       bar.set_postfix(loss=f"{float(value):.3f}")
       if not np.isfinite(float(value)):
@@ -128,11 +164,6 @@ def make_config(model: ConfigDict, vocabulary: int, end: int) -> Any:
     vision_config=tower(model.vision) | vision,
     projection_dim=model.projection,
   )
-
-
-def preprocessed(processor: Pixels, images: list) -> np.ndarray:
-  """Returns the pixels that the image tower takes, in half precision to save memory."""
-  return np.asarray(processor.normalise(jnp.stack([processor.prepare(image) for image in images])), np.float16)
 
 
 def write_processor(folder: pathlib.Path, vision: ConfigDict) -> Pixels:

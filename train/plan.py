@@ -98,8 +98,9 @@ def candidates(config: ConfigDict, material: Material, folder: pathlib.Path) -> 
     add("closed_form", grid, lambda: discriminant.query_alone(training, gate, SHRINKAGE, RESIDUAL))
     grid = {"shrinkage": SHRINKAGE}
     add("closed_form_both", grid, lambda: discriminant.both_sides(training, gate, SHRINKAGE))
-    grid = {"shrinkage": list(discriminant.PLDA_SHRINKAGE)}
-    add("plda", grid, lambda: discriminant.probabilistic(training, gate))
+    if not config.data.views:  # made views have the directions of real ones, not their size, which its lengths rest on
+      grid = {"shrinkage": list(discriminant.PLDA_SHRINKAGE)}
+      add("plda", grid, lambda: discriminant.probabilistic(training, gate))
   if perfect := [name for name, one in fitted.items() if (one.precision_Q == 1).all()]:
     if exchange.first():
       tqdm.write(f"{training.query_type}: {perfect[0]} answers every validation query perfectly; nothing else is tried")

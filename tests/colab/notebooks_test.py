@@ -79,7 +79,7 @@ def test_a_zip_of_pictures_is_learned_from_and_searched(tmp_path):
       Image.new("RGB", (32, 32), (6 * number, 255 - 5 * number, 40)).save(tmp_path / "one.png")
       archive.write(tmp_path / "one.png", f"holiday/{number:02}.png")
   outputs = run("your_images", SHORT=True, WORKDIR=str(tmp_path / "run"), PICTURES=str(kept), ENCODER="toy_clip")
-  assert "'40 of 40 pictures, 96 wide'" in shown(outputs)
+  assert "'40 of 40 pictures, 128 wide'" in shown(outputs)
   assert any("image queries: " in out.get("text", "") for out in outputs)
   assert len(pictures(outputs)) == 2
 

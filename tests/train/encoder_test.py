@@ -1,9 +1,13 @@
+import jax
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from configs.demo_encoder import get_config
 from qat_jax.datasets.toybox import captions as toybox_captions
+from qat_jax.datasets.toybox import source as toybox
 from qat_jax.encoders import load_encoder
-from train.encoder import train
+from train.encoder import Batches, train, write_processor
 from train.vocabulary import byte_pairs, write_tokenizer
 
 
@@ -38,3 +42,30 @@ def test_a_batch_larger_than_the_data_is_refused(config, tmp_path):
   config.train.batch_size = 100
   with pytest.raises(ValueError, match=r"batch_size is 100, but there are only 24 images"):
     train(config, tmp_path)
+
+
+def test_a_batch_is_the_same_every_time_and_the_next_one_another(config, tmp_path):
+  source = toybox.source(config.data.split, tmp_path, config.data.name)
+  tokenizer = write_tokenizer(tmp_path, toybox_captions.vocabulary(), 32)
+  batches = Batches(source, write_processor(tmp_path, config.model.vision), tokenizer, 20, seed=0)
+  pixels, ids, meaning = batches.batch(3, 16)
+  assert pixels.shape == (16, 60, 60, 3)
+  assert pixels.dtype == np.uint8
+  assert ids.shape == (16, 20)
+  for first, again, other in zip((pixels, ids, meaning), batches.batch(3, 16), batches.batch(4, 16), strict=True):
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+def test_a_batch_that_devices_cannot_share_is_refused(config, tmp_path):
+  config.train.batch_size = 18
+  with pytest.raises(ValueError, match=r"batch_size is 18, no multiple of 4 devices"):
+    train(config, tmp_path)
+
+
+def test_devices_that_share_a_batch_learn_what_one_learns(config, tmp_path):
+  train(config, tmp_path)
+  shared = load_file(tmp_path / "clip" / "model.safetensors")
+  train(config, tmp_path, jax.devices()[:1])
+  for name, alone in load_file(tmp_path / "clip" / "model.safetensors").items():
+    np.testing.assert_allclose(shared[name], alone, atol=1e-4, err_msg=name)

@@ -257,7 +257,7 @@ def test_unreadable_images_and_long_captions_are_told_at_the_end(tmp_path, capsy
   said = capsys.readouterr()
   told = said.out + said.err
   assert "1 unreadable images left out (5.png)" in told
-  assert "1 captions were longer than the 32 tokens that are read; cut" in told
+  assert "1 captions were longer than the 36 tokens that are read; cut" in told
   meta = json.loads((root / "train/meta.json").read_text())
   assert (meta["unreadable"], meta["truncated_captions"]) == (1, 1)
   assert len(RetrievalSet.open(root).train_images) == 107

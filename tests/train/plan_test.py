@@ -5,6 +5,8 @@ import pytest
 
 from configs import demo, features
 from qat_jax.fit.training import Training
+from qat_jax.types import Relevance
+from qat_jax.validation import Validator
 from train import plan
 from train.loop import LoopSettings
 from train.step import LossSettings
@@ -63,3 +65,18 @@ def test_where_nothing_is_left_to_gain_nothing_more_is_fitted(tmp_path, capsys):
   material = plan.Material(Training("text", rows_ND, rows_ND, np.arange(16)), None, None, lambda head: 1.0, gate, {})
   assert list(plan.candidates(features.get_config(), material, tmp_path)) == ["plain"]
   assert "text: plain answers every validation query perfectly; nothing else is tried" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("views", "tried"), [(0, True), (2, False)])
+def test_probabilistic_lda_is_not_fitted_to_made_views(tmp_path, views, tried):
+  rng = np.random.default_rng(0)
+  instance = np.repeat(np.arange(40), 2)
+  rows_ND = (rng.normal(size=(40, 6))[instance] + 0.8 * rng.normal(size=(80, 6))).astype(np.float32)
+  relevance = Relevance([np.array([2 * i + 1]) for i in range(10)], [np.array([2 * i]) for i in range(10)])
+  validator = Validator(rows_ND[60::2], rows_ND[60:], relevance, limit=0, seed=0)
+  material = plan.Material(
+    Training("image", rows_ND[:60], rows_ND[:60], instance[:60]), None, None, validator, validator, {}
+  )
+  config = features.get_config()
+  config.data.views, config.trained.image, config.levelled.image = views, "never", 0
+  assert ("plda" in plan.candidates(config, material, tmp_path)) == tried

@@ -1,8 +1,8 @@
 """Says what a toy looks like, in words and in detail that vary from view to view.
 
-A detailed caption names most attributes, each in one of several words, as people who know a field do. A coarse one,
-such as the demo's encoder is trained on, names a part or two in the plainest words; the others it never meets. What a
-caption says of a toy is always true.
+A detailed caption names most attributes, each in one of three words, as people who know a field do. A coarse one, such
+as the demo's encoder is trained on, names a part or two in plain words; the third of each value's words it never meets.
+What a caption says of a toy is always true.
 """
 
 from __future__ import annotations
@@ -15,81 +15,109 @@ import numpy as np
 
 from qat_jax.datasets.toybox.objects import Toy
 
-# Value → its words; the first is the plain one.
+# Value → its words: the plain one, another, and one that only people who know the field use.
 WORDS = {
   "red": ("red", "crimson", "scarlet"),
-  "orange": ("orange", "tangerine"),
+  "orange": ("orange", "tangerine", "apricot"),
   "yellow": ("yellow", "lemon", "golden"),
-  "green": ("green", "emerald"),
+  "green": ("green", "emerald", "olive"),
   "blue": ("blue", "azure", "navy"),
-  "purple": ("purple", "violet"),
-  "pink": ("pink", "rose"),
-  "brown": ("brown", "chocolate"),
-  "white": ("white", "snowy"),
-  "black": ("black", "dark"),
+  "purple": ("purple", "violet", "plum"),
+  "pink": ("pink", "rose", "salmon"),
+  "brown": ("brown", "chocolate", "umber"),
+  "white": ("white", "snowy", "ivory"),
+  "black": ("black", "dark", "ebony"),
   "circle": ("circle", "disc", "ball"),
   "square": ("square", "box", "block"),
-  "triangle": ("triangle", "pyramid"),
-  "star": ("star", "asterisk"),
-  "cross": ("cross", "plus"),
-  "heart": ("heart", "valentine"),
-  "moon": ("moon", "crescent"),
-  "arrow": ("arrow", "pointer"),
-  "plain": ("plain", "solid"),
+  "triangle": ("triangle", "pyramid", "delta"),
+  "star": ("star", "asterisk", "sparkle"),
+  "cross": ("cross", "plus", "crosslet"),
+  "heart": ("heart", "valentine", "cardioid"),
+  "moon": ("moon", "crescent", "sickle"),
+  "arrow": ("arrow", "pointer", "chevron"),
+  "plain": ("plain", "solid", "even"),
   "striped": ("striped", "banded", "lined"),
   "dotted": ("dotted", "spotted", "speckled"),
-  "checked": ("checked", "chequered", "tiled"),
+  "checked": ("checked", "tiled", "chequered"),
   "framed": ("framed", "bordered", "outlined"),
   "above": ("above", "on top", "over it"),
-  "below": ("below", "underneath", "at the bottom"),
-  "left": ("on the left", "to its left"),
-  "right": ("on the right", "to its right"),
-  "dot": ("dot", "spot"),
-  "bar": ("bar", "dash"),
-  "ring": ("ring", "hoop"),
-  "wedge": ("wedge", "chip"),
+  "below": ("below", "underneath", "beneath"),
+  "left": ("on the left", "to its left", "westward"),
+  "right": ("on the right", "to its right", "eastward"),
+  "dot": ("dot", "spot", "speck"),
+  "bar": ("bar", "dash", "strip"),
+  "ring": ("ring", "hoop", "loop"),
+  "wedge": ("wedge", "chip", "shard"),
 }
 OPENINGS = ("", "", "a photo of ", "a picture of ", "here is ", "a toy made of ")
 JOINS = (" with ", ", with ", " and ", ", ")
 CENTRES = ("in the middle", "at its centre", "on it")
+# What sellers and collectors write beside what is to be seen.
+ASIDES = (
+  "vintage",
+  "handmade",
+  "collectible",
+  "brand new",
+  "slightly worn",
+  "for sale",
+  "gift idea",
+  "museum piece",
+  "item of the week",
+  "in stock",
+)
+OTHER = 0.3  # how often a coarse caption takes the second of a value's words
+RARE = 0.2  # how often a detailed one takes the third
+BEFORE, AFTER = 0.3, 0.3  # how often a detailed one begins or ends with an aside
 
 
 def detailed(toy: Toy, view: int) -> str:
   """Returns a view's caption: the main shape, mostly its colour and texture, and mostly the other two parts."""
   rng = np.random.Generator(np.random.Philox(key=[zlib.crc32(toy.name.encode()), 2**32 + view]))
   say = functools.partial(_word, rng)
-  main = _phrase(rng, say, (toy.colour, 0.8), (toy.texture, 0.65), (toy.kind, 0.9))
+  main = _phrase(rng, say, (toy.colour, 0.9), (toy.texture, 0.8), (toy.kind, 0.95))
   parts = []
-  if rng.random() < 0.92:
-    side = _phrase(rng, say, (toy.side_colour, 0.8), (toy.side_kind, 0.85))
+  if rng.random() < 0.95:
+    side = _phrase(rng, say, (toy.side_colour, 0.9), (toy.side_kind, 0.9))
     parts.append(f"{side} {say(toy.side_place)}" if rng.random() < 0.55 else side)
-  if rng.random() < 0.75:
-    mark = _phrase(rng, say, (toy.mark_colour, 0.8), (toy.mark_kind, 0.85))
+  if rng.random() < 0.85:
+    mark = _phrase(rng, say, (toy.mark_colour, 0.9), (toy.mark_kind, 0.9))
     parts.append(f"{mark} {_pick(rng, CENTRES)}")
   if len(parts) == 2 and rng.random() < 0.4:
     parts.reverse()
   caption = _pick(rng, OPENINGS) + main
   for part in parts:
     caption += _pick(rng, JOINS) + part
-  return caption
+  if rng.random() < BEFORE:
+    caption = f"{_pick(rng, ASIDES)}, {caption}"
+  return f"{caption}, {_pick(rng, ASIDES)}" if rng.random() < AFTER else caption
 
 
 def coarse(toy: Toy, view: int) -> str:
   """Returns a short caption in plain words: the main shape, now and then its texture or one small part."""
   rng = np.random.Generator(np.random.Philox(key=[zlib.crc32(toy.name.encode()), 2**33 + view]))
-  caption = _pick(rng, OPENINGS) + _phrase(rng, _plain, (toy.colour, 0.8), (toy.texture, 0.3), (toy.kind, 0.8))
+  say = functools.partial(_plain, rng)
+  caption = _pick(rng, OPENINGS) + _phrase(rng, say, (toy.colour, 0.8), (toy.texture, 0.3), (toy.kind, 0.8))
   chance = rng.random()
   if chance < 0.4:
-    side = _phrase(rng, _plain, (toy.side_colour, 0.8), (toy.side_kind, 0.8))
-    caption += _pick(rng, JOINS) + (f"{side} {_plain(toy.side_place)}" if rng.random() < 0.4 else side)
+    side = _phrase(rng, say, (toy.side_colour, 0.8), (toy.side_kind, 0.8))
+    caption += _pick(rng, JOINS) + (f"{side} {say(toy.side_place)}" if rng.random() < 0.4 else side)
   elif chance < 0.7:
-    caption += _pick(rng, JOINS) + _phrase(rng, _plain, (toy.mark_colour, 0.8), (toy.mark_kind, 0.8))
+    caption += _pick(rng, JOINS) + _phrase(rng, say, (toy.mark_colour, 0.8), (toy.mark_kind, 0.8))
   return caption
 
 
 def vocabulary() -> list[str]:
   """Returns every word that captions are made of."""
-  pieces = [*OPENINGS, *JOINS, *CENTRES, "a", "an", "shape", *(word for words in WORDS.values() for word in words)]
+  pieces = [
+    *OPENINGS,
+    *JOINS,
+    *CENTRES,
+    *ASIDES,
+    "a",
+    "an",
+    "shape",
+    *(word for words in WORDS.values() for word in words),
+  ]
   return sorted({word for piece in pieces for word in piece.replace(",", " ").split()})
 
 
@@ -98,11 +126,12 @@ def _pick(rng: np.random.Generator, choices: tuple[str, ...]) -> str:
 
 
 def _word(rng: np.random.Generator, value: str) -> str:
-  return _pick(rng, WORDS[value])
+  plain, other, rare = WORDS[value]
+  return rare if rng.random() < RARE else _pick(rng, (plain, other))
 
 
-def _plain(value: str) -> str:
-  return WORDS[value][0]
+def _plain(rng: np.random.Generator, value: str) -> str:
+  return WORDS[value][rng.random() < OTHER]
 
 
 def _phrase(rng: np.random.Generator, say: Callable[[str], str], *mentions: tuple[str, float]) -> str:

@@ -36,7 +36,8 @@ class ToyboxConfig(tfds.core.BuilderConfig):
   train_views: int = 3
   gallery_views: int = 3
   pretrain_views: int = 1
-  queried: int = 2  # instances of each family that have a text and an image query
+  gallery_members: int = 4  # instances of each family in a gallery
+  queried: int = 2  # those of them that have a text and an image query
 
   def parts(self) -> dict[str, range]:
     """Returns part → the numbers of its families."""
@@ -54,16 +55,24 @@ class ToyboxConfig(tfds.core.BuilderConfig):
 class Toybox(tfds.core.GeneratorBasedBuilder):
   """Small objects of a few coloured, textured shapes, in hard families, with captions."""
 
-  VERSION = tfds.core.Version("1.1.0")
+  VERSION = tfds.core.Version("1.2.0")
   url_infos: ClassVar[dict] = {}  # nothing is downloaded; else TFDS looks for a list of checksums beside this file
   BUILDER_CONFIGS: ClassVar = (
-    ToyboxConfig(name="default", description="What the demo needs.", train=1350, val=200, test=430, train_views=4),
+    ToyboxConfig(
+      name="default",
+      description="What the demo needs.",
+      train=1350,
+      val=200,
+      test=430,
+      train_views=4,
+      gallery_members=2,
+    ),
     ToyboxConfig(
       name="pretrain",
       description="Families of their own, for the demo's encoder.",
       first_family=2000,
-      pretrain=3500,
-      pretrain_views=1,
+      pretrain=6000,
+      pretrain_views=3,
     ),
     ToyboxConfig(name="tiny", description="For tests.", train=6, val=4, test=5, pretrain=6),
   )
@@ -92,7 +101,9 @@ class Toybox(tfds.core.GeneratorBasedBuilder):
       if part in views:
         found[part] = self._generate_examples(numbers, range(views[part]), part == "pretrain")
       else:
-        found[f"{part}_gallery"] = self._generate_examples(numbers, range(config.gallery_views))
+        found[f"{part}_gallery"] = self._generate_examples(
+          numbers, range(config.gallery_views), members=config.gallery_members
+        )
         for kind, view in (("text", TEXT_VIEW), ("image", IMAGE_VIEW)):
           found[f"{part}_{kind}_queries"] = self._generate_examples(
             numbers, range(view, view + 1), members=config.queried

@@ -87,8 +87,8 @@ def test_a_missing_tensor_is_named(folder):
 
 def test_a_wrong_shape_is_named_with_both(folder):
   name = "vision_model.encoder.layers.1.self_attn.k_proj.weight"
-  change = lambda tensors: tensors.update({name: np.zeros((96, 48), np.float32)})
-  with pytest.raises(ValueError, match=rf"{name} has the shape \(96, 48\), wanted \(96, 96\) by config.json"):
+  change = lambda tensors: tensors.update({name: np.zeros((128, 64), np.float32)})
+  with pytest.raises(ValueError, match=rf"{name} has the shape \(128, 64\), wanted \(128, 128\) by config.json"):
     load_encoder(rewritten(folder, change))
 
 
@@ -102,7 +102,7 @@ def test_weights_of_a_deeper_model_than_its_config_says_are_refused(folder):
 
 def test_position_ids_of_old_checkpoints_are_passed_over(folder):
   add = lambda tensors: tensors.update({"text_model.embeddings.position_ids": np.arange(32)[None]})
-  assert load_encoder(rewritten(folder, add)).width == 96
+  assert load_encoder(rewritten(folder, add)).width == 128
 
 
 def test_a_header_that_lies_about_the_size_is_named_with_both_sizes(folder):

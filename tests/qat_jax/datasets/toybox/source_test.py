@@ -92,19 +92,17 @@ def test_detailed_captions_name_more_than_coarse_ones_and_vary():
   assert len({toybox_captions.detailed(toys[0], view) for view in range(20)}) > 15
 
 
-def test_coarse_captions_use_the_plainest_words_alone():
-  synonyms = {word for words in toybox_captions.WORDS.values() for phrase in words[1:] for word in phrase.split()}
-  plain = {word for words in toybox_captions.WORDS.values() for word in words[0].split()} | {
-    "a",
-    "it",
-    "on",
-    "to",
-    "the",
-  }
-  captions = [toybox_captions.coarse(members[0], view) for members in families()[:200] for view in range(3)]
-  used = {word for caption in captions for word in caption.replace(",", " ").split()}
-  assert not used & (synonyms - plain - {"in", "of", "at"})
-  assert {"red", "circle", "striped", "above"} <= used
+def test_coarse_captions_never_use_the_third_word_of_a_value_and_the_others_seldom_the_second():
+  words_of = lambda number: {word for words in toybox_captions.WORDS.values() for word in words[number].split()}
+  plain, other, rare = (words_of(number) for number in range(3))
+  captions = [toybox_captions.coarse(members[0], view) for members in families()[:400] for view in range(5)]
+  used = [word for caption in captions for word in caption.replace(",", " ").split()]
+  assert not set(used) & (rare - plain - other - {"it"})
+  seconds, firsts = ([word for word in used if word in words] for words in (other - plain, plain - other))
+  assert 0.2 < len(seconds) / (len(seconds) + len(firsts)) < 0.4
+  assert {"red", "circle", "striped", "above"} <= set(firsts)
+  detailed = {word for members in families()[:400] for word in toybox_captions.detailed(members[0], 0).split()}
+  assert {"scarlet", "navy", "cardioid"} <= detailed
 
 
 def test_the_vocabulary_holds_every_word_of_every_caption():
