@@ -71,7 +71,7 @@ BEFORE, AFTER = 0.3, 0.3  # how often a detailed one begins or ends with an asid
 
 
 def detailed(toy: Toy, view: int) -> str:
-  """Returns a view's caption: the main shape, mostly its colour and texture, and mostly the other two parts."""
+  """Returns a view's caption: the main shape, mostly its colour and texture, the other parts, and at times an aside."""
   rng = np.random.Generator(np.random.Philox(key=[zlib.crc32(toy.name.encode()), 2**32 + view]))
   say = functools.partial(_word, rng)
   main = _phrase(rng, say, (toy.colour, 0.9), (toy.texture, 0.8), (toy.kind, 0.95))

@@ -3,7 +3,7 @@ import threading
 
 import pytest
 
-from eval.speed.service import carried, load
+from eval.speed.service import benchmark, load
 
 
 @pytest.fixture
@@ -38,5 +38,5 @@ def test_clients_count_what_is_answered_and_what_is_refused(port, rate):
 
 
 def test_bodies_are_searches_by_vector(tmp_path):
-  lines = carried.write_bodies(tmp_path / "bodies", "plain", 4, 3).read_text().splitlines()
+  lines = benchmark.write_bodies(tmp_path / "bodies", "plain", 4, 3).read_text().splitlines()
   assert len(lines) == 3 and '"mode": "plain"' in lines[0]
