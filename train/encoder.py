@@ -26,6 +26,7 @@ from qat_jax.datasets import decode
 from qat_jax.datasets.toybox import captions as toybox_captions
 from qat_jax.datasets.toybox import source as toybox
 from qat_jax.datasets.toybox.objects import families as families_of_toys
+from qat_jax.datasets.toybox.render import SIZE
 from qat_jax.encoders import families, weights
 from qat_jax.encoders.inputs import Pixels, read_pixels
 from qat_jax.encoders.tower import Text, TextTower, Vision, VisionTower
@@ -49,8 +50,15 @@ def main(argv: list[str]) -> None:
 def train(config: ConfigDict, workdir: pathlib.Path, devices: Sequence[jax.Device] | None = None) -> pathlib.Path:
   """Trains a CLIP from scratch, on all devices or those given, and returns the folder it is in.
 
-  Raises ValueError where the data holds fewer images than a batch, or devices cannot share one.
+  Raises ValueError for pictures of another size than the toybox draws, where the data holds fewer images than a batch,
+  and where devices cannot share one.
   """
+  image, crop = config.model.vision.image, config.model.vision.crop
+  if image != SIZE or crop > SIZE:
+    raise ValueError(
+      f"model.vision.image is {image} and crop {crop}; the toybox draws pictures of {SIZE} pixels, which are taken as "
+      f"they are: image must be {SIZE}, crop at most that"
+    )
   source = toybox.source(config.data.split, workdir / "data", config.data.name)
   if len(source) < config.train.batch_size:
     raise ValueError(f"train.batch_size is {config.train.batch_size}, but there are only {len(source)} images")

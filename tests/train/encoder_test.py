@@ -57,6 +57,13 @@ def test_a_batch_is_the_same_every_time_and_the_next_one_another(config, tmp_pat
     assert (first != other).any()
 
 
+@pytest.mark.parametrize(("image", "crop"), [(96, 60), (64, 80)])
+def test_pictures_of_another_size_than_the_toybox_draws_are_refused(config, tmp_path, image, crop):
+  config.model.vision.update({"image": image, "crop": crop})
+  with pytest.raises(ValueError, match=f"image is {image} and crop {crop}; the toybox draws pictures of 64"):
+    train(config, tmp_path)
+
+
 def test_a_batch_that_devices_cannot_share_is_refused(config, tmp_path):
   config.train.batch_size = 18
   with pytest.raises(ValueError, match=r"batch_size is 18, no multiple of 4 devices"):
