@@ -12,13 +12,13 @@ from qat_jax.runs import end_on_signals, in_one_line
 
 def main(arguments: Sequence[str] | None = None) -> None:
   """Runs the command with the arguments (those of the process if None); ends the process where something is wrong."""
+  if arguments is None:
+    end_on_signals()
   parser = argparse.ArgumentParser(prog="qat-jax", description="Query-adaptive retrieval with frozen features.")
   parser.add_argument("--version", action="version", version=f"qat-jax {qat_jax.__version__}")
   commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
   for add in (_add_rank, _add_serve, _add_convert, _add_export, _add_push, _add_extract, _add_split):
     add(commands)
-  if arguments is None:
-    end_on_signals()
   flags = vars(parser.parse_args(arguments))
   run = flags.pop("run")
   try:
