@@ -13,7 +13,11 @@ MAY_IMPORT = {
   "train": {"train", "qat_jax"},
   "configs": {"configs", "qat_jax"},
 }
-ENTRY_POINTS = ("train/main.py", "train/encoder.py", "eval/main.py")  # they read a recipe from the command line
+ENTRY_POINTS = (
+  "train/main.py",
+  "train/encoder/__main__.py",
+  "eval/main.py",
+)  # they read a recipe from the command line
 
 # A module of qat_jax imports only those before it, so this is also an order to read them in.
 ORDER = (
@@ -132,7 +136,7 @@ FENCES = {
   "qdrant_client": ("qat_jax/search/indexes/qdrant.py",),
   "scann": ("qat_jax/search/indexes/scann.py",),
   "tensorflow_datasets": ("qat_jax/datasets/", "train/batches.py"),
-  "transformers": ("qat_jax/encoders/", "train/encoder.py", "train/vocabulary.py"),  # these two make an encoder
+  "transformers": ("qat_jax/encoders/", "train/encoder/"),  # which makes an encoder
 }
 ON_USE = (
   "faiss",

@@ -1,7 +1,4 @@
-"""Trains the demo's small CLIP:  python -m train.encoder --config configs/demo_encoder.py [--workdir runs/demo_encoder]
-
-The result is a folder with the files of any CLIP on the hub, which `load_encoder` opens.
-"""
+"""Pictures and captions of toys → a small CLIP, as a folder with the files of any CLIP on the hub."""
 
 from __future__ import annotations
 
@@ -15,11 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tqdm
-from absl import app, flags
 from jax.sharding import Mesh, PartitionSpec
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-import configs
 from qat_jax import stages
 from qat_jax.adaptation import normalise
 from qat_jax.datasets import decode
@@ -30,21 +25,11 @@ from qat_jax.datasets.toybox.render import SIZE
 from qat_jax.encoders import families, weights
 from qat_jax.encoders.inputs import Pixels, read_pixels
 from qat_jax.encoders.tower import Text, TextTower, Vision, VisionTower
-from qat_jax.runs import end_on_signals, explained
+from train.encoder.vocabulary import write_tokenizer
 from train.losses import contrastive
 from train.step import make_optimiser
-from train.vocabulary import write_tokenizer
 
-FLAGS = flags.FLAGS
 DEVICE = "device"  # the axis of those that share a batch
-
-
-def main(argv: list[str]) -> None:
-  """Parses flags; `train` does the work."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unknown arguments {argv[1:]}")
-  with explained():
-    train(FLAGS.config, pathlib.Path(FLAGS.workdir))
 
 
 def train(config: ConfigDict, workdir: pathlib.Path, devices: Sequence[jax.Device] | None = None) -> pathlib.Path:
@@ -192,11 +177,3 @@ def write_processor(folder: pathlib.Path, vision: ConfigDict) -> Pixels:
   }
   stages.write_json(folder / "preprocessor_config.json", content)
   return read_pixels(folder, "clip")
-
-
-if __name__ == "__main__":
-  end_on_signals()
-  config_flags.DEFINE_config_file("config", None, "The recipe, a file in configs/.", lock_config=True)
-  flags.DEFINE_string("workdir", "runs/demo_encoder", "Where the data and, unless config.out says else, the CLIP go.")
-  flags.mark_flag_as_required("config")
-  app.run(main, flags_parser=configs.parsed)

@@ -7,8 +7,8 @@ from configs.demo_encoder import get_config
 from qat_jax.datasets.toybox import captions as toybox_captions
 from qat_jax.datasets.toybox import source as toybox
 from qat_jax.encoders import load_encoder
-from train.encoder import Batches, train, write_processor
-from train.vocabulary import byte_pairs, write_tokenizer
+from train.encoder.training import Batches, train, write_processor
+from train.encoder.vocabulary import byte_pairs, write_tokenizer
 
 
 @pytest.fixture
