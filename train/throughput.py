@@ -1,0 +1,76 @@
+"""How many pairs a second training takes, and what it holds: python -m train.throughput --form paper --batches 256.
+
+One device, random features; the step is the one that `train.main` runs. A batch that does not fit is said so, and the
+larger ones are not tried.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from qat_jax.adaptation import unit
+from qat_jax.models.forms import FORMS, initialise, parameters
+from qat_jax.runs import ANEW, end_on_signals
+from train.step import Batch, LossSettings, make_optimiser, make_step, start
+
+AXIS = "device"
+FULL: dict[str, dict[str, Any]] = {"paper": {"rank": 64, "token_hidden": 512, "layers": 4, "steps": 4, "heads": 8}}
+
+
+def batch_of(rng: np.random.Generator, size: int, width: int) -> Batch:
+  """Returns a batch of random pairs, each of an instance of its own, with a leading device axis."""
+  rows = lambda: unit(rng.standard_normal((size, width), np.float32))[None]
+  none = np.zeros((1, size, 0), np.float32)
+  return Batch(rows(), rows(), np.arange(size, dtype=np.int32)[None], np.zeros((1, size, 0, width), np.float32), none)
+
+
+def measure(form: str, width: int, size: int, rounds: int) -> tuple[float, float, int]:
+  """Returns pairs a second (the fastest of the rounds), the bytes that the step holds, and the form's parameters."""
+  module = FORMS[form](width, **FULL.get(form, {}))
+  variables = initialise(module, jax.random.key(0))
+  optimiser = make_optimiser(1000, 1e-3, 1e-5, 100, 1e-2)
+  step = make_step(module, variables["constants"], optimiser, LossSettings(), 0, AXIS)
+  one_device = jax.pmap(step, axis_name=AXIS, in_axes=(None, 0), out_axes=None, devices=jax.devices()[:1])
+  state = start(variables["params"], 0.07, optimiser)
+  batch = jax.block_until_ready(jax.device_put(batch_of(np.random.default_rng(0), size, width)))
+  done = one_device.lower(state, batch).compile()
+  memory = done.memory_analysis()
+  held = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes if memory else 0
+  times = []
+  for _ in range(rounds + 1):  # the first warms up
+    began = time.perf_counter()
+    state = jax.block_until_ready(done(state, batch))[0]
+    times.append(time.perf_counter() - began)
+  return size / min(times[1:]), held, parameters(variables)
+
+
+def main() -> None:
+  """Prints a row for each batch size."""
+  parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+  parser.add_argument("--form", choices=FORMS, default="adaptive")
+  parser.add_argument("--width", type=int, default=768)
+  parser.add_argument("--batches", type=int, nargs="+", default=[256, 1024, 4096, 16384])
+  parser.add_argument("--rounds", type=int, default=5)
+  flags = parser.parse_args()
+  device = jax.devices()[0]
+  print(f"{flags.form}, D = {flags.width}, {device.device_kind}, JAX {jax.__version__}\n")
+  print("| batch | pairs a second | ms a step | GiB held | parameters |\n|---|---|---|---|---|")
+  for size in flags.batches:
+    try:
+      rate, held, count = measure(flags.form, flags.width, size, flags.rounds)
+    except jax.errors.JaxRuntimeError as error:
+      if "RESOURCE_EXHAUSTED" not in str(error):
+        raise
+      print(f"| {size:,} | does not fit | | | |")
+      break
+    print(f"| {size:,} | {rate:,.0f} | {size / rate * 1e3:,.1f} | {held / 2**30:,.2f} | {count:,} |", flush=True)
+
+
+if __name__ == "__main__":
+  end_on_signals(ANEW)
+  main()
