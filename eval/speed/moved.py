@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import inspect
 import unittest.mock
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,33 +31,41 @@ class Cost(NamedTuple):
   product_bytes: int  # of a block
 
 
+def filter_program(
+  width: int, queries: int, directions: int, dtype: str, rows: int = kernels.BLOCK_ROWS_ELSEWHERE, gated: bool = False
+) -> tuple[Callable, tuple]:
+  """Returns what bounds every item of a block, and the shapes of its arguments.
+
+  For maps that keep so many directions; `gated`: with a gate an entry.
+  """
+  shape: Any = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.float32)
+  bounds = Bounds(
+    columns=shape(width, queries * (1 + directions)),
+    weight=shape(directions, queries),
+    square=shape(width, queries) if gated else None,
+    floor=(each_Q := shape(queries)),
+    cut=each_Q,
+    longest=each_Q,
+    slack=each_Q,
+    numerator_slack=each_Q,
+    most=each_Q,
+  )
+  gallery_ND, start = jax.ShapeDtypeStruct((rows, width), jnp.dtype(dtype)), jax.ShapeDtypeStruct((), jnp.int32)
+  filter_ = functools.partial(inspect.unwrap(kernels._upper_bounds), wanted_N=None, rows=rows, block=rows)
+  return filter_, (bounds, gallery_ND, start, shape(2))
+
+
 def filter_cost(
   width: int, queries: int, directions: int, dtype: str, rows: int = kernels.BLOCK_ROWS_ELSEWHERE, gated: bool = False
 ) -> Cost:
   """Returns what bounding every item costs, for maps that keep so many directions; `gated`: with a gate an entry."""
-  bounds = jax.eval_shape(
-    lambda: Bounds(
-      columns=jnp.zeros((width, queries * (1 + directions))),
-      weight=jnp.zeros((directions, queries)),
-      square=jnp.zeros((width, queries)) if gated else None,
-      floor=(each_Q := jnp.zeros(queries)),
-      cut=each_Q,
-      longest=each_Q,
-      slack=each_Q,
-      numerator_slack=each_Q,
-      most=each_Q,
-    )
-  )
-  gallery_ND, start = jax.ShapeDtypeStruct((rows, width), jnp.dtype(dtype)), jax.ShapeDtypeStruct((), jnp.int32)
-  program = jax.jit(inspect.unwrap(kernels._upper_bounds), static_argnames=("rows", "block"))
+  filter_, arguments = filter_program(width, queries, directions, dtype, rows, gated)
   with _as_accelerators():
-    lengths = jax.ShapeDtypeStruct((2,), jnp.float32)
-    cost = program.lower(bounds, gallery_ND, start, lengths, None, rows, rows).compile().cost_analysis()
+    cost = jax.jit(filter_).lower(*arguments).compile().cost_analysis()
   assert cost is not None  # CPUs have it
   moved = cost["bytes accessed"]
   read = rows * width * jnp.dtype(dtype).itemsize
   products = 4 * rows * queries * (1 + directions) * (1 if dtype == "float32" else 3)
-  assert cost is not None  # CPUs have it
   return Cost(moved / read, (moved - 2 * products) / read, cost["flops"] / (rows * queries), products)
 
 
