@@ -256,9 +256,8 @@ def main() -> None:
     f"{flags.target}, one chip: {target.flops / 1e12:.0f} TFLOP/s in bfloat16, {target.bandwidth / 1e9:.0f} GB/s, "
     f"{target.memory / GIB:.0f} GiB; JAX {jax.__version__}\n"
   )
-  print(
-    "| program | GFLOP | GB moved | GiB held | ms at least, by | µs a query, pair or image |\n|---|---|---|---|---|---|"
-  )
+  print("| program | GFLOP | GB moved | GiB held | ms at least, by | µs an item, query or image |")
+  print("|---|---|---|---|---|---|")
   for make in (searches, networks, encoders):
     for program in make():
       if flags.only in program.name:
