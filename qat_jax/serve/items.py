@@ -120,7 +120,9 @@ class Items:
     column = self.ids if name == "id" else self._column(name)
     if isinstance(wanted, Mapping):
       parts = [self._beyond(name, column, end, wanted[end]) for end in ("least", "most") if wanted.get(end) is not None]
-      passes = functools.reduce(pc.and_, parts) if parts else pc.is_valid(column)
+      if not parts:
+        parts = [pc.is_valid(column) if not pa.types.is_floating(column.type) else pc.invert(pc.is_nan(column))]
+      passes = functools.reduce(pc.and_, parts)
     else:
       values = wanted if isinstance(wanted, list) else [wanted]
       if pa.types.is_floating(column.type) and 0 in values:

@@ -162,6 +162,9 @@ class Service:
   def _combined(self, job: Search, text_of: Mapping, image_of: Mapping) -> Found:
     """Returns the weighted sum of a query's parts, at unit length; its type is that of the greatest weight."""
     total_D = np.zeros(self.adapter.width, np.float64)
+    greatest = max(job.parts, key=lambda part: abs(part.weight))
+    if not greatest.weight:
+      raise invalid("every part of the query has weight 0; give one another")
     notes: list[str] = []
     for part in job.parts:
       if part.text is not None:
@@ -182,8 +185,7 @@ class Service:
           check_queries(feature_D[None], self.adapter.width)
         except ValueError as error:
           raise invalid(f"the vector: {error}") from error
-      total_D += part.weight * unit(feature_D)
-    greatest = max(job.parts, key=lambda part: abs(part.weight))
+      total_D += part.weight / abs(greatest.weight) * unit(feature_D)
     query_type = job.query_type or greatest.type
     if query_type is None:
       query_type = self._only_type()

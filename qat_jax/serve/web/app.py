@@ -93,7 +93,7 @@ def _searches(app: FastAPI, state: State, key: str | None) -> None:
 
     async def handler(request: Request) -> Response:
       service = state.ready()
-      asked = views.parse(model, await request.body())
+      asked = await asyncio.to_thread(views.parse, model, await request.body())
       parts = await asyncio.to_thread(views.parts_of, service, asked.query, state.limits)
       return _json(await state.do(service, lambda: answer(service, asked, parts)))
 
@@ -216,7 +216,7 @@ def _uploaded(service: Service, picture: bytes, limits: Limits) -> Part:
 async def _asked(request: Request, model: Any) -> tuple[Any, bytes | None]:
   """Returns a request and the picture beside it: JSON whatever its content type says, or a form with both."""
   if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-    return views.parse(model, await request.body()), None
+    return await asyncio.to_thread(views.parse, model, await request.body()), None
   try:
     form = await MultiPartParser(request.headers, request.stream(), max_files=1, max_fields=1).parse()
   except (MultiPartException, KeyError, ValueError, UnicodeError) as error:

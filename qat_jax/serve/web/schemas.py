@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StrictBool, StrictInt, StrictStr
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 from qat_jax.serve.limits import FILTERS, IDS, PARTS, TEXT_LETTERS, VALUES, VECTOR
 
 Id = Annotated[str, Field(strict=True, max_length=4096)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Text = Annotated[str, Field(strict=True, min_length=1, max_length=TEXT_LETTERS)]
-Vector = Annotated[list[FiniteFloat], Field(min_length=1, max_length=VECTOR)]
+Vector = Annotated[list[Number], Field(min_length=1, max_length=VECTOR)]
 QueryType = Literal["text", "image"]
-Value = StrictBool | StrictInt | FiniteFloat | StrictStr
+Value = StrictBool | StrictInt | Number | StrictStr
 
 
 class _Strict(BaseModel):
@@ -26,7 +27,7 @@ class Part(_Strict):
   image: str | None = Field(default=None, description="the bytes of a picture in base64, or as a data: address")
   item: Id | None = Field(default=None, description="the id of an item of the gallery")
   vector: Vector | None = Field(default=None, description="a frozen feature of the gallery's encoder")
-  weight: FiniteFloat = Field(default=1.0, ge=-100, le=100)
+  weight: Number = Field(default=1.0, ge=-100, le=100)
   query_type: QueryType | None = Field(default=None, description="what a vector is of")
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import urllib.parse
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax.numpy as jnp
@@ -27,11 +28,43 @@ Model = TypeVar("Model", bound=BaseModel)
 def parse(model: type[Model], body: bytes) -> Model:
   """Returns a request; raises Refused (422) that names the first thing wrong with it."""
   try:
-    return model.model_validate_json(body)
+    asked = model.model_validate_json(body)
   except ValidationError as error:
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    raise invalid(f"{where[:200] or 'the body'}: {first['msg'][:300]}") from None
+    raise first_wrong(error.errors(include_url=False, include_input=False, include_context=False)) from None
+  try:
+    json.loads(body, object_pairs_hook=_once)  # pydantic takes the last of what is said twice
+  except (ValueError, RecursionError):
+    raise invalid("the body has a number of too many digits, or is nested too deeply") from None
+  return asked
+
+
+def _once(pairs: list[tuple[str, Any]]) -> None:
+  names = [name for name, _ in pairs]
+  if len(set(names)) < len(names):
+    twice = next(name for i, name in enumerate(names) if name in names[:i])
+    raise invalid(f"{twice[:200]!r} is said twice in one object; say it once")
+
+
+def first_wrong(errors: Sequence[Any]) -> Refused:
+  """Returns the refusal that says the most of pydantic's errors: of a union it names each choice that was not taken.
+
+  That is one about a value, not a type, and the deepest.
+  """
+  best = max(errors, key=lambda error: (not error["type"].endswith("_type"), len(error["loc"])))
+  where, alike = best["loc"], [error for error in errors if error["loc"][:-1] == best["loc"][:-1]]
+  said = [best["msg"]]
+  if len(alike) > 1 and all(error["type"].endswith("_type") for error in alike):
+    where, said = where[:-1], list(dict.fromkeys(error["msg"] for error in alike))
+  named = ".".join(str(part) for part in where)
+  return invalid(f"{named[:200] or 'the body'}: {'; or: '.join(said)[:300]}")
+
+
+def id_of_path(written: str) -> str:
+  """Returns the id that a path writes, percent signs and all; raises Refused (404) for bytes that are no UTF-8."""
+  try:
+    return urllib.parse.unquote(written, errors="strict")
+  except UnicodeDecodeError:
+    raise Refused(404, "no_item", "the id is no UTF-8; no item has such an id") from None
 
 
 def search_of(

@@ -55,7 +55,7 @@ def test_many_ids_are_looked_up_together_as_each_alone(items, monkeypatch):
     ({"colour": ["red", "Grün"]}, lambda i: i % 3 != 1 and i != 3),
     ({"colour": []}, lambda i: False),
     ({"price": {"least": 2, "most": 3.5}}, lambda i: 8 <= i <= 14),
-    ({"price": {}}, lambda i: i != 4),
+    ({"price": {}}, lambda i: i not in (4, 5)),
     ({"price": 3}, lambda i: i == 12),
     ({"number": {"least": (1 << 60) + 30}}, lambda i: i >= 30),
     ({"number": str((1 << 60) + 1)}, lambda i: i == 1),

@@ -1,0 +1,195 @@
+"""Requests that might be answered wrongly without a word: compared with NumPy by hand, or refused in words."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import qat_jax
+from qat_jax.models import forms
+from qat_jax.serve import opening, service
+from qat_jax.serve.limits import Limits
+from qat_jax.serve.opening import Settings
+from tests.qat_jax.serve.web.clients import client_of, code
+
+ITEMS, WIDTH = 6000, 16
+IDS = [f"{i}.0" if i % 3 == 0 else str(i) for i in range(ITEMS)]  # some name the same number as others would
+EVERY = np.ones(ITEMS, bool)
+PLACE = np.arange(ITEMS)
+
+
+def rows(seed, number):
+  x = np.random.default_rng(seed).standard_normal((number, WIDTH)).astype(np.float32)
+  return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+FEATURES = rows(0, ITEMS)
+FEATURES[17] = FEATURES[16]
+VECTOR = rows(1, 1)[0]
+MISSING = (PLACE % 13 == 0) | (PLACE % 17 == 0)  # of the prices: none, or NaN
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("attacked")
+  columns = {
+    "id": IDS,
+    "colour": [("red", "green", "blue")[i % 3] if i % 11 else None for i in range(ITEMS)],
+    "price": [None if i % 13 == 0 else float("nan") if i % 17 == 0 else i / 4 for i in range(ITEMS)],
+    "sold": [i % 2 == 0 for i in range(ITEMS)],
+    "number": list(range(ITEMS)),
+  }
+  qat_jax.write_features(folder / "gallery", {"img": FEATURES}, columns, {"space": "frozen"})
+  heads, rng = {}, np.random.default_rng(2)
+  for name, form, settings in (
+    ("text", "adaptive", {"hidden": 16, "rank": 4}),
+    ("image", "static", {"maps_gallery": True}),
+  ):
+    variables = forms.initialise(forms.FORMS[form](WIDTH, **settings), jax.random.key(0))
+    move = lambda x: x + 0.1 * rng.standard_normal(x.shape).astype(np.float32)
+    heads[name] = qat_jax.Head(form, settings, {**variables, "params": jax.tree.map(move, variables["params"])})
+  qat_jax.Adapter(WIDTH, heads).save(folder / "adapter")
+  patch = pytest.MonkeyPatch()
+  patch.setattr(service.Service, "warm", lambda self, log=None: None)
+  try:
+    return opening.open_service(Settings(str(folder / "adapter"), str(folder / "gallery"), encoder="none"), Limits())
+  finally:
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def client(served):
+  return client_of(served, Limits(seconds=300))
+
+
+def by_hand(served, query_D, query_type, side):
+  """Returns the score of every item (N): the cosine of query and item, or of q' and T z."""
+  query_D = query_D / np.linalg.norm(query_D)
+  if side == "plain":
+    return FEATURES.astype(np.float64) @ query_D
+  adaptation = served.adapter(query_D[None].astype(np.float32), query_type)
+  query_D, gate, left_DR, right_DR = (
+    np.asarray(getattr(adaptation, name), np.float64)[0] for name in ("query", "gate", "left", "right")
+  )
+  item_ND = np.asarray(served.prepared[query_type][:], np.float64)
+  mapped_ND = item_ND * gate + (item_ND @ right_DR) @ left_DR.T
+  return mapped_ND @ query_D / np.linalg.norm(mapped_ND, axis=1)
+
+
+def v(weight=1.0):
+  return {"vector": VECTOR.tolist(), "weight": weight, "query_type": "text"}
+
+
+but = lambda *places: ~np.isin(PLACE, places)
+item = lambda place, weight=1.0: {"item": IDS[place], "weight": weight}
+only = lambda **filters: {"query": v(), "filters": filters}
+X = FEATURES
+CASES = {  # what is asked, the query by hand, its type, and which items may be found
+  "less of it": ({"query": v(-2)}, -VECTOR, "text", EVERY),
+  "tiny weights": ({"query": [v(1e-30), item(5, 1e-30)]}, VECTOR + X[5], "text", but(5)),
+  "the least weight there is": ({"query": [v(5e-324)]}, VECTOR, "text", EVERY),
+  "a weight of zero": ({"query": [v(), item(5, 0)]}, VECTOR, "text", but(5)),
+  "the heaviest is negative": ({"query": [item(5), v(-1.5)]}, X[5] - 1.5 * VECTOR, "text", but(5)),
+  "of equal weights the first": ({"query": [item(5), v()]}, X[5] + VECTOR, "image", but(5)),
+  "an item with a twin": ({"query": item(16)}, X[16], "image", but(16)),
+  "an item that alone is allowed": ({"query": item(5), "allowed": [IDS[5]]}, X[5], "image", ~EVERY),
+  "allowed twice": ({"query": v(), "allowed": [IDS[3]] * 2 + ["gone", IDS[9]]}, VECTOR, "text", ~but(3, 9)),
+  "nothing allowed": ({"query": v(), "allowed": []}, VECTOR, "text", ~EVERY),
+  "allowed and excluded": ({"query": v(), "allowed": IDS[3:5], "exclude": IDS[3:4] * 2}, VECTOR, "text", ~but(4)),
+  "nearly all excluded": ({"query": v(), "exclude": IDS[1:]}, VECTOR, "text", ~but(0)),
+  "many allowed": (
+    {"query": v(), "allowed": IDS[:5000], "exclude": IDS[:4990]},
+    VECTOR,
+    "text",
+    ~but(*range(4990, 5000)),
+  ),
+  "many allowed, filtered": (
+    {"query": v(), "allowed": IDS[:5000], "filters": {"sold": True}, "k": 900},
+    VECTOR,
+    "text",
+    (PLACE < 5000) & (PLACE % 2 == 0),
+  ),
+  "more than there are": ({**only(number={"least": 5990.5}), "k": 1000}, VECTOR, "text", PLACE > 5990),
+  "any price": ({**only(price={}), "k": 1000}, VECTOR, "text", ~MISSING),
+  "no ends": ({**only(price={"least": None, "most": None}), "k": 1000}, VECTOR, "text", ~MISSING),
+  "ends the wrong way round": (only(price={"least": 3, "most": 2}), VECTOR, "text", ~EVERY),
+  "between": (only(price={"least": 3, "most": 9.9}), VECTOR, "text", ~MISSING & (PLACE >= 12) & (PLACE < 40)),
+  "values that no item has": (only(number=[7, 7, -1, 10**6]), VECTOR, "text", ~but(7)),
+  "an id that is a number": (only(id=["4", "3", "3.0"]), VECTOR, "text", ~but(3, 4)),
+  "several at once": (
+    only(colour=["red", "blue"], sold=False, number={"most": 300}),
+    VECTOR,
+    "text",
+    (PLACE % 11 > 0) & (PLACE % 3 != 1) & (PLACE % 2 == 1) & (PLACE <= 300),
+  ),
+}
+
+
+@pytest.mark.parametrize("side", ["plain", "adapted"])
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_found_is_what_one_finds_by_hand(client, served, case, side):
+  asked, query_D, query_type, may_N = CASES[case]
+  k, score_N = asked.get("k", 20), by_hand(served, query_D.astype(np.float64), query_type, side)
+  answer = client.post("/v1/search", json={**asked, "mode": side})
+  assert answer.status_code == 200, answer.text
+  entries, places = answer.json()["results"][side], np.flatnonzero(may_N)
+  best = places[np.argsort(-score_N[places], kind="stable")][:k]
+  found = [IDS.index(entry["id"]) for entry in entries]
+  assert len(set(found)) == len(found) == len(best) and may_N[found].all()
+  np.testing.assert_allclose([entry["score"] for entry in entries], score_N[best], atol=3e-6)
+  np.testing.assert_allclose(score_N[found], score_N[best], atol=3e-6)
+  assert bool(answer.json()["notes"]) == (not len(best) or "gone" in asked.get("allowed", []))
+
+
+@pytest.mark.parametrize(
+  ("body", "words"),
+  [
+    ('{"query": {"item": "1"}, "k": 5, "k": 7}', "'k' is said twice"),
+    ('{"query": {"item": "1"}, "filters": {"number": {"least": 1}, "number": {"most": 3}}}', "'number' is said twice"),
+    ('{"query": {"item": "1", "weight": 0}}', "weight 0"),
+    ('{"query": [{"item": "1"}, {"item": "1", "weight": -1}]}', "cancel each other"),
+    ('{"query": [{"item": "1", "weight": 1e-9}, {"item": "1", "weight": -1e-9}]}', "cancel each other"),
+    ('{"query": {"item": "1", "weight": "2"}}', "weight: Input should be a valid number"),
+    ('{"query": {"item": "1", "weight": true}}', "weight: Input should be a valid number"),
+    ('{"query": {"item": "1", "weight": 101}}', "weight: Input should be less than or equal to 100"),
+    ('{"query": {"item": "1", "weight": NaN}}', "weight: Input should be a finite number"),
+    ('{"query": {"item": 1}}', "item: Input should be a valid string"),
+    ('{"query": {"vector": [], "query_type": "text"}}', "at least 1 item"),
+    (json.dumps({"query": {"vector": ["1"] * WIDTH, "query_type": "text"}}), "vector: Input should be a valid number"),
+    (json.dumps({"query": {"vector": [True] * WIDTH, "query_type": "text"}}), "vector: Input should be a valid number"),
+    (json.dumps({"query": {"vector": [1] * (WIDTH + 1), "query_type": "text"}}), "(Q, 16)"),
+    ('{"query": {"item": "1"}, "filters": {"number": null}}', "boolean; or: Input should be a valid integer"),
+    ('{"query": {"item": "1"}, "filters": {"number": true}}', "true is no value"),
+    ('{"query": {"item": "1"}, "filters": {"number": [1, "a"]}}', "is no value"),
+    ('{"query": {"item": "1"}, "filters": {"price": "5"}}', "is no value"),
+    ('{"query": {"item": "1"}, "filters": {"sold": 1}}', "is no value"),
+    ('{"query": {"item": "1"}, "exclude": "1"}', "exclude: Input should be a valid array"),
+    ('{"query": {"item": "1"}, "exclude": [1]}', "exclude.0: Input should be a valid string"),
+    ('{"query": {"item": "1"}, "k": 5.0}', "k: Input should be a valid integer"),
+  ],
+)
+def test_what_could_be_misread_is_refused_in_words(client, body, words):
+  answer = client.post("/v1/search", content=body)
+  assert code(answer) == (422, "invalid") and words in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("mode", ["plain", "adapted"])
+def test_candidates_are_ordered_as_by_hand_whatever_their_lengths(client, served, mode):
+  places = np.random.default_rng(3).choice(ITEMS, 40, replace=False)
+  score_N = by_hand(served, VECTOR.astype(np.float64), "text", mode)
+  order = sorted(range(40), key=lambda i: -score_N[places[i]])
+  by_id = client.post("/v1/rerank", json={"query": v(), "documents": [IDS[i] for i in places], "mode": mode}).json()
+  assert [entry["index"] for entry in by_id["results"]] == order
+  vectors = [(FEATURES[place] * 10.0 ** (i % 9 - 4)).tolist() for i, place in enumerate(places)]
+  by_vector = client.post("/v1/rerank", json={"query": v(), "vectors": vectors, "mode": mode}).json()
+  assert [entry["index"] for entry in by_vector["results"]] == order
+  expected = [score_N[places[i]] for i in order]
+  for answer in (by_id, by_vector):
+    np.testing.assert_allclose([entry["relevance_score"] for entry in answer["results"]], expected, atol=3e-6)
+
+
+def test_a_body_in_pieces_without_its_length_is_read_whole(client):
+  whole = client.post("/v1/search", json={"query": {"item": "1"}, "k": 2})
+  pieces = client.post("/v1/search", content=iter([b'{"query": {"it', b'em": "1"}, ', b'"k": 2}']))
+  assert pieces.json()["results"] == whole.json()["results"]
