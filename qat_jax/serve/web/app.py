@@ -6,9 +6,10 @@ import asyncio
 import time
 from collections.abc import Callable
 from importlib import resources
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse
 from starlette.exceptions import HTTPException
@@ -46,6 +47,10 @@ def create(
   async def refused(request: Request, error: Refused) -> Response:
     request.scope.setdefault("state", {})["code"] = error.code
     return _json(error.as_json(), error.status, error.headers())
+
+  @app.exception_handler(RequestValidationError)  # of what an address says; bodies are parsed by handlers
+  async def not_valid(request: Request, error: RequestValidationError) -> Response:
+    return await refused(request, views.first_wrong(error.errors()))
 
   @app.exception_handler(HTTPException)
   async def not_found(request: Request, error: HTTPException) -> Response:
@@ -114,19 +119,38 @@ def _items(app: FastAPI, state: State, key: str | None) -> None:
     found = lambda: read(service.pictures, service.items.records(service.items.positions([id]))[0])
     return await asyncio.to_thread(found)
 
-  @app.get("/v1/items/{id:path}/picture", summary="An item's picture")
+  async def metadata(id: str) -> Response:
+    return _json(await asyncio.to_thread(views.record_json, state.ready(), id))
+
   async def picture(id: str) -> Response:
     path = await of_picture(id, lambda pictures, record: pictures.path(record))
     return FileResponse(path, media_type=media_type(path), headers={"Cache-Control": "private, max-age=300"})
 
-  @app.get("/v1/items/{id:path}/thumbnail", summary="An item's picture, small")
   async def thumbnail(id: str) -> Response:
     data = await of_picture(id, lambda pictures, record: pictures.thumbnail(record))
     return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=300"})
 
-  @app.get("/v1/items/{id:path}", summary="An item's metadata")
-  async def item(id: str) -> Response:
-    return _json(await asyncio.to_thread(views.record_json, state.ready(), id))
+  parts = {"picture": picture, "thumbnail": thumbnail, "metadata": metadata}
+
+  @app.get("/v1/items", summary="An item by any id: its metadata, its picture, or that one small")
+  async def item(request: Request, id: str, part: Literal["metadata", "picture", "thumbnail"] = "metadata") -> Response:
+    if len(request.query_params.getlist("id")) > 1:
+      raise invalid("id is given more than once; ask for one item at a time")
+    return await parts[part](id)
+
+  def at(part: str) -> Callable:
+    async def handler(id: str) -> Response:
+      return await parts[part](views.id_of_path(id))
+
+    handler.__name__ = part
+    return handler
+
+  for path, part, summary in (  # of ids as they were written: the guard sees to it that a %2F ends no id
+    ("/v1/items/{id:path}/picture", "picture", "An item's picture"),
+    ("/v1/items/{id:path}/thumbnail", "thumbnail", "An item's picture, small"),
+    ("/v1/items/{id:path}", "metadata", "An item's metadata; slashes in its id are written %2F"),
+  ):
+    app.get(path, summary=summary)(at(part))
 
 
 def _clip_retrieval(app: FastAPI, state: State, key: str | None) -> None:

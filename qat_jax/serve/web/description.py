@@ -9,6 +9,7 @@ from qat_jax.serve.web import schemas, views
 ERROR = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
 OTHER = {  # routes that answer with something else than JSON
   "/metrics": ("text/plain",),
+  "/v1/items": ("application/json", "image/*", "application/octet-stream"),
   "/v1/items/{id}/picture": ("image/*", "application/octet-stream"),
   "/v1/items/{id}/thumbnail": ("image/jpeg",),
 }
@@ -43,7 +44,9 @@ def described(plain: dict[str, Any]) -> bytes:
         del responses["422"]
       responses["default"] = {"description": "An error, which says what to do", "content": ERROR}
       if path in OTHER:
-        responses["200"]["content"] = {kind: {"schema": {"type": "string"}} for kind in OTHER[path]}
+        responses["200"]["content"] = {
+          kind: {"schema": {} if kind == "application/json" else {"type": "string"}} for kind in OTHER[path]
+        }
   for model in schemas.MODELS:
     own = model.model_json_schema(ref_template="#/components/schemas/{model}")
     components |= own.pop("$defs", {})

@@ -18,6 +18,7 @@ OPEN = ("/", "/page.js", "/results.js", "/page.css", "/health", "/ready")  # wit
 BODY_SECONDS = 30.0  # to send a body in
 UNKNOWN = "unknown"
 BROKEN = Refused(500, "broken", "something went wrong here; the server's log has it")
+ITEMS = "/v1/items/"
 POLICY = (
   "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
   "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -54,6 +55,7 @@ class Guard:
       await self.app(scope, receive, send)
       return
     began, status, started = time.perf_counter(), 500, False
+    method, scope = scope["method"], _routed(scope)
     code: str | None = None
 
     async def sending(message: Any) -> None:
@@ -83,7 +85,7 @@ class Guard:
       seconds = time.perf_counter() - began
       self.count(route_of(scope), status, seconds, code or scope.get("state", {}).get("code"))
       level = logging.DEBUG if scope["path"] in OPEN else logging.INFO
-      log.log(level, "%s %s %d %.1f ms", scope["method"], route_of(scope), status, 1000 * seconds)
+      log.log(level, "%s %s %d %.1f ms", method, route_of(scope), status, 1000 * seconds)
 
   def _check(self, scope: Any) -> None:
     headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
@@ -101,7 +103,7 @@ class Guard:
 
   async def _body(self, scope: Any, receive: Any) -> bytes:
     """Returns the whole body; raises Refused where it is too large (413) or too slow (408)."""
-    if scope["method"] in ("GET", "HEAD", "OPTIONS"):
+    if scope["method"] in ("GET", "OPTIONS"):
       return b""
     pieces, size = [], 0
     try:
@@ -130,6 +132,17 @@ def route_of(scope: Any) -> str:
 
 def _replay(body: bytes, receive: Any) -> Any:
   given = False
+
+def _routed(scope: Any) -> Any:
+  """Returns a request as routes see it: HEAD as a GET, whose body the server keeps, and items' ids as they are written.
+
+  So `a%2Fpicture` is an id, and `a/picture` the picture of `a`.
+  """
+  routed = {**scope, "method": "GET" if scope["method"] == "HEAD" else scope["method"]}
+  if (written := scope.get("raw_path", b"").decode("latin-1")).startswith(ITEMS):
+    routed["path"] = written
+  return routed
+
 
   async def replayed() -> Any:
     nonlocal given

@@ -46,7 +46,7 @@ function askForKey() {
 
 // A picture's address takes no key, so where there is one the page fetches it itself.
 async function show(image, id) {
-  const path = `v1/items/${id.split("/").map(encodeURIComponent).join("/")}/thumbnail`;
+  const path = `v1/items?id=${encodeURIComponent(id)}&part=thumbnail`;
   if (!sessionStorage.getItem("key")) {
     image.src = path;
     return;
@@ -79,7 +79,7 @@ function remember() {
   const { text, weight, mode, k, filters } = asked();
   const link = new URLSearchParams();
   if (text) link.set("q", text);
-  if (subject?.item) link.set("item", subject.item);
+  if (subject && !subject.file) link.set("item", subject.item);
   if (subject && text) link.set("weight", weight);
   if (mode !== "both") link.set("mode", mode);
   if (k !== 12) link.set("k", k);
@@ -120,9 +120,9 @@ function choose(next) {
   subject = next;
   at("subject").hidden = !subject;
   if (!subject) return;
-  at("subject-name").textContent = subject.item ? `Like ${subject.item}` : subject.file.name || "Your picture";
+  at("subject-name").textContent = subject.file ? subject.file.name || "Your picture" : `Like ${subject.item}`;
   const image = at("subject-picture");
-  image.hidden = Boolean(subject.item) && !info?.pictures;
+  image.hidden = !subject.file && !info?.pictures;
   if (subject.url) image.src = subject.url;
   else if (info?.pictures) show(image, subject.item);
 }
@@ -132,7 +132,7 @@ function choose(next) {
 async function search() {
   const { text, weight, mode, k, filters } = asked();
   const query = [];
-  if (subject?.item) query.push({ item: subject.item });
+  if (subject && !subject.file) query.push({ item: subject.item });
   if (text) query.push(subject ? { text, weight } : { text });
   at("error").textContent = leftOut;
   leftOut = "";
