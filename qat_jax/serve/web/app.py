@@ -54,9 +54,10 @@ def create(
 
   @app.exception_handler(HTTPException)
   async def not_found(request: Request, error: HTTPException) -> Response:
-    message = {404: "there is nothing at this address; /openapi.json has what there is"}
-    said = message.get(error.status_code, "this address takes other methods")
-    return _json({"error": {"code": "not_found", "message": said}}, error.status_code, dict(error.headers or {}))
+    code, said = "not_found", "there is nothing at this address; /openapi.json has what there is"
+    if error.status_code == 405:
+      code, said = "method", f"this address takes {(error.headers or {}).get('Allow', 'other methods')}"
+    return _json({"error": {"code": code, "message": said}}, error.status_code, dict(error.headers or {}))
 
   @app.exception_handler(Exception)  # logged by the guard, to which it goes on
   async def broken(request: Request, error: Exception) -> Response:
@@ -64,8 +65,6 @@ def create(
 
   for route in (_searches, _items, _clip_retrieval, _about):
     route(app, state, key)
-  if origins:
-    app.add_middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["GET", "POST"], allow_headers=["*"])
   description = described(app.openapi())
 
   @app.get("/openapi.json", include_in_schema=False)
@@ -78,7 +77,15 @@ def create(
     if code:
       state.metrics.refused.labels(code).inc()
 
-  return Guard(app, state.limits, key, hosts, count, bool(origins))
+  guard = Guard(app, state.limits, key, hosts, count, bool(origins))
+  if not origins:
+    return guard
+  allowed: dict[str, Any] = {
+    "allow_methods": ["GET", "POST"],
+    "allow_headers": ["*"],
+    "expose_headers": ["Retry-After"],
+  }
+  return CORSMiddleware(guard, allow_origins=list(origins), **allowed)  # outside, so that refusals can be read too
 
 
 def _searches(app: FastAPI, state: State, key: str | None) -> None:

@@ -9,6 +9,7 @@ import asyncio
 import json
 import logging
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -17,8 +18,8 @@ from qat_jax.serve.limits import Limits, Rates, Refused, check_host, check_key
 OPEN = ("/", "/page.js", "/results.js", "/page.css", "/health", "/ready")  # without a key
 BODY_SECONDS = 30.0  # to send a body in
 UNKNOWN = "unknown"
-BROKEN = Refused(500, "broken", "something went wrong here; the server's log has it")
 ITEMS = "/v1/items/"
+BROKEN = Refused(500, "broken", "something went wrong here; the server's log has it")
 POLICY = (
   "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
   "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -54,8 +55,8 @@ class Guard:
     if scope["type"] != "http":
       await self.app(scope, receive, send)
       return
-    began, status, started = time.perf_counter(), 500, False
     method, scope = scope["method"], _routed(scope)
+    began, status, started = time.perf_counter(), 500, False
     code: str | None = None
 
     async def sending(message: Any) -> None:
@@ -75,9 +76,9 @@ class Guard:
       code = error.code
       if not started:
         await _answer(error, sending)
-    except Exception:
-      code = "broken"
-      log.exception("a request to %s failed", route_of(scope))
+    except Exception as error:  # whose message may have what was asked: where it was raised is all that is logged
+      code, where = "broken", "".join(traceback.format_tb(error.__traceback__))
+      log.error("a request to %s failed: %s\n%s", route_of(scope), type(error).__name__, where)
       if not started:
         await _answer(BROKEN, sending)
     finally:
@@ -97,6 +98,8 @@ class Guard:
       return
     self.rates.take((scope.get("client") or (UNKNOWN,))[0])
     check_key(self.key, headers.get(b"authorization"), headers.get(b"x-api-key"))
+    if headers.get(b"content-encoding", "identity").strip().lower() not in ("", "identity"):
+      raise Refused(415, "compressed", "bodies are taken as they are: send it without Content-Encoding")
     length = headers.get(b"content-length", "")
     if length.isdigit() and int(length) > self.limits.body_bytes:
       raise self._too_large()
@@ -130,9 +133,6 @@ def route_of(scope: Any) -> str:
   return getattr(scope.get("route"), "path", scope["path"] if scope["path"] in OPEN else UNKNOWN)
 
 
-def _replay(body: bytes, receive: Any) -> Any:
-  given = False
-
 def _routed(scope: Any) -> Any:
   """Returns a request as routes see it: HEAD as a GET, whose body the server keeps, and items' ids as they are written.
 
@@ -143,6 +143,9 @@ def _routed(scope: Any) -> Any:
     routed["path"] = written
   return routed
 
+
+def _replay(body: bytes, receive: Any) -> Any:
+  given = False
 
   async def replayed() -> Any:
     nonlocal given

@@ -35,6 +35,8 @@ def serve(
   without one, or what is to be served is missing or damaged; ImportError without the extra `serve`.
   """
   key = os.environ.get(KEY) or None
+  if key and not all("!" <= letter <= "~" for letter in key):
+    raise ValueError(f"{KEY} has spaces or letters beyond ASCII, which a header cannot say; choose another key")
   if key is None and not is_loopback(host):
     raise ValueError(f"{host} is reached from other machines: set a key, {KEY}, or bind 127.0.0.1")
   try:

@@ -71,6 +71,8 @@ def test_it_starts_with_nothing_that_is_unsafe_missing_or_damaged(settings, shop
   assert refused(settings, "--host=0.0.0.0") == (
     "error: 0.0.0.0 is reached from other machines: set a key, QAT_JAX_API_KEY, or bind 127.0.0.1"
   )
+  said = refused(settings, QAT_JAX_API_KEY="schlüssel")
+  assert said.startswith("error: QAT_JAX_API_KEY has spaces or letters beyond ASCII") and "schl" not in said
   damaged = tmp_path / "damaged"
   shutil.copytree(shop / "gallery", damaged)
   path = next((damaged / "img_emb").glob("*.npy"))
