@@ -6,6 +6,7 @@ let info = null; // what GET /v1/info says
 let subject = null; // {item} or {file, url}: the picture that is searched with
 let leftOut = ""; // what a link says that cannot be had, to be told
 let running = null; // the AbortController of the search under way
+let drawn = {}; // what the results on the page were asked for: {query, file}
 
 // --- the server
 
@@ -144,25 +145,27 @@ async function search() {
     at("status").textContent = "";
     return;
   }
-  running = new AbortController();
+  const own = (running = new AbortController());
+  const file = subject?.file;
   const body = { mode, k, filters, ...(query.length ? { query } : {}) };
   at("results").classList.add("busy");
   at("status").textContent = "Searching…";
   try {
     let found;
-    if (subject?.file) {
+    if (file) {
       const form = new FormData();
       form.append("request", JSON.stringify(body));
-      form.append("image", subject.file);
-      found = await ask("v1/search", { method: "POST", body: form, signal: running.signal }).then((a) => a.json());
+      form.append("image", file);
+      found = await ask("v1/search", { method: "POST", body: form, signal: own.signal }).then((a) => a.json());
     } else {
-      found = await send("v1/search", body, running.signal);
+      found = await send("v1/search", body, own.signal);
     }
+    drawn = { query, file };
     draw(found);
   } catch (error) {
     if (error.name !== "AbortError") fail(error);
   } finally {
-    at("results").classList.remove("busy");
+    if (running === own) at("results").classList.remove("busy");
   }
 }
 
@@ -200,15 +203,11 @@ function go() {
 // --- why
 
 async function why(entry) {
-  const { text, weight } = asked();
   const dialog = at("why");
   at("why-body").replaceChildren("Looking…");
   dialog.showModal();
   try {
-    const query = [];
-    if (subject?.item) query.push({ item: subject.item });
-    if (subject?.file) query.push({ image: await asBase64(subject.file) });
-    if (text) query.push(subject ? { text, weight } : { text });
+    const query = [...(drawn.file ? [{ image: await asBase64(drawn.file) }] : []), ...drawn.query];
     const { items, moved: how, notes } = await send("v1/why", { query, items: [entry.id] });
     at("why-body").replaceChildren(...explained(items[0], how, notes, entry, info.pictures && show));
   } catch (error) {

@@ -1,35 +1,20 @@
 """The page in a real browser: Chromium, where there is one."""
 
 import json
-import os
 import pathlib
-import shutil
 import threading
 import time
 import urllib.parse
 
 import pytest
 import uvicorn
-from playwright.sync_api import sync_playwright
 
 from qat_jax.serve.limits import Limits
 from qat_jax.serve.web.app import create
 from qat_jax.serve.web.state import State
+from tests.qat_jax.serve.web.browsers import CHROMIUM, MARKS, until
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = [
-  pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt-get install chromium, or set CHROMIUM"),
-  pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
-
-
-@pytest.fixture(scope="module")
-def browser():
-  with sync_playwright() as playwright:
-    arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    found = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
-    yield found
-    found.close()
+pytestmark = MARKS
 
 
 @pytest.fixture
@@ -46,15 +31,6 @@ def page(browser, address):
   yield page
   context.close()
   assert said == []
-
-
-def until(page, expression):
-  """Waits until an expression is true. Playwright's own wait would have the page eval, which its policy forbids."""
-  for _ in range(300):
-    if page.evaluate(expression):
-      return
-    page.wait_for_timeout(50)
-  raise AssertionError(f"never true: {expression}")
 
 
 def found(page, side="adapted"):
@@ -82,6 +58,8 @@ def test_words_find_items_on_both_sides_and_the_link_opens_the_same_search(page,
   again.wait_for_selector("#adapted .score")
   assert found(again) == first
   loaded = "[...document.querySelectorAll('#plain img')].slice(0, 4).every(i => i.complete && i.naturalWidth)"
+  sources = again.eval_on_selector_all("#plain img", "images => images.map(image => image.getAttribute('src'))")
+  assert {source.split("%2F")[0] for source in sources} == {"v1/items?id=shop"}  # which serves for any id
   until(again, loaded)
   search(page, "a blue box")
   page.go_back()
@@ -168,6 +146,19 @@ def test_why_is_a_dialog_that_the_keyboard_closes(page):
   page.evaluate("document.activeElement.blur()")
   page.keyboard.press("/")
   assert page.evaluate("document.activeElement.id") == "text"
+
+
+def test_why_explains_what_is_shown_whatever_has_been_typed_since(page):
+  search(page, "a red box")
+  said = []
+  for typed in ("", "a blue box"):
+    page.fill("#text", typed or "a red box")
+    page.click("#adapted li .why >> nth=0")
+    page.wait_for_selector("#why-body table")
+    said.append(page.inner_text("#why-body"))
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#why", state="hidden")
+  assert said[0] == said[1]
 
 
 def test_an_error_is_shown_to_the_person(page, shop, tmp_path):

@@ -1,0 +1,21 @@
+"""A real browser, Chromium, and how tests wait in it."""
+
+import os
+import shutil
+
+import pytest
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+MARKS = [
+  pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt-get install chromium, or set CHROMIUM"),
+  pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+def until(page, expression):
+  """Waits until an expression is true. Playwright's own wait would have the page eval, which its policy forbids."""
+  for _ in range(300):
+    if page.evaluate(expression):
+      return
+    page.wait_for_timeout(50)
+  raise AssertionError(f"never true: {expression}")
