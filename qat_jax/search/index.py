@@ -76,8 +76,12 @@ class ExactIndex:
     return ranking.replace(scores=np.where(ranking.ids < 0, -np.inf, length_Q1 * ranking.scores).astype(np.float32))
 
   def fetch(self, ids: Ids) -> np.ndarray:
-    """Returns the items (ND, float32) at some positions."""
-    return np.asarray(self.gallery[np.asarray(ids, np.int64)], np.float32)
+    """Returns the items (ND, float32) at some positions; raises KeyError for one that is not there."""
+    position_N = np.asarray(ids, np.int64)
+    absent_N = position_N[(position_N < 0) | (position_N >= len(self.gallery))]
+    if len(absent_N):  # which NumPy counts from the end, and JAX takes for the last
+      raise KeyError(f"the gallery has {len(self.gallery)} items, none at {absent_N[0]}; search again")
+    return np.asarray(self.gallery[position_N], np.float32)
 
   def save(self, folder: str | os.PathLike) -> None:
     """Writes the index to a folder, whole or not at all."""

@@ -83,10 +83,12 @@ class FaissIndex:
     if not isinstance(index, faiss.Index):
       raise TypeError(f"the index is a {type(index).__name__}; give a faiss.Index of floats, or the file of one")
     found = cls(index, ids, unit, space)
-    rows = min(SAMPLE, index.ntotal)
+    held = faiss.downcast_index(index)
+    named = isinstance(held, faiss.IndexIDMap)
+    label_N = faiss.vector_to_array(held.id_map) if named else np.arange(min(SAMPLE, index.ntotal))
     try:
-      sample_ND = found._reconstructed(np.arange(rows)) if rows else None
-    except ValueError:  # codes and labels that cannot be read back: the person's word is all there is
+      sample_ND = found._reconstructed(label_N[:SAMPLE]) if len(label_N) else None
+    except (ValueError, KeyError):  # codes and labels that cannot be read back: the person's word is all there is
       sample_ND = None
     check_stored("the FAISS index", found.metric, unit, sample_ND)
     return found
@@ -114,6 +116,11 @@ class FaissIndex:
     label_QK, score_QK = np.take_along_axis(label_QK, order_QK, 1), np.take_along_axis(score_QK, order_QK, 1)
     if self.ids is None:
       return Ranking(label_QK, score_QK)
+    if label_QK.max(initial=-1) >= len(self.ids):
+      raise ValueError(
+        f"the FAISS index has a label {label_QK.max()}, which is no position among {len(self.ids)} ids: its labels are "
+        "names already, so connect without ids"
+      )
     integers = type(self.ids[0]) is int
     own_N = np.empty(len(self.ids) + 1, np.int64 if integers else object)
     own_N[:-1], own_N[-1] = self.ids, MISSING[integers]  # label −1 is the last
@@ -132,7 +139,10 @@ class FaissIndex:
       labels = names if self._labels is None else [self._labels[name] for name in names]
     except KeyError as error:
       raise KeyError(f"the FAISS index has no id {error}; search again") from None
-    item_ND = self._reconstructed(np.array(labels, np.int64))
+    label_N = np.array(labels, np.int64)
+    if (label_N < 0).any():  # where FAISS would read before its memory
+      raise KeyError(f"the FAISS index has no id {label_N.min()}; search again")
+    item_ND = self._reconstructed(label_N)
     return fetched(dict(zip(names, item_ND, strict=True)), ids, self.unit, "the FAISS index")
 
   def _reconstructed(self, label_N: np.ndarray) -> np.ndarray:
@@ -143,6 +153,8 @@ class FaissIndex:
     try:
       return self.index.reconstruct_batch(label_N)
     except RuntimeError as error:
+      if "key" in _words(error):
+        raise KeyError(f"the FAISS index lacks one of {len(label_N)} ids ({_words(error)}); search again") from error
       advice = "an IVF index wants make_direct_map() first, an IDMap must be an IDMap2"
       raise ValueError(f"FAISS gives no vectors back ({_words(error)}); {advice}") from error
 

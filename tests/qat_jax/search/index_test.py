@@ -177,6 +177,14 @@ def test_a_gallerys_own_ids_come_back_and_find_its_vectors(make, kind):
     index.fetch([{"int": 5, "str": "nobody", "uuid": uuid.UUID(int=1)}[kind]])
 
 
+@of(*FETCHES)
+def test_a_position_that_is_not_there_has_no_vector(make):
+  index = make(features(30))
+  for position in (-1, 30, 1 << 40):
+    with pytest.raises(KeyError, match="search again"):
+      index.fetch(np.array([3, position]))
+
+
 @of(*OWN_IDS)
 def test_ids_that_are_no_names_are_refused(make):
   for ids, message in (

@@ -50,6 +50,16 @@ def test_labels_without_a_map_to_vectors_are_told_apart():
   assert index.search(features(5)[2:3], 1).ids.tolist() == [[102]]
   with pytest.raises(ValueError, match="IDMap2"):
     index.fetch([102])
+  with pytest.raises(ValueError, match="a label 102, .* connect without ids"):
+    FaissIndex.connect(own, ids=list("abcde")).search(features(5)[2:3], 1)
+
+
+@pytest.mark.parametrize("factory", ["Flat", "HNSW16", "IVF4,Flat"])
+def test_no_vector_is_read_of_a_label_that_is_not_there(factory):
+  index = FaissIndex.build(features(200), factory)
+  for label in (-1, -(2**40), 200, 2**40):
+    with pytest.raises(KeyError, match="search again"):
+      index.fetch([7, label])
 
 
 def test_what_an_index_cannot_do_is_said_in_one_line(tmp_path):
@@ -75,6 +85,10 @@ def test_vectors_that_are_not_unit_are_refused_until_one_says_so():
   with pytest.raises(ValueError, match="vectors of length 5"):
     FaissIndex.connect(own)
   np.testing.assert_allclose(FaissIndex.connect(own, unit=False).fetch([3]), features(20)[[3]], atol=1e-6)
+  named = faiss.IndexIDMap2(faiss.IndexFlatIP(32))
+  named.add_with_ids(5 * features(20), np.arange(100, 120))
+  with pytest.raises(ValueError, match="vectors of length 5"):
+    FaissIndex.connect(named)
   with pytest.raises(ValueError, match="compares distances"):
     FaissIndex.connect(faiss.IndexFlatL2(32), unit=False)
 
