@@ -21,7 +21,7 @@ async function ask(path, options = {}) {
     throw new Error("The server cannot be reached. Is it running?");
   }
   if (answer.status === 401) {
-    await askForKey();
+    await askForKey(key !== null && key === sessionStorage.getItem("key"));
     return ask(path, options);
   }
   if (!answer.ok) {
@@ -34,12 +34,13 @@ async function ask(path, options = {}) {
 const send = (path, body, signal) =>
   ask(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal }).then((a) => a.json());
 
-function askForKey() {
+function askForKey(wrong) {
   const dialog = at("ask");
+  at("ask-title").textContent = wrong ? "This was not the key" : "This server asks for a key";
   if (!dialog.open) dialog.showModal();
   return new Promise((done) => {
     dialog.addEventListener("close", () => {
-      sessionStorage.setItem("key", at("key").value);
+      sessionStorage.setItem("key", at("key").value.trim().replace(/[^!-~]/g, "?")); // no header says others
       done();
     }, { once: true });
   });
@@ -178,7 +179,7 @@ function draw(found) {
   let count = 0;
   for (const side of SIDES) {
     const entries = found.results[side];
-    at(side).hidden = !entries;
+    at(side).hidden = !entries?.length;
     at(side).querySelector("ol").replaceChildren(...(entries ?? []).map((entry) => card(entry, { picture: info.pictures && show, scores: at("scores").checked, moreLike, why })));
     count = Math.max(count, entries?.length ?? 0);
   }

@@ -64,7 +64,7 @@ export function explained(item, how, notes, entry, picture) {
     });
     parts.push(make("h3", {}, `What moved it: the nearest of ${how.pairs.toLocaleString()} remembered training pairs`));
     parts.push(make("table", {}, head("most like its image here", "share", "cosine of its query"), ...rows));
-  } else if (item.adapted) parts.push(make("p", { className: "faint" }, "This head remembers no training pairs; the network moved the query."));
+  } else if (item.adapted) parts.push(make("p", { className: "faint" }, "The adapter remembers no training pairs for such queries: what it has learned moved this one as a whole."));
   for (const note of notes) parts.push(make("p", {}, note));
   return parts;
 }
@@ -83,7 +83,7 @@ export function fieldsOf(columns) {
       const end = (name, hint) => make("input", { type: "number", step: "any", placeholder: `${hint} ${about[name] ?? ""}`, ariaLabel: `${column}, ${name}`, data: { ...data, kind, end: name } });
       fields.push(make("fieldset", {}, make("legend", {}, column), make("div", {}, end("least", "from"), end("most", "to"))));
     } else if (about.type.endsWith("string")) {
-      fields.push(make("label", {}, `${column} is`, make("input", { type: "text", data: { ...data, kind: "text" } })));
+      fields.push(make("label", {}, `${column} is`, make("input", { type: "text", placeholder: "exactly", data: { ...data, kind: "text" } })));
     }
   }
   return fields;

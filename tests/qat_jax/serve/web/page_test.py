@@ -103,6 +103,10 @@ def test_filters_narrow_and_are_part_of_the_link(page):
   page.reload()
   until(page, "document.querySelectorAll('#plain li').length === 2")
   assert "(2)" in page.inner_text("#filters summary")
+  page.fill("[data-column=price][data-end=most]", "-1")
+  page.press("[data-column=price][data-end=most]", "Tab")
+  until(page, "document.getElementById('status').textContent.includes('no item passes the filters')")
+  assert not page.is_visible("#plain") and not page.is_visible("#adapted")
 
 
 def test_a_large_whole_number_is_filtered_by_as_it_is_written(page):
@@ -180,6 +184,11 @@ def test_nothing_is_wider_than_the_screen_and_everything_has_a_name(page, width)
   assert page.evaluate("document.documentElement.scrollWidth") <= width
   side_by_side = page.evaluate("plain.getBoundingClientRect().top === adapted.getBoundingClientRect().top")
   assert side_by_side == (width > 1000)
+  heights = page.eval_on_selector_all("li.card .line", "lines => lines.map(line => Math.round(line.offsetHeight))")
+  assert len(set(heights)) == 1  # so that the rows of both sides lie beside each other
+  page.select_option("#mode", "adapted")
+  until(page, "document.getElementById('plain').hidden")
+  assert "arrows" not in page.inner_text("#adapted-title")
   nameless = """[...document.querySelectorAll('button, input, select, img, a')].filter(e => e.offsetParent !== null &&
     !(e.ariaLabel || e.textContent.trim() || e.alt || e.title || e.labels?.length)).map(e => e.outerHTML)"""
   assert page.evaluate(nameless) == []
@@ -201,7 +210,10 @@ def test_a_key_is_asked_for_and_used(browser, served, address, page):
     while not server.started:
       time.sleep(0.02)
     other.goto(f"http://127.0.0.1:{port}/#q=a+red+box")
-    other.fill("#key", "secret")
+    other.fill("#key", "schlüssel")
+    other.press("#key", "Enter")
+    until(other, "document.getElementById('ask-title').textContent === 'This was not the key'")
+    other.fill("#key", " secret ")
     other.press("#key", "Enter")
     other.wait_for_selector("#plain li img")
     until(other, "[...document.querySelectorAll('#plain img')].slice(0, 2).every(i => i.naturalWidth > 0)")
