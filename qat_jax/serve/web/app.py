@@ -143,11 +143,12 @@ def _items(app: FastAPI, state: State, key: str | None) -> None:
   async def item(request: Request, id: str, part: Literal["metadata", "picture", "thumbnail"] = "metadata") -> Response:
     if len(request.query_params.getlist("id")) > 1:
       raise invalid("id is given more than once; ask for one item at a time")
+    views.unquoted(request.scope["query_string"].decode("latin-1"))
     return await parts[part](id)
 
   def at(part: str) -> Callable:
     async def handler(id: str) -> Response:
-      return await parts[part](views.id_of_path(id))
+      return await parts[part](views.unquoted(id))
 
     handler.__name__ = part
     return handler

@@ -59,8 +59,8 @@ def first_wrong(errors: Sequence[Any]) -> Refused:
   return invalid(f"{named[:200] or 'the body'}: {'; or: '.join(said)[:300]}")
 
 
-def id_of_path(written: str) -> str:
-  """Returns the id that a path writes, percent signs and all; raises Refused (404) for bytes that are no UTF-8."""
+def unquoted(written: str) -> str:
+  """Returns what an address writes with percent signs; raises Refused (404) for bytes that are no UTF-8: no id is."""
   try:
     return urllib.parse.unquote(written, errors="strict")
   except UnicodeDecodeError:

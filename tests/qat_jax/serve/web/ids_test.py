@@ -26,7 +26,7 @@ IDS += [
   "07",
   "7.0",
 ]
-IDS += ["x" * 4000, "x" * 4000 + "/picture", "null", "constructor", "a&id=b", "\u202e", "🙂"]
+IDS += ["x" * 4000, "x" * 4000 + "/picture", "null", "constructor", "a&id=b", "\u202e", "🙂", "\ufffd"]
 
 
 @pytest.fixture(scope="module")
