@@ -45,7 +45,9 @@ def upload(
       commit_message=message,
     )
   except (OSError, ValueError) as error:  # what the client raises for a refusal, too
-    raise ConnectionError(f"{name} was not sent: {' '.join(str(error).split())}") from error
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    advice = "; `hf auth login`, or set HF_TOKEN to a token that may write there" if status in (401, 403) else ""
+    raise ConnectionError(f"{name} was not sent: {' '.join(str(error).split())}{advice}") from error
   return str(getattr(done, "repo_url", None) or name)
 
 

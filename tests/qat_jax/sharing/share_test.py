@@ -191,7 +191,7 @@ def test_an_adapter_comes_back_from_the_hub_as_it_was_sent(adapter, run, tmp_pat
   back = qat_jax.load(tmp_path / "back")
   assert back.fingerprint == adapter.fingerprint and back.info["source"].startswith("hf://owner/name@")
   assert refused.returncode == 1 and refused.stderr.startswith("error: owner/name was not sent: ")
-  assert refused.stderr.count("\n") == 1
+  assert refused.stderr.count("\n") == 1 and "hf auth login" in refused.stderr
 
 
 def test_what_was_not_exported_is_not_sent(adapter, tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 """Requests that might be answered wrongly without a word: compared with NumPy by hand, or refused in words."""
 
+import http.client
 import json
+import time
 
 import jax
 import numpy as np
@@ -11,7 +13,11 @@ from qat_jax.models import forms
 from qat_jax.serve import opening, service
 from qat_jax.serve.limits import Limits
 from qat_jax.serve.opening import Settings
+from qat_jax.serve.web.app import create
+from qat_jax.serve.web.server import in_thread
+from qat_jax.serve.web.state import State
 from tests.qat_jax.serve.web.clients import client_of, code
+from tests.qat_jax.serve.web.server_test import free_port
 
 ITEMS, WIDTH = 6000, 16
 IDS = [f"{i}.0" if i % 3 == 0 else str(i) for i in range(ITEMS)]  # some name the same number as others would
@@ -189,7 +195,26 @@ def test_candidates_are_ordered_as_by_hand_whatever_their_lengths(client, served
     np.testing.assert_allclose([entry["relevance_score"] for entry in answer["results"]], expected, atol=3e-6)
 
 
-def test_a_body_in_pieces_without_its_length_is_read_whole(client):
-  whole = client.post("/v1/search", json={"query": {"item": "1"}, "k": 2})
-  pieces = client.post("/v1/search", content=iter([b'{"query": {"it', b'em": "1"}, ', b'"k": 2}']))
-  assert pieces.json()["results"] == whole.json()["results"]
+def test_a_body_in_pieces_without_its_length_is_read_whole(served):
+  state, port = State(Limits(seconds=300)), free_port()
+  state.service = served
+
+  def pieces():
+    for piece in (b'{"query": {"it', b'em": "1"}, ', b'"k": 2}'):
+      yield piece
+      time.sleep(0.1)  # so that each arrives by itself
+
+  with in_thread(create(state, None, frozenset({"127.0.0.1"})), port):
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    connection.request("POST", "/v1/search", pieces(), encode_chunked=True, headers={"Transfer-Encoding": "chunked"})
+    answer = connection.getresponse()
+    found = json.load(answer)
+    assert answer.status == 200 and len(found["results"]["adapted"]) == 2
+    connection.request("HEAD", "/v1/items?id=1")
+    answer = connection.getresponse()
+    assert (answer.status, answer.read()) == (200, b"") and int(answer.headers["content-length"]) > 10
+    connection.request("GET", "/v1/items/" + "x" * 60_000)
+    answer = connection.getresponse()
+    assert answer.status in (400, 404, 414)  # and not a connection that is dropped
+    connection.close()
+  state.queue.close(10)
