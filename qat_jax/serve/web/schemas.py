@@ -11,7 +11,7 @@ from qat_jax.serve.limits import FILTERS, IDS, PARTS, TEXT_LETTERS, VALUES, VECT
 Id = Annotated[str, Field(strict=True, max_length=4096)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Text = Annotated[str, Field(strict=True, min_length=1, max_length=TEXT_LETTERS)]
-Vector = Annotated[list[Number], Field(min_length=1, max_length=VECTOR)]
+Vector = Annotated[list[Number], Field(min_length=1, max_length=VECTOR, fail_fast=True)]
 QueryType = Literal["text", "image"]
 Value = StrictBool | StrictInt | Number | StrictStr
 
@@ -43,7 +43,7 @@ Filters = Annotated[
   dict[Annotated[str, Field(max_length=200)], Value | Annotated[list[Value], Field(max_length=VALUES)] | Range],
   Field(max_length=FILTERS),
 ]
-Ids = Annotated[list[Id], Field(max_length=IDS)]
+Ids = Annotated[list[Id], Field(max_length=IDS, fail_fast=True)]
 
 
 class Asked(_Strict):
@@ -84,10 +84,10 @@ class Rerank(BaseModel):
   query: Query
   query_type: QueryType | None = None
   documents: list[Id | dict[str, object]] | None = Field(
-    default=None, max_length=10_000, description='ids, or {"id": …}'
+    default=None, max_length=10_000, fail_fast=True, description='ids, or {"id": …}'
   )
   vectors: list[Vector] | None = Field(
-    default=None, min_length=1, max_length=10_000, description="frozen features instead"
+    default=None, min_length=1, max_length=10_000, fail_fast=True, description="frozen features instead"
   )
   top_n: StrictInt | None = Field(default=None, ge=1)
   mode: Literal["plain", "adapted"] = "adapted"

@@ -6,6 +6,7 @@ import time
 
 import jax
 import numpy as np
+import pydantic
 import pytest
 
 import qat_jax
@@ -13,6 +14,7 @@ from qat_jax.models import forms
 from qat_jax.serve import opening, service
 from qat_jax.serve.limits import Limits
 from qat_jax.serve.opening import Settings
+from qat_jax.serve.web import schemas
 from qat_jax.serve.web.app import create
 from qat_jax.serve.web.server import in_thread
 from qat_jax.serve.web.state import State
@@ -162,8 +164,14 @@ def test_what_is_found_is_what_one_finds_by_hand(client, served, case, side):
     ('{"query": {"item": "1", "weight": NaN}}', "weight: Input should be a finite number"),
     ('{"query": {"item": 1}}', "item: Input should be a valid string"),
     ('{"query": {"vector": [], "query_type": "text"}}', "at least 1 item"),
-    (json.dumps({"query": {"vector": ["1"] * WIDTH, "query_type": "text"}}), "vector: Input should be a valid number"),
-    (json.dumps({"query": {"vector": [True] * WIDTH, "query_type": "text"}}), "vector: Input should be a valid number"),
+    (
+      json.dumps({"query": {"vector": ["1"] * WIDTH, "query_type": "text"}}),
+      "vector.0: Input should be a valid number",
+    ),
+    (
+      json.dumps({"query": {"vector": [True] * WIDTH, "query_type": "text"}}),
+      "vector.0: Input should be a valid number",
+    ),
     (json.dumps({"query": {"vector": [1] * (WIDTH + 1), "query_type": "text"}}), "(Q, 16)"),
     ('{"query": {"item": "1"}, "filters": {"number": null}}', "boolean; or: Input should be a valid integer"),
     ('{"query": {"item": "1"}, "filters": {"number": true}}', "true is no value"),
@@ -178,6 +186,22 @@ def test_what_is_found_is_what_one_finds_by_hand(client, served, case, side):
 def test_what_could_be_misread_is_refused_in_words(client, body, words):
   answer = client.post("/v1/search", content=body)
   assert code(answer) == (422, "invalid") and words in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+  ("model", "name", "wrong"),
+  [
+    (schemas.Search, "exclude", [1] * 999),
+    (schemas.Search, "allowed", [1] * 999),
+    (schemas.Rerank, "documents", [1] * 999),
+    (schemas.Rerank, "vectors", [["a"] * 999] * 999),
+    (schemas.Part, "vector", ["a"] * 999),
+  ],
+)
+def test_of_a_long_list_that_is_wrong_little_is_looked_at(model, name, wrong):
+  with pytest.raises(pydantic.ValidationError) as caught:
+    model.model_validate_json(json.dumps({"query": "a", name: wrong} if name != "vector" else {name: wrong}))
+  assert caught.value.error_count() <= 2  # of a union, one for each kind
 
 
 @pytest.mark.parametrize("mode", ["plain", "adapted"])
