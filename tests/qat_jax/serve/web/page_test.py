@@ -1,5 +1,6 @@
 """The page in a real browser: Chromium, where there is one."""
 
+import base64
 import json
 import pathlib
 import threading
@@ -89,6 +90,26 @@ def test_a_picture_is_searched_with(page, shop):
   assert page.get_attribute("#plain li >> nth=0", "data-id") == "shop/0"
   page.click("#plain li .why >> nth=0")
   assert "rank among all" in page.inner_text("#why-body table")
+
+
+GIVEN = """([kind, data]) => {
+  const transfer = new DataTransfer(), bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+  transfer.items.add(new File([bytes], "mine.png", { type: "image/png" }));
+  const about = { bubbles: true, cancelable: true, dataTransfer: transfer, clipboardData: transfer };
+  document.body.dispatchEvent(kind === "paste" ? new ClipboardEvent(kind, about) : new DragEvent(kind, about));
+}"""
+
+
+@pytest.mark.parametrize("kind", ["drop", "paste"])
+def test_a_picture_is_dropped_or_pasted(page, shop, kind):
+  data = base64.b64encode((shop / "pictures/0.png").read_bytes()).decode()
+  if kind == "drop":
+    page.evaluate(GIVEN, ["dragenter", data])
+    page.wait_for_selector("#drop")
+  page.evaluate(GIVEN, [kind, data])
+  page.wait_for_selector("#plain li")
+  assert found(page, "plain")[0] == "shop/0" and "mine.png" in page.inner_text("#subject")
+  assert not page.is_visible("#drop")
 
 
 def test_filters_narrow_and_are_part_of_the_link(page):
