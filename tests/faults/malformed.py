@@ -21,7 +21,7 @@ from typing import Any
 from PIL import Image
 
 POSTS = ("/v1/search", "/v1/rerank", "/v1/adapt", "/v1/why", "/knn-service", "/metadata", "/v1/admin/reload")
-GETS = ("/v1/items/", "/v1/info", "/indices-list", "/metrics", "/ready", "/", "/openapi.json")
+GETS = ("/v1/items/", "/v1/items?id=", "/v1/info", "/indices-list", "/metrics", "/ready", "/", "/openapi.json")
 KINDS = (
   "application/json",
   "text/plain",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from importlib import resources
@@ -41,6 +42,7 @@ def create(
   `key`: what requests have to give, None: nothing. `hosts`: the names that the server goes by, None: any. `origins`:
   whose pages may read answers.
   """
+  logging.getLogger("python_multipart").setLevel(logging.ERROR)  # its warnings have letters of a form
   app = FastAPI(title=TITLE, version="1", docs_url=None, redoc_url=None, openapi_url=None)
 
   @app.exception_handler(Refused)
