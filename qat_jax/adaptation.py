@@ -38,9 +38,14 @@ def normalise(x: jax.Array) -> jax.Array:
 
 
 def unit(x: np.ndarray, dtype: type = np.float64) -> np.ndarray:
-  """Returns what `normalise` does of a NumPy array (…D), on the host and in `dtype`; a zero vector stays zero."""
+  """Returns what `normalise` does of a NumPy array (…D), on the host and in `dtype`; a zero vector stays zero.
+
+  >>> unit(np.array([[3e-20, 4e-20], [0.0, 0.0]])).round(6).tolist()
+  [[0.6, 0.8], [0.0, 0.0]]
+  """
   x = np.asarray(x, dtype)
-  return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+  length = np.linalg.norm(x, axis=-1, keepdims=True)
+  return x / np.where(length == 0, 1, length)
 
 
 def fold(adaptation: Adaptation) -> jax.Array:
