@@ -96,7 +96,8 @@ def prepare(adaptation: Adaptation) -> Prepared:
   most_Q = np.linalg.norm(query_QD, axis=1)
   bounds, useful = _bounds(most_Q, folded_QD, gate_QD, value_QE, direction_QDE, cut_Q, terms_Q, rounding, whole)
   single = lambda x: np.asarray(x, np.float32)
-  factors = Factors(adaptation.query, adaptation.gate, adaptation.left, adaptation.right, single(size_Q))
+  held = jax.tree.map(np.asarray, adaptation)
+  factors = Factors(held.query, held.gate, held.left, held.right, single(size_Q))
   similar = None
   if useful and left_QDR.shape[2] > 2 * narrow_QDR.shape[2]:
     size_Q = np.abs(gate_QD).max(axis=1) + np.linalg.norm(narrow_QDR, axis=1).sum(axis=1)

@@ -10,6 +10,7 @@ import dataclasses
 import mmap
 import weakref
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,8 @@ CHUNK_BYTES_ELSEWHERE = 1 << 27
 GATHERED = (256, 1024, 4096)  # rows that a part is gathered in: few numbers, so that few shapes are compiled for
 GATHER_ROWS = 16  # a touched row of a memory map brings its neighbours into memory, up to two megabytes
 LENGTH_ERROR = 0.02  # of |z|²; bf16 rounding stays below it
+
+Tree = TypeVar("Tree")  # of arrays
 
 # one thread for all: each new one would bring a memory pool of its own, which keeps what chunks leave behind
 _reader = concurrent.futures.ThreadPoolExecutor(1, "gallery-reader")
@@ -56,6 +59,10 @@ class Part:
   def platform(self) -> str:
     """Returns `cpu`, `gpu`, …"""
     return self.device.platform
+
+  def placed(self, tree: Tree) -> Tree:
+    """Returns a pytree of arrays where programs read them beside the rows: on a CPU, as they are."""
+    return tree if self.platform == "cpu" else jax.device_put(tree, self.device)
 
   def rows(self, item_B: np.ndarray) -> np.ndarray:
     """Returns some of the items (BD, float32), on the host."""

@@ -96,7 +96,7 @@ def best_of(
 
   def searched(part: Part, best: list[TopK]) -> list[TopK]:
     if part.device not in on_device:
-      on_device[part.device] = jax.device_put(prepared, part.device)
+      on_device[part.device] = part.placed(prepared)
     if masks.wanted_N is not None:
       part = dataclasses.replace(part, wanted=masks.wanted_N[part.first : part.first + part.items])
     own = zip(on_device[part.device], best, excluded, strict=True)
@@ -208,7 +208,7 @@ def _among(adaptation: Adaptation, gallery: Gallery, pairs: Pairs, best: list[To
     prepared, theirs = prepare(_padded(adaptation, block)), own.of_queries(block).allowed
     assert theirs is not None
     for part, local, position_P in _where_they_lie(gallery, theirs):
-      score_P = score_pairs(jax.device_put(prepared, part.device), part, local)
+      score_P = score_pairs(part.placed(prepared), part, local)
       top = top.with_pairs(Pairs(local.query, position_P), score_P)
     found.append(top)
   return found

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
 import numpy as np
 
 from qat_jax.search.bounds import RANK, Bounds, prepare
@@ -31,11 +30,11 @@ def warm(adaptation: Adaptation, gallery: Gallery) -> None:
   part = next(iter(parts(gallery, None, None, queries)))
   prepared = prepare(adaptation)
   for bounds in _all_bounds(prepared.bounds, min(RANK, 2 * rank, width), adaptation.gate.shape[1] > 1):
-    upper_bounds(jax.device_put(bounds, part.device), part, queries)
+    upper_bounds(part.placed(bounds), part, queries)
   if rank > 2 * RANK and width > RANK:
     cut_QDC = np.zeros((queries, width, RANK), np.float32)
     prepared = prepared._replace(similar=prepared.factors._replace(left=cut_QDC, right=cut_QDC))
-  prepared = jax.device_put(prepared, part.device)
+  prepared = part.placed(prepared)
   chunks = 1
   while chunks <= queries * max(1, min(SCORED, part.items) // ITEMS):
     each = (max(1, chunks // queries) - 1) * ITEMS + 1
