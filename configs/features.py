@@ -48,8 +48,9 @@ def get_config() -> ConfigDict:
   # Parts, tried beside the best head, each kept only where validation says so; 0: not tried (docs/which.md).
   # Pairs that a query remembers: it moves as training queries like it would have to. 4 · width bytes a pair.
   config.memory = ConfigDict({"text": 32768, "image": 0})
-  # Pairs that say what an item is called: captions of training images like it, beside it. Doubles the width of items.
-  config.captions = ConfigDict({"text": 32768, "image": 32768})
+  # Pairs that say what an item is called: captions of training images like it, beside it. Doubles the width of items,
+  # or with `width` above 0, of 2 · the features' at most, projects items and queries to that.
+  config.captions = ConfigDict({"text": 32768, "image": 32768, "width": 0})
   # Training queries that level the items: one number against hubs, which many queries find and few mean.
   config.levelled = ConfigDict({"text": 8000, "image": 8000})
 

@@ -64,6 +64,7 @@ ORDER = (
   "features.mining",
   "models.tokens",
   "models.memory",
+  "models.projected",
   "models.levels",
   "models.quari_files",
   "models.quari",

@@ -35,7 +35,8 @@ def config(config: ConfigDict, devices: int) -> None:
   for part in ("memory", "captions", "levelled"):
     for name, rows in config[part].items():
       if rows < 0 or rows == 1:
-        raise ValueError(f"config.{part}.{name} is {rows}; give 0 for none, or at least 2 training pairs")
+        wanted = "" if name == "width" else " training pairs"
+        raise ValueError(f"config.{part}.{name} is {rows}; give 0 for none, or at least 2{wanted}")
   for form, settings in config.forms.items():
     try:
       hypernetwork.FORMS[form](2, **dict(settings))
@@ -53,6 +54,15 @@ def config(config: ConfigDict, devices: int) -> None:
     raise ValueError(f"config.data.views is {config.data.views}; {wanted}")
   if not config.data.root and not config.data.source:
     raise ValueError("config.data has neither root nor source; give --config.data.root=ROOT, a retrieval set")
+
+
+def captions_width(config: ConfigDict, width: int) -> None:
+  """Raises ValueError where items with captions, of features of a width, shall be wider than they are."""
+  if config.captions.width > 2 * width:
+    raise ValueError(
+      f"config.captions.width is {config.captions.width}, more than items with captions have, {2 * width}; give 0 to "
+      "leave them so, or less"
+    )
 
 
 def _get(config: ConfigDict, name: str) -> Any:

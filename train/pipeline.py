@@ -31,6 +31,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> Adapter:
   """Trains what the config asks for and returns the adapter, which is also in `workdir/adapter`."""
   check.config(config, jax.device_count())
   data = RetrievalSet.open(exchange.in_turn(lambda: features(config, workdir)))
+  check.captions_width(config, data.width)
   types, made_from = servable(data), read_from(config, data)
   exchange.check_alike(f"what is in {data.root} on", made_from, "Give all hosts the same features")
   shared = exchange.sent(lambda: leaks.check(data, config.data.allow_shared_instances))

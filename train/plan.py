@@ -125,10 +125,11 @@ def candidates(config: ConfigDict, material: Material, folder: pathlib.Path) -> 
       with_parts.append(
         beside(name, "remembering", {"pairs": pairs} | memory.REMEMBERING, partial(memory.remembering, most=pairs))
       )
-    pairs, captions = config.captions[training.query_type], material.captions
-    if pairs and captions is not None and memory.can_be_captioned(training, fitted[name].head):
-      fit = partial(memory.captioned, texts=captions, most=pairs)
-      with_parts.append(beside(with_parts[-1], "captioned", {"pairs": pairs} | memory.CAPTIONED, fit))
+    pairs, captions, narrow = config.captions[training.query_type], material.captions, config.captions.width
+    if pairs and captions is not None and memory.can_be_captioned(training, fitted[name].head, narrow):
+      fit = partial(memory.captioned, texts=captions, most=pairs, narrow=narrow)
+      settings = {"pairs": pairs} | ({"width": narrow} if narrow else {}) | memory.CAPTIONED
+      with_parts.append(beside(with_parts[-1], "captioned", settings, fit))
     queries = config.levelled[training.query_type]
     if queries and training.queries is not None and len(np.unique(training.instance)) > 1:
       for one in with_parts:

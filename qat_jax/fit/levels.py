@@ -88,14 +88,17 @@ def _items(training: Training, head: Head, most: int) -> jax.Array:
 
 def _instances(training: Training, head: Head, code_N: np.ndarray, query_Q: np.ndarray) -> dict[str, Any]:
   """Returns the collection that hides from the queries what the memories of a head keep of their instances."""
-  if head.form != "remembering":
-    return {}
   settings = head.settings
+  if "form" not in settings:
+    return {}
   inner = _instances(training, Head(settings["form"], settings["settings"], {}), code_N, query_Q)
+  around = {"head": inner} if inner else {}
+  if head.form != "remembering":
+    return around
   moves = settings.get("moves", True)
   rows = pairs_kept(training, settings["pairs"]) if moves else evenly(len(code_N), settings["pairs"])
   assert len(rows) == settings["pairs"], "the memory was made from other training features"
-  return {"pairs": code_N[rows], "queries": query_Q} | ({"head": inner} if inner else {})
+  return {"pairs": code_N[rows], "queries": query_Q} | around
 
 
 def _best(training: Training, validator: Validator, ways: Sequence[tuple[int, float, float]]) -> Head | None:

@@ -26,6 +26,8 @@ MOST = 1 << 18  # pairs of a memory alone: half a gigabyte at 256 wide
 ITEM_TEMPERATURE, SHARE = (0.01, 0.02, 0.035, 0.05, 0.1), (0.02, 0.05, 0.1, 0.2, 0.4)
 REMEMBERING = {"temperature": TEMPERATURE, "scale": SCALE, "weight": WEIGHT}  # what is tried
 CAPTIONED = {"temperature": ITEM_TEMPERATURE, "share": SHARE}
+BLOCK = 1024  # rows made into items at once
+SAMPLE = 8192  # training images whose items say along which directions items lie
 FEW = 400  # validation queries that choose the numbers of a memory beside another head
 
 
@@ -77,11 +79,12 @@ def remembering(training: Training, validator: Validator, head: Head, most: int)
   return max((moving(temperature, scale, weight) for weight in WEIGHT), key=validator)
 
 
-def captioned(training: Training, validator: Validator, head: Head, texts: Any, most: int) -> Head:
+def captioned(training: Training, validator: Validator, head: Head, texts: Any, most: int, narrow: int = 0) -> Head:
   """Returns a head whose items also carry their captions: what training images like them are called.
 
   `texts` are the captions of the training images, of which up to `most` are kept; a text head that remembers pairs uses
   those. The temperature is the best on validation, the captions' share of the score the mildest that holds there.
+  With `narrow` the items come out so wide (`projected`).
   """
   if head.form == "remembering" and training.query_type == "text":
     settings, variables = head.settings, head.variables
@@ -101,7 +104,28 @@ def captioned(training: Training, validator: Validator, head: Head, texts: Any, 
 
   few = validator.subset(FEW)
   best = max(ITEM_TEMPERATURE, key=lambda number: few(with_numbers(number, SHARE[-1])))
-  return validator.mildest(with_numbers(best, share) for share in SHARE)
+  wide = validator.mildest(with_numbers(best, share) for share in SHARE)
+  return projected(training, wide, narrow) if narrow else wide
+
+
+def projected(training: Training, head: Head, narrow: int) -> Head:
+  """Returns a head whose items are `narrow` wide: its own, projected on the directions along which they have most.
+
+  Those are the principal ones, not centred, of up to SAMPLE training images' items. Raises ValueError where `narrow` is
+  more than the items have.
+  """
+  items = head.items_wide(training.width)
+  if not 2 <= narrow <= items:
+    raise ValueError(f"items {items} wide cannot be projected to {narrow}; give a width of 2 to {items}")
+  rows, moment_FF = evenly(len(training.instance), SAMPLE), np.zeros((items, items))
+  for start in range(0, len(rows), BLOCK):
+    image_BD = np.asarray(training.images[rows[start : start + BLOCK]], np.float32)
+    item_BF = np.asarray(head.prepare(image_BD), np.float64)
+    moment_FF += item_BF.T @ item_BF
+  along_EF = np.linalg.eigh(moment_FF)[1].T[::-1][:narrow]
+  constants = {"directions": jnp.asarray(along_EF, jnp.float32)}
+  settings = {"form": head.form, "settings": head.settings, "items": items, "narrow": narrow}
+  return Head("projected", settings, beside(head, constants), f"{head.note}; items projected to {narrow} numbers")
 
 
 def halves(bank: Bank) -> dict[str, jax.Array]:
@@ -121,12 +145,17 @@ def can_remember(training: Training, head: Head) -> bool:
   return pairs and head.items_wide(training.width) == training.width
 
 
-def can_be_captioned(training: Training, head: Head) -> bool:
-  """Says whether captions fit beside a head: its T must leave other dimensions as they are, so one gate must be 1."""
+def can_be_captioned(training: Training, head: Head, narrow: int = 0) -> bool:
+  """Says whether captions fit beside a head: its T must leave other dimensions as they are, so one gate must be 1.
+
+  Where items are projected, to be `narrow` wide, a gate for each dimension has none to work on.
+  """
   sample_QD = jnp.asarray(np.asarray(training.images[:4], np.float32))
   adaptation = head.module(training.width).apply(head.variables, sample_QD)
   assert isinstance(adaptation, Adaptation)
-  return adaptation.gate.shape[1] > 1 or bool(jnp.all(adaptation.gate == 1))
+  if adaptation.gate.shape[1] > 1:
+    return not narrow
+  return bool(jnp.all(adaptation.gate == 1))
 
 
 def _numbers(named: dict[str, float]) -> dict[str, jax.Array]:

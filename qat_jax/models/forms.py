@@ -18,6 +18,7 @@ from qat_jax.models.closed_forms import Affine, ClosedForm, Plain, Plda
 from qat_jax.models.ensemble import Ensemble
 from qat_jax.models.levels import Levelled
 from qat_jax.models.memory import Neighbours, Remembering
+from qat_jax.models.projected import Projected
 from qat_jax.models.quari import Released
 from qat_jax.models.tokens import ZERO, Factor, Tokens
 from qat_jax.types import Adaptation
@@ -194,6 +195,11 @@ def remembering(
   return Remembering(width, FORMS[form](width, **settings), pairs, moves, captions)
 
 
+def projected(width: int, form: str, settings: dict, items: int, narrow: int) -> Projected:
+  """Another form, whose items (`items` wide) are projected to be `narrow` wide."""
+  return Projected(width, FORMS[form](width, **settings), items, narrow)
+
+
 def levelled(
   width: int, form: str, settings: dict, queries: int, items: int, nearest: int, sharpness: float = 0.0
 ) -> Levelled:
@@ -210,7 +216,8 @@ def ensemble(width: int, form: str, settings: dict, members: int) -> Ensemble:
   return Ensemble(width, tuple(FORMS[form](width, **settings) for _ in range(members)))
 
 
-FORMS = {f.__name__: f for f in (static, query_only, adaptive, gated, paper, remembering, levelled, ensemble)} | {
+OWN = (static, query_only, adaptive, gated, paper, remembering, projected, levelled, ensemble)
+FORMS = {f.__name__: f for f in OWN} | {
   "plain": Plain,
   "closed_form": ClosedForm,
   "affine": Affine,

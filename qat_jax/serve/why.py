@@ -58,10 +58,10 @@ def moved(
   Of each pair the cosine of its query to this one, its share of the softmax, and the position of the gallery item that
   is most like its image. `remembered` is empty where the head has no memory.
   """
-  after_D = np.asarray(adaptation.query)[0]
-  same_width = len(after_D) == len(query_D)
-  found: dict[str, Any] = {"cosine": float(unit(query_D) @ unit(after_D)) if same_width else None, "remembered": []}
-  bank = _bank(adapter.heads[query_type].variables)
+  after_D, head = np.asarray(adaptation.query)[0], adapter.heads[query_type]
+  same = len(after_D) == len(query_D) and "projected" not in (head.form, head.settings.get("form"))  # same dimensions
+  found: dict[str, Any] = {"cosine": float(unit(query_D) @ unit(after_D)) if same else None, "remembered": []}
+  bank = _bank(head.variables)
   if bank is None:
     return found
   query_MD, image_MD, temperature = bank

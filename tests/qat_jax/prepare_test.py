@@ -87,23 +87,29 @@ def test_a_kill_while_preparing_anew_leaves_a_folder_that_is_made_again(
   np.testing.assert_array_equal(again[:], adapter.prepare(frozen, "image", tmp_path / "c")[::-1])
 
 
-def with_parts() -> Head:
-  """Returns a head with a memory, captions of its items, and levels."""
+def with_parts(narrow: int = 0) -> Head:
+  """Returns a head with a memory, captions of its items, projected to be `narrow` wide, and levels."""
   rng = np.random.default_rng(8)
   rows = lambda *shape: rng.normal(size=shape).astype(np.float16)
   numbers = {name: np.float32(0.5) for name in ("temperature", "scale", "weight", "share", "item_temperature")}
   memory = {"queries": rows(6, WIDTH), "images": rows(6, WIDTH), "mean": np.zeros(WIDTH, np.float32), **numbers}
   settings = {"form": "plain", "settings": {}, "pairs": 6, "captions": "text"}
-  levels = {"folded": rows(4, 2 * WIDTH), "weight": np.float32(0.5), "centre": np.float32(0.1)}
-  settings = {"form": "remembering", "settings": settings, "queries": 4, "items": 2 * WIDTH, "nearest": 2}
+  form, items = "remembering", narrow or 2 * WIDTH
+  if narrow:
+    along = np.linalg.qr(rng.normal(size=(2 * WIDTH, 2 * WIDTH)))[0][:narrow].astype(np.float32)
+    settings = {"form": form, "settings": settings, "items": 2 * WIDTH, "narrow": narrow}
+    form, memory = "projected", {"head": memory, "directions": along}
+  levels = {"folded": rows(4, items), "weight": np.float32(0.5), "centre": np.float32(0.1)}
+  settings = {"form": form, "settings": settings, "queries": 4, "items": items, "nearest": 2}
   return Head("levelled", settings, {"params": {}, "constants": {"head": memory, **levels}})
 
 
-def test_a_wider_gallery_says_so_and_is_refused_elsewhere(features, tmp_path, head):
-  adapter = Adapter(WIDTH, {"text": with_parts()})
+@pytest.mark.parametrize("narrow", [0, WIDTH + 3])
+def test_a_wider_gallery_says_so_and_is_refused_elsewhere(features, tmp_path, head, narrow):
+  adapter = Adapter(WIDTH, {"text": with_parts(narrow)})
   frozen = write_features(tmp_path / "frozen", {"img": features}, {"id": list("abcde")})
   prepared = adapter.prepare(frozen, folder=tmp_path / "prepared")
-  assert (prepared.width, prepared.space) == (2 * WIDTH + 2, adapter.head().space)
+  assert (prepared.width, prepared.space) == ((narrow or 2 * WIDTH) + 2, adapter.head().space)
   np.testing.assert_allclose(prepared[:], adapter.prepare(features), atol=1e-6)
   assert adapter.prepare(prepared) is prepared
   ranking = qat_jax.rank(adapter(features[:2]), prepared, 5)
@@ -121,9 +127,10 @@ def test_a_wider_gallery_says_so_and_is_refused_elsewhere(features, tmp_path, he
   chex.assert_trees_all_equal(again(features), adapter(features))
 
 
-def test_a_killed_preparation_goes_on_where_it_stopped(features, tmp_path, monkeypatch):
+@pytest.mark.parametrize("narrow", [0, WIDTH + 3])
+def test_a_killed_preparation_goes_on_where_it_stopped(features, tmp_path, monkeypatch, narrow):
   monkeypatch.setattr("qat_jax.features.prepared.ROWS_PER_SHARD", 2)
-  adapter = Adapter(WIDTH, {"text": with_parts()})
+  adapter = Adapter(WIDTH, {"text": with_parts(narrow)})
   frozen = write_features(tmp_path / "frozen", {"img": features}, {"id": list("abcde")}, rows_per_shard=2)
   whole = adapter.prepare(frozen, folder=tmp_path / "whole")
   calls, write = [], FeatureWriter.write

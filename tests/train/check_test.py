@@ -28,12 +28,20 @@ def test_the_recipes_are_right(config):
     ("data.root", "", "neither root nor source"),
     ("memory.text", 1, "config.memory.text is 1; give 0 for none"),
     ("memory.image", -5, "config.memory.image is -5; give 0 for none"),
+    ("captions.width", 1, "config.captions.width is 1; give 0 for none, or at least 2$"),
   ],
 )
 def test_a_wrong_value_is_named_with_what_would_do(config, key, value, message):
   config.update_from_flattened_dict({key: value})
   with pytest.raises(ValueError, match=message):
     check.config(config, devices=8)
+
+
+def test_items_with_captions_get_no_wider(config):
+  config.captions.width = 512
+  check.captions_width(config, 256)
+  with pytest.raises(ValueError, match="config.captions.width is 512, more than items with captions have, 510"):
+    check.captions_width(config, 255)
 
 
 def test_an_unknown_setting_of_a_form_is_named(config):

@@ -80,3 +80,20 @@ def test_probabilistic_lda_is_not_fitted_to_made_views(tmp_path, views, tried):
   config = features.get_config()
   config.data.views, config.trained.image, config.levelled.image = views, "never", 0
   assert ("plda" in plan.candidates(config, material, tmp_path)) == tried
+
+
+@pytest.mark.parametrize("width", [0, 9])
+def test_items_with_captions_come_as_wide_as_was_asked(tmp_path, width):
+  rng = np.random.default_rng(0)
+  rows_ND = rng.normal(size=(60, 6)).astype(np.float32)
+  text_ND = rows_ND[:, ::-1] + 0.1 * rng.normal(size=(60, 6)).astype(np.float32)
+  relevance = Relevance([np.array([i]) for i in range(20)], [np.array([], int)] * 20)
+  validator = Validator(text_ND[40:], rows_ND[40:], relevance, limit=0, seed=0)
+  training = Training("text", text_ND[:40], rows_ND[:40], np.arange(40))
+  config = features.get_config()
+  config.trained.text, config.captions.width = "never", width
+  fitted = plan.candidates(config, plan.Material(training, text_ND[:40], None, validator, validator, {}), tmp_path)
+  assert fitted["plain_remembering_captioned"].head.items_wide(6) == (width or 12)
+  assert fitted["plain_remembering_captioned_levelled"].head.items_wide(6) == (width or 12) + 2
+  settings = fitted["plain_remembering_captioned"].adapter.info["settings"]["captioned"]
+  assert settings.get("width", 0) == width and ("width" in settings) == (width > 0)  # what was fitted before is kept

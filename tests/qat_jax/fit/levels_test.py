@@ -68,6 +68,15 @@ def test_training_queries_are_served_without_what_a_memory_keeps_of_their_instan
   assert np.abs(folded_MD[query] - seen[0]).max() > 1e-2
 
 
+def test_what_a_memory_keeps_stays_hidden_where_its_items_are_projected():
+  training, validator = with_hubs()
+  wide = memory.captioned(training, validator, memory.remembering(training, validator, PLAIN, 100), training.queries, 0)
+  turned = memory.projected(training, wide, 2 * WIDTH)
+  turn_FF = np.asarray(turned.variables["constants"]["directions"])
+  expected_MF = levels.served(training, wide, 500).astype(np.float32) @ turn_FF.T
+  np.testing.assert_allclose(levels.served(training, turned, 500), expected_MF, atol=2e-3)
+
+
 def test_one_instance_alone_levels_nothing():
   training, validator = with_hubs()
   with pytest.raises(ValueError, match="all training rows are of one instance"):

@@ -84,6 +84,34 @@ def test_captions_fit_only_where_the_map_leaves_other_dimensions_alone():
   assert not memory.can_be_captioned(training, dataclasses.replace(paper, variables=paper.initialise(8)))
 
 
+def test_items_are_projected_on_the_directions_along_which_they_have_most(monkeypatch):
+  training, validator = named()
+  wide = memory.captioned(training, validator, PLAIN, training.queries, 120)
+  monkeypatch.setattr(memory, "BLOCK", 50)  # in pieces
+  head = memory.captioned(training, validator, PLAIN, training.queries, 120, narrow=9)
+  assert head.items_wide(8) == 9
+  item_NF = np.asarray(wide.prepare(training.images), np.float64)
+  expected_EF = np.linalg.svd(item_NF, full_matrices=False)[2][:9]
+  along_EF = np.asarray(head.variables["constants"]["directions"], np.float64)
+  np.testing.assert_allclose(along_EF.T @ along_EF, expected_EF.T @ expected_EF, atol=1e-3)
+  full = memory.projected(training, wide, 16)
+  np.testing.assert_allclose(validator.precisions(full), validator.precisions(wide), atol=1e-5)
+  assert validator(PLAIN) < validator(head) <= validator(wide) + 0.02
+  assert "share" in head.note and head.note.endswith("; items projected to 9 numbers")
+  for width in (1, 17):
+    with pytest.raises(ValueError, match=f"items 16 wide cannot be projected to {width}; give a width of 2 to 16"):
+      memory.projected(training, wide, width)
+
+
+def test_a_gate_for_each_dimension_goes_with_captions_but_not_with_their_projection():
+  training, _ = named()
+  gated = Head("gated", {"hidden": 4}, {})
+  gated = dataclasses.replace(gated, variables=gated.initialise(8))
+  assert memory.can_be_captioned(training, gated)
+  assert not memory.can_be_captioned(training, gated, narrow=9)
+  assert memory.can_be_captioned(training, PLAIN, narrow=9)
+
+
 def test_a_memory_moves_only_queries_as_wide_as_its_pairs():
   rng = np.random.default_rng(0)
   image_ND = unit(np.repeat(rng.normal(size=(60, 8)), 2, axis=0) + 0.3 * rng.normal(size=(120, 8)))

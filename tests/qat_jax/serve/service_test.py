@@ -8,6 +8,7 @@ import qat_jax
 from qat_jax.serve import service as service_module
 from qat_jax.serve.limits import Refused
 from qat_jax.serve.searches import Part, Search
+from qat_jax.types import ArrayGallery
 
 
 def vector(service, seed):
@@ -153,3 +154,15 @@ def test_a_memory_is_asked_what_it_remembered(served):
   first = how["remembered"][0]
   assert first["position"] == 11 and first["cosine"] == pytest.approx(1, abs=1e-5) and how["pairs"] == 8
   assert first["share"] == max(one["share"] for one in how["remembered"])
+
+
+def test_a_projected_query_is_not_compared_with_what_it_was(served):
+  width = served.adapter.width
+  along = {"directions": np.eye(width, dtype=np.float32)[::-1]}
+  settings = {"form": "plain", "settings": {}, "items": width, "narrow": width}
+  adapter = qat_jax.Adapter(width, {"text": qat_jax.Head("projected", settings, {"params": {}, "constants": along})})
+  gallery = adapter.prepare(ArrayGallery(np.asarray(served.frozen[:])), "text")
+  other = service_module.Service(adapter, served.items, served.frozen, {"text": gallery})
+  vector = np.asarray(served.frozen[np.array([3])])[0]
+  _, how, _ = other.why(Search((Part(vector=vector, query_type="text"),)), np.array([0]))
+  assert how["cosine"] is None
