@@ -111,12 +111,14 @@ test-newest: .venv-newest/installed
 	$(BIN)/python $(PIP) --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
-# which part pays with how much training data: make which ROOT=products OUT=runs/which
+# which part pays with how much training data: make which ROOT=products OUT=runs/which; of the demo:
+# make which ROOT=runs/demo/features OUT=runs/which-demo CONFIG=configs/demo.py
+CONFIG ?= configs/features.py
 SHARES ?= 0.0333 0.1 0.333 1
 which: setup
 	for share in $(SHARES); do \
 	  $(BIN)/python -m eval.which cut $(ROOT) $(OUT)/set-$$share --share $$share && \
-	  $(BIN)/python -m train.main --config configs/features.py --config.data.root=$(OUT)/set-$$share --workdir $(OUT)/run-$$share || exit 1; \
+	  $(BIN)/python -m train.main --config $(CONFIG) --config.data.root=$(OUT)/set-$$share --workdir $(OUT)/run-$$share || exit 1; \
 	done
 	$(BIN)/python -m eval.which table $(OUT)/which.md $(SHARES:%=$(OUT)/run-%)
 

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from qat_jax.adapter import Adapter
 from qat_jax.datasets.splits import sources
+from qat_jax.datasets.views import VIEW
 from qat_jax.features import leaks, mining
 from qat_jax.features.retrieval_set import RetrievalSet
 from qat_jax.fit.training import Training
@@ -37,11 +38,12 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> Adapter:
   shared = exchange.sent(lambda: leaks.check(data, config.data.allow_shared_instances))
   images, path = data.train_images, workdir / "semi_positives.npz"
   semi = exchange.in_turn(lambda: mining.ensure(config.semi_positives, images, path))
+  made = any(VIEW in str(name) for name in images.ids)
   heads, chosen = {}, {}
   for query_type in types:
     of = functools.partial(Validator.of, data.split("val"), query_type, seed=config.seed)
     validator, gate = of(limit=config.validation.queries), of(limit=config.validation.gate_queries)
-    material = Material(Training.of(data, query_type), data.train_texts, semi, validator, gate, made_from)
+    material = Material(Training.of(data, query_type), data.train_texts, semi, validator, gate, made_from, made)
     fitted = candidates(config, material, workdir / "candidates" / query_type)
     chosen[query_type] = choose(query_type, fitted, gate)
     heads[query_type] = fitted[chosen[query_type]["name"]].head

@@ -55,6 +55,7 @@ class Material(NamedTuple):
   validator: Validator  # for a head while it trains
   gate: Validator  # with more queries, for what is chosen once
   made_from: dict[str, Any]  # the fingerprint of all of them
+  made_views: bool = False  # whether instances are pictures and views that were made of them
 
 
 class Candidate(NamedTuple):
@@ -98,7 +99,7 @@ def candidates(config: ConfigDict, material: Material, folder: pathlib.Path) -> 
     add("closed_form", grid, lambda: discriminant.query_alone(training, gate, SHRINKAGE, RESIDUAL))
     grid = {"shrinkage": SHRINKAGE}
     add("closed_form_both", grid, lambda: discriminant.both_sides(training, gate, SHRINKAGE))
-    if not config.data.views:  # made views have the directions of real ones, not their size, which its lengths rest on
+    if not material.made_views:  # which have the directions of real ones, not their size, which its lengths rest on
       grid = {"shrinkage": list(discriminant.PLDA_SHRINKAGE)}
       add("plda", grid, lambda: discriminant.probabilistic(training, gate))
   if perfect := [name for name, one in fitted.items() if (one.precision_Q == 1).all()]:

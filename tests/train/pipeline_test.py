@@ -220,6 +220,25 @@ def test_pictures_without_labels_become_what_image_heads_are_trained_and_chosen_
     check.config(config, 1)
 
 
+def test_made_views_are_known_from_the_features(run, tmp_path, monkeypatch):
+  def told(config, material, folder):
+    raise KeyboardInterrupt(material.made_views)
+
+  monkeypatch.setattr(pipeline, "candidates", told)
+  config, folder = run[0].copy_and_resolve_references(), tmp_path / "set"
+  with pytest.raises(KeyboardInterrupt, match="False"):
+    train(config, tmp_path / "run")
+  shutil.copytree(config.data.root, folder)
+  rows = 6
+  images_ND = np.eye(rows, WIDTH, dtype=np.float32)
+  ids = [f"{name}{view}" for name in "ab" for view in ("", "#view1", "#view2")]
+  shutil.rmtree(folder / "train")
+  write_features(folder / "train", {"img": images_ND, "text": images_ND}, {"id": ids, "instance": list("aaabbb")})
+  config.data.root = str(folder)
+  with pytest.raises(KeyboardInterrupt, match="True"):
+    train(config, tmp_path / "views")
+
+
 def test_a_set_that_training_has_seen_is_refused_or_said_to_be(run, tmp_path):
   config = run[0].copy_and_resolve_references()
   config.data.root = str(shutil.copytree(config.data.root, tmp_path / "set"))
