@@ -21,7 +21,13 @@ HEADS = {  # what is served is put together from these; every form alone: tests/
     "levelled",
     {"form": "remembering", "settings": REMEMBERS, "queries": 5, "items": 2 * WIDTH, "nearest": 2},
   ),
-  "image": ("remembering", {**ADAPTIVE, "pairs": 300, "captions": "image"}),
+  "image": (
+    "projected",
+    {
+      **{"form": "remembering", "settings": {**ADAPTIVE, "pairs": 300, "captions": "image"}},
+      **{"items": 2 * WIDTH, "narrow": 20},
+    },
+  ),
 }
 PROGRAM = {
   "jax": """
