@@ -76,11 +76,20 @@ def steps_of(run: pathlib.Path) -> list[Step]:
       now = precision_Q, test.precisions(adapter.head(query_type))
       if before is not None:
         val, new = gate.gain(now[0], before[0]), test.gain(now[1], before[1])
-        served = name == chosen["name"] or chosen["name"].startswith(f"{name}_")
-        reached = float(now[1].mean())
-        found.append(Step(len(data.train_images), query_type, part_of(name), val, new, reached, served))
+        reached, rows = float(now[1].mean()), len(data.train_images)
+        found.append(Step(rows, query_type, part_of(name), val, new, reached, serves(chosen["name"], name)))
       before = now
   return found
+
+
+def serves(chosen: str, name: str) -> bool:
+  """Says whether what serves has the last part of a candidate (the head, where that is all) beside the same head.
+
+  >>> serves("gated_levelled", "gated_captioned_levelled"), serves("gated_levelled", "gated_captioned")
+  (True, False)
+  """
+  head = head_of(name)
+  return head_of(chosen) == head and (name == head or name.rpartition("_")[2] in chosen.removeprefix(head).split("_"))
 
 
 def chain(val_map: dict[str, float]) -> list[str]:

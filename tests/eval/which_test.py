@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from eval.which import Step, chain, cut, plot, table
+from eval.which import Step, chain, cut, plot, serves, table
 from qat_jax.features.retrieval_set import RetrievalSet
 from qat_jax.features.store import write_features
 
@@ -40,6 +40,13 @@ def test_the_chain_goes_from_the_best_head_part_by_part():
   assert chain(val_map) == ["head", *parts]
   assert chain(val_map | {"head_mapped": 0.4}) == ["head_mapped", "head_mapped_levelled"]
   assert chain({"plain": 1.0}) == []  # nothing was left to gain
+
+
+def test_a_part_is_served_where_it_stands_beside_the_head_that_serves():
+  rungs = ["head_mapped", "head_mapped_remembering", "head_mapped_remembering_levelled"]
+  assert [serves("head_mapped_levelled", name) for name in rungs] == [True, False, True]
+  assert [serves("head_mapped", name) for name in rungs] == [True, False, False]
+  assert not any(serves("head_levelled", name) for name in rungs)
 
 
 def test_the_table_and_the_plot_say_what_each_part_added():
