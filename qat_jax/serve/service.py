@@ -30,7 +30,7 @@ from qat_jax.serve.searches import Found, Part, Search, ragged
 from qat_jax.serve.why import moved, scores_of
 from qat_jax.types import Adaptation, Gallery, Ranking
 
-SIZES = (1, 8, 32)  # of batches, of queries and of what is encoded
+SIZES = (1, 8, 16, 32)  # of batches, of queries and of what is encoded: clients that wait come by halves
 SHORTLIST = 1000  # items at least that an index gives to be ranked exactly
 FEW = 4096  # allowed items up to which each query has a list of its own, so that queries with any filters go together
 
