@@ -98,3 +98,17 @@ def test_the_version_is_the_package_s(capsys):
   with pytest.raises(SystemExit, match="0"):
     cli.main(["--version"])
   assert capsys.readouterr().out == f"qat-jax {qat_jax.__version__}\n"
+
+
+def test_signals_are_handled_before_the_command_line_is_built(monkeypatch):
+  order = []
+
+  def parser(*_, **__):
+    order.append("the command line")
+    raise SystemExit(3)
+
+  monkeypatch.setattr(cli, "end_on_signals", lambda: order.append("signals"))
+  monkeypatch.setattr(cli.argparse, "ArgumentParser", parser)
+  with pytest.raises(SystemExit):
+    cli.main()
+  assert order == ["signals", "the command line"]
