@@ -248,13 +248,13 @@ def load(path: str | os.PathLike, revision: str | None = None) -> Adapter:
 
 
 def check_queries(query_QD: np.ndarray, width: int) -> None:
-  """Raises ValueError unless the queries are Q ≥ 1 finite rows of the width wanted, 10⁻¹⁵ long or more."""
+  """Raises ValueError unless the queries are Q ≥ 1 finite rows of the width wanted, 10⁻¹⁶ long or more."""
   if query_QD.ndim != 2 or query_QD.shape[1] != width or not jnp.issubdtype(query_QD.dtype, jnp.floating):
     raise ValueError(f"queries are {query_QD.dtype} {query_QD.shape}; wanted floats of shape (Q, {width})")
   if len(query_QD) == 0:
     raise ValueError("there are no queries: the array has 0 rows; give at least one")
   square_Q = np.square(query_QD.astype(np.float32)).sum(axis=1)
-  broken = np.flatnonzero(~np.isfinite(square_Q) | (square_Q < 1e-30))  # float32 cannot scale shorter ones
+  broken = np.flatnonzero(~np.isfinite(square_Q) | (square_Q < 1e-32))  # float32 cannot scale shorter ones
   if len(broken):
     raise ValueError(f"query {broken[0]} is NaN, infinite or zero (and {len(broken) - 1} more); leave such queries out")
 
