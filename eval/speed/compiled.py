@@ -26,6 +26,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from eval.speed.encoders import BASE
 from eval.speed.moved import filter_program
 from qat_jax.adaptation import fold
 from qat_jax.encoders.tower import Blocks, Vision, VisionTower
@@ -66,8 +67,6 @@ class Target(NamedTuple):
 
 TARGETS = {
   "v5e:2x2": Target("tpu", "v5e:2x2", 197e12, 819e9, 16 * GIB),
-  "v5p:2x2x1": Target("tpu", "v5p:2x2x1", 459e12, 2765e9, 95 * GIB),
-  "v6e:2x2": Target("tpu", "v6e:2x2", 918e12, 1640e9, 32 * GIB),
   "h100": Target("cuda", "h100.txtpb", 989e12, 3350e9, 80 * GIB),
 }
 
@@ -138,12 +137,9 @@ def networks(width: int = 768) -> Iterator[Program]:
 
 def encoders() -> Iterator[Program]:
   """Yields image towers, in bfloat16."""
-  base, large = (768, 12, 12, 3072), (1024, 24, 16, 4096)
-  towers = {
-    "B/16 at 224": Vision(Blocks(*base, "quick_gelu", 1e-5), 16, 14, "class", 512, patch_bias=False, pre_norm=True),
-    "L/14 at 224": Vision(Blocks(*large, "quick_gelu", 1e-5), 14, 16, "class", 768, patch_bias=False, pre_norm=True),
-  }
-  for name, vision in towers.items():
+  blocks = Blocks(1024, 24, 16, 4096, "quick_gelu", 1e-5)
+  large = Vision(blocks, 14, 16, "class", 768, patch_bias=False, pre_norm=True)
+  for name, vision in {"B/16 at 224": BASE, "L/14 at 224": large}.items():
     tower, side = VisionTower(vision, jnp.bfloat16), vision.grid * vision.patch
     variables = jax.eval_shape(tower.init, jax.random.key(0), shape(1, side, side, 3))
     yield Program(f"encoder: {name}, 256 images", tower.apply, (variables, shape(256, side, side, 3)), 256)
@@ -213,19 +209,18 @@ def _counted(done: Any) -> dict[str, float]:
 
 
 def device_of(target: Target) -> Any:
-  """Returns a device of a target; raises ImportError where its compiler is not installed."""
+  """Returns a device of a target; ends the program where its compiler is not installed, or is in use."""
+  name, options, wanted = target.topology, {}, "jax[tpu]"
   if target.platform == "tpu":
     # or it would ask the cloud's metadata server where it is
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}
-    options: dict[str, Any] = {}
   else:
-    options = {"target_config": (pathlib.Path(__file__).parent / target.topology).read_text(), "topology": "1x1x1"}
+    described = (pathlib.Path(__file__).parent / target.topology).read_text()
+    name, options, wanted = "", {"target_config": described, "topology": "1x1x1"}, "jax[cuda12]"
   try:
-    name = target.topology if target.platform == "tpu" else ""
     return topologies.get_topology_desc(platform=target.platform, topology_name=name, **options).devices[0]
-  except RuntimeError as error:
-    what = {"tpu": "jax[tpu]", "cuda": "jax[cuda12]"}[target.platform]
-    raise ImportError(f"no compiler for {target.platform} here ({error}); pip install '{what}'") from error
+  except (RuntimeError, NotImplementedError) as error:
+    raise SystemExit(f"error: no compiler for {target.platform} here ({error}); pip install '{wanted}'") from error
 
 
 def row(program: Program, target: Target, device: Any) -> str:
