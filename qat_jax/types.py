@@ -122,6 +122,7 @@ class Adaptation(struct.PyTreeNode):
   """What an adapter predicts for Q queries: q' and T = diag(gate) + left @ rightᵀ (float32).
 
   A gallery item d, prepared to the unit vector z, scores cosine(q', T z). `left` and `right` may have rank R = 0.
+  Nothing is computed with `frozen`: it is what travels to machines that hold the adapter, in place of the maps.
   """
 
   query: jax.Array  # QD, unit norm
@@ -130,6 +131,7 @@ class Adaptation(struct.PyTreeNode):
   right: jax.Array  # QDR
   space: str = struct.field(pytree_node=False, default="frozen")  # which gallery it is for: FeatureStore.space
   encoder: EncoderName | None = struct.field(pytree_node=False, default=None)  # of the queries, where it is known
+  frozen: jax.Array | None = None  # QD, the features it was predicted of, where they are known
 
   def __len__(self) -> int:
     return self.query.shape[0]

@@ -84,8 +84,8 @@ def seconds_of(stage: str, root: pathlib.Path, name: str, cluster: str) -> float
   return time.perf_counter() - began
 
 
-def traffic(root: pathlib.Path, shards: int, k: int) -> dict[str, float]:
-  """Returns the bytes a query and shard that travel, with adaptations and with queries alone, of a small gallery."""
+def traffic(root: pathlib.Path, shards: int, k: int) -> float:
+  """Returns the bytes a query and shard that travel when a small gallery is ranked whose shards know the adapter."""
   import qat_jax
   from qat_jax.distributed.gallery import Gallery
   from qat_jax.features.store import write_features
@@ -98,14 +98,7 @@ def traffic(root: pathlib.Path, shards: int, k: int) -> dict[str, float]:
     write_features(folders[-1], {"img": unit_rows(np.random.default_rng(shard), rows, adapter.width)}, {"id": names})
   with Gallery(folders, adapter=root / "adapter") as gallery:
     qat_jax.rank(adapter(query_QD), gallery, k)
-    ranked = gallery.traffic
-    gallery.search(query_QD, k)
-    both = gallery.traffic
-  per = lambda asked, sent, received: (sent + received) / asked
-  return {
-    "rank": per(ranked.asked, ranked.sent, ranked.received),
-    "search": per(both.asked - ranked.asked, both.sent - ranked.sent, both.received - ranked.received),
-  }
+    return (gallery.traffic.sent + gallery.traffic.received) / gallery.traffic.asked
 
 
 def measured(root: pathlib.Path, counts: list[int], k: int) -> list[dict[str, Any]]:
@@ -137,13 +130,13 @@ def measured(root: pathlib.Path, counts: list[int], k: int) -> list[dict[str, An
 def table(rows: list[dict[str, Any]], flags: argparse.Namespace) -> str:
   """Returns what was measured, and what it comes to for more images, as two tables in Markdown."""
   alone = rows[0]
-  lines = ["| workers | extraction | ranking | start of the cluster | bytes a query and shard: rank, search |"]
+  lines = ["| workers | extraction | ranking | start of the cluster | bytes a query and shard |"]
   lines += ["|---|---|---|---|---|"]
   for row in rows:
     times = " | ".join(f"{row[stage]:.1f} s ({row[stage] / alone[stage]:.2f})" for stage in STAGES)
     rest = "– | –"
     if "start" in row:
-      rest = f"{row['start']:.1f} s | {row['bytes']['rank']:.0f}, {row['bytes']['search']:.0f}"
+      rest = f"{row['start']:.1f} s | {row['bytes']:.0f}"
     lines.append(f"| {row['workers'] or 'one process'} | {times} | {rest} |")
   cores = len(os.sched_getaffinity(0))
   image, pair = cores * alone["extraction"] / flags.pictures, cores * alone["ranking"] / flags.items / flags.queries

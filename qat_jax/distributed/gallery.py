@@ -1,7 +1,7 @@
 """A gallery whose shards lie on the machines of a cluster: each runs the search loop on its own, and rankings merge.
 
-What travels to a shard is the queries' adaptations, or the queries alone where the shards know the adapter, and the
-k-th best scores found so far; back come positions and scores. No feature does.
+What travels to a shard is the queries alone where the shards know the adapter, else their adaptations, and the k-th
+best scores found so far; back come positions and scores. No item's feature does.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from flax import struct
 from qat_jax.adapter import check_queries, load
 from qat_jax.distributed.cluster import all_slots, connect, first_line
 from qat_jax.distributed.crew import MOST_LOST, Answer, Crew, Lost
-from qat_jax.distributed.gallery_shard import GalleryShard, check_alike, check_names, rooms
+from qat_jax.distributed.gallery_shard import GalleryShard, check_alike, check_names, lightest, rooms
 from qat_jax.search.exact import DEEP, TopK
 from qat_jax.search.masks import Masks
 from qat_jax.search.rank import blocks, ranking_of
@@ -70,7 +70,7 @@ class Gallery:
     Args:
       paths: folders of features, a shard each.
       cluster: "auto", or "ray://HOST:PORT" (docs/scale.md).
-      adapter: a run's folder or an adapter's, which all nodes see; `search` needs it.
+      adapter: a run's folder or an adapter's, which all nodes see; `search` needs it, and `rank` sends less with it.
       replicas: how many actors open each shard, on nodes of their own as far as there are so many.
       partial: where a shard cannot answer, rank the others and say so (`PartialRanking`), instead of an error.
       on_device: hold the shards' rows on their devices; otherwise they are read at each search.
@@ -125,9 +125,13 @@ class Gallery:
     return np.concatenate([found[place] for place in sorted(found)])
 
   def rank(self, adaptation: Adaptation, k: int, masks: Masks) -> Ranking:
-    """Returns what `qat_jax.rank` does, of arguments that it has checked."""
+    """Returns what `qat_jax.rank` does, of arguments that it has checked.
+
+    Where the gallery's adapter makes the same maps of the adaptation's `frozen` queries, to `CLOSE`, those travel.
+    """
     host = jax.tree.map(np.asarray, adaptation)
-    return self._rank(lambda block: host[block.start : block.stop], len(adaptation), k, masks)
+    asked = {block: lightest(self.adapter, host[block.start : block.stop]) for block in blocks(len(adaptation))}
+    return self._rank(asked.__getitem__, len(adaptation), k, masks)
 
   def search(
     self,

@@ -22,6 +22,7 @@ from qat_jax.stages import check_same
 from qat_jax.types import Adaptation, Gallery, as_gallery, check_encoders
 
 CORES = 0.001  # of a node, that Ray sets aside for a shard: it works only while it is asked
+CLOSE = 1e-5  # of the largest number: what two programs' float32 may differ by in an adaptation
 
 
 @dataclasses.dataclass
@@ -94,6 +95,33 @@ class GalleryShard:
     found = int((top.ids >= 0).sum(axis=1).max(initial=0))
     reply = top.ids[:, :found].astype(np.int32), top.scores[:, :found]
     return pickle.dumps(reply, pickle.HIGHEST_PROTOCOL)
+
+
+def lightest(adapter: Adapter | None, adaptation: Adaptation) -> Adaptation | tuple[np.ndarray, str]:
+  """Returns the least that a shard which knows the adapter has to be told of some queries (on the host).
+
+  That is their frozen features and their type, if the adapter makes of them what the adaptation has, to `CLOSE`;
+  otherwise the adaptation.
+  """
+  frozen_QD, whole = adaptation.frozen, adaptation.replace(frozen=None)
+  if adapter is None or frozen_QD is None or frozen_QD.shape[1] != adapter.width:
+    return whole
+  for query_type, head in adapter.heads.items():
+    if head.space == whole.space and _close(adapter(frozen_QD, query_type), whole):
+      return np.asarray(frozen_QD), query_type
+  return whole
+
+
+def _close(one: Adaptation, other: Adaptation) -> bool:
+  """Says whether two adaptations are the same to `CLOSE`, each query's arrays by their largest number."""
+  for name in ("query", "gate", "left", "right"):
+    x, y = (np.asarray(getattr(of, name)) for of in (one, other))
+    if x.shape != y.shape:
+      return False
+    x, y = x.reshape(len(x), -1), y.reshape(len(y), -1)
+    if not (np.abs(x - y).max(axis=1, initial=0) <= CLOSE * np.abs(y).max(axis=1, initial=0)).all():
+      return False
+  return True
 
 
 def rooms(slots: list[Slot], shards: int, replicas: int) -> list[list[Slot]]:

@@ -77,7 +77,8 @@ class Prepared(NamedTuple):
 def prepare(adaptation: Adaptation) -> Prepared:
   """Returns bounds and factors of Q adaptations (finite; any scale that float32 holds)."""
   adaptation = _scaled(adaptation)
-  query_QD, gate_QD, left_QDR, right_QDR = (np.asarray(np.asarray(x), np.float64) for x in jax.tree.leaves(adaptation))
+  query, gate, left, right = (np.asarray(getattr(adaptation, name)) for name in ("query", "gate", "left", "right"))
+  query_QD, gate_QD, left_QDR, right_QDR = (np.asarray(x, np.float64) for x in (query, gate, left, right))
   queries, count = len(query_QD), cores()
   pieces = [slice(queries * i // count, queries * (i + 1) // count) for i in range(count)]
   maps = [(gate_QD[some], left_QDR[some], right_QDR[some]) for some in pieces if some.stop > some.start]
@@ -96,8 +97,7 @@ def prepare(adaptation: Adaptation) -> Prepared:
   most_Q = np.linalg.norm(query_QD, axis=1)
   bounds, useful = _bounds(most_Q, folded_QD, gate_QD, value_QE, direction_QDE, cut_Q, terms_Q, rounding, whole)
   single = lambda x: np.asarray(x, np.float32)
-  held = jax.tree.map(np.asarray, adaptation)
-  factors = Factors(held.query, held.gate, held.left, held.right, single(size_Q))
+  factors = Factors(query, gate, left, right, single(size_Q))
   similar = None
   if useful and left_QDR.shape[2] > 2 * narrow_QDR.shape[2]:
     size_Q = np.abs(gate_QD).max(axis=1) + np.linalg.norm(narrow_QDR, axis=1).sum(axis=1)

@@ -191,7 +191,8 @@ def check(adaptation: Adaptation, gallery: GalleryLike, k: int) -> tuple[Gallery
     )
   where = str(getattr(gallery, "folder", "")) or f"of {len(gallery)} items"
   check_encoders("the adaptation", adaptation.encoder, f"the gallery {where}", getattr(gallery, "encoder", None))
-  leaves = [np.asarray(x).reshape(len(adaptation), -1) for x in jax.tree.leaves(adaptation)]
+  used = jax.tree.leaves(adaptation.replace(frozen=None))
+  leaves = [np.asarray(x).reshape(len(adaptation), -1) for x in used]
   finite_Q = np.all([np.isfinite(x).all(axis=1) for x in leaves], axis=0)
   if not finite_Q.all():
     raise ValueError(

@@ -15,6 +15,7 @@ from qat_jax.search.exact import DEEP
 from qat_jax.types import Adaptation
 
 ROWS, WIDTH = (700, 1, 450, 349), 8
+NUMBERS = 4 * (WIDTH + 1 + 2 * 2 * WIDTH)  # bytes of an adaptation: query, gate, two factors of rank 2
 
 
 def unit(rng, rows, width=WIDTH):
@@ -114,6 +115,36 @@ def test_shards_adapt_queries_that_travel_alone(gallery, trained, items):
   assert (after.sent - before.sent + after.received - before.received) / asked <= 4096 + 12 * 30
   with pytest.raises(ValueError, match="query 1 is NaN, infinite or zero"):
     gallery.search(np.stack([query_QD[0], 0 * query_QD[0]]))
+
+
+def bytes_sent(gallery, adaptation, k):
+  """What a ranking sends and receives for each query and shard, and the ranking."""
+  before = gallery.traffic
+  found = qat_jax.rank(adaptation, gallery, k)
+  after = gallery.traffic
+  asked = after.asked - before.asked
+  return (after.sent - before.sent + after.received - before.received) / asked, found
+
+
+def test_rank_sends_frozen_queries_where_shards_make_the_same_of_them(gallery, trained, items):
+  adaptation = trained[0](unit(np.random.default_rng(4), 64))
+  whole = adaptation.replace(frozen=None)
+  light, found = bytes_sent(gallery, adaptation, 30)
+  heavy, wanted = bytes_sent(gallery, whole, 30)
+  check_same(found, wanted)
+  check_same(found, qat_jax.rank(adaptation, items, 30))
+  assert heavy - light == pytest.approx(NUMBERS - 4 * WIDTH, abs=20)
+
+
+@pytest.mark.parametrize("name", ["query", "gate", "left", "right", "frozen"])
+def test_an_adaptation_that_was_changed_travels_itself(gallery, trained, items, name):
+  adaptation = trained[0](unit(np.random.default_rng(5), 64))
+  changed = np.array(getattr(adaptation, name))
+  changed[7, -1] += 0.3
+  adaptation = adaptation.replace(**{name: changed})
+  sent, found = bytes_sent(gallery, adaptation, 30)
+  assert sent > NUMBERS
+  check_same(found, qat_jax.rank(adaptation, items, 30))
 
 
 def test_what_was_found_travels_along(gallery, adaptation, monkeypatch):
