@@ -38,9 +38,10 @@ class Range(_Strict):
   most: Value | None = None
 
 
-Query = Text | Part | Annotated[list[Part], Field(min_length=1, max_length=PARTS)]
+Query = Text | Part | Annotated[list[Part], Field(min_length=1, max_length=PARTS, fail_fast=True)]
+Values = Annotated[list[Value], Field(max_length=VALUES, fail_fast=True)]
 Filters = Annotated[
-  dict[Annotated[str, Field(max_length=200)], Value | Annotated[list[Value], Field(max_length=VALUES)] | Range],
+  dict[Annotated[str, Field(max_length=200)], Value | Values | Range],
   Field(max_length=FILTERS),
 ]
 Ids = Annotated[list[Id], Field(max_length=IDS, fail_fast=True)]
@@ -107,7 +108,7 @@ class Why(Asked):
 
   model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"query": "a red mug", "items": ["a-17"]}]})
 
-  items: list[Id] = Field(min_length=1, max_length=20)
+  items: list[Id] = Field(min_length=1, max_length=20, fail_fast=True)
 
 
 MODELS = (Part, Range, Search, Rerank, Adapt, Why)

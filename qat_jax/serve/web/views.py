@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import urllib.parse
 from collections.abc import Mapping, Sequence
@@ -14,34 +15,46 @@ from pydantic import BaseModel, ValidationError
 from qat_jax.adaptation import fold, plain, unit
 from qat_jax.adapter import check_queries
 from qat_jax.search.rank import rerank
-from qat_jax.serve.limits import Limits, Refused, invalid
+from qat_jax.serve.limits import IDS, Limits, Refused, invalid
 from qat_jax.serve.pictures import from_base64, read
 from qat_jax.serve.searches import Found, Part, Search
 from qat_jax.serve.service import FEW, Service
 from qat_jax.serve.web import schemas
 from qat_jax.types import Gallery, Ranking, as_gallery
 
+NAMES = 1_000  # in one object of a request
 BEFORE = 100  # of the plain ranking are looked at to say where adapted items were
 Model = TypeVar("Model", bound=BaseModel)
 
 
 def parse(model: type[Model], body: bytes) -> Model:
   """Returns a request; raises Refused (422) that names the first thing wrong with it."""
+  readable = True
+  try:
+    json.loads(body, object_pairs_hook=_check_names)
+  except (ValueError, RecursionError):
+    readable = False
   try:
     asked = model.model_validate_json(body)
   except ValidationError as error:
     raise first_wrong(error.errors(include_url=False, include_input=False, include_context=False)) from None
-  try:
-    json.loads(body, object_pairs_hook=_once)  # pydantic takes the last of what is said twice
-  except (ValueError, RecursionError):
-    raise invalid("the body has a number of too many digits, or is nested too deeply") from None
+  if not readable:
+    raise invalid("the body has a number of too many digits, or is nested too deeply")
   return asked
 
 
-def _once(pairs: list[tuple[str, Any]]) -> None:
-  names = [name for name, _ in pairs]
-  if len(set(names)) < len(names):
-    twice = next(name for i, name in enumerate(names) if name in names[:i])
+def _check_names(pairs: list[tuple[str, Any]]) -> None:
+  """Raises Refused for an object with a name twice, of which pydantic takes the last, or far more than any needs.
+
+  pydantic takes many seconds to refuse millions of names or values.
+  """
+  if len(pairs) > NAMES:
+    raise invalid(f"an object of {len(pairs)} names; give at most {NAMES}")
+  for name, value in pairs:
+    if isinstance(value, list) and len(value) > IDS:
+      raise invalid(f"{name[:200]!r} is a list of {len(value)}; give at most {IDS}")
+  if len(dict(pairs)) < len(pairs):
+    twice = collections.Counter(name for name, _ in pairs).most_common(1)[0][0]
     raise invalid(f"{twice[:200]!r} is said twice in one object; say it once")
 
 

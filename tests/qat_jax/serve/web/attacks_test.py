@@ -154,6 +154,8 @@ def test_what_is_found_is_what_one_finds_by_hand(client, served, case, side):
   ("body", "words"),
   [
     ('{"query": {"item": "1"}, "k": 5, "k": 7}', "'k' is said twice"),
+    ("{" + ", ".join(f'"n{i}": 0' for i in range(2000)) + "}", "an object of 2000 names; give at most 1000"),
+    ('{"query": [' + "{}, " * 100_000 + "{}]}", "'query' is a list of 100001; give at most 100000"),
     ('{"query": {"item": "1"}, "filters": {"number": {"least": 1}, "number": {"most": 3}}}', "'number' is said twice"),
     ('{"query": {"item": "1", "weight": 0}}', "weight 0"),
     ('{"query": [{"item": "1"}, {"item": "1", "weight": -1}]}', "cancel each other"),
