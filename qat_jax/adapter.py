@@ -109,7 +109,7 @@ class Adapter:
       adaptation = self._calls[name](self._on_device[name], jnp.asarray(padded_QD))
       blocks.append(adaptation if size == len(block_QD) else adaptation[: len(block_QD)])
     whole = blocks[0] if len(blocks) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *blocks)
-    return whole.replace(space=head.space, encoder=encoder, frozen=np.array(query_QD))
+    return whole.replace(space=head.space, encoder=encoder, frozen=query_QD.astype(np.float32))
 
   @overload
   def prepare(

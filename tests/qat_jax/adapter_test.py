@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import chex
+import jax
 import numpy as np
 import pytest
 
@@ -41,12 +42,14 @@ def test_any_number_of_queries_gives_the_same_rows_without_compiling_for_each(ad
   assert adapter._calls["text"]._cache_size() <= compiled + 1
 
 
-def test_an_adaptation_remembers_the_queries_as_they_were(adapter):
-  query_QD = np.random.default_rng(2).normal(size=(3, WIDTH)).astype(np.float16)
+@pytest.mark.parametrize("dtype", ["<f2", "<f4", ">f4", "<f8", "longdouble"])
+def test_an_adaptation_remembers_the_queries_as_they_were(adapter, dtype):
+  query_QD = np.random.default_rng(2).normal(size=(3, WIDTH)).astype(np.float16).astype(dtype)
   given, adaptation = query_QD.copy(), adapter(query_QD, "text")
   query_QD[:] = 0  # a buffer that the caller uses again
   np.testing.assert_array_equal(adaptation.frozen, given)
   np.testing.assert_array_equal(adaptation[1:].frozen, given[1:])
+  jax.jit(qat_jax.fold)(adaptation)  # it is an array that JAX takes
 
 
 def test_a_query_type_must_be_named_where_heads_differ(adapter, features, head):
