@@ -83,10 +83,10 @@ def test_a_prepared_gallery_is_known_as_its_adapters(kept):
 
 
 def test_candidates_and_checkpoints_are_used_again(kept):
-  adapter, precision_Q = read_candidate(kept / "candidate-4")
+  adapter, precision_Q = read_candidate(kept / "candidate-5")
   assert precision_Q.tolist() == [0.5, 1.0]
   assert adapter.head("text").form == "query_only"
-  assert plan.claimed(kept / "candidate-4", {"format": 4, "settings": {}})
+  assert plan.claimed(kept / "candidate-5", {"format": 5, "settings": {}})
   checkpoints = Checkpoints(kept / "checkpoints-1")
   restored = checkpoints.restore({"x": jnp.zeros(3)})
   assert checkpoints.note() == {"step": 3}
@@ -94,9 +94,10 @@ def test_candidates_and_checkpoints_are_used_again(kept):
   assert jax.device_get(restored["x"]).tolist() == [0, 1, 2]
 
 
-def test_a_candidate_of_an_earlier_format_is_refused_with_what_to_do(kept):
-  with pytest.raises(ValueError, match="format was 3, is 4. Use another --workdir"):
-    plan.claimed(kept / "candidate-3", {"format": 4, "settings": {}})
+@pytest.mark.parametrize("earlier", [3, 4])
+def test_a_candidate_of_an_earlier_format_is_refused_with_what_to_do(earlier, kept):
+  with pytest.raises(ValueError, match=f"format was {earlier}, is 5. Use another --workdir"):
+    plan.claimed(kept / f"candidate-{earlier}", {"format": 5, "settings": {}})
 
 
 def test_results_semi_positives_and_indexes_are_read(kept):
@@ -125,7 +126,7 @@ def test_results_semi_positives_and_indexes_are_read(kept):
     ),
     ("adapter-2/adapter.json", "format", lambda kept: qat_jax.load(kept / "adapter-2")),
     ("exported-1/adapter.json", "format", lambda kept: qat_jax.load(kept / "exported-1")),
-    ("candidate-4/adapter.json", "format", lambda kept: read_candidate(kept / "candidate-4")),
+    ("candidate-5/adapter.json", "format", lambda kept: read_candidate(kept / "candidate-5")),
     ("checkpoints-1/3/checksums.json", "version", lambda kept: Checkpoints(kept / "checkpoints-1")),
     ("index-1/index.json", "format", lambda kept: qat_jax.ExactIndex.load(kept / "index-1")),
   ],
@@ -142,7 +143,7 @@ def test_what_a_later_version_wrote_is_refused_by_name_and_left_as_it_is(path, e
 @pytest.mark.parametrize(
   ("path", "compare"),
   [
-    ("candidate-4/made_from.json", lambda kept: plan.claimed(kept / "candidate-4", {"format": 4, "settings": {}})),
+    ("candidate-5/made_from.json", lambda kept: plan.claimed(kept / "candidate-5", {"format": 5, "settings": {}})),
     ("ranked-1.parts/plan.json", lambda kept: batch._begin(kept / "ranked-1.parts", {"format": 1, "k": 3})),
   ],
 )

@@ -62,6 +62,7 @@ ORDER = (
   "features.encoding",
   "features.extraction",
   "features.mining",
+  "models.dropout",
   "models.tokens",
   "models.memory",
   "models.projected",

@@ -36,7 +36,7 @@ from train import batches, ensembles, loop
 from train.hosts import exchange
 from train.step import Batch, LossSettings
 
-FORMAT = 4  # of candidates; higher where the same settings, which numbers are tried included, make another head
+FORMAT = 5  # of candidates; higher where the same settings, which numbers are tried included, make another head
 MADE_FROM = "made_from.json"
 ADVICE = "Use another --workdir, or what it was made with"
 ENOUGH_SECOND_VIEWS = 0.5  # of the training images, for a trained image head to be worth trying

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from qat_jax.adaptation import normalise, plain
 from qat_jax.models.closed_forms import Affine, ClosedForm, Plain, Plda
+from qat_jax.models.dropout import Dropout
 from qat_jax.models.ensemble import Ensemble
 from qat_jax.models.levels import Levelled
 from qat_jax.models.memory import Neighbours, Remembering
@@ -58,7 +59,7 @@ class WideHead(nn.Module):
   def __call__(self, query_QD: jax.Array, input_QD: jax.Array, train: bool) -> jax.Array:
     width = query_QD.shape[-1]
     hidden_QH = nn.LayerNorm(name="norm")(nn.gelu(nn.Dense(self.hidden, name="wide")(input_QD)))
-    hidden_QH = nn.Dropout(self.dropout, deterministic=not train)(hidden_QH)
+    hidden_QH = Dropout(self.dropout)(hidden_QH, train)
     step_QD = 2 * width**-0.5 * nn.Dense(width, kernel_init=ZERO, name="out")(hidden_QH)
     if self.linear:
       step_QD += nn.Dense(width, kernel_init=ZERO, name="linear")(query_QD)

@@ -10,6 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from qat_jax.models.dropout import Dropout
+
 ZERO = nn.initializers.zeros
 
 
@@ -21,14 +23,14 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, token_QLH: jax.Array, train: bool) -> jax.Array:
-    drop = nn.Dropout(self.dropout, deterministic=not train)
+    drop = Dropout(self.dropout)
     hidden = token_QLH.shape[-1]
     attention = nn.MultiHeadDotProductAttention(
       self.heads, dropout_rate=self.dropout, deterministic=not train, name="attention"
     )
-    token_QLH += drop(attention(nn.LayerNorm(name="norm_attention")(token_QLH)))
+    token_QLH += drop(attention(nn.LayerNorm(name="norm_attention")(token_QLH)), train)
     wide = nn.gelu(nn.Dense(4 * hidden, name="wide")(nn.LayerNorm(name="norm_feed_forward")(token_QLH)))
-    return token_QLH + drop(nn.Dense(hidden, name="narrow")(wide))
+    return token_QLH + drop(nn.Dense(hidden, name="narrow")(wide), train)
 
 
 class Tokens(nn.Module):
