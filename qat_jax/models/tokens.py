@@ -10,9 +10,43 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from qat_jax.models.dropout import Dropout
+from qat_jax.models.dropout import Dropout, kept
 
 ZERO = nn.initializers.zeros
+
+
+class Projection(nn.Module):
+  """The kernel (HGE) and bias (GE) of Flax's `DenseGeneral` from H numbers to G heads of E, as it begins them."""
+
+  heads: int
+
+  @nn.compact
+  def __call__(self, hidden: int) -> tuple[jax.Array, jax.Array]:
+    shape = (hidden, self.heads, hidden // self.heads)
+    flat = lambda key, shape: nn.initializers.lecun_normal()(key, (hidden, hidden)).reshape(shape)
+    return self.param("kernel", flat, shape), self.param("bias", ZERO, shape[1:])
+
+
+class Attention(nn.Module):
+  """Self-attention with the parameters of Flax's, by one product for queries, keys and values."""
+
+  heads: int
+  dropout: float
+
+  @nn.compact
+  def __call__(self, token_QLH: jax.Array, train: bool) -> jax.Array:
+    hidden, length = token_QLH.shape[-1], token_QLH.shape[-2]
+    parts = [Projection(self.heads, name=name)(hidden) for name in ("query", "key", "value")]
+    kernel_HPGE, bias_PGE = jnp.stack([one[0] for one in parts], axis=1), jnp.stack([one[1] for one in parts])
+    packed_QLPGE = jnp.einsum("QLH,HPGE->QLPGE", token_QLH, kernel_HPGE) + bias_PGE[None, None]
+    ask_QLGE, key_QLGE, value_QLGE = jnp.moveaxis(packed_QLPGE, 2, 0)
+    logit_QGLM = jnp.einsum("QLGE,QMGE->QGLM", ask_QLGE * (hidden // self.heads) ** -0.5, key_QLGE)
+    weight_QGLM = nn.softmax(logit_QGLM)
+    if train and self.dropout:  # the same for all heads
+      mask_LM = kept(self.make_rng("dropout"), (length, length), self.dropout)
+      weight_QGLM = jnp.where(mask_LM[None, None], weight_QGLM / (1 - self.dropout), 0)
+    mixed_QLGE = jnp.einsum("QGLM,QMGE->QLGE", weight_QGLM, value_QLGE)
+    return nn.DenseGeneral(hidden, axis=(-2, -1), name="out")(mixed_QLGE)
 
 
 class Block(nn.Module):
@@ -25,10 +59,10 @@ class Block(nn.Module):
   def __call__(self, token_QLH: jax.Array, train: bool) -> jax.Array:
     drop = Dropout(self.dropout)
     hidden = token_QLH.shape[-1]
-    attention = nn.MultiHeadDotProductAttention(
-      self.heads, dropout_rate=self.dropout, deterministic=not train, name="attention"
+    attended = Attention(self.heads, self.dropout, name="attention")(
+      nn.LayerNorm(name="norm_attention")(token_QLH), train
     )
-    token_QLH += drop(attention(nn.LayerNorm(name="norm_attention")(token_QLH)), train)
+    token_QLH += drop(attended, train)
     wide = nn.gelu(nn.Dense(4 * hidden, name="wide")(nn.LayerNorm(name="norm_feed_forward")(token_QLH)))
     return token_QLH + drop(nn.Dense(hidden, name="narrow")(wide), train)
 
