@@ -16,6 +16,7 @@ import numpy as np
 from qat_jax.adaptation import unit
 from qat_jax.models.forms import FORMS, initialise, parameters
 from qat_jax.runs import ANEW, end_on_signals
+from train.allocation import keep_freed
 from train.step import Batch, LossSettings, make_optimiser, make_step, start
 
 AXIS = "device"
@@ -72,5 +73,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+  keep_freed()
   end_on_signals(ANEW)
   main()
