@@ -26,6 +26,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from qat_jax.models.checkpoints import Checkpoints
 from qat_jax.runs import read_metrics
+from train.allocation import freed_is_kept
 from train.hosts import exchange
 from train.step import Batch, LossSettings, TrainState, make_optimiser, make_step, start
 
@@ -59,6 +60,7 @@ class Trained(NamedTuple):
   steps: int  # that were run
 
 
+@freed_is_kept()
 def train(
   module: nn.Module,
   variables: dict,

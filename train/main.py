@@ -8,7 +8,7 @@ from ml_collections import config_flags
 
 import configs
 from qat_jax.runs import end_on_signals, explained
-from train.allocation import keep_freed
+from train.allocation import one_heap
 from train.hosts.joining import ALL_AGAIN, joined, tell, words_alone
 
 FLAGS = flags.FLAGS
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  keep_freed()
+  one_heap()
   end_on_signals(tell=lambda what: tell(f"was {what}; {ALL_AGAIN}"))
   flags.mark_flag_as_required("config")
   app.run(main, flags_parser=configs.parsed)

@@ -16,7 +16,7 @@ import numpy as np
 from qat_jax.adaptation import unit
 from qat_jax.models.forms import FORMS, initialise, parameters
 from qat_jax.runs import ANEW, end_on_signals
-from train.allocation import keep_freed
+from train.allocation import freed_is_kept, one_heap
 from train.step import Batch, LossSettings, make_optimiser, make_step, start
 
 AXIS = "device"
@@ -73,6 +73,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  keep_freed()
+  one_heap()
   end_on_signals(ANEW)
-  main()
+  with freed_is_kept():
+    main()
