@@ -19,6 +19,7 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
+from qat_jax.adaptation import normalise
 from qat_jax.models.forms import FORMS, initialise
 from qat_jax.stages import fingerprint, write_whole
 
@@ -53,6 +54,8 @@ class Head:
 
   def prepare(self, gallery_ND: np.ndarray | jax.Array) -> jax.Array:
     """Returns the unit items (NE, float32) that the head's adaptations are for, of a gallery's rows (ND)."""
+    if self.space == "frozen":  # one program for all heads that leave the items alone
+      return _normalise(jnp.asarray(gallery_ND))
     return _prepare(self.module(gallery_ND.shape[1]), self.variables, jnp.asarray(gallery_ND))
 
   def items_wide(self, width: int) -> int:
@@ -68,6 +71,9 @@ class Head:
       digest.update(f"{name_of(path)} {leaf.dtype} {leaf.shape}".encode())
       digest.update(np.asarray(leaf).tobytes())
     return fingerprint(form=self.form, settings=self.settings, variables=digest.hexdigest())
+
+
+_normalise = jax.jit(normalise)
 
 
 @functools.partial(jax.jit, static_argnums=0)

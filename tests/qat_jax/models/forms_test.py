@@ -6,6 +6,7 @@ import pytest
 
 from qat_jax.adaptation import normalise
 from qat_jax.models import forms as hypernetwork
+from qat_jax.models.head import Head
 from qat_jax.search.rank import score
 
 WIDTH = 12
@@ -36,6 +37,29 @@ def test_a_zero_start_is_exactly_the_plain_score(form, queries, gallery):
   prepared_ND = module.apply(variables, gallery, method="prepare")
   scores_QN = score(module.apply(variables, queries), prepared_ND)
   chex.assert_trees_all_close(scores_QN, queries @ gallery.T, atol=1e-6)
+
+
+FURTHER = {
+  "gallery": ("adaptive", SMALL["adaptive"] | {"maps_gallery": True}),
+  "static map": ("static", {"maps_gallery": True}),
+  "closed_form": ("closed_form", {}),
+  "affine": ("affine", {"dimensions": WIDTH}),
+  "plda": ("plda", {}),
+  "memory": ("remembering", {"form": "query_only", "settings": {"hidden": 24}, "pairs": 4}),
+  "captions": ("remembering", {"form": "plain", "settings": {}, "pairs": 4, "captions": "text"}),
+  "levels": ("levelled", {"form": "plain", "settings": {}, "queries": 4, "items": WIDTH, "nearest": 2}),
+}
+
+
+@pytest.mark.parametrize(("form", "settings"), [*SMALL.items(), *FURTHER.values()])
+def test_a_head_for_frozen_items_leaves_them_alone(form, settings, gallery):
+  module = hypernetwork.FORMS[form](WIDTH, **settings)
+  moved = lambda x: x + 0.1 * jax.random.normal(jax.random.key(3), x.shape, jnp.float32).astype(x.dtype)
+  variables = jax.tree.map(moved, hypernetwork.initialise(module, jax.random.key(0)))
+  head, prepared = Head(form, settings, variables), module.apply(variables, 3 * gallery, method="prepare")
+  chex.assert_trees_all_close(head.prepare(3 * gallery), prepared, atol=1e-6)
+  untouched = prepared.shape == gallery.shape and np.allclose(prepared, normalise(gallery), atol=1e-6)
+  assert (head.space == "frozen") == untouched
 
 
 @pytest.mark.parametrize("form", ["static", "query_only", "adaptive", "gated"])
