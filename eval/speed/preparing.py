@@ -58,7 +58,9 @@ def main() -> None:
   adapter = Adapter(options.width, {"text": head_with_parts(options.width, options.pairs, options.queries)})
   asked = rows(options.pairs)
   prepare = seconds(lambda: adapter.prepare(gallery), options.rounds)
-  ranking = seconds(lambda: qat_jax.rank(qat_jax.plain(jax.numpy.asarray(asked)), gallery, NEAREST).ids, min(options.rounds, 1))
+  ranking = seconds(
+    lambda: qat_jax.rank(qat_jax.plain(jax.numpy.asarray(asked)), gallery, NEAREST).ids, min(options.rounds, 1)
+  )
   what = f"{options.items:,} × {options.width}, {options.pairs:,} pairs, {options.queries:,} queries"
   print(f"preparing {what}: {prepare:.1f} s; exact ranking: {ranking:.1f} s; ratio {prepare / ranking:.2f}")
   prepared, few = adapter.prepare(gallery), adapter(rows(QUERIES))
