@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -21,6 +22,7 @@ from qat_jax.models.memory import NEAREST
 from qat_jax.runs import ANEW, end_on_signals
 
 QUERIES = 64
+Result = TypeVar("Result")
 
 
 def head_with_parts(width: int, pairs: int, queries: int) -> Head:
@@ -36,14 +38,14 @@ def head_with_parts(width: int, pairs: int, queries: int) -> Head:
   return Head("levelled", settings, {"params": {}, "constants": {"head": memory, **levels}})
 
 
-def seconds(work: Callable[[], object], rounds: int) -> float:
-  """Returns the least time of several calls, after one that compiles; with no rounds, the time of that one."""
+def timed(work: Callable[[], Result], rounds: int) -> tuple[float, Result]:
+  """Returns the least time of several calls, after one that compiles, and what they return; of that one if 0."""
   times = []
   for _ in range(1 + rounds):
     began = time.perf_counter()
-    jax.block_until_ready(work())
+    made = jax.block_until_ready(work())
     times.append(time.perf_counter() - began)
-  return min(times[1:] or times)
+  return min(times[1:] or times), made
 
 
 def main() -> None:
@@ -57,17 +59,17 @@ def main() -> None:
   gallery = jax.numpy.asarray(rows(options.items))
   adapter = Adapter(options.width, {"text": head_with_parts(options.width, options.pairs, options.queries)})
   asked = rows(options.pairs)
-  prepare = seconds(lambda: adapter.prepare(gallery), options.rounds)
-  ranking = seconds(
-    lambda: qat_jax.rank(qat_jax.plain(jax.numpy.asarray(asked)), gallery, NEAREST).ids, min(options.rounds, 1)
-  )
+  prepare, prepared = timed(lambda: adapter.prepare(gallery), options.rounds)
+  pairs = qat_jax.plain(jax.numpy.asarray(asked))
+  ranking, _ = timed(lambda: qat_jax.rank(pairs, gallery, NEAREST).ids, min(options.rounds, 1))
   what = f"{options.items:,} × {options.width}, {options.pairs:,} pairs, {options.queries:,} queries"
   print(f"preparing {what}: {prepare:.1f} s; exact ranking: {ranking:.1f} s; ratio {prepare / ranking:.2f}")
-  prepared, few = adapter.prepare(gallery), adapter(rows(QUERIES))
+  few = adapter(rows(QUERIES))
   wide = jax.numpy.asarray(unit(rng.standard_normal(prepared.shape, np.float32), np.float32))
   bare = qat_jax.plain(jax.numpy.asarray(unit(rng.standard_normal((QUERIES, prepared.shape[1])), np.float32)))
-  ours = seconds(lambda: qat_jax.rank(few, prepared, 100).ids, 5) / QUERIES / options.items * 1e9
-  plain = seconds(lambda: qat_jax.rank(bare, wide, 100).ids, 5) / QUERIES / options.items * 1e9
+  each = 1e9 / QUERIES / options.items
+  ours = timed(lambda: qat_jax.rank(few, prepared, 100).ids, 5)[0] * each
+  plain = timed(lambda: qat_jax.rank(bare, wide, 100).ids, 5)[0] * each
   print(
     f"ranking prepared items: {ours:.1f} ns a query and item; plain ones as wide: {plain:.1f}; ratio {ours / plain:.2f}"
   )
