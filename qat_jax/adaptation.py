@@ -15,7 +15,7 @@ from qat_jax.types import Adaptation
 
 HIGHEST = jax.lax.Precision.HIGHEST  # GPUs and TPUs would otherwise round float32 products to tf32 or bf16
 TINY = 1e-30
-SUMMED = 128  # numbers that are added up in a row, at most; a longer sum is a sum of such sums
+SUMMED = 64  # numbers that are added up in a row, at most; a longer sum is a sum of such sums
 
 
 def power_of_two(n: int) -> int:
