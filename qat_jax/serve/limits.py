@@ -17,6 +17,7 @@ FILTERS = 16
 VALUES = 1_000  # that a filter allows
 IDS = 100_000  # in exclude, allowed or a list to rerank
 VECTOR = 65_536  # numbers
+NAMES = 1_000  # in one object of a body
 CLIENTS = 10_000  # whose rates are known
 
 

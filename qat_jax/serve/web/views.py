@@ -15,14 +15,13 @@ from pydantic import BaseModel, ValidationError
 from qat_jax.adaptation import fold, plain, unit
 from qat_jax.adapter import check_queries
 from qat_jax.search.rank import rerank
-from qat_jax.serve.limits import IDS, Limits, Refused, invalid
+from qat_jax.serve.limits import IDS, NAMES, Limits, Refused, invalid
 from qat_jax.serve.pictures import from_base64, read
 from qat_jax.serve.searches import Found, Part, Search
 from qat_jax.serve.service import FEW, Service
 from qat_jax.serve.web import schemas
 from qat_jax.types import Gallery, Ranking, as_gallery
 
-NAMES = 1_000  # in one object of a request
 BEFORE = 100  # of the plain ranking are looked at to say where adapted items were
 Model = TypeVar("Model", bound=BaseModel)
 
