@@ -85,7 +85,7 @@ def make_step(
   constants: dict,
   optimiser: optax.GradientTransformation,
   settings: LossSettings,
-  seed: int,
+  seed: int | jax.Array,
   axis: str,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict]]:
   """Returns the step that runs on each device of `axis`; all devices hold the same state before and after."""

@@ -26,10 +26,10 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from eval.speed.encoders import BASE
+from eval.speed.encoders import SHAPES
 from eval.speed.moved import filter_program
 from qat_jax.adaptation import fold
-from qat_jax.encoders.tower import Blocks, Vision, VisionTower
+from qat_jax.encoders.tower import VisionTower
 from qat_jax.models import forms
 from qat_jax.runs import ANEW, end_on_signals
 from qat_jax.search import kernels, scores
@@ -137,9 +137,7 @@ def networks(width: int = 768) -> Iterator[Program]:
 
 def encoders() -> Iterator[Program]:
   """Yields image towers, in bfloat16."""
-  blocks = Blocks(1024, 24, 16, 4096, "quick_gelu", 1e-5)
-  large = Vision(blocks, 14, 16, "class", 768, patch_bias=False, pre_norm=True)
-  for name, vision in {"B/16 at 224": BASE, "L/14 at 224": large}.items():
+  for name, vision in SHAPES.items():
     tower, side = VisionTower(vision, jnp.bfloat16), vision.grid * vision.patch
     variables = jax.eval_shape(tower.init, jax.random.key(0), shape(1, side, side, 3))
     yield Program(f"encoder: {name}, 256 images", tower.apply, (variables, shape(256, side, side, 3)), 256)

@@ -1,9 +1,9 @@
 """What the encoders cost and how exact they are: python -m eval.speed.encoders --torch_python ENVIRONMENT/bin/python.
 
-Without flags the speed of an image tower (B/16 at 224, random weights, batches of 32). --torch_python times PyTorch's
-reference in turn with it: a Python of a throw-away environment with torch and transformers. --load makes a
-SigLIP2-L/16-512 of random weights (3.5 GB on disk) and loads it in a process of its own. --reference DIR compares small
-checkpoints with what their vectors.npz say that the reference implementation computes.
+Without flags the speed of an image tower (B/16 at 224, random weights, batches of 32; else --shape, --dtype, --batch).
+--torch_python times PyTorch's reference in turn with it: a Python of a throw-away environment with torch and
+transformers. --load makes a SigLIP2-L/16-512 of random weights (3.5 GB on disk) and loads it in a process of its own.
+--reference DIR compares small checkpoints with what their vectors.npz say that the reference implementation computes.
 """
 
 from __future__ import annotations
@@ -30,6 +30,10 @@ from qat_jax.encoders.tower import Blocks, Text, Vision, VisionTower, in_parts
 from qat_jax.runs import ANEW, end_on_signals
 
 BASE = Vision(Blocks(768, 12, 12, 3072, "quick_gelu", 1e-5), 16, 14, "class", 512, patch_bias=False, pre_norm=True)
+LARGE_TOWER = Vision(
+  Blocks(1024, 24, 16, 4096, "quick_gelu", 1e-5), 14, 16, "class", 768, patch_bias=False, pre_norm=True
+)
+SHAPES = {"B/16": BASE, "L/14": LARGE_TOWER}
 # Answers every line that it reads with the seconds of one batch, and those that the cores spent on it.
 TORCH = """
 import sys, time, torch
@@ -57,11 +61,11 @@ LARGE = {
 }
 
 
-def ours(batch: int, vision: Vision = BASE) -> Callable[[], tuple[float, float]]:
+def ours(batch: int, vision: Vision = BASE, dtype: str = "float32") -> Callable[[], tuple[float, float]]:
   """Returns a function that encodes a batch of random pixels, and returns its seconds and the cores'; compiled here."""
   side = vision.grid * vision.patch
   pixels = jax.random.normal(jax.random.key(0), (batch, side, side, 3), jnp.float32)
-  tower = VisionTower(vision)
+  tower = VisionTower(vision, jnp.dtype(dtype))
   params = jax.jit(tower.init)(jax.random.key(1), pixels[:1])["params"]
   features = jax.jit(lambda params, pixels: in_parts(tower, params, pixels, vision.tokens))
   jax.block_until_ready(features(params, pixels))
@@ -74,11 +78,12 @@ def ours(batch: int, vision: Vision = BASE) -> Callable[[], tuple[float, float]]
   return run
 
 
-def speed(torch_python: str, batch: int, rounds: int) -> str:
-  """Returns images a second of our tower and, with a Python that has torch, of PyTorch's and the ratio."""
-  run = ours(batch)
+def speed(torch_python: str, batch: int, rounds: int, shape: str = "B/16", dtype: str = "float32") -> str:
+  """Returns images a second of our tower and, with a Python that has torch, of PyTorch's B/16 and the ratio."""
+  run = ours(batch, SHAPES[shape], dtype)
   if not torch_python:
-    return f"B/16 at 224, batch {batch}: {batch / min(run()[0] for _ in range(rounds)):.2f} images a second"
+    rate = batch / min(run()[0] for _ in range(rounds))
+    return f"{shape} at 224, {dtype}, batch {batch}: {rate:.2f} images a second ({jax.devices()[0].device_kind})"
   command = [torch_python, "-c", TORCH, str(batch)]
   with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as torch:
     assert torch.stdin is not None and torch.stdout is not None
@@ -182,6 +187,8 @@ def main() -> None:
   parser.add_argument("--load_folder", type=pathlib.Path, help="load this one, in this process")
   parser.add_argument("--batch", type=int, default=32)
   parser.add_argument("--rounds", type=int, default=5)
+  parser.add_argument("--shape", choices=SHAPES, default="B/16")
+  parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
   flags = parser.parse_args()
   if flags.reference:
     print(table(flags.reference))
@@ -194,7 +201,7 @@ def main() -> None:
       seconds, peak = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     print(f"SigLIP2-L/16-512, {size / 1e9:.2f} GB: loaded in {seconds:.1f} s, peak {peak / size:.2f} times the weights")
   else:
-    print(speed(flags.torch_python, flags.batch, flags.rounds))
+    print(speed(flags.torch_python, flags.batch, flags.rounds, flags.shape, flags.dtype))
 
 
 if __name__ == "__main__":

@@ -39,7 +39,8 @@ REPEATS = flags.DEFINE_integer("repeats", 7, "runs of each way; a way of more th
 ONLY = flags.DEFINE_list("only", None, "names of ways; all by default")
 JSON = flags.DEFINE_string("json", None, "file to write the rows to")
 HYPERNETWORK = flags.DEFINE_bool("hypernetwork", False, "measure the networks that make the maps, and no gallery")
-GROWTH = flags.DEFINE_string("growth", None, "PNG file: measure N = 10k, 100k, 1M (up to --items) and Q = 1, 8, 64")
+GROWTH = flags.DEFINE_string("growth", None, "PNG file: measure N = 10k to 10M (up to --items) and Q = 1, 8, 64")
+FEWEST = flags.DEFINE_integer("fewest", 10_000, "the least N of --growth")
 
 OLD_NAMES = {"two_pass": "rank"}  # of rows, by which scripts and earlier files of --json know them
 
@@ -77,12 +78,13 @@ def peak_memory(run: Callable[[], object]) -> float:
 
 
 def limits() -> dict[str, Way]:
-  """Returns two ways that show what the machine can do: a copy of 0.5 GB, and a product of 2048×2048 matrices."""
-  big, square = jnp.ones(1 << 26), jnp.ones((2048, 2048))
+  """Returns two ways that show what the machine can do: a copy of 0.5 GB, and a product of square matrices."""
+  side = 2048 if jax.default_backend() == "cpu" else 8192
+  big, square = jnp.ones(1 << 26), jnp.ones((side, side))
   copy, product = jax.jit(lambda x: x + 1), jax.jit(lambda x: x @ x)
   return {
     "copy": Way(lambda: jax.block_until_ready(copy(big)), 0, 2 * big.nbytes, 0),
-    "product": Way(lambda: jax.block_until_ready(product(square)), 0, 0, 2 * 2048**3),
+    "product": Way(lambda: jax.block_until_ready(product(square)), 0, 0, 2 * side**3),
   }
 
 
@@ -133,7 +135,7 @@ def growth(path: str, largest: int, width: int, adapt: Callable[[int], qat_jax.A
   import matplotlib.pyplot as plt
 
   rows = []
-  for items in [n for n in (10_000, 100_000, 1_000_000, 10_000_000) if n <= largest]:
+  for items in [n for n in (10_000, 100_000, 1_000_000, 10_000_000) if FEWEST.value <= n <= largest]:
     gallery_ND = make_gallery(items, width, DTYPE.value)
     for queries in (1, 8, 64):
       named = ways(adapt(queries), gallery_ND, K.value)

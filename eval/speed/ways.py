@@ -42,8 +42,13 @@ def make_adaptation(queries: int, width: int, rank: int, strengths_R: np.ndarray
 
 def make_gallery(items: int, width: int, dtype: str, seed: int = 1) -> jax.Array:
   """Returns random unit rows."""
-  gallery_ND = jax.random.normal(jax.random.key(seed), (items, width))
-  return (gallery_ND / jnp.linalg.norm(gallery_ND, axis=1, keepdims=True)).astype(dtype)
+
+  @jax.jit  # whole, so that no second copy is held
+  def drawn() -> jax.Array:
+    gallery_ND = jax.random.normal(jax.random.key(seed), (items, width))
+    return (gallery_ND / jnp.linalg.norm(gallery_ND, axis=1, keepdims=True)).astype(dtype)
+
+  return drawn()
 
 
 def ways(adaptation: Adaptation, gallery_ND: jax.Array, k: int) -> dict[str, Way | str]:

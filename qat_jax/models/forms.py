@@ -184,9 +184,18 @@ def paper(
   heads: int = 8,
   dropout: float = 0.1,
   maps_gallery: bool = False,
-) -> Paper:
-  """The published form at the published size by default: hidden 512, 4 layers, R = 64."""
-  return Paper(width, Tokens(rank, token_hidden, layers, steps, heads, dropout), maps_gallery)
+  zero_start: bool = False,
+  dtype: str = "float32",
+  remat: bool = False,
+) -> Paper | Hypernetwork:
+  """The published form at the published size by default: hidden 512, 4 layers, R = 64.
+
+  With `zero_start` its tokens give T = I + left @ rightᵀ beside a static map of the query, and it begins at plain.
+  """
+  tokens = Tokens(rank, token_hidden, layers, steps, heads, dropout, dtype, remat)
+  if zero_start:
+    return Hypernetwork(width, linear_query=True, tokens=tokens, maps_gallery=maps_gallery)
+  return Paper(width, tokens, maps_gallery)
 
 
 def remembering(

@@ -1,4 +1,4 @@
-"""The network of the released QuARI checkpoints, as it computes, quirks and all; for inference.
+"""The network of the released QuARI checkpoints, as it computes, quirks and all; it has no dropout.
 
 A step runs one shared encoder over [control + step code, left tokens, right tokens] and *adds* its output to tokens
 that the encoder's residual stream already holds. Left and right tokens start equal, and nothing tells them apart: they
@@ -14,6 +14,7 @@ import numpy as np
 
 from qat_jax.adaptation import normalise
 from qat_jax.models.quari_files import Config
+from qat_jax.models.tokens import PRODUCTS
 from qat_jax.types import Adaptation
 
 EPSILON = 1e-5  # of every layer norm
@@ -65,13 +66,13 @@ class EncoderLayer(nn.Module):
   dtype: str
 
   @nn.compact
-  def __call__(self, token_QLH: jax.Array, counts_L: np.ndarray) -> jax.Array:
+  def __call__(self, token_QLH: jax.Array, counts_L: jax.Array) -> jax.Array:
     queries, length, hidden = token_QLH.shape
     precision = HIGHEST if self.dtype == "float32" else None
     packed = _dense(3 * hidden, self.dtype, "query_key_value")(_norm("norm_attention")(token_QLH))
     ask, key, value = jnp.moveaxis(packed.reshape(queries, length, 3, self.heads, hidden // self.heads), 2, 0)
     logits = jnp.einsum("qlhe,qmhe->qhlm", ask, key, precision=precision).astype(jnp.float32)
-    logits = logits * (hidden // self.heads) ** -0.5 + np.log(counts_L)[None, None, None]
+    logits = logits * (hidden // self.heads) ** -0.5 + jnp.log(counts_L)[None, None, None]
     weights = nn.softmax(logits, axis=-1).astype(value.dtype)
     mixed = jnp.einsum("qhlm,qmhe->qlhe", weights, value, precision=precision).reshape(queries, length, hidden)
     token_QLH += _dense(hidden, self.dtype, "attention_out")(mixed).astype(jnp.float32)
@@ -93,6 +94,7 @@ class Released(nn.Module):
   frobenius_norm: bool  # whether each factor is divided by its Frobenius norm
   shared_tokens: bool = True  # R+1 tokens, exact since left and right are equal; False computes all 2R+1
   dtype: str = "float32"  # of the matrix products; bfloat16 is faster where the hardware has it
+  remat: bool = False  # in training, as `Tokens` has it
 
   def setup(self) -> None:
     self.encode_in = _dense(self.hidden, self.dtype, "encode_in")
@@ -100,16 +102,15 @@ class Released(nn.Module):
     self.encode_out = _dense(self.hidden, self.dtype, "encode_out")
     self.norm_out = _norm("norm_out")
     self.step = Mlp(self.hidden, self.hidden, self.dtype)
-    self.encoder = [EncoderLayer(self.heads, self.dtype, name=f"layer_{i}") for i in range(self.layers)]
+    layer = nn.remat(EncoderLayer, policy=PRODUCTS) if self.remat else EncoderLayer
+    self.encoder = [layer(self.heads, self.dtype, name=f"layer_{i}") for i in range(self.layers)]
     self.query = Mlp(self.hidden, self.width, self.dtype)
     self.u = Mlp(self.hidden, self.width, self.dtype)
     self.v = Mlp(self.hidden, self.width, self.dtype)
     self.place = self.variable("constants", "place", lambda: jnp.asarray(position_codes(self.rank, self.hidden)))
 
   def __call__(self, query_QD: jax.Array, train: bool = False) -> Adaptation:
-    """Returns the adaptation of Q queries (QD, as the encoder gives them). Raises ValueError for `train`."""
-    if train:
-      raise ValueError("the released form is for inference; train `paper` or `adaptive`, which lack its quirks")
+    """Returns the adaptation of Q queries (QD, as the encoder gives them); in training the same."""
     tokens = self.refine(query_QD)
     # a row x becomes x (I + a U Vᵀ), so a column becomes (I + a V Uᵀ) x
     return Adaptation(
@@ -131,7 +132,7 @@ class Released(nn.Module):
     """Returns the tokens before the first step and after every one (QLH each, L = R+1 or 2R+1)."""
     copies = 1 if self.shared_tokens else 2
     place_LH = jnp.tile(self.place.value, (copies, 1))
-    counts_L = np.asarray([1] + [2 // copies] * len(place_LH), np.float32)
+    counts_L = jnp.asarray([1] + [2 // copies] * len(place_LH), jnp.float32)
     control_QH = self.norm_in(self.encode_in(query_QD).astype(jnp.float32))
     control_QH = self.norm_out(self.encode_out(_gelu(control_QH)).astype(jnp.float32))
     empty_QLH = jnp.zeros((query_QD.shape[0], *place_LH.shape), jnp.float32)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from qat_jax.models.dropout import Dropout, kept
 
 ZERO = nn.initializers.zeros
+PRODUCTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable  # what is kept of a layer: not attention's scores
 
 
 class Projection(nn.Module):
@@ -32,21 +33,23 @@ class Attention(nn.Module):
 
   heads: int
   dropout: float
+  dtype: str = "float32"  # of the products
 
   @nn.compact
   def __call__(self, token_QLH: jax.Array, train: bool) -> jax.Array:
     hidden, length = token_QLH.shape[-1], token_QLH.shape[-2]
     parts = [Projection(self.heads, name=name)(hidden) for name in ("query", "key", "value")]
     kernel_HPGE, bias_PGE = jnp.stack([one[0] for one in parts], axis=1), jnp.stack([one[1] for one in parts])
+    token_QLH, kernel_HPGE, bias_PGE = (x.astype(self.dtype) for x in (token_QLH, kernel_HPGE, bias_PGE))
     packed_QLPGE = jnp.einsum("QLH,HPGE->QLPGE", token_QLH, kernel_HPGE) + bias_PGE[None, None]
     ask_QLGE, key_QLGE, value_QLGE = jnp.moveaxis(packed_QLPGE, 2, 0)
     logit_QGLM = jnp.einsum("QLGE,QMGE->QGLM", ask_QLGE * (hidden // self.heads) ** -0.5, key_QLGE)
-    weight_QGLM = nn.softmax(logit_QGLM)
+    weight_QGLM = nn.softmax(logit_QGLM.astype(jnp.float32))
     if train and self.dropout:  # the same for all heads
       mask_LM = kept(self.make_rng("dropout"), (length, length), self.dropout)
       weight_QGLM = jnp.where(mask_LM[None, None], weight_QGLM / (1 - self.dropout), 0)
-    mixed_QLGE = jnp.einsum("QGLM,QMGE->QLGE", weight_QGLM, value_QLGE)
-    return nn.DenseGeneral(hidden, axis=(-2, -1), name="out")(mixed_QLGE)
+    mixed_QLGE = jnp.einsum("QGLM,QMGE->QLGE", weight_QGLM.astype(self.dtype), value_QLGE)
+    return nn.DenseGeneral(hidden, axis=(-2, -1), dtype=self.dtype, name="out")(mixed_QLGE)
 
 
 class Block(nn.Module):
@@ -54,17 +57,19 @@ class Block(nn.Module):
 
   heads: int
   dropout: float
+  dtype: str = "float32"
 
   @nn.compact
   def __call__(self, token_QLH: jax.Array, train: bool) -> jax.Array:
     drop = Dropout(self.dropout)
     hidden = token_QLH.shape[-1]
-    attended = Attention(self.heads, self.dropout, name="attention")(
+    attended = Attention(self.heads, self.dropout, self.dtype, name="attention")(
       nn.LayerNorm(name="norm_attention")(token_QLH), train
     )
     token_QLH += drop(attended, train)
-    wide = nn.gelu(nn.Dense(4 * hidden, name="wide")(nn.LayerNorm(name="norm_feed_forward")(token_QLH)))
-    return token_QLH + drop(nn.Dense(hidden, name="narrow")(wide), train)
+    normal_QLH = nn.LayerNorm(name="norm_feed_forward")(token_QLH)
+    wide = nn.gelu(nn.Dense(4 * hidden, dtype=self.dtype, name="wide")(normal_QLH))
+    return token_QLH + drop(nn.Dense(hidden, dtype=self.dtype, name="narrow")(wide), train)
 
 
 class Tokens(nn.Module):
@@ -72,6 +77,9 @@ class Tokens(nn.Module):
 
   One transformer encoder serves all steps. Unlike the published program, the two factors have embeddings of their own
   (equal ones would stay equal), and a step adds the encoder's change once.
+
+  On an accelerator `dtype` bfloat16 takes the layers' products in half precision, and `remat` keeps of each layer its
+  products alone for the backward pass, so that larger batches fit: the same numbers, the rest being computed twice.
   """
 
   rank: int
@@ -80,6 +88,8 @@ class Tokens(nn.Module):
   steps: int
   heads: int
   dropout: float
+  dtype: str = "float32"
+  remat: bool = False
 
   @nn.compact
   def __call__(self, input_QD: jax.Array, train: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -88,7 +98,8 @@ class Tokens(nn.Module):
     normal = nn.initializers.normal(1.0)
     place_LH = self.param("place", normal, (1 + 2 * self.rank, self.hidden))
     step_SH = self.param("step", normal, (self.steps, self.hidden))
-    blocks = [Block(self.heads, self.dropout, name=f"block_{i}") for i in range(self.layers)]
+    layer = nn.remat(Block, policy=PRODUCTS, static_argnums=(2,)) if self.remat else Block
+    blocks = [layer(self.heads, self.dropout, self.dtype, name=f"block_{i}") for i in range(self.layers)]
     token_QLH = jnp.concatenate(
       [control_QH[:, None], jnp.zeros((input_QD.shape[0], 2 * self.rank, self.hidden), control_QH.dtype)], axis=1
     )

@@ -87,7 +87,8 @@ def search(case: Case, own: Adaptation, item_ND: np.ndarray, masks: dict[str, np
     if case.place.endswith("elsewhere"):
       stack.enter_context(_elsewhere())
     if case.place.startswith("shards"):
-      mesh = jax.make_mesh((2,), ("gallery",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+      two = jax.devices()[:2]  # or one, where there are no more
+      mesh = jax.make_mesh((len(two),), ("gallery",), axis_types=(jax.sharding.AxisType.Auto,), devices=two)
       sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("gallery", None))
       rows = -(-len(item_ND) // 2) * 2  # shards are equally long: the rows that are added may not be found
       flags_N = masks.get("allowed", np.ones(len(item_ND), bool))

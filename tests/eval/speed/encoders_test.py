@@ -37,6 +37,6 @@ def test_a_tower_is_timed():
 
 
 def test_a_python_without_torch_is_refused(tmp_path, monkeypatch):
-  monkeypatch.setattr(encoders, "ours", lambda batch: lambda: (1.0, 1.0))
+  monkeypatch.setattr(encoders, "ours", lambda *_: lambda: (1.0, 1.0))
   with pytest.raises(ValueError, match=r"could not run torch with transformers"):
     encoders.speed(sys.executable, 2, 1)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import qat_jax
+from qat_jax.adaptation import fold
 from qat_jax.models import quari as released
 from qat_jax.models import quari_files as released_files
 
@@ -79,10 +80,20 @@ def test_bfloat16_products_stay_near_float32_ones_and_take_bfloat16():
   assert not np.allclose(adaptation.query, vectors["refined_query"], atol=1e-6)
 
 
-def test_the_released_form_refuses_to_be_trained():
+def test_training_runs_the_same_network_and_rematerialising_gives_the_same_gradient():
   module, variables, vectors = network("anchored")
-  with pytest.raises(ValueError, match="inference"):
-    module.apply(variables, jnp.asarray(vectors["query"]), train=True)
+  query_QD = jnp.asarray(vectors["query"])
+
+  def total(params, module, train):
+    adaptation = module.apply({**variables, "params": params}, query_QD, train=train)
+    return jnp.sum(fold(adaptation) * query_QD)
+
+  value, gradient = jax.value_and_grad(total)(variables["params"], module, True)
+  lean = module.clone(remat=True)
+  again, lean_gradient = jax.value_and_grad(total)(variables["params"], lean, True)
+  np.testing.assert_allclose([value, again], 2 * [total(variables["params"], module, False)], rtol=1e-5)
+  chex.assert_trees_all_close(lean_gradient, gradient, rtol=1e-3, atol=1e-5)
+  assert any(np.abs(x).max() > 1e-4 for x in jax.tree.leaves(gradient))
 
 
 def test_the_position_table_in_the_file_is_the_formula():

@@ -1,7 +1,7 @@
 import itertools
 import sys
 
-from train import throughput
+from train.trials import throughput
 
 
 def test_a_row_for_each_batch_says_how_fast_and_how_large(monkeypatch, capsys):

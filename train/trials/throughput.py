@@ -1,4 +1,4 @@
-"""How many pairs a second training takes, and what it holds: python -m train.throughput --form paper --batches 256.
+"""How many pairs a second training takes, and what it holds: python -m train.trials.throughput --form paper.
 
 One device, random features; the step is the one that `train.main` runs. A batch that does not fit is said so, and the
 larger ones are not tried.
@@ -30,9 +30,9 @@ def batch_of(rng: np.random.Generator, size: int, width: int) -> Batch:
   return Batch(rows(), rows(), np.arange(size, dtype=np.int32)[None], np.zeros((1, size, 0, width), np.float32), none)
 
 
-def measure(form: str, width: int, size: int, rounds: int) -> tuple[float, float, int]:
+def measure(form: str, settings: dict[str, Any], width: int, size: int, rounds: int) -> tuple[float, float, int]:
   """Returns pairs a second (the fastest of the rounds), the bytes that the step holds, and the form's parameters."""
-  module = FORMS[form](width, **FULL.get(form, {}))
+  module = FORMS[form](width, **settings)
   variables = initialise(module, jax.random.key(0))
   optimiser = make_optimiser(1000, 1e-3, 1e-5, 100, 1e-2)
   step = make_step(module, variables["constants"], optimiser, LossSettings(), 0, AXIS)
@@ -57,13 +57,17 @@ def main() -> None:
   parser.add_argument("--width", type=int, default=768)
   parser.add_argument("--batches", type=int, nargs="+", default=[256, 1024, 4096, 16384])
   parser.add_argument("--rounds", type=int, default=5)
+  parser.add_argument(
+    "--lean", action="store_true", help="paper: products in bfloat16, and of each layer they alone kept"
+  )
   flags = parser.parse_args()
+  settings = FULL.get(flags.form, {}) | ({"dtype": "bfloat16", "remat": True} if flags.lean else {})
   device = jax.devices()[0]
-  print(f"{flags.form}, D = {flags.width}, {device.device_kind}, JAX {jax.__version__}\n")
+  print(f"{flags.form}{', lean' * flags.lean}, D = {flags.width}, {device.device_kind}, JAX {jax.__version__}\n")
   print("| batch | pairs a second | ms a step | GiB held | parameters |\n|---|---|---|---|---|")
   for size in flags.batches:
     try:
-      rate, held, count = measure(flags.form, flags.width, size, flags.rounds)
+      rate, held, count = measure(flags.form, settings, flags.width, size, flags.rounds)
     except jax.errors.JaxRuntimeError as error:
       if "RESOURCE_EXHAUSTED" not in str(error):
         raise

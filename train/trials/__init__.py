@@ -1,0 +1,1 @@
+"""What is measured of training: how fast it is, and the published form beside ours on an accelerator."""
