@@ -18,6 +18,7 @@ from qat_jax.search.rank import rank, rerank
 from qat_jax.types import Adaptation
 
 DENSE_ROWS = 4096
+GALLERY_ROWS = 1 << 20  # drawn at once
 SCORE_ROWS = 8192
 
 
@@ -42,13 +43,18 @@ def make_adaptation(queries: int, width: int, rank: int, strengths_R: np.ndarray
 
 def make_gallery(items: int, width: int, dtype: str, seed: int = 1) -> jax.Array:
   """Returns random unit rows."""
+  block = min(items, GALLERY_ROWS)
 
-  @jax.jit  # whole, so that no second copy is held
-  def drawn() -> jax.Array:
-    gallery_ND = jax.random.normal(jax.random.key(seed), (items, width))
-    return (gallery_ND / jnp.linalg.norm(gallery_ND, axis=1, keepdims=True)).astype(dtype)
+  @functools.partial(jax.jit, donate_argnums=0)
+  def with_block(gallery_ND: jax.Array, start: int, key: jax.Array) -> jax.Array:
+    drawn_BD = jax.random.normal(key, (block, width))
+    drawn_BD /= jnp.linalg.norm(drawn_BD, axis=1, keepdims=True)
+    return jax.lax.dynamic_update_slice_in_dim(gallery_ND, drawn_BD.astype(dtype), start, 0)
 
-  return drawn()
+  gallery_ND, key = jnp.zeros((items, width), dtype), jax.random.key(seed)
+  for start in range(0, items, block):
+    gallery_ND = with_block(gallery_ND, min(start, items - block), jax.random.fold_in(key, start) if start else key)
+  return gallery_ND
 
 
 def ways(adaptation: Adaptation, gallery_ND: jax.Array, k: int) -> dict[str, Way | str]:

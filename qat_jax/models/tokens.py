@@ -99,18 +99,21 @@ class Tokens(nn.Module):
     place_LH = self.param("place", normal, (1 + 2 * self.rank, self.hidden))
     step_SH = self.param("step", normal, (self.steps, self.hidden))
     layer = nn.remat(Block, policy=PRODUCTS, static_argnums=(2,)) if self.remat else Block
-    blocks = [layer(self.heads, self.dropout, self.dtype, name=f"block_{i}") for i in range(self.layers)]
     token_QLH = jnp.concatenate(
       [control_QH[:, None], jnp.zeros((input_QD.shape[0], 2 * self.rank, self.hidden), control_QH.dtype)], axis=1
     )
-    for step in range(self.steps):
-      refined_QLH = (
-        token_QLH + place_LH[None] + jnp.pad(step_SH[step, None, None], ((0, 0), (0, 2 * self.rank), (0, 0)))
-      )
-      start_QLH = refined_QLH
-      for block in blocks:
-        refined_QLH = block(refined_QLH, train)
-      token_QLH += refined_QLH - start_QLH
+
+    def refined(_: nn.Module, token_QLH: jax.Array, step_H: jax.Array) -> tuple[jax.Array, None]:
+      start_QLH = refined_QLH = token_QLH + place_LH[None] + jnp.pad(step_H[None], ((0, 2 * self.rank), (0, 0)))[None]
+      for i in range(self.layers):
+        refined_QLH = layer(self.heads, self.dropout, self.dtype, name=f"block_{i}")(refined_QLH, train)
+      return token_QLH + refined_QLH - start_QLH, None
+
+    if self.steps == 1:
+      token_QLH, _ = refined(self, token_QLH, step_SH[0])
+    else:  # a loop, so that the program is no longer for more steps
+      loop = nn.scan(refined, variable_broadcast="params", split_rngs={"params": False, "dropout": True})
+      token_QLH, _ = loop(self, token_QLH, step_SH)
     token_QLH = nn.LayerNorm(name="norm")(token_QLH)
     return token_QLH[:, 0], token_QLH[:, 1 : 1 + self.rank], token_QLH[:, 1 + self.rank :]
 

@@ -20,6 +20,7 @@ from qat_jax.adaptation import power_of_two
 from qat_jax.search.bounds import UNIT
 from qat_jax.types import ArrayGallery, Gallery
 
+SQUARED = 1 << 30  # numbers of a gallery that are squared at once
 WINDOW = 1 << 23  # upper bounds (rows of a device array × queries) that are held at once
 CHUNK_BYTES = {"cpu": 1 << 24}  # of float32: what is sent to a device at once
 CHUNK_BYTES_ELSEWHERE = 1 << 27
@@ -189,8 +190,22 @@ def release(view: object) -> bool:
 
 @jax.jit
 def squares(gallery_ND: jax.Array) -> jax.Array:
-  """Returns the features' squared lengths (N, float32)."""
-  return jnp.sum(jnp.square(gallery_ND.astype(jnp.float32)), axis=1)
+  """Returns the features' squared lengths (N, float32).
+
+  A large gallery is read in blocks: a GPU's compiler, trying kernels out, wanted room for four copies of it.
+  """
+  rows = min(len(gallery_ND), max(1, SQUARED // gallery_ND.shape[1]))
+  lengths = lambda block_BD: jnp.sum(jnp.square(block_BD.astype(jnp.float32)), axis=1)
+  if rows == len(gallery_ND):
+    return lengths(gallery_ND)
+
+  def block(i: jax.Array, found_N: jax.Array) -> jax.Array:
+    start = jnp.minimum(i * rows, len(gallery_ND) - rows)  # the last one may begin within the one before
+    return jax.lax.dynamic_update_slice(
+      found_N, lengths(jax.lax.dynamic_slice_in_dim(gallery_ND, start, rows)), (start,)
+    )
+
+  return jax.lax.fori_loop(0, -(-len(gallery_ND) // rows), block, jnp.zeros(len(gallery_ND)))
 
 
 _known: dict[int, tuple[weakref.ref, list[np.ndarray]]] = {}

@@ -36,7 +36,7 @@ WARMUP = 0.1  # of the steps
 CHUNK = 25  # steps in one call
 LOOKS = 10  # validations of a run
 SMALL = (3e-4, 1e-3, 3e-3, 1e-2)
-LARGE = (3e-4, 1e-3, 1e-4)
+LARGE = (1e-3, 3e-4, 3e-3)
 FULL: dict[str, Any] = {"rank": 64, "token_hidden": 512, "layers": 4, "steps": 4, "heads": 8}
 RELEASED: dict[str, Any] = {"hidden": 512, "rank": 64, "layers": 4, "steps": 4, "heads": 8, "frobenius_norm": True} | {
   "anchor_scale": 0.8,

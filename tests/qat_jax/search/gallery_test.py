@@ -4,6 +4,7 @@ import pytest
 
 from qat_jax.adaptation import plain
 from qat_jax.features.store import write_features
+from qat_jax.search import gallery
 from qat_jax.search.gallery import parts, release
 from qat_jax.search.rank import rank, rerank
 from qat_jax.types import as_gallery
@@ -76,3 +77,11 @@ def test_only_memory_maps_that_nobody_writes_to_are_released(tmp_path):
   assert release(np.load(tmp_path / "x.npy", mmap_mode="r")[2:5])
   assert not release(np.load(tmp_path / "x.npy", mmap_mode="c")[2:5])
   assert not release(unit(10)[2:5])
+
+
+@pytest.mark.parametrize("rows", [7, 10, 20])
+def test_lengths_of_a_large_gallery_are_added_up_in_blocks(rows, monkeypatch):
+  gallery_ND = jnp.asarray(np.random.default_rng(0).standard_normal((20, 4)), jnp.float16)
+  wanted_N = np.square(np.asarray(gallery_ND, np.float64)).sum(axis=1)
+  monkeypatch.setattr(gallery, "SQUARED", rows * 4)
+  np.testing.assert_allclose(gallery.squares.__wrapped__(gallery_ND), wanted_N, rtol=1e-6)
