@@ -20,8 +20,10 @@ from qat_jax.adaptation import power_of_two
 from qat_jax.search.bounds import UNIT
 from qat_jax.types import ArrayGallery, Gallery
 
+COUNTABLE = (1 << 31) - 1  # bounds whose places 32 bits hold
 SQUARED = 1 << 30  # numbers of a gallery that are squared at once
-WINDOW = 1 << 23  # upper bounds (rows of a device array × queries) that are held at once
+WINDOW = {"cpu": 1 << 23}  # upper bounds (rows of a device array × queries) that are held at once
+WINDOW_ELSEWHERE = 1 << 26  # where a look at them has to be waited for
 CHUNK_BYTES = {"cpu": 1 << 24}  # of float32: what is sent to a device at once
 CHUNK_BYTES_ELSEWHERE = 1 << 27
 GATHERED = (256, 1024, 4096)  # rows that a part is gathered in: few numbers, so that few shapes are compiled for
@@ -83,9 +85,11 @@ def parts(
   """
   array = gallery.array if isinstance(gallery, ArrayGallery) else None
   if isinstance(array, jax.Array) and devices is None and chunk_rows is None:
-    yield from _resident(array, max(1, WINDOW // queries))
+    window = WINDOW.get(next(iter(array.devices())).platform, WINDOW_ELSEWHERE)
+    yield from _resident(array, max(1, window // queries))
   else:
-    yield from _streamed(gallery, devices or [jnp.zeros(()).device], chunk_rows)
+    most = COUNTABLE // queries
+    yield from _streamed(gallery, devices or [jnp.zeros(()).device], chunk_rows and min(chunk_rows, most))
 
 
 def shards(array_ND: jax.Array) -> list[tuple[int, jax.Array]]:

@@ -24,6 +24,9 @@ PEAKS = 256  # groups or more
 SORTED = 4096  # numbers a query that a device orders: of larger groups, where there are more
 ON_HOST = ("cpu",)  # where the host looks through bounds: XLA's CPU code for it takes ten times as long
 FOUND = 1 << 14  # bounds that a device finds at once, at first
+COUNTED = 128  # bounds of a group that are counted by a product
+PRODUCTS = 1 << 23  # bytes of a block's products that a GPU's cache holds: blocks of few columns are longer, since it
+LONGEST_BLOCK = 1 << 17  # takes longer to begin one than to read it
 
 
 class Uppers(NamedTuple):
@@ -66,10 +69,11 @@ class Uppers(NamedTuple):
     while True:
       count, place_P, upper_P = _reaching(self.upper, least_Q, rows, most)
       if int(count) <= most:
-        place_P, upper_P = np.asarray(place_P)[: int(count)], np.asarray(upper_P)[: int(count)]
-        query_P, row_P = np.divmod(place_P.astype(np.int64), len(self.upper))
-        return query_P, row_P - part.skipped, upper_P
+        break
       most = power_of_two(int(count))
+    row_P, query_P = np.divmod(np.asarray(place_P)[: int(count)], self.upper.shape[1])
+    order_P = np.argsort(query_P.astype(np.int16), kind="stable")
+    return query_P[order_P], row_P[order_P] - part.skipped, np.asarray(upper_P)[: int(count)][order_P]
 
 
 @functools.partial(jax.jit, static_argnames="count")
@@ -87,11 +91,22 @@ def _kth(value_GQ: jax.Array, count: int) -> jax.Array:
 def _reaching(
   upper_NQ: jax.Array, least_Q: jax.Array, rows: jax.Array, most: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Returns how many bounds reach their query's least, and the places (query by query) and values of `most` of them."""
+  """Returns how many bounds reach their query's least, and the places (row by row) and values of `most` of them.
+
+  A place among what is found is the sum of the counts of all groups before, and of the flags before in its own: a
+  product with ones. No running sum over all bounds, and no counter that all of them would add to.
+  """
   row_N1 = jnp.arange(len(upper_NQ))[:, None]
   reached_NQ = (upper_NQ >= least_Q[None]) & (row_N1 >= rows[0]) & (row_N1 < rows[1])
-  place_P = jnp.nonzero(reached_NQ.T.ravel(), size=most, fill_value=0)[0]
-  return reached_NQ.sum(), place_P, upper_NQ.T.ravel()[place_P]
+  reached_GE = jnp.pad(reached_NQ.ravel(), (0, -reached_NQ.size % COUNTED)).reshape(-1, COUNTED)
+  before_EE = jnp.triu(jnp.ones((COUNTED, COUNTED), jnp.bfloat16), 1)
+  before_GE = jnp.matmul(reached_GE.astype(jnp.bfloat16), before_EE, preferred_element_type=jnp.float32)
+  count_G = reached_GE.sum(axis=1)
+  found_GE = (jnp.cumsum(count_G) - count_G)[:, None] + before_GE.astype(jnp.int32)
+  found_GE = jnp.where(reached_GE, found_GE, most)
+  flat = jnp.arange(reached_GE.size, dtype=jnp.int32).reshape(reached_GE.shape)
+  place_P = jnp.zeros(most, jnp.int32).at[found_GE.ravel()].set(flat.ravel(), mode="drop")
+  return count_G.sum(), place_P, upper_NQ.ravel()[place_P]
 
 
 def upper_bounds(bounds: Bounds, part: Part, queries: int) -> Uppers:
@@ -99,13 +114,22 @@ def upper_bounds(bounds: Bounds, part: Part, queries: int) -> Uppers:
   rows = part.window
   few = part.platform == "cpu" and bounds.square is None and bounds.columns.shape[1] <= FEW_COLUMNS
   whole = few and rows == len(part.features) and part.features.dtype == jnp.float32  # a slice would be a copy
-  block = rows if whole else min(rows, BLOCK_ROWS.get(part.platform, BLOCK_ROWS_ELSEWHERE))
+  block = rows if whole else min(rows, block_rows(part, bounds.columns.shape[1]))
   wanted_N = None
   if part.wanted is not None:
     wanted_N = np.pad(part.wanted, (part.skipped, rows - part.skipped - part.items))
   start = np.int32(part.offset - part.skipped)
   upper_NQ, peak_GQ = _upper_bounds(bounds, part.features, start, part.lengths, wanted_N, rows, block)
   return Uppers(upper_NQ, peak_GQ, part, queries)
+
+
+def block_rows(part: Part, columns: int) -> int:
+  """Returns how many items are bounded at once."""
+  rows = BLOCK_ROWS.get(part.platform, BLOCK_ROWS_ELSEWHERE)
+  if part.platform != "gpu":
+    return rows
+  bytes_each = 4 * columns * (1 if part.features.dtype == jnp.float32 else 3)
+  return max(rows, min(LONGEST_BLOCK, power_of_two(PRODUCTS // bytes_each + 1) // 2))
 
 
 @functools.partial(jax.jit, static_argnames=("rows", "block"))

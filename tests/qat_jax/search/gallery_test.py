@@ -4,7 +4,7 @@ import pytest
 
 from qat_jax.adaptation import plain
 from qat_jax.features.store import write_features
-from qat_jax.search import gallery
+from qat_jax.search import gallery as galleries
 from qat_jax.search.gallery import parts, release
 from qat_jax.search.rank import rank, rerank
 from qat_jax.types import as_gallery
@@ -44,7 +44,7 @@ def test_every_item_comes_once(store):
 
 
 def test_a_device_array_is_looked_at_window_by_window_where_it_lies(monkeypatch):
-  monkeypatch.setattr("qat_jax.search.gallery.WINDOW", 1200)
+  monkeypatch.setitem(galleries.WINDOW, "cpu", 1200)
   gallery_ND = jnp.asarray(unit(700))
   windows = list(parts(as_gallery(gallery_ND), None, None, 4))
   assert [(part.first, part.items, part.window, part.skipped) for part in windows] == [
@@ -83,5 +83,11 @@ def test_only_memory_maps_that_nobody_writes_to_are_released(tmp_path):
 def test_lengths_of_a_large_gallery_are_added_up_in_blocks(rows, monkeypatch):
   gallery_ND = jnp.asarray(np.random.default_rng(0).standard_normal((20, 4)), jnp.float16)
   wanted_N = np.square(np.asarray(gallery_ND, np.float64)).sum(axis=1)
-  monkeypatch.setattr(gallery, "SQUARED", rows * 4)
-  np.testing.assert_allclose(gallery.squares.__wrapped__(gallery_ND), wanted_N, rtol=1e-6)
+  monkeypatch.setattr(galleries, "SQUARED", rows * 4)
+  np.testing.assert_allclose(galleries.squares.__wrapped__(gallery_ND), wanted_N, rtol=1e-6)
+
+
+def test_a_part_has_no_more_bounds_than_can_be_counted(monkeypatch):
+  monkeypatch.setattr(galleries, "COUNTABLE", 64)
+  gallery_ND = np.eye(20, dtype=np.float32)
+  assert max(part.items for part in parts(as_gallery(gallery_ND), None, 1000, 8)) == 8
