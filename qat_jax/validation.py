@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qat_jax.adaptation import score
+from qat_jax.adaptation import power_of_two, score
 from qat_jax.features.retrieval_set import Split
 from qat_jax.metrics import (
   average_precision,
@@ -26,6 +26,27 @@ from qat_jax.types import Ranking, Relevance
 QUERY_BLOCK = 64  # queries scored at once: their scores and factors are all that is held
 RESIDENT = 1 << 29  # bytes of float32: a gallery of no more lies on the device, another is read in pieces
 PIECE = 1 << 28  # bytes of a piece, or of what all queries score on it
+FEW = 64  # items right for a query, whose ranks are counted one by one on the device
+
+
+class Lists(NamedTuple):
+  """What is right and what does not count for each query, where neither is much: −1 as padding."""
+
+  positive: np.ndarray  # QP, but for what does not count
+  ignored: np.ndarray  # QI
+  number: np.ndarray  # Q: how many are right, those that do not count too
+
+  @classmethod
+  def of(cls, relevance: Relevance) -> Lists | None:
+    """Returns the lists of a relevance; None where one is so long that the host's way is quicker."""
+    positives = [np.setdiff1d(*both) for both in zip(relevance.positives, relevance.ignored, strict=True)]
+    longest = max(map(len, [*positives, *relevance.ignored]), default=0)
+    if longest > FEW or not len(relevance):
+      return None
+    size = power_of_two(longest)
+    padded = lambda lists: np.stack([np.pad(one, (0, size - len(one)), constant_values=-1) for one in lists])
+    number_Q = np.array([len(one) for one in relevance.positives])
+    return cls(padded(positives).astype(np.int32), padded(relevance.ignored).astype(np.int32), number_Q)
 
 
 class Validator:
@@ -45,6 +66,7 @@ class Validator:
     self.relevance = relevance.take(usable)
     of_instance = zip(self.relevance.positives, self.relevance.ignored, strict=True)
     self.group_Q = np.array([min(np.concatenate(items)) for items in of_instance], int)  # queries of one instance
+    self.lists = Lists.of(self.relevance)
 
   @classmethod
   def of(cls, split: Split, query_type: str, limit: int, seed: int) -> Validator:
@@ -63,30 +85,37 @@ class Validator:
   def precisions(self, head: Head) -> np.ndarray:
     """Returns the average precision of each query (Q)."""
     if self.resident:
-      scores = self._scores(head, head.prepare(self.gallery))
+      item_NE = head.prepare(self.gallery)
       return np.concatenate(
-        [
-          average_precision_of_scores(score_QN, self.relevance.take(range(start, start + len(score_QN))))
-          for start, score_QN in scores
-        ]
+        [self._block_precisions(start, score_QN) for start, score_QN in self._scores(head, item_NE)]
       )
     rows = max(1, PIECE // (4 * max(self.query_QD.shape)))
 
     def parts() -> Iterator[tuple[int, np.ndarray]]:
       for first in range(0, len(self.gallery), rows):
         piece_ND = jnp.asarray(self.gallery[first : first + rows], jnp.float32)
-        yield first, np.concatenate([score_QN for _, score_QN in self._scores(head, head.prepare(piece_ND))])
+        blocks = [np.asarray(score_QN) for _, score_QN in self._scores(head, head.prepare(piece_ND))]
+        yield first, np.concatenate(blocks)[: len(self.query_QD)]
 
     return average_precision_of_parts(parts, self.relevance)
 
-  def _scores(self, head: Head, item_NE: jax.Array) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields the scores of items (QN), some queries at a time, with the number of the first."""
+  def _scores(self, head: Head, item_NE: jax.Array) -> Iterator[tuple[int, jax.Array]]:
+    """Yields the number of the first of QUERY_BLOCK queries, the last one repeated, and their scores of items (QN)."""
     module = head.module(self.query_QD.shape[1])
     for start in range(0, len(self.query_QD), QUERY_BLOCK):
-      block_QD = self.query_QD[start : start + QUERY_BLOCK]
-      spare = QUERY_BLOCK - len(block_QD)
-      padded_QD = np.concatenate([block_QD, np.repeat(block_QD[-1:], spare, axis=0)])
-      yield start, np.asarray(_score(module, head.variables, jnp.asarray(padded_QD), item_NE))[: len(block_QD)]
+      rows = np.minimum(np.arange(start, start + QUERY_BLOCK), len(self.query_QD) - 1)
+      yield start, _score(module, head.variables, jnp.asarray(self.query_QD[rows]), item_NE)
+
+  def _block_precisions(self, start: int, score_QN: jax.Array) -> np.ndarray:
+    """Returns the average precision of the queries from number `start` on, by their scores; others are padding."""
+    queries = range(start, min(start + QUERY_BLOCK, len(self.query_QD)))
+    if self.lists is None:
+      return average_precision_of_scores(np.asarray(score_QN)[: len(queries)], self.relevance.take(queries))
+    rows = np.minimum(np.arange(start, start + QUERY_BLOCK), len(self.query_QD) - 1)
+    positive_QP = self.lists.positive[rows]
+    rank_QP = np.asarray(_ranks(score_QN, positive_QP, self.lists.ignored[rows]))
+    rank_QP = np.sort(np.where(positive_QP >= 0, rank_QP, np.inf), axis=1)[: len(queries)]
+    return (np.arange(1, rank_QP.shape[1] + 1) / rank_QP).sum(axis=1) / self.lists.number[queries]
 
   def gain(self, precision_Q: np.ndarray, other_Q: np.ndarray) -> tuple[float, float]:
     """Returns the mean of the paired difference of two heads' precisions, and its standard error.
@@ -116,7 +145,7 @@ class Validator:
     rows = np.unique(np.linspace(0, len(self.query_QD) - 1, min(count, len(self.query_QD))).astype(int))
     other = copy.copy(self)
     other.query_QD, other.relevance = self.query_QD[rows], self.relevance.take(rows)
-    other.group_Q = self.group_Q[rows]
+    other.group_Q, other.lists = self.group_Q[rows], Lists.of(other.relevance)
     return other
 
   def of_search(self, search: Callable[[np.ndarray, int], Ranking]) -> float:
@@ -128,3 +157,21 @@ class Validator:
 @functools.partial(jax.jit, static_argnums=0)
 def _score(module: nn.Module, variables: dict, query_QD: jax.Array, gallery_ND: jax.Array) -> jax.Array:
   return score(module.apply(variables, query_QD), gallery_ND)
+
+
+@jax.jit
+def _ranks(score_QN: jax.Array, positive_QP: jax.Array, ignored_QI: jax.Array) -> jax.Array:
+  """Returns the rank (QP, from 1) of each positive by score, of equal scores the earlier first, NaN last."""
+  cost_QN = jnp.where(jnp.isnan(score_QN), jnp.inf, -score_QN)
+  row_Q1, place_1N = jnp.arange(len(cost_QN))[:, None], jnp.arange(cost_QN.shape[1])[None]
+  beyond_QI = jnp.where(ignored_QI < 0, cost_QN.shape[1], ignored_QI)
+  counted_QN = cost_QN.at[row_Q1, beyond_QI].set(jnp.nan, mode="drop")  # NaN stands before nothing
+
+  def with_ranks(p: jax.Array, rank_PQ: jax.Array) -> jax.Array:
+    position_Q1 = positive_QP[:, p][:, None]
+    own_Q1 = jnp.take_along_axis(cost_QN, jnp.maximum(position_Q1, 0), axis=1)
+    before_QN = jnp.where(place_1N < position_Q1, counted_QN <= own_Q1, counted_QN < own_Q1)
+    return rank_PQ.at[p].set(1 + before_QN.astype(jnp.int8).sum(axis=1, dtype=jnp.int32))
+
+  longest = (positive_QP >= 0).sum(axis=1).max()
+  return jax.lax.fori_loop(0, longest, with_ranks, jnp.zeros(positive_QP.T.shape, jnp.int32)).T

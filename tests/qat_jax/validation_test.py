@@ -6,7 +6,7 @@ from qat_jax.adaptation import normalise
 from qat_jax.fit.training import PLAIN
 from qat_jax.metrics import average_precision
 from qat_jax.types import Relevance
-from qat_jax.validation import QUERY_BLOCK, Validator
+from qat_jax.validation import FEW, QUERY_BLOCK, Validator
 
 QUERIES, WIDTH = QUERY_BLOCK + 3, 5  # one full block and one that is padded
 
@@ -83,3 +83,24 @@ def test_queries_of_one_instance_are_one_group():
   validator = Validator(features_ND[:3], features_ND, Relevance(positives, own), 0, 0)
   assert validator.group_Q.tolist() == [1, 1, 4]
   assert validator.subset(2).group_Q.tolist() == [1, 4]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_ranks_counted_on_the_device_give_the_precision_of_the_hosts_way(seed):
+  rng = np.random.default_rng(seed)
+  queries, items = int(rng.integers(1, 2 * QUERY_BLOCK)), int(rng.integers(2, 90))
+  score_QN = rng.standard_normal((queries, items)).astype(np.float32)
+  if seed % 2:  # equal scores, among what is right too
+    score_QN = np.round(score_QN)
+  if seed % 4 == 3:
+    score_QN[rng.random(score_QN.shape) < 0.2] = np.nan
+  some = lambda least: [rng.permutation(items)[: rng.integers(least, items + 1)] for _ in range(queries)]
+  relevance = Relevance(some(1), some(0))
+  validator = Validator(np.eye(queries, 3, dtype=np.float32), np.zeros((items, 3), np.float32), relevance, 0, 0)
+  assert (validator.lists is None) == (max(map(len, [*relevance.positives, *relevance.ignored])) > FEW)
+  own = Validator(np.eye(queries, 3, dtype=np.float32), np.zeros((items, 3), np.float32), relevance, 0, 0)
+  own.lists = None
+  for start in range(0, queries, QUERY_BLOCK):
+    block_QN = score_QN[np.minimum(np.arange(start, start + QUERY_BLOCK), queries - 1)]
+    both = [one._block_precisions(start, block_QN) for one in (validator, own)]
+    np.testing.assert_allclose(*both, rtol=1e-12)
