@@ -60,7 +60,6 @@ def get_config() -> ConfigDict:
     {
       "batch_size": 256,
       "steps": 2000,
-      "epochs": 100,  # fewer steps where this is how often each row has been looked at; 0: never fewer
       "learning_rate": 1e-3,
       "end_learning_rate": 1e-5,
       "warmup_steps": 200,
@@ -70,6 +69,8 @@ def get_config() -> ConfigDict:
       "patience": 600,
     }
   )
+  # Fewer steps where this is how often each row has been looked at; 0: never fewer.
+  config.epochs = ConfigDict({"text": 25, "image": 100})
   config.static_train = ConfigDict({"steps": 2000, "learning_rate": 2e-3})
   # Queries that a head is validated on while it trains, and that the gate chooses by, once.
   config.validation = ConfigDict({"every": 200, "queries": 1000, "gate_queries": 4000})

@@ -30,8 +30,9 @@ def config(config: ConfigDict, devices: int) -> None:
   for name in POSITIVE:
     if not _get(config, name) > 0:
       raise ValueError(f"config.{name} is {_get(config, name)}; wanted a number above 0")
-  if config.train.epochs < 0:
-    raise ValueError(f"config.train.epochs is {config.train.epochs}; give 0 for no limit, or a number above 0")
+  for name, epochs in config.epochs.items():
+    if epochs < 0:
+      raise ValueError(f"config.epochs.{name} is {epochs}; give 0 for no limit, or a number above 0")
   for part in ("memory", "captions", "levelled"):
     for name, rows in config[part].items():
       if rows < 0 or rows == 1:

@@ -40,7 +40,7 @@ FORMAT = 5  # of candidates; higher where the same settings, which numbers are t
 MADE_FROM = "made_from.json"
 ADVICE = "Use another --workdir, or what it was made with"
 ENOUGH_SECOND_VIEWS = 0.5  # of the training images, for a trained image head to be worth trying
-FEWEST_STEPS = 400
+FEWEST_STEPS = 200
 SHRINKAGE = [0.01, 0.03, 0.1, 0.3, 1.0]
 RESIDUAL = [0.0, 0.25, 0.5, 0.75, 1.0, 1.5]
 STATISTICS_ROWS = 100_000  # training queries that the input's mean and scale are taken over
@@ -109,7 +109,7 @@ def candidates(config: ConfigDict, material: Material, folder: pathlib.Path) -> 
   if wants_training(config, training):
     loss = LossSettings(config.noise.kind, config.noise.scale, config.semi_positives.share if semi else 0.0)
     for name, (form, own) in trained_forms(config, training).items():
-      schedule = loop_settings(config, form, len(training.instance))
+      schedule = loop_settings(config, form, training.query_type, len(training.instance))
       size = config.train.batch_size
       if form != "static":  # which is quick, and what the others are compared with
         schedule = schedule._replace(target=to_beat(fitted, own["maps_gallery"]))
@@ -271,19 +271,19 @@ def wants_training(config: ConfigDict, training: Training) -> bool:
   return choice == "always"
 
 
-def loop_settings(config: ConfigDict, form: str, rows: int) -> loop.LoopSettings:
-  """Returns how a form trains on so many rows: the static map, which is quick, has a schedule of its own.
+def loop_settings(config: ConfigDict, form: str, query_type: str, rows: int) -> loop.LoopSettings:
+  """Returns how a form trains on so many rows: the static map, which is quick, by settings of its own.
 
-  Few rows are learned by heart in few steps: a schedule that looks at each more than `train.epochs` times is shortened,
-  and validation and patience with it, patience to no less than half of it: a head may dip before it rises.
+  Few rows are learned by heart in few steps: a schedule that looks at each more than `epochs` times is shortened, and
+  validation and patience with it, patience to no less than half of it: a head may dip before it rises.
   """
-  values = {name: value for name, value in config.train.items() if name not in ("batch_size", "epochs")}
-  every = config.validation.every
+  values = {name: value for name, value in config.train.items() if name != "batch_size"}
   if form == "static":
-    return loop.LoopSettings(seed=config.seed, validate_every=every, **(values | dict(config.static_train)))
-  enough = max(FEWEST_STEPS, math.ceil(config.train.epochs * rows / config.train.batch_size))
-  if config.train.epochs and enough < config.train.steps:
-    share = enough / config.train.steps
+    values |= dict(config.static_train)
+  epochs, steps, every = config.epochs[query_type], values["steps"], config.validation.every
+  enough = max(FEWEST_STEPS, math.ceil(epochs * rows / config.train.batch_size))
+  if epochs and enough < steps:
+    share = enough / steps
     every = max(1, round(share * every))
     patience = values["patience"] and min(values["patience"], max(math.ceil(share * values["patience"]), enough // 2))
     values |= {"steps": enough, "patience": patience}

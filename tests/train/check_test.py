@@ -22,7 +22,7 @@ def test_the_recipes_are_right(config):
     ("train.batch_size", 100, r"train.batch_size is 100, not a multiple of 8 devices; use 96 or 104"),
     ("train.batch_size", 4, r"not a multiple of 8 devices; use 8"),
     ("train.steps", 0, "config.train.steps is 0"),
-    ("train.epochs", -1, "config.train.epochs is -1; give 0 for no limit"),
+    ("epochs.text", -1, "config.epochs.text is -1; give 0 for no limit"),
     ("form", "adaptve", "config.form is 'adaptve'; use one of static, query_only, adaptive"),
     ("noise.kind", "loud", "config.noise.kind is 'loud'"),
     ("data.root", "", "neither root nor source"),

@@ -88,7 +88,7 @@ def test_a_run_that_asks_for_an_ensemble_serves_one(tmp_path):
   validator = Validator(rows_ND[30:], rows_ND[30:][:, ::-1], relevance, limit=0, seed=0)
   config = features.get_config()
   short = {"ensemble": 2, "form": "query_only", "train.steps": 4, "static_train.steps": 2, "validation.every": 2}
-  config.update_from_flattened_dict(short | {"train.warmup_steps": 1, "forms.query_only.hidden": 8, "train.epochs": 0})
+  config.update_from_flattened_dict(short | {"train.warmup_steps": 1, "forms.query_only.hidden": 8, "epochs.text": 0})
   config.memory.text = config.captions.text = config.levelled.text = 0
   material = plan.Material(training, None, None, validator, validator, {})
   fitted = plan.candidates(config, material, tmp_path)
