@@ -272,15 +272,15 @@ def wants_training(config: ConfigDict, training: Training) -> bool:
 
 
 def loop_settings(config: ConfigDict, form: str, query_type: str, rows: int) -> loop.LoopSettings:
-  """Returns how a form trains on so many rows: the static map, which is quick, by settings of its own.
+  """Returns how a form trains on so many rows: the static map, which is quick, has a schedule of its own.
 
   Few rows are learned by heart in few steps: a schedule that looks at each more than `epochs` times is shortened, and
   validation and patience with it, patience to no less than half of it: a head may dip before it rises.
   """
   values = {name: value for name, value in config.train.items() if name != "batch_size"}
-  if form == "static":
-    values |= dict(config.static_train)
   epochs, steps, every = config.epochs[query_type], values["steps"], config.validation.every
+  if form == "static":
+    return loop.LoopSettings(seed=config.seed, validate_every=every, **(values | dict(config.static_train)))
   enough = max(FEWEST_STEPS, math.ceil(epochs * rows / config.train.batch_size))
   if epochs and enough < steps:
     share = enough / steps
