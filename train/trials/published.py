@@ -2,8 +2,8 @@
 
 Text queries of a retrieval set. Each form is trained at every learning rate with seed 0, and with the other seeds at
 the one that is best on validation; ours have about as many parameters as the published form. A line of OUT/runs.jsonl
-for each run; runs that are there are not run again, so that --seconds may cut the whole into pieces. Wants an
-accelerator: a step of 1,024 queries is some 40 TFLOP for the published form.
+for each run; runs that are there are not run again, so that --seconds may cut the whole into pieces; OUT of other data
+or settings is refused. Wants an accelerator: a step of 1,024 queries is some 40 TFLOP for the published form.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import optax
 
 from qat_jax.features.retrieval_set import RetrievalSet
 from qat_jax.fit.training import Training
-from qat_jax.metrics import paired_interval
 from qat_jax.models.forms import FORMS, initialise, parameters, with_statistics
 from qat_jax.models.head import Head
 from qat_jax.runs import end_on_signals, explained
@@ -30,6 +29,7 @@ from qat_jax.validation import Validator
 from train import batches
 from train.loop import AXIS, replicated
 from train.step import Batch, LossSettings, TrainState, make_optimiser, make_step, start
+from train.trials.records import chosen, claim, read, table
 
 TEMPERATURE = 0.07
 WARMUP = 0.1  # of the steps
@@ -55,7 +55,7 @@ class Trial(NamedTuple):
 class Data(NamedTuple):
   """What is trained and validated on; features lie on the device."""
 
-  training: Training
+  fingerprint: dict[str, Any]
   pairs: batches.Pairs
   query_ND: jax.Array
   image_ND: jax.Array
@@ -103,7 +103,8 @@ def load(root: str) -> Data:
   of = lambda name, limit: Validator.of(data.split(name), "text", limit, seed=0)
   rows = [jnp.asarray(np.asarray(x[:], np.float32)) for x in (training.queries, training.images)]
   query_ND, image_ND = (x / jnp.linalg.norm(x, axis=1, keepdims=True) for x in rows)
-  return Data(training, batches.group(training.instance, "text"), query_ND, image_ND, of("val", 1000), of("test", 0))
+  pairs = batches.group(training.instance, "text")
+  return Data(data.fingerprint, pairs, query_ND, image_ND, of("val", 1000), of("test", 0))
 
 
 def make_chunk(trial: Trial, constants: dict, steps: int, data: Data) -> Callable:
@@ -206,49 +207,6 @@ def plan(tried: dict[str, Trial], seeds: int) -> list[tuple[str, int, int]]:
   return rates + [(name, 0, seed) for seed in range(1, seeds) for name in tried]
 
 
-def read(path: pathlib.Path) -> list[dict[str, Any]]:
-  """Returns the runs so far."""
-  return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def chosen(runs: list[dict[str, Any]], name: str) -> float | None:
-  """Returns the learning rate that is best on validation with seed 0; None where nothing was run."""
-  own = [run for run in runs if run["name"] == name and run["seed"] == 0]
-  return max(own, key=lambda run: run["val"])["rate"] if own else None
-
-
-def table(runs: list[dict[str, Any]], tried: dict[str, Trial], width: int) -> str:
-  """Returns the Markdown table: each form at its chosen learning rate, the mean over its seeds, × 100."""
-  lines = [
-    "| form | parameters | rates tried, val | val | test | − static | − query only | ms a step |",
-    "|---" * 8 + "|",
-  ]
-  mean: dict[str, np.ndarray] = {}
-  for name in tried:
-    rate = chosen(runs, name)
-    best = [run["test"] for run in runs if (run["name"], run["rate"]) == (name, rate) and run["test"]]
-    if best:
-      mean[name] = np.mean(best, axis=0)
-  for name in mean:
-    rate = chosen(runs, name)
-    own = [run for run in runs if (run["name"], run["rate"]) == (name, rate)]
-    scores = [100 * np.mean(run["test"]) for run in own]
-    spread = f" ± {np.std(scores, ddof=1):.1f} ({len(scores)})" if len(scores) > 1 else " (1)"
-    first = sorted((run["rate"], run["val"]) for run in runs if run["name"] == name and run["seed"] == 0)
-    rates = ", ".join(f"{one:.0e}: {100 * value:.1f}" for one, value in first)
-    size = size_of(tried[name].form, tried[name].settings, width)
-    cells = [name, f"{size / 1e6:.2f}M", rates, f"{100 * np.mean([run['val'] for run in own]):.1f}"]
-    cells += [f"{np.mean(scores):.1f}{spread}"]
-    for other in ("static", "query_only"):
-      if other in mean and other != name:
-        gain, low, high = (100 * x for x in paired_interval(mean[name], mean[other]))
-        cells.append(f"{gain:+.1f} [{low:.1f}, {high:.1f}]")
-      else:
-        cells.append("–")
-    lines.append("| " + " | ".join([*cells, f"{np.mean([run['ms_a_step'] for run in own]):.1f}"]) + " |")
-  return "\n".join(lines)
-
-
 def main() -> None:
   """Runs and prints the table."""
   parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -262,6 +220,12 @@ def main() -> None:
   parser.add_argument("--small", action="store_true", help="networks of a few units, to try the program")
   flags = parser.parse_args()
   end = time.perf_counter() + flags.seconds
+  if flags.steps < CHUNK or flags.batch % jax.local_device_count():
+    devices = jax.local_device_count()
+    parser.error(
+      f"--steps is {flags.steps} and --batch {flags.batch}; wanted {CHUNK} steps or more, and a batch that {devices} "
+      "devices can share"
+    )
   with explained():
     data = load(flags.root)
     width = data.query_ND.shape[1]
@@ -270,11 +234,13 @@ def main() -> None:
       small = {"rank": 2, "layers": 1, "steps": 1, "heads": 2}
       full, released = FULL | small | {"token_hidden": 8}, RELEASED | small | {"hidden": 8}
     tried = {k: v for k, v in trials(width, full, released).items() if not flags.only or k in flags.only}
-    flags.out.mkdir(parents=True, exist_ok=True)
+    about = {"steps": flags.steps, "batch": flags.batch, "small": flags.small, "temperature": TEMPERATURE}
+    claim(flags.out, {"data": data.fingerprint, **about})
     run(tried, data, flags.out, flags.steps, flags.batch, flags.seeds, end)
     device = jax.devices()[0]
     print(f"\n{device.device_kind}, JAX {jax.__version__}, {flags.steps} steps of {flags.batch}\n")
-    print(table(read(flags.out / "runs.jsonl"), tried, width))
+    sizes = {name: size_of(trial.form, trial.settings, width) for name, trial in tried.items()}
+    print(table(read(flags.out / "runs.jsonl"), sizes))
 
 
 if __name__ == "__main__":

@@ -42,6 +42,19 @@ def test_the_published_forms_are_trained_and_nothing_begins_that_would_end_too_l
   assert json.dumps(runs)  # plain numbers
 
 
+def test_runs_of_other_settings_are_refused_and_half_a_line_is_taken_out(command, tmp_path, capsys):
+  assert command("--only", "static", "--seconds", "0") == []
+  with pytest.raises(SystemExit):
+    command("--only", "static", "--seconds", "0", "--steps", "75")
+  assert "steps was 50, is 75" in capsys.readouterr().err
+  with pytest.raises(SystemExit):
+    command("--steps", "5")
+  path = tmp_path / "out" / "runs.jsonl"
+  path.write_text('{"name": "a"}\n{"name":')
+  assert published.read(path) == [{"name": "a"}]
+  assert path.read_text() == '{"name": "a"}\n'
+
+
 def test_forms_of_one_size():
   tried = published.trials(64, published.FULL, published.RELEASED)
   size = {name: published.size_of(trial.form, trial.settings, 64) for name, trial in tried.items()}
