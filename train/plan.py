@@ -250,8 +250,7 @@ def trained_forms(config: ConfigDict, training: Training) -> dict[str, tuple[str
   settings = {name: dict(values) for name, values in config.forms.items()}
   form = config.form
   if form not in ("static", "query_only") and not settings["query_only"]["hidden"]:
-    module = forms.FORMS[form](training.width, **settings[form])
-    size = forms.parameters(jax.eval_shape(lambda: forms.initialise(module, jax.random.key(0))))
+    size = forms.size_of(form, settings[form], training.width)
     settings["query_only"]["hidden"] = forms.hidden_of_size(size, training.width)
   names = list(dict.fromkeys(["static", "query_only", form]))
   untouched = {name: (name, settings[name] | {"maps_gallery": False}) for name in names}

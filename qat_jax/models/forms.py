@@ -261,10 +261,13 @@ def parameters(variables: dict) -> int:
   return sum(x.size for x in jax.tree.leaves(variables))
 
 
-def hidden_of_size(target: int, width: int) -> int:
-  """Returns the hidden units with which the number of parameters of `query_only` comes closest to `target`."""
+def size_of(form: str, settings: dict, width: int) -> int:
+  """Returns how many numbers a form's variables hold; none are made."""
+  module = FORMS[form](width, **settings)
+  return parameters(jax.eval_shape(lambda: initialise(module, jax.random.key(0))))
 
-  def size(hidden: int) -> int:
-    return parameters(jax.eval_shape(lambda: initialise(query_only(width, hidden), jax.random.key(0))))
 
-  return max(1, round((target - size(1)) / (size(2) - size(1))) + 1)
+def hidden_of_size(target: int, width: int, form: str = "query_only") -> int:
+  """Returns the hidden units with which the number of parameters of a form comes closest to `target`."""
+  one, two = (size_of(form, {"hidden": hidden}, width) for hidden in (1, 2))
+  return max(1, round((target - one) / (two - one)) + 1)

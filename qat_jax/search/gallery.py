@@ -196,7 +196,7 @@ def release(view: object) -> bool:
 def squares(gallery_ND: jax.Array) -> jax.Array:
   """Returns the features' squared lengths (N, float32).
 
-  A large gallery is read in blocks: a GPU's compiler, trying kernels out, wanted room for four copies of it.
+  A large gallery is read in blocks: in one piece a GPU wanted room for four copies of it.
   """
   rows = min(len(gallery_ND), max(1, SQUARED // gallery_ND.shape[1]))
   lengths = lambda block_BD: jnp.sum(jnp.square(block_BD.astype(jnp.float32)), axis=1)
@@ -204,7 +204,7 @@ def squares(gallery_ND: jax.Array) -> jax.Array:
     return lengths(gallery_ND)
 
   def block(i: jax.Array, found_N: jax.Array) -> jax.Array:
-    start = jnp.minimum(i * rows, len(gallery_ND) - rows)  # the last one may begin within the one before
+    start = i * rows  # of the last one: moved back within the gallery, when it is read and when it is written
     return jax.lax.dynamic_update_slice(
       found_N, lengths(jax.lax.dynamic_slice_in_dim(gallery_ND, start, rows)), (start,)
     )

@@ -22,7 +22,7 @@ import optax
 
 from qat_jax.features.retrieval_set import RetrievalSet
 from qat_jax.fit.training import Training
-from qat_jax.models.forms import FORMS, initialise, parameters, with_statistics
+from qat_jax.models.forms import FORMS, hidden_of_size, initialise, size_of, with_statistics
 from qat_jax.models.head import Head
 from qat_jax.runs import end_on_signals, explained
 from qat_jax.validation import Validator
@@ -37,7 +37,7 @@ CHUNK = 25  # steps in one call
 LOOKS = 10  # validations of a run
 SMALL = (3e-4, 1e-3, 3e-3, 1e-2)
 LARGE = (1e-3, 3e-4, 3e-3)
-FULL: dict[str, Any] = {"rank": 64, "token_hidden": 512, "layers": 4, "steps": 4, "heads": 8}
+FULL: dict[str, Any] = {}  # what `paper` has by default
 RELEASED: dict[str, Any] = {"hidden": 512, "rank": 64, "layers": 4, "steps": 4, "heads": 8, "frobenius_norm": True} | {
   "anchor_scale": 0.8,
   "query_residual": 0.5,
@@ -70,7 +70,7 @@ def trials(width: int, full: dict[str, Any], released: dict[str, Any]) -> dict[s
   size = size_of("paper", full, width)
 
   def alike(form: str) -> dict[str, Any]:
-    return {"hidden": hidden_of_size(form, size, width)}
+    return {"hidden": hidden_of_size(size, width, form)}
 
   return {
     "static": Trial("static", {}, SMALL),
@@ -80,18 +80,6 @@ def trials(width: int, full: dict[str, Any], released: dict[str, Any]) -> dict[s
     "paper, from a static map": Trial("paper", published | {"zero_start": True, "maps_gallery": True}, LARGE),
     "released": Trial("released", released | fast, LARGE),
   }
-
-
-def size_of(form: str, settings: dict[str, Any], width: int) -> int:
-  """Returns how many parameters a form has."""
-  module = FORMS[form](width, **settings)
-  return parameters(jax.eval_shape(lambda: initialise(module, jax.random.key(0))))
-
-
-def hidden_of_size(form: str, target: int, width: int) -> int:
-  """Returns the hidden units with which a form's number of parameters comes closest to `target`."""
-  one, two = (size_of(form, {"hidden": hidden}, width) for hidden in (1, 2))
-  return max(1, round((target - one) / (two - one)) + 1)
 
 
 def load(root: str) -> Data:

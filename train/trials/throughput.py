@@ -20,7 +20,6 @@ from train.allocation import freed_is_kept, one_heap
 from train.step import Batch, LossSettings, make_optimiser, make_step, start
 
 AXIS = "device"
-FULL: dict[str, dict[str, Any]] = {"paper": {"rank": 64, "token_hidden": 512, "layers": 4, "steps": 4, "heads": 8}}
 
 
 def batch_of(rng: np.random.Generator, size: int, width: int) -> Batch:
@@ -61,7 +60,9 @@ def main() -> None:
     "--lean", action="store_true", help="paper: products in bfloat16, and of each layer they alone kept"
   )
   flags = parser.parse_args()
-  settings = FULL.get(flags.form, {}) | ({"dtype": "bfloat16", "remat": True} if flags.lean else {})
+  if flags.lean and flags.form != "paper":
+    parser.error(f"--lean is for --form paper; got {flags.form}")
+  settings: dict[str, Any] = {"dtype": "bfloat16", "remat": True} if flags.lean else {}
   device = jax.devices()[0]
   print(f"{flags.form}{', lean' * flags.lean}, D = {flags.width}, {device.device_kind}, JAX {jax.__version__}\n")
   print("| batch | pairs a second | ms a step | GiB held | parameters |\n|---|---|---|---|---|")

@@ -29,6 +29,7 @@ def test_what_reaches_a_threshold_is_counted_and_found_row_by_row(shape, share):
     ("cpu", "float32", 1, 1024),
     ("tpu", "float32", 1, 1 << 14),
     ("gpu", "float32", 1, 1 << 17),
+    ("gpu", "float32", 60, 1 << 15),  # over 60 · 4 bytes: 34,952
     ("gpu", "bfloat16", 15, 1 << 15),  # 8 MB over 15 · 12 bytes are 46,603 rows
     ("gpu", "bfloat16", 320, 1 << 14),
   ],
