@@ -78,7 +78,7 @@ def _onnx(adapter: Adapter, name: str, queries: int) -> tuple[bytes, dict[str, A
   try:
     with _quiet():
       model = to_onnx(
-        _folded(adapter, adapter.heads[name]),
+        _unrolled(_folded(adapter, adapter.heads[name])),
         [(ANY, adapter.width)],
         model_name=name,
         opset=OPSET,
@@ -97,6 +97,16 @@ def _onnx(adapter: Adapter, name: str, queries: int) -> tuple[bytes, dict[str, A
 def _folded(adapter: Adapter, head: Head) -> Callable[[jax.Array], jax.Array]:
   module = head.module(adapter.width)
   return lambda query_QD: fold(module.apply(head.variables, query_QD))  # type: ignore[arg-type]  # its first result
+
+
+def _unrolled(function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
+  """The same function with its loops written out, since jax2onnx has none over tokens of any number of queries."""
+
+  def without_loops(query_QD: jax.Array) -> jax.Array:
+    with jax.disable_jit():
+      return function(query_QD)
+
+  return without_loops
 
 
 def _exported(adapter: Adapter, name: str, rows: Any, platforms: tuple[str, ...]) -> jax.export.Exported:
