@@ -16,9 +16,9 @@ def get_config() -> ConfigDict:
   config.encoder.name = "toy_clip"
   config.trained.image = "never"  # closed forms take seconds
   config.gallery_map = "never"  # of the trained forms; a static map and the closed form of both sides are tried
-  config.train.steps = 900
-  config.train.warmup_steps = 100
-  config.train.patience = 300
+  config.train.steps = 1800
+  config.train.warmup_steps = 200
+  config.train.patience = 500
   config.static_train.steps = 1000
   config.validation.every = 100
   return config

@@ -73,6 +73,7 @@ class Batches:
     toys = {toy.name: toy for family in families_of_toys() for toy in family}
     records = [source[i] for i in range(len(source))]
     self.toys = [toys[record["instance"]] for record in records]
+    self.views = [int(record["id"].rpartition("_")[2]) for record in records]
     self.pixels_NPP3 = np.stack([np.asarray(decode(record)) for record in records])
     self.crop, self.tokenizer, self.longest, self.seed = processor.crop[0], tokenizer, longest, seed
 
@@ -85,7 +86,7 @@ class Batches:
     rows = rng.choice(len(self), size, replace=False)
     top, left = rng.integers(0, self.pixels_NPP3.shape[1] - self.crop + 1, 2)
     pixels_BPP3 = self.pixels_NPP3[rows, top : top + self.crop, left : left + self.crop]
-    captions = [toybox_captions.coarse(self.toys[row], int(rng.integers(2**31))) for row in rows]
+    captions = [toybox_captions.coarse(self.toys[row], int(rng.integers(2**31)), self.views[row]) for row in rows]
     ids_BL = self.tokenizer(
       captions, padding="max_length", truncation=True, max_length=self.longest, return_tensors="np"
     )["input_ids"]

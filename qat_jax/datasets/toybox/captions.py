@@ -2,7 +2,8 @@
 
 A detailed caption names most attributes, each in one of three words, as people who know a field do. A coarse one, such
 as the demo's encoder is trained on, names a part or two in plain words; the third of each value's words it never meets.
-What a caption says of a toy is always true.
+Both tell at times of the scene, which is another in every view of a toy: whoever looks for the toy has to look past it.
+What a caption says is always true.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable
 import numpy as np
 
 from qat_jax.datasets.toybox.objects import Toy
+from qat_jax.datasets.toybox.render import scene
 
 # Value → its words: the plain one, another, and one that only people who know the field use.
 WORDS = {
@@ -65,13 +67,17 @@ ASIDES = (
   "item of the week",
   "in stock",
 )
+# What is behind a toy: how light the ground is (up to 118 of 255 shady, above 170 sunny), and of which tint.
+LIGHTS, LIGHTER = ("shady", "misty", "sunny"), (118, 170)
+TINTS = (("minty", "mauve", "sandy"), ("rusty", "mossy", "bluish"))  # with less, or more, of red, green, blue
+COARSE_SCENE, DETAILED_SCENE = 0.4, 0.6  # how often a caption says each thing of the scene
 OTHER = 0.3  # how often a coarse caption takes the second of a value's words
 RARE = 0.2  # how often a detailed one takes the third
 BEFORE, AFTER = 0.3, 0.3  # how often a detailed one begins or ends with an aside
 
 
 def detailed(toy: Toy, view: int) -> str:
-  """Returns a view's caption: the main shape, mostly its colour and texture, the other parts, and at times an aside."""
+  """Returns a view's caption: the main shape, mostly its colour and texture, the other parts, the scene, an aside."""
   rng = np.random.Generator(np.random.Philox(key=[zlib.crc32(toy.name.encode()), 2**32 + view]))
   say = functools.partial(_word, rng)
   main = _phrase(rng, say, (toy.colour, 0.9), (toy.texture, 0.8), (toy.kind, 0.95))
@@ -87,13 +93,17 @@ def detailed(toy: Toy, view: int) -> str:
   caption = _pick(rng, OPENINGS) + main
   for part in parts:
     caption += _pick(rng, JOINS) + part
+  caption += _scene(rng, DETAILED_SCENE, *scene(toy, view))
   if rng.random() < BEFORE:
     caption = f"{_pick(rng, ASIDES)}, {caption}"
   return f"{caption}, {_pick(rng, ASIDES)}" if rng.random() < AFTER else caption
 
 
-def coarse(toy: Toy, view: int) -> str:
-  """Returns a short caption in plain words: the main shape, now and then its texture or one small part."""
+def coarse(toy: Toy, view: int, picture: int | None = None) -> str:
+  """Returns a short caption in plain words: the main shape, now and then its texture or one small part; the scene.
+
+  The scene is of the view `picture`, if given; `view` then chooses the words alone.
+  """
   rng = np.random.Generator(np.random.Philox(key=[zlib.crc32(toy.name.encode()), 2**33 + view]))
   say = functools.partial(_plain, rng)
   caption = _pick(rng, OPENINGS) + _phrase(rng, say, (toy.colour, 0.8), (toy.texture, 0.3), (toy.kind, 0.8))
@@ -103,7 +113,20 @@ def coarse(toy: Toy, view: int) -> str:
     caption += _pick(rng, JOINS) + (f"{side} {say(toy.side_place)}" if rng.random() < 0.4 else side)
   elif chance < 0.7:
     caption += _pick(rng, JOINS) + _phrase(rng, say, (toy.mark_colour, 0.8), (toy.mark_kind, 0.8))
-  return caption
+  return caption + _scene(rng, COARSE_SCENE, *scene(toy, view if picture is None else picture))
+
+
+def _scene(rng: np.random.Generator, share: float, ground: np.ndarray, scraps: int) -> str:
+  """Returns what of the scene chance lets in; few scraps are not worth a word."""
+  light, tint = float(ground.mean()), ground - ground.mean()
+  furthest = int(np.abs(tint).argmax())
+  words = [LIGHTS[int(np.searchsorted(LIGHTER, light))]] if rng.random() < share else []
+  if rng.random() < share:
+    words.append(TINTS[int(tint[furthest] > 0)][furthest])
+  said = f", on {' '.join(words)} ground" if words else ""
+  if rng.random() < share and not 0 < scraps < 3:
+    said += ", alone" if scraps == 0 else ", among scraps"
+  return said
 
 
 def vocabulary() -> list[str]:
@@ -113,6 +136,10 @@ def vocabulary() -> list[str]:
     *JOINS,
     *CENTRES,
     *ASIDES,
+    *LIGHTS,
+    *TINTS[0],
+    *TINTS[1],
+    "on ground alone among scraps",
     "a",
     "an",
     "shape",

@@ -33,10 +33,11 @@ MAIN, SIDE, MARK = 0.62, 0.34, 0.2  # half sizes of the parts; the whole toy rea
 
 def render(toy: Toy, view: int) -> Image.Image:
   """Returns one view of a toy (RGB, 64×64)."""
-  rng = np.random.Generator(np.random.Philox(key=[zlib.crc32(toy.name.encode()), view]))
-  image = _background(rng)
+  rng = _rng(toy, view)
+  cells = np.clip(_ground(rng), 0, 255).astype(np.uint8)
+  image = Image.fromarray(cells).resize((CANVAS, CANVAS), Image.Resampling.BILINEAR)
   draw = ImageDraw.Draw(image)
-  for _ in range(rng.integers(0, 5)):
+  for _ in range(_scraps(rng)):
     _clutter(draw, rng)
   matrix, middle = _pose(toy, rng)
   _toy(image, toy, matrix, middle)
@@ -46,6 +47,13 @@ def render(toy: Toy, view: int) -> Image.Image:
   if (sigma := rng.uniform(-0.6, 0.8)) > 0.2:
     image = image.filter(ImageFilter.GaussianBlur(sigma))
   return _light(image, rng)
+
+
+def scene(toy: Toy, view: int) -> tuple[np.ndarray, int]:
+  """Returns what lies behind the toy in a view: the ground's mean colour (3, 0 to 255), and how many scraps."""
+  rng = _rng(toy, view)
+  ground = _ground(rng)
+  return np.clip(ground, 0, 255).mean((0, 1)), _scraps(rng)
 
 
 def encode(image: Image.Image) -> bytes:
@@ -104,10 +112,18 @@ def _points(outline: np.ndarray) -> list[tuple[float, float]]:
   return [tuple(point) for point in outline.tolist()]
 
 
-def _background(rng: np.random.Generator) -> Image.Image:
+def _rng(toy: Toy, view: int) -> np.random.Generator:
+  return np.random.Generator(np.random.Philox(key=[zlib.crc32(toy.name.encode()), view]))
+
+
+def _ground(rng: np.random.Generator) -> np.ndarray:
+  """Returns the colours (4, 4, 3) of what is behind a toy, before they are cut to 0 to 255."""
   base = rng.uniform(70, 220) + rng.normal(0, 20, 3)
-  cells = np.clip(base + rng.normal(0, 20, (4, 4, 3)), 0, 255).astype(np.uint8)
-  return Image.fromarray(cells).resize((CANVAS, CANVAS), Image.Resampling.BILINEAR)
+  return base + rng.normal(0, 20, (4, 4, 3))
+
+
+def _scraps(rng: np.random.Generator) -> int:
+  return int(rng.integers(0, 5))
 
 
 def _clutter(draw: ImageDraw.ImageDraw, rng: np.random.Generator) -> None:

@@ -55,7 +55,7 @@ class ToyboxConfig(tfds.core.BuilderConfig):
 class Toybox(tfds.core.GeneratorBasedBuilder):
   """Small objects of a few coloured, textured shapes, in hard families, with captions."""
 
-  VERSION = tfds.core.Version("1.2.0")
+  VERSION = tfds.core.Version("1.3.0")
   url_infos: ClassVar[dict] = {}  # nothing is downloaded; else TFDS looks for a list of checksums beside this file
   BUILDER_CONFIGS: ClassVar = (
     ToyboxConfig(

@@ -57,6 +57,20 @@ def test_a_batch_is_the_same_every_time_and_the_next_one_another(config, tmp_pat
     assert (first != other).any()
 
 
+def test_a_caption_tells_of_the_scene_of_its_own_picture(config, tmp_path):
+  source = toybox.source(config.data.split, tmp_path, config.data.name)
+  tokenizer = write_tokenizer(tmp_path, toybox_captions.vocabulary(), 36)
+  batches = Batches(source, write_processor(tmp_path, config.model.vision), tokenizer, 28, seed=0)
+  light_of = {"shady": [], "sunny": []}
+  for number in range(10):
+    pixels, ids, _ = batches.batch(number, 16)
+    for picture, caption in zip(pixels, tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
+      for word in light_of.keys() & set(caption.split()):
+        light_of[word].append(picture[:4].mean())
+  assert min(map(len, light_of.values())) > 5
+  assert np.mean(light_of["sunny"]) > np.mean(light_of["shady"]) + 40
+
+
 @pytest.mark.parametrize(("image", "crop"), [(96, 60), (64, 80)])
 def test_pictures_of_another_size_than_the_toybox_draws_are_refused(config, tmp_path, image, crop):
   config.model.vision.update({"image": image, "crop": crop})

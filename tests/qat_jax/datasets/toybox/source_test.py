@@ -81,6 +81,27 @@ def test_captions_say_only_what_is_true(describe):
         assert all(meanings & values for meanings in named), (caption, toy)
 
 
+def test_captions_say_of_the_scene_what_is_behind_the_toy():
+  rim_of, seen = {}, 0
+  for number, members in enumerate(families()[:300]):
+    toy = members[0]
+    said = {toybox_captions.detailed(toy, number)} | {toybox_captions.coarse(toy, word, number) for word in range(3)}
+    pixels = np.asarray(toybox_render.render(toy, number), float)
+    rim = np.concatenate([pixels[:5].reshape(-1, 3), pixels[-5:].reshape(-1, 3)])
+    edges = np.abs(np.diff(pixels[:5], axis=1)).mean()
+    words = {word for caption in said for word in caption.replace(",", " ").split()}
+    assert len(words & set(toybox_captions.LIGHTS)) < 2  # one ground, whatever the words of the toy
+    seen += bool(words & set(toybox_captions.LIGHTS))
+    for word in words:
+      rim_of.setdefault(word, []).append([rim.mean(), *(rim.mean(axis=0) - rim.mean()), edges])
+  mean = {word: np.mean(rows, axis=0) for word, rows in rim_of.items()}
+  assert seen > 200
+  assert mean["shady"][0] + 25 < mean["misty"][0] < mean["sunny"][0] - 15
+  for channel, (less, more) in enumerate(zip(*toybox_captions.TINTS, strict=True), start=1):
+    assert mean[less][channel] + 15 < mean[more][channel]
+  assert mean["alone"][4] < mean["among"][4]
+
+
 def test_detailed_captions_name_more_than_coarse_ones_and_vary():
   toys = [members[0] for members in families()[:200]]
   counts = [
