@@ -20,19 +20,25 @@ def write_tokenizer(folder: pathlib.Path, words: list[str], tokens: int) -> Any:
     tokens: the longest text that the encoder takes.
   """
   from transformers import CLIPTokenizerFast
-  from transformers.models.clip.tokenization_clip import bytes_to_unicode
 
-  letters = list(bytes_to_unicode().values())
+  letters = byte_letters()
   merges = byte_pairs(words)
   vocabulary = letters + [f"{letter}</w>" for letter in letters] + ["".join(pair) for pair in merges] + [START, END]
   files.write_json(folder / "vocab.json", {token: number for number, token in enumerate(vocabulary)})
   lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
   files.write_whole(folder / "merges.txt", ("\n".join(lines) + "\n").encode())
-  tokenizer = CLIPTokenizerFast(
-    vocab_file=str(folder / "vocab.json"), merges_file=str(folder / "merges.txt"), model_max_length=tokens
-  )
+  tokenizer = CLIPTokenizerFast.from_pretrained(folder, model_max_length=tokens)
   tokenizer.save_pretrained(folder)
   return tokenizer
+
+
+def byte_letters() -> list[str]:
+  """Returns the letters that byte-level vocabularies write the 256 bytes as, in the order of CLIP's vocabulary.
+
+  Printable bytes come first, as they are; the others are letters from 256 on.
+  """
+  printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+  return [chr(code) for code in (*printable, *range(256, 512 - len(printable)))]
 
 
 def byte_pairs(words: list[str]) -> list[tuple[str, str]]:
