@@ -4,7 +4,8 @@ Command:   XLA_FLAGS=--xla_force_host_platform_device_count=2 python -m train.en
 Hardware:  2 CPU cores with AVX-512; 24 minutes, of which 70 s draw 72,000 images.
 Result:    850,000 parameters, 3.4 MB; training loss 1.4 (chance 5.5). On the toybox validation split, mAP × 100 of
            plain cosine with detailed captions 22.7, with image queries 45.0. To replace the one that the package
-           carries: --config.out=qat_jax/encoders/toy_clip
+           carries: --config.out=qat_jax/encoders/toy_clip; tests/data/toy_clip.npz is what FlaxCLIPModel of
+           transformers 4 makes of it.
 """
 
 from ml_collections import ConfigDict

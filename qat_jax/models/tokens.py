@@ -109,14 +109,14 @@ class Tokens(nn.Module):
         refined_QLH = layer(self.heads, self.dropout, self.dtype, name=f"block_{i}")(refined_QLH, train)
       return token_QLH + refined_QLH - start_QLH, None
 
-    if self.steps == 1 or self.is_initializing():  # every step has the same parameters
+    if self.steps == 1 or self.is_initializing():  # of all steps' parameters; an unchecked loop makes none
       token_QLH, _ = refined(self, token_QLH, step_SH[0])
     else:  # a loop, so that the program is no longer for more steps
       loop = nn.scan(
         refined,
         variable_broadcast="params",
         split_rngs={"params": False, "dropout": True},
-        check_constancy_invariants=train,  # it traces the loop once more, and jax2onnx cannot read it
+        check_constancy_invariants=train,  # jax2onnx cannot read the check; without it dropout would draw otherwise
       )
       token_QLH, _ = loop(self, token_QLH, step_SH)
     token_QLH = nn.LayerNorm(name="norm")(token_QLH)

@@ -100,7 +100,7 @@ def _folded(adapter: Adapter, head: Head) -> Callable[[jax.Array], jax.Array]:
 
 
 def _unrolled(function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
-  """The same function with its loops written out, since jax2onnx has none over tokens of any number of queries."""
+  """Returns the function with its loops written out: jax2onnx has no `scan`."""
 
   def without_loops(query_QD: jax.Array) -> jax.Array:
     with jax.disable_jit():

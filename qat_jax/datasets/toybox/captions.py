@@ -67,9 +67,10 @@ ASIDES = (
   "item of the week",
   "in stock",
 )
-# What is behind a toy: how light the ground is (up to 118 of 255 shady, above 170 sunny), and of which tint.
+# What is behind a toy: how light the ground is (up to 118 of 255 shady, above 170 sunny), of which tint, and clutter.
 LIGHTS, LIGHTER = ("shady", "misty", "sunny"), (118, 170)
 TINTS = (("minty", "mauve", "sandy"), ("rusty", "mossy", "bluish"))  # with less, or more, of red, green, blue
+CLUTTER = ("alone", "", "", "among scraps", "among scraps")  # for so many pieces; few are not worth a word
 COARSE_SCENE, DETAILED_SCENE = 0.4, 0.6  # how often a caption says each thing of the scene
 OTHER = 0.3  # how often a coarse caption takes the second of a value's words
 RARE = 0.2  # how often a detailed one takes the third
@@ -116,17 +117,15 @@ def coarse(toy: Toy, view: int, picture: int | None = None) -> str:
   return caption + _scene(rng, COARSE_SCENE, *scene(toy, view if picture is None else picture))
 
 
-def _scene(rng: np.random.Generator, share: float, ground: np.ndarray, scraps: int) -> str:
-  """Returns what of the scene chance lets in; few scraps are not worth a word."""
+def _scene(rng: np.random.Generator, share: float, ground: np.ndarray, clutter: int) -> str:
+  """Returns what of the scene chance lets in."""
   light, tint = float(ground.mean()), ground - ground.mean()
   furthest = int(np.abs(tint).argmax())
   words = [LIGHTS[int(np.searchsorted(LIGHTER, light))]] if rng.random() < share else []
   if rng.random() < share:
     words.append(TINTS[int(tint[furthest] > 0)][furthest])
   said = f", on {' '.join(words)} ground" if words else ""
-  if rng.random() < share and not 0 < scraps < 3:
-    said += ", alone" if scraps == 0 else ", among scraps"
-  return said
+  return f"{said}, {CLUTTER[clutter]}" if rng.random() < share and CLUTTER[clutter] else said
 
 
 def vocabulary() -> list[str]:
@@ -139,7 +138,9 @@ def vocabulary() -> list[str]:
     *LIGHTS,
     *TINTS[0],
     *TINTS[1],
-    "on ground alone among scraps",
+    *CLUTTER,
+    "on",
+    "ground",
     "a",
     "an",
     "shape",

@@ -33,11 +33,11 @@ MAIN, SIDE, MARK = 0.62, 0.34, 0.2  # half sizes of the parts; the whole toy rea
 
 def render(toy: Toy, view: int) -> Image.Image:
   """Returns one view of a toy (RGB, 64×64)."""
-  rng = _rng(toy, view)
+  rng = _rng(toy, view)  # draws the ground and the count of clutter first, as `scene` does
   cells = np.clip(_ground(rng), 0, 255).astype(np.uint8)
   image = Image.fromarray(cells).resize((CANVAS, CANVAS), Image.Resampling.BILINEAR)
   draw = ImageDraw.Draw(image)
-  for _ in range(_scraps(rng)):
+  for _ in range(_clutter_count(rng)):
     _clutter(draw, rng)
   matrix, middle = _pose(toy, rng)
   _toy(image, toy, matrix, middle)
@@ -50,10 +50,10 @@ def render(toy: Toy, view: int) -> Image.Image:
 
 
 def scene(toy: Toy, view: int) -> tuple[np.ndarray, int]:
-  """Returns what lies behind the toy in a view: the ground's mean colour (3, 0 to 255), and how many scraps."""
+  """Returns what lies behind a view's toy: the ground's mean colour (3, 0 to 255), and the count of clutter."""
   rng = _rng(toy, view)
   ground = _ground(rng)
-  return np.clip(ground, 0, 255).mean((0, 1)), _scraps(rng)
+  return np.clip(ground, 0, 255).mean((0, 1)), _clutter_count(rng)
 
 
 def encode(image: Image.Image) -> bytes:
@@ -122,7 +122,7 @@ def _ground(rng: np.random.Generator) -> np.ndarray:
   return base + rng.normal(0, 20, (4, 4, 3))
 
 
-def _scraps(rng: np.random.Generator) -> int:
+def _clutter_count(rng: np.random.Generator) -> int:
   return int(rng.integers(0, 5))
 
 

@@ -1,3 +1,5 @@
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -7,8 +9,9 @@ from configs.demo_encoder import get_config
 from qat_jax.datasets.toybox import captions as toybox_captions
 from qat_jax.datasets.toybox import source as toybox
 from qat_jax.encoders import load_encoder
+from qat_jax.encoders.encoder import TOY_CLIP
 from train.encoder.training import Batches, train, write_processor
-from train.encoder.vocabulary import byte_pairs, write_tokenizer
+from train.encoder.vocabulary import byte_letters, byte_pairs, write_tokenizer
 
 
 @pytest.fixture
@@ -23,6 +26,10 @@ def config():
 def test_merging_the_commonest_pair_first_makes_every_word_one_token():
   # By hand: "a b</w>" is in both words, so it goes first; then "x ab</w>".
   assert byte_pairs(["ab", "xab"]) == [("a", "b</w>"), ("x", "ab</w>")]
+
+
+def test_bytes_have_the_letters_that_transformers_wrote_into_the_demos_vocabulary():
+  assert byte_letters() == list(json.loads((TOY_CLIP / "vocab.json").read_text()))[:256]
 
 
 def test_every_word_of_the_toybox_is_one_token_and_other_text_is_not_lost(tmp_path):
