@@ -95,10 +95,10 @@ def search_arguments(rank: int, gate: int, dtype) -> tuple:
 @pytest.mark.parametrize(("rank", "gate"), [(0, WIDTH), (4, 1), (24, WIDTH)])
 def test_search_lowers_and_reads_the_gallery_as_it_lies(rank, gate, dtype):
   prepared, gallery_ND = search_arguments(rank, gate, dtype)
-  start_, lengths = np.int32(0), np.ones(2, np.float32)
+  start_, lengths, new = np.int32(0), np.ones(2, np.float32), np.array([0, ROWS], np.int32)
   filter_ = functools.partial(kernels._upper_bounds.__wrapped__, rows=ROWS, block=128)
   program = lowered(
-    lambda *args: filter_(*args[:4], args[4]), prepared.bounds, gallery_ND, start_, lengths, np.ones(ROWS, bool)
+    lambda *args: filter_(*args), prepared.bounds, gallery_ND, start_, lengths, new, np.ones(ROWS, bool)
   )
   kind = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}[jnp.dtype(dtype).name]
   assert re.search(rf"dot_general.*tensor<128x{WIDTH}x{kind}>.*-> tensor", program)
@@ -108,13 +108,8 @@ def test_search_lowers_and_reads_the_gallery_as_it_lies(rank, gate, dtype):
   lowered(lambda factors, *rest: scored(factors, *rest), prepared.factors, gallery_ND, *chunks)
   everything = functools.partial(scores._all_scores.__wrapped__, rows=ROWS, block=128)
   lowered(everything, prepared.factors, gallery_ND, start_)
-  if prepared.similar is not None:
-    tree = (
-      prepared.similar,
-      np.ones((QUERIES, WIDTH), np.float32),
-      np.ones(QUERIES, np.float32),
-      np.ones(QUERIES, np.float32),
-    )
+  if prepared.tight is not None:
+    tree = (prepared.tight, np.ones((QUERIES, 2), np.float32))
     refined = functools.partial(scores._by_chunks.__wrapped__, scores._refined, count=None)
     lowered(lambda tree, *rest: refined(tree, *rest), tree, gallery_ND, *chunks)
   lowered(squares.__wrapped__, gallery_ND)
@@ -126,9 +121,7 @@ def test_a_device_sorts_no_more_than_a_few_thousand_numbers_a_query():
   widths = [int(n) for n in re.findall(r"top_k.*?tensor<8x(\d+)xf32>", sorted_)]
   widths += [int(n) for n in re.findall(r"stablehlo\.sort.*?tensor<8x(\d+)xf32>", sorted_)]
   assert widths and max(widths) <= kernels.SORTED
-  found = lowered(
-    functools.partial(kernels._reaching.__wrapped__, most=1 << 14), upper_NQ, least_Q, np.zeros(2, np.int32)
-  )
+  found = lowered(functools.partial(kernels._reaching.__wrapped__, most=1 << 14), upper_NQ, least_Q)
   assert not re.search(r"\bstablehlo\.sort|top_k", found)
   # what goes back to the host is what was found, not a bound an item
   result = re.search(r"@main\(.*\) -> \((.*)\)", found).group(1)

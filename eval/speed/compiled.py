@@ -107,7 +107,7 @@ def searches(items: int = 1 << 20, width: int = 768, queries: int = 8) -> Iterat
   size = f"{items:,} items, {queries} queries"
   yield Program(f"search: threshold, {size}", kth, (upper_NQ,), items)
   reaching = functools.partial(inspect.unwrap(kernels._reaching), most=kernels.FOUND)
-  yield Program(f"search: what reaches it, {size}", reaching, (upper_NQ, each_Q, shape(2, dtype=jnp.int32)), items)
+  yield Program(f"search: what reaches it, {size}", reaching, (upper_NQ, each_Q), items)
   rows = 64 * scores.ITEMS
   parts: Any = (shape(queries, *rest) for rest in ((width,), (1,), (width, 8), (width, 8), ()))
   factors = Factors(*parts)

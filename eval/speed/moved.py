@@ -52,7 +52,7 @@ def filter_program(
   )
   gallery_ND, start = jax.ShapeDtypeStruct((rows, width), jnp.dtype(dtype)), jax.ShapeDtypeStruct((), jnp.int32)
   filter_ = functools.partial(inspect.unwrap(kernels._upper_bounds), wanted_N=None, rows=rows, block=rows)
-  return filter_, (bounds, gallery_ND, start, shape(2))
+  return filter_, (bounds, gallery_ND, start, shape(2), jax.ShapeDtypeStruct((2,), jnp.int32))
 
 
 def filter_cost(

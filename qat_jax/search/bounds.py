@@ -25,6 +25,7 @@ from flax import struct
 from qat_jax.search.cores import cores, on_cores
 from qat_jax.types import Adaptation
 
+AT_ONCE = 8  # queries whose maps a core works on in float64
 RANK = 8  # that maps are cut down to; twice as many directions are a small eigenproblem
 WORTH = 0.7  # of an item's usual length: a bound that reaches it rules nearly everything out
 ALIKE = 10.0  # how much better than a random item, in squared cosine to w, those items are that nearly win
@@ -70,47 +71,44 @@ class Prepared(NamedTuple):
 
   bounds: Bounds
   factors: Factors
-  similar: Factors | None  # the cut maps, where they are much cheaper than the maps and nearly the same
-  similar_cut: np.ndarray  # Q: by how much their lengths differ at most
+  tight: (
+    Bounds | None
+  )  # `each_query`'s, by all of its cut map's directions: where cheaper than scores, and nearly as good
 
 
 def prepare(adaptation: Adaptation) -> Prepared:
   """Returns bounds and factors of Q adaptations (finite; any scale that float32 holds)."""
   adaptation = _scaled(adaptation)
   query, gate, left, right = (np.asarray(getattr(adaptation, name)) for name in ("query", "gate", "left", "right"))
-  query_QD, gate_QD, left_QDR, right_QDR = (np.asarray(x, np.float64) for x in (query, gate, left, right))
-  queries, count = len(query_QD), cores()
-  pieces = [slice(queries * i // count, queries * (i + 1) // count) for i in range(count)]
-  maps = [(gate_QD[some], left_QDR[some], right_QDR[some]) for some in pieces if some.stop > some.start]
+  queries, (width, rank) = len(query), left.shape[1:]
+  ends = range(0, queries, max(1, min(AT_ONCE, -(-queries // cores()))))
+  maps = [tuple(x[i : i + ends.step] for x in (query, gate, left, right)) for i in ends]
   own = [np.concatenate(x) for x in zip(*on_cores(_decomposed, maps), strict=True)]
-  gram_left_QRR, gram_right_QRR, narrow_QDR, basis_QDR, cut_Q, value_QE, direction_QDE = own
+  gram_left_QRR, gram_right_QRR, folded_QD, cut_Q, value_QE, direction_QDE = own
+  query_QD, gate_QD = (np.asarray(x, np.float64) for x in (query, gate))
   length_left_QR, length_right_QR = (np.sqrt(x.diagonal(axis1=1, axis2=2)) for x in (gram_left_QRR, gram_right_QRR))
   strength_QR = length_left_QR * length_right_QR
   size_Q = np.abs(gate_QD).max(axis=1) + np.linalg.norm(strength_QR, axis=1)
   terms_Q = np.abs(gate_QD).max(axis=1) + strength_QR.sum(axis=1)
-  rounding = _rounding(*right_QDR.shape[1:])
 
+  whole = functools.partial(_norm, gram_left_QRR, gram_right_QRR, gram_right_QRR, width)
+  most_Q = np.linalg.norm(query_QD, axis=1)
+  bounds, tight = _bounds(most_Q, folded_QD, gate_QD, value_QE, direction_QDE, cut_Q, terms_Q, rank, whole)
+  return Prepared(bounds, Factors(query, gate, left, right, np.asarray(size_Q, np.float32)), tight)
+
+
+def _decomposed(maps: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+  """Returns, in float64, what is needed of some queries' maps: query, gate, left and right.
+
+  These are leftᵀleft and rightᵀright (QRR), w (QD), the cut's δ (Q), and what `_spectrum` returns.
+  """
+  query_QD, gate_QD, left_QDR, right_QDR = (np.asarray(x, np.float64) for x in maps)
+  gram_left_QRR, gram_right_QRR = (_across(x) @ x for x in (left_QDR, right_QDR))
   folded_QD = gate_QD * query_QD
   if left_QDR.shape[2]:
     folded_QD = folded_QD + (right_QDR @ (_across(left_QDR) @ query_QD[:, :, None]))[:, :, 0]
-  whole = functools.partial(_norm, gram_left_QRR, gram_right_QRR, gram_right_QRR, right_QDR.shape[1])
-  most_Q = np.linalg.norm(query_QD, axis=1)
-  bounds, useful = _bounds(most_Q, folded_QD, gate_QD, value_QE, direction_QDE, cut_Q, terms_Q, rounding, whole)
-  single = lambda x: np.asarray(x, np.float32)
-  factors = Factors(query, gate, left, right, single(size_Q))
-  similar = None
-  if useful and left_QDR.shape[2] > 2 * narrow_QDR.shape[2]:
-    size_Q = np.abs(gate_QD).max(axis=1) + np.linalg.norm(narrow_QDR, axis=1).sum(axis=1)
-    similar = factors._replace(left=single(narrow_QDR), right=single(basis_QDR), size=single(size_Q))
-  return Prepared(bounds, factors, similar, single(LENGTHS * (cut_Q + rounding * terms_Q) * (1 + SPARE_PART)))
-
-
-def _decomposed(maps: tuple[np.ndarray, np.ndarray, np.ndarray]) -> tuple[np.ndarray, ...]:
-  """Returns leftᵀleft and rightᵀright (QRR) of some gates, lefts and rights, and what `_cut` and `_spectrum` return."""
-  gate_QD, left_QDR, right_QDR = maps
-  gram_left_QRR, gram_right_QRR = (_across(x) @ x for x in (left_QDR, right_QDR))
-  cut = _cut(left_QDR, right_QDR, gram_left_QRR, gram_right_QRR)
-  return gram_left_QRR, gram_right_QRR, *cut, *_spectrum(gate_QD, *cut[:2])
+  narrow_QDC, basis_QDC, cut_Q = _cut(left_QDR, right_QDR, gram_left_QRR, gram_right_QRR)
+  return gram_left_QRR, gram_right_QRR, folded_QD, cut_Q, *_spectrum(gate_QD, narrow_QDC, basis_QDC)
 
 
 def _rounding(width: int, rank: int) -> float:
@@ -226,15 +224,15 @@ def _bounds(
   direction_QDE: np.ndarray,
   cut_Q: np.ndarray,
   terms_Q: np.ndarray,
-  rounding: float,
+  rank: int,
   whole: Callable[[], np.ndarray],
-) -> tuple[Bounds, bool]:
-  """Returns the bounds with as few directions as are worth it, and whether the cut maps' own lengths bound well.
+) -> tuple[Bounds, Bounds | None]:
+  """Returns the bounds with as few directions as are worth it; and with all, for each query, where these bound well.
 
-  `rounding` is float64's, as a part of `terms_Q`, which what is computed is a sum of; `whole` computes |left rightᵀ| at
-  most (Q), for where much was cut off.
+  What is computed is a sum of `terms_Q`; `whole` computes |left rightᵀ| at most (Q), for where much was cut off.
   """
   queries, width = folded_QD.shape
+  rounding = _rounding(width, rank)
   tiny = np.finfo(float).tiny
   square_QD = np.square(np.broadcast_to(gate_QD, (queries, width)))
   least_Q, mean_Q = square_QD.min(axis=1), square_QD.mean(axis=1)
@@ -253,31 +251,44 @@ def _bounds(
   # the fewest that reach WORTH, else those that reach furthest
   place = int(np.argmax(np.minimum(shares_C, WORTH)))
   rest_Q, places = rest_CQ[place], np.flatnonzero(kept[place])
-  useful = bool((cut_Q <= (1 - WORTH) * usual_Q).all())
+  own_cut_Q = cut_Q
   if shares_C[place] < WORTH and cut_Q.any():
     whole_Q = whole()
     if ((np.sqrt(least_Q) - whole_Q) / usual_Q).min() > shares_C[place]:
       # no directions: the gate alone, with all of left rightᵀ cut off
-      places, rest_Q, cut_Q, scalar = places[:0], np.zeros(queries), whole_Q, True
-  weight_QM = value_QE[:, places] - rest_Q[:, None]
-  floor_Q = rest_Q + (least_Q if scalar else 0)
+      places, rest_Q, own_cut_Q, scalar = places[:0], np.zeros(queries), whole_Q, True
   square_doubt_Q = 16 * rounding * np.square(terms_Q)
   longest_Q = np.sqrt(square_QD.max(axis=1) + np.maximum(value_QE.max(axis=1, initial=0), 0) + square_doubt_Q)
-  cut_Q = cut_Q + rounding * terms_Q
   in_single = (width + 16) * UNIT
-  squares_Q = np.abs(weight_QM).sum(axis=1) + np.abs(floor_Q) + (0 if scalar else square_QD.max(axis=1))
   single = lambda x: np.asarray(x, np.float32)
-  return Bounds(
-    columns=single(np.concatenate([folded_QD.T, *(direction_QDE[:, :, i].T for i in places)], axis=1)),
-    weight=single(weight_QM.T),
-    floor=single(floor_Q),
-    square=None if scalar else single(square_QD.T),
-    cut=single(LENGTHS * cut_Q * (1 + SPARE_PART)),
-    longest=single(LENGTHS * (longest_Q + cut_Q) * (1 + SPARE_PART)),
-    slack=single(6 * in_single * squares_Q + square_doubt_Q),
-    numerator_slack=single(4 * in_single * np.linalg.norm(folded_QD, axis=1) + rounding * terms_Q * most_Q),
-    most=single(most_Q * (1 + 1e-5)),
-  ), useful
+
+  def by(places: np.ndarray, rest_Q: np.ndarray, cut_Q: np.ndarray, scalar: bool) -> Bounds:
+    weight_QM, cut_Q = value_QE[:, places] - rest_Q[:, None], cut_Q + rounding * terms_Q
+    floor_Q = rest_Q + (least_Q if scalar else 0)
+    squares_Q = np.abs(weight_QM).sum(axis=1) + np.abs(floor_Q) + (0 if scalar else square_QD.max(axis=1))
+    return Bounds(
+      columns=single(np.concatenate([folded_QD.T, *(direction_QDE[:, :, i].T for i in places)], axis=1)),
+      weight=single(weight_QM.T),
+      floor=single(floor_Q),
+      square=None if scalar else single(square_QD.T),
+      cut=single(LENGTHS * cut_Q * (1 + SPARE_PART)),
+      longest=single(LENGTHS * (longest_Q + cut_Q) * (1 + SPARE_PART)),
+      slack=single(6 * in_single * squares_Q + square_doubt_Q),
+      numerator_slack=single(4 * in_single * np.linalg.norm(folded_QD, axis=1) + rounding * terms_Q * most_Q),
+      most=single(most_Q * (1 + 1e-5)),
+    )
+
+  tight = None
+  if rank > 2 * RANK and (cut_Q <= (1 - WORTH) * usual_Q).all():
+    tight = each_query(by(np.arange(value_QE.shape[1]), np.zeros(queries), cut_Q, gate_QD.shape[1] == 1))
+  return by(places, rest_Q, own_cut_Q, scalar), tight
+
+
+def each_query(bounds: Bounds) -> Bounds:
+  """Returns bounds of Q queries as Q bounds of one query, stacked along a new first axis."""
+  width, queries = len(bounds.columns), len(bounds.floor)
+  stacked = jax.tree.map(lambda x: x.T[..., None], bounds)
+  return stacked.replace(columns=bounds.columns.reshape(width, -1, queries).transpose(2, 0, 1))
 
 
 def _choices(value_QE: np.ndarray, energy_QE: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -14,10 +14,11 @@ import numpy as np
 from qat_jax.search.bounds import Prepared
 from qat_jax.search.gallery import Part
 from qat_jax.search.kernels import upper_bounds
-from qat_jax.search.scores import all_scores, refined_bounds, scores
+from qat_jax.search.scores import ITEMS, all_scores, refined_bounds, scores
 
-FIRST = 28  # items beyond k that are scored before there is a threshold
+FIRST = 28  # items beyond k, at least, that are scored before there is a threshold
 STEP = 512  # items a query that are scored between two looks at the threshold
+LEAST_STEP = 2048  # items: to look costs as much as to score so many
 DEEP = 0.25  # of a gallery: to find more of it, every item is scored
 CERTAIN = (
   8.0  # a map's size over an item's length, up to which float32 scores hold to MARGIN; others are taken in float64
@@ -123,17 +124,20 @@ def search(prepared: Prepared, part: Part, best: TopK, excluded: Pairs, deep: bo
   done = Pairs(*np.zeros((2, 0), np.int64))
   if (best.threshold == -np.inf).any():
     count = k + FIRST + int(np.bincount(excluded.query, minlength=1).max())
+    count = -(-count // ITEMS) * ITEMS  # so many are scored at once: one more would cost as much as all
     least_Q = np.where(best.threshold == -np.inf, uppers.greatest(count), np.inf)
-    first = Pairs(*uppers.reaching(least_Q)[:2])
-    done = first.take(first.places() < 4 * count).without(excluded, part.items)
+    query_P, item_P, upper_P = uppers.reaching(least_Q)
+    order_P = np.lexsort((-upper_P, query_P))
+    first = Pairs(query_P[order_P], item_P[order_P])
+    done = first.take(first.places() < count).without(excluded, part.items)
     best = _with(best, prepared, part, done)
   query_P, item_P, upper_P = uppers.reaching(best.threshold - margin_Q)
   left = Pairs(query_P, item_P)
   new_P = ~(left.among(done, part.items) | left.among(excluded, part.items))
   left, upper_P = left.take(new_P), upper_P[new_P]
-  if prepared.similar is not None and len(left.query) > FIRST * queries:
+  if prepared.tight is not None and len(left.query):
     upper_P = np.minimum(upper_P, refined_bounds(prepared, part, left.query, left.item))
-  step = STEP * queries
+  step = max(STEP * queries, LEAST_STEP)
   while True:
     alive_P = upper_P >= (best.threshold - margin_Q)[left.query]
     left, upper_P = left.take(alive_P), upper_P[alive_P]

@@ -14,10 +14,12 @@ import numpy as np
 
 from qat_jax.adaptation import HIGHEST, power_of_two
 from qat_jax.search.bounds import UNIT, Array, Bounds
+from qat_jax.search.cores import cores, on_cores
 from qat_jax.search.gallery import Part
 
-BLOCK_ROWS = {"cpu": 1024}  # of a block of items: on a CPU, what its cache holds
+BLOCK_ROWS = {"cpu": 128}  # of a block of items: on a CPU, what the cache of a core holds, and a copy of it
 BLOCK_ROWS_ELSEWHERE = 1 << 14
+PIECE_ROWS = 2048  # of a CPU's cores, at least: a piece of the rows each
 FEW_COLUMNS = 80  # so few of a float32 gallery that XLA's CPU product is fastest in one piece
 GROUP = 16  # items whose greatest bound stands for them, where there are
 PEAKS = 256  # groups or more
@@ -29,26 +31,31 @@ PRODUCTS = 1 << 23  # bytes of a block's products that a GPU's cache holds: bloc
 LONGEST_BLOCK = 1 << 17  # takes longer to begin one than to read it
 
 
-class Uppers(NamedTuple):
-  """Upper bounds of the scores of a part's items, on its device."""
+class Piece(NamedTuple):
+  """Upper bounds of the scores of consecutive items, on their device."""
 
-  upper: jax.Array  # NQ, the rows of the part's window; −inf for items not wanted
+  first: int  # the item of a part that the first row is, where it is one
+  upper: jax.Array  # NQ; −inf for rows that are no items, no new ones, or not wanted
   peak: jax.Array  # GQ: the greatest of groups; or no groups
-  part: Part
+
+
+class Uppers(NamedTuple):
+  """Upper bounds of the scores of a part's items: one piece, or on a CPU one a core."""
+
+  pieces: list[Piece]
   queries: int  # the other columns are padding
+  on_host: bool
 
   def greatest(self, count: int) -> np.ndarray:
     """Returns a bound that about `count` items of each query reach (Q), no fewer; −inf where there are not so many."""
-    part, host = self.part, self.part.platform in ON_HOST
-    all_new = len(self.peak) and part.items == part.window
-    value_GQ: Array = self.peak if all_new else self.upper
-    value_GQ = np.asarray(value_GQ) if host else value_GQ
-    value_GQ = value_GQ if all_new else value_GQ[part.skipped : part.skipped + part.items]
-    if len(value_GQ) <= count:
+    by_groups = all(len(piece.peak) for piece in self.pieces)
+    values: list[Array] = [piece.peak if by_groups else piece.upper for piece in self.pieces]
+    if sum(map(len, values)) <= count:
       return np.full(self.queries, -np.inf, np.float32)
-    if host:
-      return -np.partition(-value_GQ.T[: self.queries], count - 1, axis=1)[:, count - 1]
-    return np.asarray(_kth(value_GQ, count))[: self.queries]
+    if not self.on_host:
+      return np.asarray(_kth(values[0], count))[: self.queries]
+    value_QG = np.concatenate([np.asarray(value)[:, : self.queries] for value in values]).T
+    return -np.partition(-value_QG, count - 1, axis=1)[:, count - 1]
 
   def reaching(self, least_Q: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns query, item and bound (three P) of the items whose bound reaches a query's least, query by query.
@@ -56,24 +63,28 @@ class Uppers(NamedTuple):
     On a CPU the host looks through the bounds where they lie; elsewhere the device does, and gives the host what it
     found.
     """
-    part = self.part
     least_Q = np.maximum(least_Q, np.finfo(np.float32).min).astype(np.float32)
-    if part.platform in ON_HOST:
-      upper_NQ = np.asarray(self.upper)[part.skipped : part.skipped + part.items, : self.queries]
-      item_P, query_P = np.divmod(np.flatnonzero(upper_NQ >= least_Q), self.queries)
-      order_P = np.argsort(query_P.astype(np.int16), kind="stable")
-      query_P, item_P = query_P[order_P], item_P[order_P]
-      return query_P, item_P, upper_NQ[item_P, query_P]
-    least_Q = np.pad(least_Q, (0, self.upper.shape[1] - self.queries), constant_values=np.inf)
-    rows, most = np.array([part.skipped, part.skipped + part.items], np.int32), FOUND
+    look = self._look if self.on_host else self._ask
+    found = on_cores(functools.partial(look, least_Q), self.pieces)
+    query_P, item_P, upper_P = (np.concatenate(x) for x in zip(*found, strict=True))
+    order_P = np.argsort(query_P.astype(np.int16), kind="stable")
+    return query_P[order_P], item_P[order_P], upper_P[order_P]
+
+  def _look(self, least_Q: np.ndarray, piece: Piece) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    upper_NQ = np.asarray(piece.upper)[:, : self.queries]
+    row_P, query_P = np.divmod(np.flatnonzero(upper_NQ >= least_Q), self.queries)
+    return query_P, row_P + piece.first, upper_NQ[row_P, query_P]
+
+  def _ask(self, least_Q: np.ndarray, piece: Piece) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    least_Q = np.pad(least_Q, (0, piece.upper.shape[1] - self.queries), constant_values=np.inf)
+    most = FOUND
     while True:
-      count, place_P, upper_P = _reaching(self.upper, least_Q, rows, most)
+      count, place_P, upper_P = _reaching(piece.upper, least_Q, most)
       if int(count) <= most:
         break
       most = power_of_two(int(count))
-    row_P, query_P = np.divmod(np.asarray(place_P)[: int(count)], self.upper.shape[1])
-    order_P = np.argsort(query_P.astype(np.int16), kind="stable")
-    return query_P[order_P], row_P[order_P] - part.skipped, np.asarray(upper_P)[: int(count)][order_P]
+    row_P, query_P = np.divmod(np.asarray(place_P)[: int(count)], piece.upper.shape[1])
+    return query_P, row_P + piece.first, np.asarray(upper_P)[: int(count)]
 
 
 @functools.partial(jax.jit, static_argnames="count")
@@ -88,16 +99,13 @@ def _kth(value_GQ: jax.Array, count: int) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames="most")
-def _reaching(
-  upper_NQ: jax.Array, least_Q: jax.Array, rows: jax.Array, most: int
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _reaching(upper_NQ: jax.Array, least_Q: jax.Array, most: int) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Returns how many bounds reach their query's least, and the places (row by row) and values of `most` of them.
 
   A place among what is found is the sum of the counts of all groups before, and of the flags before in its own: a
   product with ones. No running sum over all bounds, and no counter that all of them would add to.
   """
-  row_N1 = jnp.arange(len(upper_NQ))[:, None]
-  reached_NQ = (upper_NQ >= least_Q[None]) & (row_N1 >= rows[0]) & (row_N1 < rows[1])
+  reached_NQ = upper_NQ >= least_Q[None]
   reached_GE = jnp.pad(reached_NQ.ravel(), (0, -reached_NQ.size % COUNTED)).reshape(-1, COUNTED)
   before_EE = jnp.triu(jnp.ones((COUNTED, COUNTED), jnp.bfloat16), 1)
   before_GE = jnp.matmul(reached_GE.astype(jnp.bfloat16), before_EE, preferred_element_type=jnp.float32)
@@ -111,16 +119,25 @@ def _reaching(
 
 def upper_bounds(bounds: Bounds, part: Part, queries: int) -> Uppers:
   """Returns what no score of a part's items exceeds."""
-  rows = part.window
+  rows, on_host = part.window, part.platform in ON_HOST
   few = part.platform == "cpu" and bounds.square is None and bounds.columns.shape[1] <= FEW_COLUMNS
   whole = few and rows == len(part.features) and part.features.dtype == jnp.float32  # a slice would be a copy
-  block = rows if whole else min(rows, block_rows(part, bounds.columns.shape[1]))
+  count = 1 if whole or not on_host else max(1, min(cores(), rows // PIECE_ROWS))
+  each = -(-rows // count)
+  block = rows if whole else min(each, block_rows(part, bounds.columns.shape[1]))
   wanted_N = None
   if part.wanted is not None:
     wanted_N = np.pad(part.wanted, (part.skipped, rows - part.skipped - part.items))
-  start = np.int32(part.offset - part.skipped)
-  upper_NQ, peak_GQ = _upper_bounds(bounds, part.features, start, part.lengths, wanted_N, rows, block)
-  return Uppers(upper_NQ, peak_GQ, part, queries)
+
+  def piece(i: int) -> Piece:
+    at = min(i * each, rows - each)  # the last piece goes over some rows again
+    new = np.array([max(i * each, part.skipped) - at, part.skipped + part.items - at], np.int32)
+    wanted_B = None if wanted_N is None else wanted_N[at : at + each]
+    start = np.int32(part.offset - part.skipped + at)
+    found = _upper_bounds(bounds, part.features, start, part.lengths, new, wanted_B, each, block)
+    return Piece(at - part.skipped, *(jax.block_until_ready(found) if count > 1 else found))
+
+  return Uppers(on_cores(piece, range(count)), queries, on_host)
 
 
 def block_rows(part: Part, columns: int) -> int:
@@ -138,31 +155,35 @@ def _upper_bounds(
   gallery_ND: jax.Array,
   start: jax.Array,
   lengths: np.ndarray,
+  new: np.ndarray,
   wanted_N: np.ndarray | None,
   rows: int,
   block: int,
 ) -> tuple[jax.Array, jax.Array]:
+  """Returns the bounds (NQ) of some rows, and the greatest of groups of them; −inf but from new[0] to new[1]."""
   blocks, queries = -(-rows // block), bounds.floor.shape[0]
 
   def one(i: jax.Array, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
     upper_NQ, peak_GQ = found
     at = jnp.minimum(i * block, rows - block)  # the last block goes over some rows again
-    upper_BQ = _upper(bounds, jax.lax.dynamic_slice_in_dim(gallery_ND, start + at, block), lengths)
+    upper_BQ = upper(bounds, jax.lax.dynamic_slice_in_dim(gallery_ND, start + at, block), lengths)
+    row_B = at + jnp.arange(block)
+    there_B = (row_B >= new[0]) & (row_B < new[1])
     if wanted_N is not None:
-      wanted_B = jax.lax.dynamic_slice_in_dim(wanted_N, at, block)
-      upper_BQ = jnp.where(wanted_B[:, None], upper_BQ, -jnp.inf)
+      there_B &= jax.lax.dynamic_slice_in_dim(wanted_N, at, block)
+    upper_BQ = jnp.where(there_B[:, None], upper_BQ, -jnp.inf)
     upper_NQ = jax.lax.dynamic_update_slice_in_dim(upper_NQ, upper_BQ, at, 0)
     if not peak_GQ.size:
       return upper_NQ, peak_GQ
-    new_B1 = (at + jnp.arange(block) >= i * block)[:, None]
-    peak_BQ = jnp.where(new_B1, upper_BQ, -jnp.inf)[: block - block % GROUP].reshape(-1, GROUP, queries).max(axis=1)
+    peak_BQ = jnp.where((row_B >= i * block)[:, None], upper_BQ, -jnp.inf)
+    peak_BQ = peak_BQ[: block - block % GROUP].reshape(-1, GROUP, queries).max(axis=1)
     return upper_NQ, jax.lax.dynamic_update_slice_in_dim(peak_GQ, peak_BQ, i * (block // GROUP), 0)
 
   peak_GQ = jnp.zeros((blocks * (block // GROUP) if rows >= PEAKS * GROUP else 0, queries))
   return jax.lax.fori_loop(0, blocks, one, (jnp.zeros((rows, queries)), peak_GQ))
 
 
-def _upper(bounds: Bounds, item_BD: jax.Array, lengths: np.ndarray) -> jax.Array:
+def upper(bounds: Bounds, item_BD: jax.Array, lengths: Array) -> jax.Array:
   """Returns upper bounds (BQ) of the scores of items whose squared lengths lie between two `lengths`."""
   queries = bounds.floor.shape[0]
   product_BC = _product(item_BD, bounds.columns)
@@ -172,10 +193,10 @@ def _upper(bounds: Bounds, item_BD: jax.Array, lengths: np.ndarray) -> jax.Array
   for i in range(bounds.weight.shape[0]):
     square_BQ += bounds.weight[i][None] * jnp.square(product_BC[:, queries * (i + 1) : queries * (i + 2)])
   numerator_BQ = product_BC[:, :queries] + bounds.numerator_slack[None]
-  return jnp.minimum(bound(numerator_BQ, square_BQ, bounds.cut[None], bounds.longest[None]), bounds.most[None])
+  return jnp.minimum(_bound(numerator_BQ, square_BQ, bounds.cut[None], bounds.longest[None]), bounds.most[None])
 
 
-def bound(numerator: Array, square: Array, cut: Array, longest: Array | float) -> jax.Array:
+def _bound(numerator: Array, square: Array, cut: Array, longest: Array) -> jax.Array:
   """Returns the numerator over the least length, √square − cut; a negative one over the greatest."""
   length = jnp.sqrt(jnp.maximum(square, 0)) - cut
   length = jnp.where(numerator > 0, length, jnp.maximum(longest, 1e-30))

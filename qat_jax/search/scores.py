@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qat_jax.adaptation import HIGHEST, cosine, power_of_two, sums
-from qat_jax.search.bounds import LENGTHS, UNIT, Factors, Prepared
+from qat_jax.adaptation import cosine, power_of_two, sums
+from qat_jax.search.bounds import Bounds, Factors, Prepared
 from qat_jax.search.cores import cores, on_cores
 from qat_jax.search.gallery import Part
-from qat_jax.search.kernels import bound
+from qat_jax.search.kernels import upper
 
 ITEMS = 128  # of a query, scored at once: always so many, since other shapes round otherwise, and ties would be none
 PIECE = {"cpu": 32}  # times ITEMS that a call works on at most, one by one, on one core
@@ -32,14 +32,10 @@ def scores(factors: Factors, part: Part, query_P: np.ndarray, item_P: np.ndarray
 
 
 def refined_bounds(prepared: Prepared, part: Part, query_P: np.ndarray, item_P: np.ndarray) -> np.ndarray:
-  """Returns tighter upper bounds (P) of some of a part's items, by their cut maps' lengths written out."""
-  assert prepared.similar is not None
-  bounds, similar = prepared.bounds, prepared.similar
-  queries = len(bounds.floor)
-  rounding = 12 * (similar.query.shape[1] + 16) * UNIT * similar.size * LENGTHS
-  folded_QD = bounds.columns[:, :queries].T
-  tree = (similar, folded_QD, bounds.numerator_slack, prepared.similar_cut + rounding)
-  return _of_pairs(_refined, tree, part, query_P, item_P)[0]
+  """Returns tighter upper bounds (P) of some of a part's items, by every direction of their cut maps."""
+  assert prepared.tight is not None
+  lengths_Q2 = np.tile(part.lengths, (len(prepared.tight.floor), 1))
+  return _of_pairs(_refined, (prepared.tight, lengths_Q2), part, query_P, item_P)[0]
 
 
 def _scores(factors: Factors, item_BD: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -47,11 +43,9 @@ def _scores(factors: Factors, item_BD: jax.Array) -> tuple[jax.Array, jax.Array]
   return cosine(query_D, gate_D, left_DR, right_DR, item_BD)
 
 
-def _refined(tree: tuple, item_BD: jax.Array) -> tuple[jax.Array]:
-  similar, folded_D, numerator_slack, cut = tree
-  _, length_B = _scores(similar, item_BD)
-  numerator_B = jnp.matmul(item_BD, folded_D, precision=HIGHEST) + numerator_slack
-  return (bound(numerator_B, jnp.square(length_B), cut, jnp.inf),)
+def _refined(tree: tuple[Bounds, jax.Array], item_BD: jax.Array) -> tuple[jax.Array]:
+  bounds, lengths = tree
+  return (upper(bounds, item_BD, lengths)[:, 0],)
 
 
 def _of_pairs(

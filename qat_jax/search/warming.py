@@ -10,7 +10,7 @@ import dataclasses
 
 import numpy as np
 
-from qat_jax.search.bounds import RANK, Bounds, prepare
+from qat_jax.search.bounds import RANK, Bounds, each_query, prepare
 from qat_jax.search.exact import Pairs, score_pairs
 from qat_jax.search.gallery import GATHERED, parts
 from qat_jax.search.kernels import upper_bounds
@@ -29,11 +29,12 @@ def warm(adaptation: Adaptation, gallery: Gallery) -> None:
   queries, (width, rank) = len(adaptation), adaptation.left.shape[1:]
   part = next(iter(parts(gallery, None, None, queries)))
   prepared = prepare(adaptation)
-  for bounds in _all_bounds(prepared.bounds, min(RANK, 2 * rank, width), adaptation.gate.shape[1] > 1):
-    upper_bounds(part.placed(bounds), part, queries)
-  if rank > 2 * RANK and width > RANK:
-    cut_QDC = np.zeros((queries, width, RANK), np.float32)
-    prepared = prepared._replace(similar=prepared.factors._replace(left=cut_QDC, right=cut_QDC))
+  wide = adaptation.gate.shape[1] > 1
+  for kept in range(min(RANK, 2 * rank, width) + 1):
+    for square in {False, wide}:
+      upper_bounds(part.placed(_bounds(prepared.bounds, kept, square)), part, queries)
+  if rank > 2 * RANK:
+    prepared = prepared._replace(tight=each_query(_bounds(prepared.bounds, min(2 * RANK, width), wide)))
   prepared = part.placed(prepared)
   chunks = 1
   while chunks <= queries * max(1, min(SCORED, part.items) // ITEMS):
@@ -41,7 +42,7 @@ def warm(adaptation: Adaptation, gallery: Gallery) -> None:
     query_P = np.repeat(np.arange(min(chunks, queries)), each)
     pairs = Pairs(query_P, np.arange(len(query_P)) % part.items)
     score_pairs(prepared, part, pairs)
-    if prepared.similar is not None:
+    if prepared.tight is not None:
       refined_bounds(prepared, part, pairs.query, pairs.item)
     if part.platform in PIECE:  # where one program takes any number of them
       break
@@ -51,12 +52,13 @@ def warm(adaptation: Adaptation, gallery: Gallery) -> None:
     rerank(adaptation, gallery, np.tile(few_S, (queries, 1)))
 
 
-def _all_bounds(bounds: Bounds, most: int, wide: bool) -> list[Bounds]:
-  """Returns bounds of every shape that up to `most` directions give, the gate a number or, where wide, columns."""
+def _bounds(bounds: Bounds, kept: int, square: bool) -> Bounds:
+  """Returns bounds of the shape that so many directions give, and a gate as wide as features where `square`."""
   queries, width = len(bounds.floor), len(bounds.columns)
   zeros = lambda *shape: np.zeros(shape, np.float32)
-  return [
-    dataclasses.replace(bounds, columns=zeros(width, queries * (1 + kept)), weight=zeros(kept, queries), square=square)
-    for kept in range(most + 1)
-    for square in ((None, zeros(width, queries)) if wide else (None,))
-  ]
+  return dataclasses.replace(
+    bounds,
+    columns=zeros(width, queries * (1 + kept)),
+    weight=zeros(kept, queries),
+    square=zeros(width, queries) if square else None,
+  )

@@ -67,7 +67,7 @@ def test_nor_with_half_precision():
 )
 def test_what_is_planted_is_found(where, name, planted, case, monkeypatch):
   monkeypatch.setattr(where, name, planted)
-  case = search.Case(width=24, directions=24, queries=2, items=256, k=1, **case)
+  case = search.Case(width=24, directions=24, queries=2, items=1024, k=1, **case)
   assert any(search.failure(dataclasses.replace(case, seed=seed)) for seed in range(30))
 
 

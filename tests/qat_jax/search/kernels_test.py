@@ -5,6 +5,9 @@ import numpy as np
 import pytest
 
 from qat_jax.search import kernels
+from qat_jax.search.bounds import prepare
+from qat_jax.search.gallery import Part
+from qat_jax.types import Adaptation
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (50, 4), (128, 1), (1000, 8)])
@@ -12,11 +15,9 @@ from qat_jax.search import kernels
 def test_what_reaches_a_threshold_is_counted_and_found_row_by_row(shape, share):
   upper_NQ = np.random.default_rng(0).uniform(size=shape).astype(np.float32)
   least_Q = np.full(shape[1], 1 - share, np.float32)
-  rows = np.array([shape[0] // 5, shape[0]], np.int32)
-  reached_NQ = (upper_NQ >= least_Q) & (np.arange(shape[0])[:, None] >= rows[0])
-  wanted = np.flatnonzero(reached_NQ)
+  wanted = np.flatnonzero(upper_NQ >= least_Q)
   for most in (max(1, len(wanted) // 2), len(wanted) + 3):
-    count, place_P, value_P = kernels._reaching(jnp.asarray(upper_NQ), least_Q, rows, most)
+    count, place_P, value_P = kernels._reaching(jnp.asarray(upper_NQ), least_Q, most)
     assert int(count) == len(wanted)
     some = wanted[:most]  # where there are more, the caller asks again
     np.testing.assert_array_equal(place_P[: len(some)], some)
@@ -26,7 +27,7 @@ def test_what_reaches_a_threshold_is_counted_and_found_row_by_row(shape, share):
 @pytest.mark.parametrize(
   ("platform", "dtype", "columns", "rows"),
   [
-    ("cpu", "float32", 1, 1024),
+    ("cpu", "float32", 1, 128),
     ("tpu", "float32", 1, 1 << 14),
     ("gpu", "float32", 1, 1 << 17),
     ("gpu", "float32", 60, 1 << 15),  # over 60 · 4 bytes: 34,952
@@ -37,3 +38,44 @@ def test_what_reaches_a_threshold_is_counted_and_found_row_by_row(shape, share):
 def test_blocks_are_longer_on_a_gpu_while_its_cache_holds_their_products(platform, dtype, columns, rows):
   part = types.SimpleNamespace(platform=platform, features=types.SimpleNamespace(dtype=jnp.dtype(dtype)))
   assert kernels.block_rows(part, columns) == rows
+
+
+def by_pair(uppers: kernels.Uppers, least_Q: np.ndarray) -> dict[tuple[int, int], float]:
+  query_P, item_P, upper_P = (x.tolist() for x in uppers.reaching(least_Q))
+  assert query_P == sorted(query_P)
+  found = dict(zip(zip(query_P, item_P, strict=True), upper_P, strict=True))
+  assert len(found) == len(query_P)
+  return found
+
+
+@pytest.mark.parametrize("rank", [0, 6])
+@pytest.mark.parametrize(
+  ("offset", "items", "window"), [(0, 300, 300), (200, 100, 150), (0, 130, 160), (140, 160, 160)]
+)
+@pytest.mark.parametrize("masked", [False, True])
+def test_each_item_is_bounded_once_in_however_many_pieces(monkeypatch, rank, offset, items, window, masked):
+  rng = np.random.default_rng(0)
+  unit = lambda x: (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+  left, right = 0.2 * rng.standard_normal((2, 4, 16, rank)).astype(np.float32)
+  query_QD, gallery_ND = unit(rng.standard_normal((4, 16))), unit(rng.standard_normal((300, 16)))
+  prepared = prepare(Adaptation(query_QD, 1 + rng.random((4, 16), np.float32), left, right))
+  wanted_N = rng.random(items) < 0.6 if masked else np.ones(items, bool)
+  lengths = np.array([0.9999, 1.0001], np.float32)
+  part = Part(1000, items, jnp.asarray(gallery_ND), offset, window, lengths, wanted_N if masked else None)
+
+  def bounded(cores: int) -> kernels.Uppers:
+    monkeypatch.setattr(kernels, "cores", lambda: cores)
+    found = kernels.upper_bounds(prepared.bounds, part, 3)
+    assert len(found.pieces) == cores
+    return found
+
+  monkeypatch.setattr(kernels, "PIECE_ROWS", 32)
+  monkeypatch.setattr(kernels, "PEAKS", 1)
+  whole, pieces = bounded(1), bounded(4)
+  everything = by_pair(pieces, np.full(3, -np.inf))
+  assert everything.keys() == {(query, item) for query in range(3) for item in np.flatnonzero(wanted_N)}
+  assert everything == pytest.approx(by_pair(whole, np.full(3, -np.inf)), rel=1e-5)
+  least_Q = pieces.greatest(20)
+  some = by_pair(pieces, least_Q)
+  assert some == {pair: upper for pair, upper in everything.items() if upper >= least_Q[pair[0]]}
+  assert (np.bincount([query for query, _ in some]) >= 20).all()
