@@ -41,7 +41,7 @@ test: setup lint
 
 # training on many hosts, as processes of this machine: some minutes
 test-hosts: setup
-	$(BIN)/python -m pytest tests/faults/hosts.py
+	$(BIN)/python -m pytest -n 2 tests/faults/hosts.py
 
 # the indexes of others, with those that make setup leaves out for their size
 test-indexes: setup

@@ -1,6 +1,7 @@
 """The filter of search, jitted: an upper bound of every item's score, and the items whose bound reaches a threshold.
 
-It walks through blocks that a cache holds, so that what is read is the gallery, once.
+It walks through blocks that a cache holds, so that what is read is the gallery, once; on a CPU each core through rows
+of its own, since XLA's loop would share out every small block.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from qat_jax.search.gallery import Part
 
 BLOCK_ROWS = {"cpu": 128}  # of a block of items: on a CPU, what the cache of a core holds, and a copy of it
 BLOCK_ROWS_ELSEWHERE = 1 << 14
-PIECE_ROWS = 2048  # of a CPU's cores, at least: a piece of the rows each
+PIECE_ROWS = 2048  # that a core of a CPU is given at least
 FEW_COLUMNS = 80  # so few of a float32 gallery that XLA's CPU product is fastest in one piece
 GROUP = 16  # items whose greatest bound stands for them, where there are
 PEAKS = 256  # groups or more
