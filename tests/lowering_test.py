@@ -97,9 +97,7 @@ def test_search_lowers_and_reads_the_gallery_as_it_lies(rank, gate, dtype):
   prepared, gallery_ND = search_arguments(rank, gate, dtype)
   start_, lengths, new = np.int32(0), np.ones(2, np.float32), np.array([0, ROWS], np.int32)
   filter_ = functools.partial(kernels._upper_bounds.__wrapped__, rows=ROWS, block=128)
-  program = lowered(
-    lambda *args: filter_(*args), prepared.bounds, gallery_ND, start_, lengths, new, np.ones(ROWS, bool)
-  )
+  program = lowered(filter_, prepared.bounds, gallery_ND, start_, lengths, new, np.ones(ROWS, bool))
   kind = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}[jnp.dtype(dtype).name]
   assert re.search(rf"dot_general.*tensor<128x{WIDTH}x{kind}>.*-> tensor", program)
   assert not re.search(r"\bstablehlo\.sort|top_k", program)

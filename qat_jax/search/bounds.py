@@ -25,7 +25,7 @@ from flax import struct
 from qat_jax.search.cores import cores, on_cores
 from qat_jax.types import Adaptation
 
-AT_ONCE = 8  # queries whose maps a core works on in float64
+MAPS = 8  # that a core decomposes at once, at most: a cache holds them in float64
 RANK = 8  # that maps are cut down to; twice as many directions are a small eigenproblem
 WORTH = 0.7  # of an item's usual length: a bound that reaches it rules nearly everything out
 ALIKE = 10.0  # how much better than a random item, in squared cosine to w, those items are that nearly win
@@ -71,9 +71,7 @@ class Prepared(NamedTuple):
 
   bounds: Bounds
   factors: Factors
-  tight: (
-    Bounds | None
-  )  # `each_query`'s, by all of its cut map's directions: where cheaper than scores, and nearly as good
+  tight: Bounds | None  # `each_query`, all directions of the cut maps: where cheaper than scores, and nearly as good
 
 
 def prepare(adaptation: Adaptation) -> Prepared:
@@ -81,8 +79,8 @@ def prepare(adaptation: Adaptation) -> Prepared:
   adaptation = _scaled(adaptation)
   query, gate, left, right = (np.asarray(getattr(adaptation, name)) for name in ("query", "gate", "left", "right"))
   queries, (width, rank) = len(query), left.shape[1:]
-  ends = range(0, queries, max(1, min(AT_ONCE, -(-queries // cores()))))
-  maps = [tuple(x[i : i + ends.step] for x in (query, gate, left, right)) for i in ends]
+  starts = range(0, queries, max(1, min(MAPS, -(-queries // cores()))))
+  maps = [tuple(x[i : i + starts.step] for x in (query, gate, left, right)) for i in starts]
   own = [np.concatenate(x) for x in zip(*on_cores(_decomposed, maps), strict=True)]
   gram_left_QRR, gram_right_QRR, folded_QD, cut_Q, value_QE, direction_QDE = own
   query_QD, gate_QD = (np.asarray(x, np.float64) for x in (query, gate))
@@ -262,7 +260,7 @@ def _bounds(
   in_single = (width + 16) * UNIT
   single = lambda x: np.asarray(x, np.float32)
 
-  def by(places: np.ndarray, rest_Q: np.ndarray, cut_Q: np.ndarray, scalar: bool) -> Bounds:
+  def keeping(places: np.ndarray, rest_Q: np.ndarray, cut_Q: np.ndarray, scalar: bool) -> Bounds:
     weight_QM, cut_Q = value_QE[:, places] - rest_Q[:, None], cut_Q + rounding * terms_Q
     floor_Q = rest_Q + (least_Q if scalar else 0)
     squares_Q = np.abs(weight_QM).sum(axis=1) + np.abs(floor_Q) + (0 if scalar else square_QD.max(axis=1))
@@ -280,8 +278,8 @@ def _bounds(
 
   tight = None
   if rank > 2 * RANK and (cut_Q <= (1 - WORTH) * usual_Q).all():
-    tight = each_query(by(np.arange(value_QE.shape[1]), np.zeros(queries), cut_Q, gate_QD.shape[1] == 1))
-  return by(places, rest_Q, own_cut_Q, scalar), tight
+    tight = each_query(keeping(np.arange(value_QE.shape[1]), np.zeros(queries), cut_Q, gate_QD.shape[1] == 1))
+  return keeping(places, rest_Q, own_cut_Q, scalar), tight
 
 
 def each_query(bounds: Bounds) -> Bounds:

@@ -65,18 +65,18 @@ class Uppers(NamedTuple):
     found.
     """
     least_Q = np.maximum(least_Q, np.finfo(np.float32).min).astype(np.float32)
-    look = self._look if self.on_host else self._ask
+    look = self._by_host if self.on_host else self._by_device
     found = on_cores(functools.partial(look, least_Q), self.pieces)
     query_P, item_P, upper_P = (np.concatenate(x) for x in zip(*found, strict=True))
     order_P = np.argsort(query_P.astype(np.int16), kind="stable")
     return query_P[order_P], item_P[order_P], upper_P[order_P]
 
-  def _look(self, least_Q: np.ndarray, piece: Piece) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  def _by_host(self, least_Q: np.ndarray, piece: Piece) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     upper_NQ = np.asarray(piece.upper)[:, : self.queries]
     row_P, query_P = np.divmod(np.flatnonzero(upper_NQ >= least_Q), self.queries)
     return query_P, row_P + piece.first, upper_NQ[row_P, query_P]
 
-  def _ask(self, least_Q: np.ndarray, piece: Piece) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  def _by_device(self, least_Q: np.ndarray, piece: Piece) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     least_Q = np.pad(least_Q, (0, piece.upper.shape[1] - self.queries), constant_values=np.inf)
     most = FOUND
     while True:
@@ -201,8 +201,8 @@ def _bound(numerator: Array, square: Array, cut: Array, longest: Array) -> jax.A
   """Returns the numerator over the least length, √square − cut; a negative one over the greatest."""
   length = jnp.sqrt(jnp.maximum(square, 0)) - cut
   length = jnp.where(numerator > 0, length, jnp.maximum(longest, 1e-30))
-  upper = jnp.where(length > 0, numerator / length, jnp.inf)
-  return upper + 8 * UNIT * jnp.abs(upper)
+  quotient = jnp.where(length > 0, numerator / length, jnp.inf)
+  return quotient + 8 * UNIT * jnp.abs(quotient)
 
 
 def _product(item_BD: jax.Array, column_DC: Array) -> jax.Array:

@@ -31,10 +31,10 @@ def warm(adaptation: Adaptation, gallery: Gallery) -> None:
   prepared = prepare(adaptation)
   wide = adaptation.gate.shape[1] > 1
   for kept in range(min(RANK, 2 * rank, width) + 1):
-    for square in {False, wide}:
-      upper_bounds(part.placed(_bounds(prepared.bounds, kept, square)), part, queries)
+    for square in sorted({False, wide}):
+      upper_bounds(part.placed(_shaped(prepared.bounds, kept, square)), part, queries)
   if rank > 2 * RANK:
-    prepared = prepared._replace(tight=each_query(_bounds(prepared.bounds, min(2 * RANK, width), wide)))
+    prepared = prepared._replace(tight=each_query(_shaped(prepared.bounds, min(2 * RANK, width), wide)))
   prepared = part.placed(prepared)
   chunks = 1
   while chunks <= queries * max(1, min(SCORED, part.items) // ITEMS):
@@ -52,7 +52,7 @@ def warm(adaptation: Adaptation, gallery: Gallery) -> None:
     rerank(adaptation, gallery, np.tile(few_S, (queries, 1)))
 
 
-def _bounds(bounds: Bounds, kept: int, square: bool) -> Bounds:
+def _shaped(bounds: Bounds, kept: int, square: bool) -> Bounds:
   """Returns bounds of the shape that so many directions give, and a gate as wide as features where `square`."""
   queries, width = len(bounds.floor), len(bounds.columns)
   zeros = lambda *shape: np.zeros(shape, np.float32)
