@@ -71,6 +71,7 @@ def test_each_item_is_bounded_once_in_however_many_pieces(monkeypatch, rank, off
 
   monkeypatch.setattr(kernels, "PIECE_ROWS", 32)
   monkeypatch.setattr(kernels, "PEAKS", 1)
+  monkeypatch.setattr(kernels, "BLOCK_ROWS", {"cpu": 32})  # the last one goes over rows of the one before again
   whole, pieces = bounded(1), bounded(4)
   everything = by_pair(pieces, np.full(3, -np.inf))
   assert everything.keys() == {(query, item) for query in range(3) for item in np.flatnonzero(wanted_N)}
@@ -78,4 +79,9 @@ def test_each_item_is_bounded_once_in_however_many_pieces(monkeypatch, rank, off
   least_Q = pieces.greatest(20)
   some = by_pair(pieces, least_Q)
   assert some == {pair: upper for pair, upper in everything.items() if upper >= least_Q[pair[0]]}
-  assert (np.bincount([query for query, _ in some]) >= 20).all()
+  ungrouped = pieces._replace(pieces=[piece._replace(peak=piece.peak[:0]) for piece in pieces.pieces])
+  for query in range(3):
+    upper_P = np.sort([upper for (own, _), upper in everything.items() if own == query])[::-1]
+    for count in range(1, 21):
+      assert pieces.greatest(count)[query] <= upper_P[count - 1]  # no fewer reach it
+      assert ungrouped.greatest(count)[query] == np.float32(upper_P[count - 1])
