@@ -1,7 +1,7 @@
 """The whole path on data that draws itself: toybox images, a small CLIP, an adapter, and the table.
 
 Command:   make demo        (python -m train.main, then python -m eval.main, with this config, into runs/demo)
-Hardware:  2 CPU cores. Time and result: docs/results.md.
+Hardware:  2 CPU cores. Time and result: docs/notes/results.md.
 """
 
 from ml_collections import ConfigDict

@@ -2,7 +2,7 @@
 
 Command:   python -m train.main --config configs/features.py --config.data.root=ROOT --workdir runs/mine
            python -m eval.main  --config configs/features.py --config.data.root=ROOT --workdir runs/mine
-The folder's layout: docs/data.md. Hardware, time and result: docs/results.md.
+The folder's layout: docs/data.md. Hardware, time and result: docs/notes/results.md.
 
 Every other recipe starts from this one and changes what differs, so this is also the list of all that can be set:
 another key is refused.
@@ -45,7 +45,7 @@ def get_config() -> ConfigDict:
   # Whether a learned map of the gallery is tried too: "always", "never", or "auto", for image queries alone.
   config.gallery_map = "auto"
 
-  # Parts, tried beside the best head, each kept only where validation says so; 0: not tried (docs/which.md).
+  # Parts, tried beside the best head, each kept only where validation says so; 0: not tried (docs/notes/which.md).
   # Pairs that a query remembers: it moves as training queries like it would have to. 4 · width bytes a pair.
   config.memory = ConfigDict({"text": 32768, "image": 0})
   # Pairs that say what an item is called: captions of training images like it, beside it. Doubles the width of items,

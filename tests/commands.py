@@ -11,7 +11,7 @@ import shlex
 from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
 NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
 CODE = sorted(path for package in ("qat_jax", "train", "eval", "configs") for path in (ROOT / package).rglob("*.py"))
 # A command begins so, and ends with its line, its quotes, or where the sentence around it goes on.

@@ -116,7 +116,7 @@ def test_the_reference_has_every_public_name():
 
 def test_the_site_has_every_page():
   nav = (ROOT / "mkdocs.yml").read_text().split("\nnav:")[1]
-  assert {page.name for page in SHOWN.PAGES if page.parent.name == "docs"} == set(re.findall(r"- (\w+\.md)", nav))
+  assert {page.name for page in SHOWN.PAGES if page.parent == ROOT / "docs"} == set(re.findall(r"- (\w+\.md)", nav))
 
 
 def config_of(command, *more):

@@ -1,7 +1,7 @@
 """Runs the campaigns of faults and writes what happened: python -m tests.faults.campaign [--only kill,disk] [--short].
 
 Seeded, bounded in time, and gone on with where it was stopped: what was tried lies in --folder, a line a case. The
-table in docs/reliability.md is made of those lines with --write. Ends with status 1 where anything was wrong.
+table in docs/notes/reliability.md is made of those lines with --write. Ends with status 1 where anything was wrong.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from qat_jax.runs import commit
 from qat_jax.stages import write_whole
 
 ROOT = pathlib.Path(__file__).parents[2]
-PAGE = ROOT / "docs/reliability.md"
+PAGE = ROOT / "docs/notes/reliability.md"
 MARKS = ("<!-- made by make campaign -->", "<!-- until here -->")
 COUNTS = {
   "kill": (180, 4),
@@ -45,7 +45,7 @@ def main() -> None:
   parser.add_argument("--minutes", type=float, default=600.0, help="no case is begun later")
   parser.add_argument("--folder", type=pathlib.Path, default=ROOT / "runs/campaign")
   parser.add_argument("--cases", type=int, help="how many of each, in the place of the usual number")
-  parser.add_argument("--write", action="store_true", help="write the table into docs/reliability.md")
+  parser.add_argument("--write", action="store_true", help="write the table into docs/notes/reliability.md")
   flags = parser.parse_args()
   names = flags.only.split(",")
   if unknown := set(names) - set(COUNTS):
