@@ -9,14 +9,15 @@ from __future__ import annotations
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qat_jax.distributed.shards import LOCAL
+from qat_jax import hub
+from qat_jax.cluster.work import LOCAL
 from qat_jax.features.prepared import prepared_features
 from qat_jax.features.shards import is_unit
 from qat_jax.features.store import FeatureStore
@@ -24,8 +25,7 @@ from qat_jax.models import head_files
 from qat_jax.models import quari_files as released_files
 from qat_jax.models.head import Head
 from qat_jax.models.head_files import FILES
-from qat_jax.sharing import card, hub
-from qat_jax.stages import lock, write_json, write_whole
+from qat_jax.stages import lock
 from qat_jax.types import (
   KIND_OF_QUERY,
   QUERY_TYPES,
@@ -175,16 +175,6 @@ class Adapter:
     with lock(folder):
       head_files.write(pathlib.Path(folder).resolve(), self.width, self.heads, self.info)
 
-  def export(
-    self, folder: str | os.PathLike, report: Mapping[str, Any] | None = None, license_: str | None = None
-  ) -> None:
-    """As `save`, for others: with a model card (README.md) and config.json, and without paths of this machine.
-
-    `report` is the metrics.json of an evaluation, for the card's results; `license_` what the card says of the licence.
-    """
-    with lock(folder):
-      write_exported(self, pathlib.Path(folder).resolve(), report, license_)
-
   def _name(self, query_type: str | None) -> str:
     if query_type is None:
       name, *others = self.heads
@@ -194,27 +184,6 @@ class Adapter:
     if query_type not in self.heads:
       raise ValueError(f"query_type is {query_type!r}, but this adapter has heads for {sorted(self.heads)} only")
     return query_type
-
-
-def write_exported(
-  adapter: Adapter,
-  folder: pathlib.Path,
-  report: Mapping[str, Any] | None,
-  license_: str | None,
-  programs: Mapping[str, bytes] | None = None,
-  about_programs: Mapping[str, Any] | None = None,
-) -> None:
-  """As `Adapter.export`, under the caller's lock, with files beside it and what config.json says of them.
-
-  config.json goes first and comes last: where it is, all is whole and of one adapter.
-  """
-  about = card.shareable(adapter.info)
-  (folder / "config.json").unlink(missing_ok=True)
-  head_files.write(folder, adapter.width, adapter.heads, about)
-  for name, data in (programs or {}).items():
-    write_whole(folder / name, data)
-  write_whole(folder / "README.md", card.card(adapter.width, adapter.heads, about, report, license_).encode())
-  write_json(folder / "config.json", card.config(adapter.width, adapter.heads, about) | dict(about_programs or {}))
 
 
 def load(path: str | os.PathLike, revision: str | None = None) -> Adapter:

@@ -182,8 +182,8 @@ def _push(folder: str, name: str, private: bool, message: str | None) -> str:
 
 
 def _extract(source: str, folder: str, encoder: str, batch_size: int, cluster: str, reuse: str | None) -> str:
+  from qat_jax.cluster.work import reach
   from qat_jax.datasets.splits import MOST_WITHOUT_CAPTION, open_source
-  from qat_jax.distributed.shards import reach
   from qat_jax.encoders import load_encoder
   from qat_jax.features.extraction import extract
 

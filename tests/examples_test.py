@@ -21,7 +21,7 @@ def found():
   """Returns the examples of every module of the library, by name."""
   finder = doctest.DocTestFinder(exclude_empty=True)
   names = [module.name for module in pkgutil.walk_packages(qat_jax.__path__, "qat_jax.")]
-  modules = [importlib.import_module(name) for name in names if name != "qat_jax.rerank"]  # which is a program
+  modules = [importlib.import_module(name) for name in names]
   return {test.name: test for module in [qat_jax, *modules] for test in finder.find(module) if test.examples}
 
 

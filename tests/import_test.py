@@ -1,6 +1,8 @@
 """Who may import whom: the packages, the order of qat_jax's modules, and where third parties may come in."""
 
 import ast
+import functools
+import graphlib
 import pathlib
 
 import pytest
@@ -25,9 +27,10 @@ ORDER = (
   "types",
   "stages",
   "sealed",
-  "distributed.cluster",
-  "distributed.crew",
-  "distributed.shards",
+  "cluster.nodes",
+  "cluster.crew",
+  "cluster.work",
+  "hub",
   "adaptation",
   "metrics",
   "runs",
@@ -75,11 +78,10 @@ ORDER = (
   "models.head",
   "models.checkpoints",
   "models.head_files",
-  "sharing.card",
-  "sharing.hub",
   "adapter",
   "distributed.gallery_shard",
   "distributed.gallery",
+  "sharing.card",
   "sharing.programs",
   "sharing.share",
   "validation",
@@ -111,10 +113,10 @@ ORDER = (
   "serve.web.server",
   "serve.demo",
   "cli",
-  "convert",
-  "rerank",
+  "__main__",
 )
 
+CLUSTER = ("qat_jax/cluster/nodes.py", "qat_jax/distributed/gallery")
 FENCES = {
   "fastapi": ("qat_jax/serve/web/app.py",),
   "prometheus_client": ("qat_jax/serve/web/metrics.py",),
@@ -123,7 +125,7 @@ FENCES = {
   "uvicorn": ("qat_jax/serve/web/server.py",),
   "orbax": ("qat_jax/models/checkpoints.py",),
   "faiss": ("qat_jax/search/indexes/faiss.py", "eval/speed/ways.py"),  # which measures it bare
-  "huggingface_hub": ("qat_jax/sharing/hub.py", "qat_jax/encoders/encoder.py"),
+  "huggingface_hub": ("qat_jax/hub.py", "qat_jax/encoders/encoder.py"),
   "jax2onnx": ("qat_jax/sharing/programs.py",),
   "onnxruntime": ("qat_jax/sharing/programs.py",),
   "lancedb": ("qat_jax/search/indexes/lancedb.py",),
@@ -131,10 +133,10 @@ FENCES = {
   "psycopg": ("qat_jax/search/indexes/pgvector.py",),
   "pickle": (
     *("qat_jax/models/quari_files.py", "eval/benchmarks/"),  # parsers that run nothing, and a writer
-    *("qat_jax/distributed/cluster.py", "qat_jax/distributed/gallery"),  # a cluster's own messages: SECURITY.md
+    *CLUSTER,  # a cluster's own messages: SECURITY.md
   ),
   **dict.fromkeys(("cloudpickle", "dill", "joblib", "marshal", "shelve"), ()),
-  "ray": ("qat_jax/distributed/cluster.py", "eval/speed/cluster.py"),  # which starts one
+  "ray": ("qat_jax/cluster/nodes.py", "eval/speed/cluster.py"),  # which starts one
   "qdrant_client": ("qat_jax/search/indexes/qdrant.py",),
   "scann": ("qat_jax/search/indexes/scann.py",),
   "tensorflow_datasets": ("qat_jax/datasets/", "train/batches.py"),
@@ -189,28 +191,62 @@ def test_recipes_are_imported_by_entry_points_and_by_each_other_alone():
 
 def place(module):
   """Returns where a module of qat_jax (its name below the package) stands in ORDER."""
-  found = [i for i, name in enumerate(ORDER) if module == name or module.startswith(f"{name}.")]
-  return found[0] if found else None
+  places = [i for i, name in enumerate(ORDER) if module == name or module.startswith(f"{name}.")]
+  return places[0] if places else None
+
+
+def below(name):
+  """Returns the dotted name of a file of qat_jax below the package; a folder's for its `__init__`."""
+  return name.removeprefix("qat_jax/").removesuffix(".py").replace("/", ".").removesuffix(".__init__")
+
+
+MODULES = {below(name): found for name, found in IMPORTS.items() if name.startswith("qat_jax/")}
+TOP = MODULES.pop("__init__")  # every import of a module runs it, so it stands outside the order
+
+
+def used_modules(found):
+  """Returns the modules of qat_jax among some imports; `qat_jax.rank` and other names of the package itself are not."""
+  names = {full.removeprefix("qat_jax.") for full in found if full.startswith("qat_jax.")}
+  return {next((known for known in (name, name.rpartition(".")[0]) if known in MODULES), None) for name in names}
 
 
 def test_the_order_names_every_module():
-  modules = {
-    name.removeprefix("qat_jax/").removesuffix(".py").replace("/", ".") for name in FILES if name[:7] == "qat_jax"
-  }
-  modules = {module for module in modules if module.split(".")[-1] != "__init__"}
+  modules = {name for name in MODULES if f"qat_jax/{name.replace('.', '/')}/__init__.py" not in FILES}
   assert not [module for module in modules if place(module) is None]
-  assert not [name for name in ORDER if not any(place(module) == ORDER.index(name) for module in modules)]
+  assert not [name for name in ORDER if not any(place(module) == ORDER.index(name) for module in MODULES)]
 
 
 def test_a_module_imports_only_modules_before_it():
-  wrong = []
-  for name, found in IMPORTS.items():
-    own = place(name.removeprefix("qat_jax/").removesuffix(".py").replace("/", "."))
-    if own is None or not name.startswith("qat_jax/"):
-      continue
-    used = {full: place(full.removeprefix("qat_jax.")) for full in found if full.startswith("qat_jax.")}
-    wrong += [f"{name} imports {full}" for full, where in used.items() if where is not None and where > own]
+  """Imports inside functions count too, also those of a `__getattr__`: a lazy import would hide a circle."""
+  graph = {name: used_modules(found) - {None, name} for name, found in MODULES.items()}
+  tuple(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError and names the circle
+
+  @functools.cache
+  def height(name):  # a folder's `__init__` stands where the last of what it imports does
+    return place(name) if place(name) is not None else max(map(height, graph[name]), default=-1)
+
+  wrong = [f"{name} imports {other}" for name, used in graph.items() for other in used if height(other) > height(name)]
+  for folder in {name.rpartition(".")[0] for name in MODULES} & set(MODULES):  # its `__init__` runs before its modules
+    last = max(place(name) for name in MODULES if name.startswith(f"{folder}.") and place(name) is not None)
+    wrong += [f"{folder} imports {other}" for other in graph[folder] if height(other) > last]
   assert not wrong
+
+
+def test_a_folder_stands_in_one_place_of_the_order():
+  """So folders have an order as well: none of them imports another that imports it."""
+  folders = [name.split(".")[0] for name in ORDER]
+  assert [name for i, name in enumerate(folders) if name in folders[: max(i - 1, 0)] and folders[i - 1] != name] == []
+
+
+def test_a_module_takes_from_the_package_itself_nothing_but_its_version():
+  """`qat_jax.rank` inside qat_jax would be an import of everything."""
+  for name in MODULES:
+    path = FILES.get(f"qat_jax/{name.replace('.', '/')}.py") or FILES[f"qat_jax/{name.replace('.', '/')}/__init__.py"]
+    used = {ast.unparse(node) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+    wrong = {text for text in used if text.startswith("qat_jax.") and text.count(".") == 1}
+    assert wrong <= {"qat_jax.__version__", "qat_jax.__path__"}, f"qat_jax/{name}: {wrong}"
+    names = {full for full in MODULES[name] if full.startswith("qat_jax.") and used_modules({full}) == {None}}
+    assert names <= {"qat_jax.__version__"}, f"qat_jax/{name}: {names}"
 
 
 @pytest.mark.parametrize("library", FENCES)
@@ -223,7 +259,7 @@ def test_no_file_that_is_read_is_run():
   for name, path in FILES.items():
     for node in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
       called, said = ast.unparse(node.func), f"{name}: {ast.unparse(node)}"
-      assert called not in ("pickle.load", "pickle.loads") or name.startswith("qat_jax/distributed/"), said
+      assert called not in ("pickle.load", "pickle.loads") or name.startswith(CLUSTER), said
       assert called not in ("exec", "eval", "yaml.load", "yaml.unsafe_load"), said
       given = [word.value for word in node.keywords if word.arg == "allow_pickle"]
       assert all(isinstance(value, ast.Constant) and value.value is False for value in given), said

@@ -35,10 +35,10 @@ MAY_USE = {
   "qat_jax/search/indexes/qdrant": ("core", "qdrant"),
   "qat_jax/search/indexes/scann": ("core", "scann"),
   "qat_jax/serve/": ("core", "serve"),
-  "qat_jax/distributed/cluster": ("core", "ray"),
+  "qat_jax/cluster/nodes": ("core", "ray"),
   "qat_jax/fit/linear": ("core", "eval"),  # ILIAS' layer, fitted for the table
   "qat_jax/sharing/programs": ("core", "onnx"),  # on use
-  "qat_jax/sharing/hub": ("core", "encoders"),  # on use
+  "qat_jax/hub": ("core", "encoders"),  # on use
   "qat_jax/models/checkpoints": ("core", "train"),  # of training, on use
   "qat_jax/": ("core",),
   "eval/speed/cluster": ("core", "eval", "bench", "ray"),

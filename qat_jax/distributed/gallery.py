@@ -22,8 +22,8 @@ import numpy.typing as npt
 from flax import struct
 
 from qat_jax.adapter import check_queries, load
-from qat_jax.distributed.cluster import all_slots, connect, first_line
-from qat_jax.distributed.crew import MOST_LOST, Answer, Crew, Lost
+from qat_jax.cluster.crew import MOST_LOST, Answer, Crew, Lost
+from qat_jax.cluster.nodes import all_slots, connect, first_line
 from qat_jax.distributed.gallery_shard import GalleryShard, check_alike, check_names, lightest, rooms
 from qat_jax.search.exact import DEEP, TopK
 from qat_jax.search.masks import Masks
@@ -77,7 +77,7 @@ class Gallery:
       patience: seconds to wait for a shard whose actors are all lost.
 
     Raises ValueError that names two folders where they differ in width, space or encoder, or share an id; OSError that
-    names folder and node where one cannot be opened; and what `distributed.cluster.connect` does.
+    names folder and node where one cannot be opened; and what `qat_jax.cluster.nodes.connect` does.
     """
     if not paths or replicas < 1:
       raise ValueError(f"{len(paths)} folders, {replicas} replicas; give at least one of each")

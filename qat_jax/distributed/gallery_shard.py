@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qat_jax.adapter import Adapter, load
-from qat_jax.distributed.cluster import Slot
+from qat_jax.cluster.nodes import Slot
 from qat_jax.features.store import FeatureStore
 from qat_jax.search.exact import TopK
 from qat_jax.search.rank import best_of

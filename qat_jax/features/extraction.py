@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import tqdm
 
+from qat_jax.cluster.work import LOCAL, reach, run
 from qat_jax.datasets import Source, UnreadableImage
-from qat_jax.distributed.shards import LOCAL, reach, run
 from qat_jax.encoders import Encoder
 from qat_jax.features import records
 from qat_jax.features.encoding import Encoding

@@ -19,7 +19,7 @@ import pyarrow as pa
 import tqdm
 
 from qat_jax.adaptation import normalise, plain
-from qat_jax.distributed.shards import LOCAL, run
+from qat_jax.cluster.work import LOCAL, run
 from qat_jax.features.store import FeatureStore
 from qat_jax.sealed import UNREADABLE
 from qat_jax.search.rank import rank

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from qat_jax.distributed.shards import LOCAL, reach, run
+from qat_jax.cluster.work import LOCAL, reach, run
 from qat_jax.features.shards import as_table, read_meta
 from qat_jax.features.store import ROWS_PER_SHARD, FeatureStore
 from qat_jax.features.writer import FeatureWriter

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from qat_jax.adapter import Adapter, load
-from qat_jax.distributed.shards import LOCAL, reach, run
+from qat_jax.cluster.work import LOCAL, reach, run
 from qat_jax.features.shards import check_npy
 from qat_jax.features.store import FeatureStore
 from qat_jax.sealed import UNREADABLE, read_record, read_sealed, readable, write_record, write_sealed

@@ -19,6 +19,8 @@ from qat_jax.features.prepared import prepared_features
 from qat_jax.features.shards import is_unit
 from qat_jax.features.store import FeatureStore
 from qat_jax.search.index import Index
+from qat_jax.search.indexes.faiss import FaissIndex
+from qat_jax.search.indexes.scann import ScannIndex
 from qat_jax.serve.items import Items
 from qat_jax.serve.limits import Limits
 from qat_jax.serve.pictures import Pictures
@@ -118,8 +120,8 @@ def _placed(gallery: Gallery, single: bool) -> ArrayGallery:
 
 def _index(kind: str, gallery: Gallery) -> Index:
   if kind == "scann":
-    return qat_jax.ScannIndex.build(gallery)
-  return qat_jax.FaissIndex.build(gallery, "Flat" if len(gallery) < 50_000 else f"IVF{round(len(gallery) ** 0.5)},Flat")
+    return ScannIndex.build(gallery)
+  return FaissIndex.build(gallery, "Flat" if len(gallery) < 50_000 else f"IVF{round(len(gallery) ** 0.5)},Flat")
 
 
 def _encoder(settings: Settings, adapter: Adapter, store: FeatureStore) -> Encoder | None:

@@ -1,1 +1,1 @@
-"""Adapters for others: folders to share, what is said of them, and the hub."""
+"""Adapters for others: folders to share, with a model card and programs."""

@@ -11,54 +11,79 @@ import fnmatch
 import json
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
-from qat_jax.adapter import Adapter, load, write_exported
-from qat_jax.models.head_files import FILES
-from qat_jax.sharing import hub, programs
-from qat_jax.stages import differences, lock, write_whole
+from qat_jax import hub
+from qat_jax.adapter import Adapter, load
+from qat_jax.models import head_files
+from qat_jax.sharing import card, programs
+from qat_jax.stages import differences, lock, write_json, write_whole
 
 FORMATS = ("adapter", *programs.FORMATS)
-SENT = (*FILES, "config.json", "README.md", *programs.FILES)
+SENT = (*head_files.FILES, "config.json", "README.md", *programs.FILES)
 
 
 def export(
-  source: str | os.PathLike,
+  source: Adapter | str | os.PathLike,
   folder: str | os.PathLike,
   revision: str | None = None,
   dtype: str | None = None,
   license_: str | None = None,
   format_: str = "adapter",
   queries: int = 1,
+  report: Mapping[str, Any] | None = None,
 ) -> Adapter:
-  """Writes the adapter in `source`, which is what `load` takes, to a folder of its own with its card; returns it.
+  """Writes an adapter to a folder of its own, with a model card and without paths of this machine; returns it.
 
-  The card's results are those of `source/eval`, where that is a report of this very adapter; `license_` is what the
-  card says of the licence. `dtype` is of a released checkpoint's matrix products: "float32" or "bfloat16"; the numbers
-  are kept in float32. A format other than "adapter" adds a program for each head, as `programs.programs_of` says;
-  `queries` is how many "stablehlo" takes at once, the others take any number. Raises what `load` and `programs_of`
-  raise, ValueError for a dtype where the source is no released checkpoint, and FileExistsError for a folder without an
-  adapter that holds something else.
+  Args:
+    source: an adapter, or anything that `load` reads.
+    folder: where to write; it may hold nothing but an earlier export.
+    revision: the revision of a source on the hub.
+    dtype: "float32" or "bfloat16", for the matrix products of a released checkpoint. Numbers are kept in float32.
+    license_: the licence that the card names.
+    format_: "adapter", or a format of `programs.programs_of`, which adds one program for each head.
+    queries: the number of queries that a "stablehlo" program takes at once. The other formats take any number.
+    report: the metrics.json of an evaluation, for the card's results. By default the one in `source/eval`, if it
+      measured this very adapter.
+
+  Raises:
+    ValueError: a dtype, but the source is no released checkpoint; also as `load` and `programs_of` raise.
+    FileExistsError: the folder holds other files, and no adapter.
   """
   if format_ not in FORMATS or queries < 1:
     raise ValueError(f"the format is {format_!r}, for {queries} queries; wanted one of {FORMATS}, at least 1 query")
   if queries != 1 and format_ != "stablehlo":
     raise ValueError(f"queries is {queries}, which is for the format stablehlo; leave it out for {format_}")
-  adapter = load(source, revision)
+  adapter = source if isinstance(source, Adapter) else load(source, revision)
   if dtype is not None:
-    for name, head in adapter.heads.items():
-      if head.form != "released":
-        raise ValueError(f"{source} has the form {head.form!r} for {name} queries: it is no released checkpoint")
-    heads = {n: dataclasses.replace(h, settings=h.settings | {"dtype": dtype}) for n, h in adapter.heads.items()}
-    adapter = Adapter(adapter.width, heads, adapter.info)
-  report, place = report_of(source, adapter), pathlib.Path(folder).resolve()
+    adapter = _with_dtype(adapter, dtype, source)
+  if report is None and not isinstance(source, Adapter):
+    report = report_of(source, adapter)
+  place = pathlib.Path(folder).resolve()
   _check_its_own(place)
-  files, about = ({}, {}) if format_ == "adapter" else programs.programs_of(adapter, format_, queries)
+  files, about_files = ({}, {}) if format_ == "adapter" else programs.programs_of(adapter, format_, queries)
+  about = card.shareable(adapter.info)
   with lock(place):
-    for left in programs.FILES:
+    # config.json goes first and comes last: where it is, all files are whole and belong to one adapter.
+    for left in ("config.json", *programs.FILES):
       (place / left).unlink(missing_ok=True)
-    write_exported(adapter, place, report, license_, files, about)
+    head_files.write(place, adapter.width, adapter.heads, about)
+    for name, data in files.items():
+      write_whole(place / name, data)
+    text = card.card(adapter.width, adapter.heads, about, report, license_)
+    write_whole(place / "README.md", text.encode())
+    write_json(place / "config.json", card.config(adapter.width, adapter.heads, about) | about_files)
   return adapter
+
+
+def _with_dtype(adapter: Adapter, dtype: str, source: object) -> Adapter:
+  """Returns the adapter of a released checkpoint with the dtype of its matrix products changed."""
+  for name, head in adapter.heads.items():
+    if head.form != "released":
+      raise ValueError(f"{source} has the form {head.form!r} for {name} queries: it is no released checkpoint")
+  heads = {n: dataclasses.replace(h, settings=h.settings | {"dtype": dtype}) for n, h in adapter.heads.items()}
+  return Adapter(adapter.width, heads, adapter.info)
 
 
 def _check_its_own(folder: pathlib.Path) -> None:

@@ -34,7 +34,7 @@ def test_files_are_ranked_and_the_command_says_where(files, capsys):
 
 
 def test_what_is_wrong_is_one_line_and_status_1(files):
-  command = [sys.executable, "-m", "qat_jax.rerank", "--gallery=g", "--queries=q", "--out=o.parquet"]
+  command = [sys.executable, "-m", "qat_jax", "rank", "--gallery=g", "--queries=q", "--out=o.parquet"]
   failed = subprocess.run([*command, f"--adapter={files / 'nowhere'}"], capture_output=True, text=True, check=False)
   assert failed.returncode == 1
   assert failed.stderr.count("\n") == 1 and failed.stderr.startswith("error: no adapter in")

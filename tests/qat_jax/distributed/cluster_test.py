@@ -11,16 +11,15 @@ import pytest
 
 import qat_jax
 from qat_jax import cli
-from qat_jax.distributed import cluster as engine
-from qat_jax.distributed import shards
-from qat_jax.distributed.crew import make_all
+from qat_jax.cluster import nodes, work
+from qat_jax.cluster.crew import make_all
 
 
 def test_an_address_of_no_kind_is_refused():
   for address in ("", "here", "ray://host", "host:10001"):
     with pytest.raises(ValueError, match=r"wanted 'local', 'auto' or 'ray://HOST:PORT'"):
-      shards.reach(address)
-  shards.reach("local")
+      work.reach(address)
+  work.reach("local")
 
 
 def test_without_ray_the_extra_is_named(monkeypatch, tmp_path):
@@ -38,44 +37,44 @@ def silent():
 
 
 def test_a_cluster_that_is_not_there_is_named_in_seconds(ray, silent, monkeypatch):
-  assert engine.REACHABLE_SECONDS < 10
-  monkeypatch.setattr(engine, "REACHABLE_SECONDS", 0.5)
+  assert nodes.REACHABLE_SECONDS < 10
+  monkeypatch.setattr(nodes, "REACHABLE_SECONDS", 0.5)
   monkeypatch.setattr(ray, "is_initialized", lambda: False)
   with socket.create_server(("127.0.0.1", 0)) as server:
     closed = server.getsockname()[1]
   for port in (silent, closed):
     with pytest.raises(ConnectionError, match=f"no cluster at ray://127.0.0.1:{port}: nothing of Ray answers"):
-      shards.reach(f"ray://127.0.0.1:{port}")
+      work.reach(f"ray://127.0.0.1:{port}")
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
     with pytest.raises(ConnectionError, match=f"no cluster at auto: nothing of Ray answers at 127.0.0.1:{port}"):
-      shards.reach("auto")
+      work.reach("auto")
 
 
 def test_one_process_is_in_one_cluster(cluster):
   with pytest.raises(ValueError, match="connected to another one"):
-    shards.reach("ray://127.0.0.1:10001")
+    work.reach("ray://127.0.0.1:10001")
 
 
 def test_a_version_is_another_where_a_line_of_code_is(monkeypatch, tmp_path):
-  own, here = engine.versions(), pathlib.Path(qat_jax.__file__).parent
+  own, here = nodes.versions(), pathlib.Path(qat_jax.__file__).parent
   assert own["qat-jax"].startswith(f"{qat_jax.__version__} (code ")
   copy = shutil.copytree(here, tmp_path / "qat_jax", ignore=lambda *_: ["__pycache__"])
   spec = importlib.machinery.ModuleSpec("qat_jax", None, is_package=True)
   spec.submodule_search_locations = [str(copy)]
   monkeypatch.setattr("importlib.util.find_spec", lambda name: spec)
-  assert engine.versions() == own
+  assert nodes.versions() == own
   with open(copy / "runs.py", "a") as file:
     file.write("# changed\n")
-  assert {name for name, version in engine.versions().items() if version != own[name]} == {"qat-jax"}
+  assert {name for name, version in nodes.versions().items() if version != own[name]} == {"qat-jax"}
 
 
 def test_a_node_with_another_version_is_named(cluster, monkeypatch):
-  monkeypatch.setattr(engine, "versions", lambda: {"qat-jax": f"0.{os.getpid()}", "jax": "1"})
+  monkeypatch.setattr(nodes, "versions", lambda: {"qat-jax": f"0.{os.getpid()}", "jax": "1"})
   with pytest.raises(ImportError, match=rf"has qat-jax 0\.\d+, this process 0\.{os.getpid()}: install the same on all"):
-    list(shards.run(abs, [1], "auto"))
+    list(work.run(abs, [1], "auto"))
 
 
 def test_an_accelerator_that_jax_would_leave_idle_is_named(cluster):
-  slot = engine.all_slots(engine.connect("auto"))[0]._replace(accelerator="gpu")
+  slot = nodes.all_slots(nodes.connect("auto"))[0]._replace(accelerator="gpu")
   with pytest.raises(ValueError, match=r"has a GPU, but JAX computes on its processor \(JAX_PLATFORMS is 'cpu'\)"):
     list(make_all(abs, [1], "auto", [slot]))

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from qat_jax.distributed.cluster import Slot
+from qat_jax.cluster.nodes import Slot
 from qat_jax.distributed.gallery_shard import GalleryShard, check_alike, check_names, rooms
 from qat_jax.features.store import write_features
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from qat_jax import cli
-from qat_jax.distributed import shards
+from qat_jax.cluster import work
 from qat_jax.features.extraction import extract
 from qat_jax.features.mining import mine
 from qat_jax.features.store import write_features
@@ -28,11 +28,11 @@ def test_anything_is_made_once_and_by_all_nodes(cluster, tmp_path):
     (pathlib.Path(folder) / f"{shard}-{os.getpid()}").touch()
     return shard * shard, os.getpid()
 
-  made = dict(shards.run(make, range(3, 30), "auto"))
+  made = dict(work.run(make, range(3, 30), "auto"))
   assert {shard: square for shard, (square, _) in made.items()} == {shard: shard**2 for shard in range(3, 30)}
   assert len({process for _, process in made.values()}) == 3
   assert len(list(tmp_path.iterdir())) == 27
-  assert not list(shards.run(make, [], "auto"))
+  assert not list(work.run(make, [], "auto"))
 
 
 def test_a_lost_actor_costs_the_shard_in_its_hands_alone(cluster, tmp_path):
@@ -48,12 +48,12 @@ def test_a_lost_actor_costs_the_shard_in_its_hands_alone(cluster, tmp_path):
       os.kill(os.getpid(), signal.SIGKILL)
     return shard
 
-  assert sorted(shards.run(make, range(8), "auto")) == [(i, i) for i in range(8)]
+  assert sorted(work.run(make, range(8), "auto")) == [(i, i) for i in range(8)]
   assert sorted(tmp_path.joinpath(str(i)).read_text() for i in range(8)) == ["x"] * 6 + ["xx"] * 2
 
 
 def test_a_shard_that_ends_every_actor_is_named(cluster, monkeypatch):
-  monkeypatch.setattr("qat_jax.distributed.crew.MOST_LOST", 2)
+  monkeypatch.setattr("qat_jax.cluster.crew.MOST_LOST", 2)
 
   def make(shard):
     if shard == 1:
@@ -61,7 +61,7 @@ def test_a_shard_that_ends_every_actor_is_named(cluster, monkeypatch):
     return shard
 
   with pytest.raises(ChildProcessError, match="shard 1 ended 2 actors"):
-    list(shards.run(make, range(3), "auto"))
+    list(work.run(make, range(3), "auto"))
 
 
 def test_what_a_shard_raises_is_raised_here_and_files_that_a_node_lacks_name_it(cluster, tmp_path):
@@ -72,9 +72,9 @@ def test_what_a_shard_raises_is_raised_here_and_files_that_a_node_lacks_name_it(
     raise ValueError(f"shard {shard} is empty")
 
   with pytest.raises(ValueError, match=r"^shard 0 is empty$"):
-    list(shards.run(wrong, [0], "auto"))
+    list(work.run(wrong, [0], "auto"))
   with pytest.raises(FileNotFoundError, match=r"no shard 4 \(on the node \w+"):
-    list(shards.run(missing, [4], "auto"))
+    list(work.run(missing, [4], "auto"))
 
 
 def test_features_are_extracted_as_in_one_process(cluster, tmp_path):

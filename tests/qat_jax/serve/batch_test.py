@@ -1,4 +1,3 @@
-import importlib
 import subprocess
 import sys
 
@@ -202,19 +201,12 @@ def test_two_processes_do_not_write_the_same_output(files):
     reranking.rerank_files(**files, k=1)
 
 
-def test_the_program_runs_and_the_function_keeps_its_name(files):
+def test_the_program_runs(files):
   arguments = [f"--{name}={path}" for name, path in files.items()]
-  command = [sys.executable, "-m", "qat_jax.rerank", "--k=2"]
+  command = [sys.executable, "-m", "qat_jax", "rank", "--k=2"]
   done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
   assert done.returncode == 0, done.stderr
   assert pq.read_metadata(files["out"]).num_rows == 20
   failed = subprocess.run([*command, *arguments[1:], "--adapter=nowhere"], capture_output=True, text=True, check=False)
   assert failed.returncode == 1
   assert failed.stderr.splitlines()[-1].startswith("error: no adapter in")
-
-  function = qat_jax.rerank
-  with pytest.raises(ImportError, match="is a program"):
-    importlib.import_module("qat_jax.rerank")
-  from qat_jax import rerank
-
-  assert rerank is function is qat_jax.search.rank.rerank

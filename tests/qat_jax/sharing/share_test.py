@@ -13,12 +13,12 @@ import pytest
 import yaml
 
 import qat_jax
-from qat_jax import cli
+from qat_jax import cli, hub
 from qat_jax.adapter import Adapter
 from qat_jax.models import forms
 from qat_jax.models.head import Head
 from qat_jax.sealed import read_record, write_record
-from qat_jax.sharing import card, hub, share
+from qat_jax.sharing import card, share
 from tests.hub import serving
 
 WIDTH = 8
@@ -199,7 +199,7 @@ def test_what_was_not_exported_is_not_sent(adapter, tmp_path, monkeypatch):
   adapter.save(tmp_path / "mine")
   with pytest.raises(ValueError, match=r"has no config\.json; export the adapter first"):
     qat_jax.push(tmp_path / "mine", "owner/name")
-  adapter.export(tmp_path / "mine")
+  qat_jax.export(adapter, tmp_path / "mine")
   with pytest.raises(ValueError, match="wanted hf://owner/name"):
     qat_jax.push(tmp_path / "mine", "name")
   (params,) = (tmp_path / "mine").glob("params-*")

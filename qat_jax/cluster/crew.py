@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from qat_jax.distributed.cluster import Slot, all_slots, cause, connect, first_line, starter
+from qat_jax.cluster.nodes import Slot, all_slots, cause, connect, first_line, starter
 
 QUIET_SECONDS = 60  # without a free node, between two lines of the log
 AGAIN_SECONDS = 0.3  # between two looks at an actor that is started anew

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from qat_jax.distributed.cluster import connect
-from qat_jax.distributed.crew import make_all
+from qat_jax.cluster.crew import make_all
+from qat_jax.cluster.nodes import connect
 
 LOCAL = "local"  # this process
 
@@ -21,7 +21,7 @@ def run(make: Callable[[int], Account], shards: Sequence[int], cluster: str = LO
   """Yields each shard with what `make` returned of it, as soon as it is whole; in one process in the order given.
 
   `cluster` is "local", "auto" (the Ray cluster that this machine is in) or "ray://HOST:PORT". Raises what `make` does,
-  and what `distributed.crew.make_all` says.
+  and what `qat_jax.cluster.crew.make_all` says.
   """
   if cluster == LOCAL:
     for shard in shards:
@@ -31,6 +31,6 @@ def run(make: Callable[[int], Account], shards: Sequence[int], cluster: str = LO
 
 
 def reach(cluster: str) -> None:
-  """Raises as `distributed.cluster.connect` does unless the cluster is there, before any work is begun."""
+  """Raises as `qat_jax.cluster.nodes.connect` does unless the cluster is there, before any work is begun."""
   if cluster != LOCAL:
     connect(cluster)
