@@ -63,7 +63,7 @@ def main() -> None:
       "--adapter=adapter",
       "--queries=queries.npy",
       "--gallery=gallery",
-      "--query_type=text",
+      "--query-type=text",
       "--out=best.parquet",
     ]
     run(folder / "venv/bin/qat-jax", "rank", *files, "--k=5", cwd=folder)

@@ -238,13 +238,13 @@ def test_a_folder_stands_in_one_place_of_the_order():
   assert [name for i, name in enumerate(folders) if name in folders[: max(i - 1, 0)] and folders[i - 1] != name] == []
 
 
-def test_a_module_takes_from_the_package_itself_nothing_but_its_version():
+def test_a_module_takes_from_the_package_itself_nothing_but_its_version_and_its_place():
   """`qat_jax.rank` inside qat_jax would be an import of everything."""
   for name in MODULES:
     path = FILES.get(f"qat_jax/{name.replace('.', '/')}.py") or FILES[f"qat_jax/{name.replace('.', '/')}/__init__.py"]
     used = {ast.unparse(node) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
     wrong = {text for text in used if text.startswith("qat_jax.") and text.count(".") == 1}
-    assert wrong <= {"qat_jax.__version__", "qat_jax.__path__"}, f"qat_jax/{name}: {wrong}"
+    assert wrong <= {"qat_jax.__version__", "qat_jax.__file__"}, f"qat_jax/{name}: {wrong}"
     names = {full for full in MODULES[name] if full.startswith("qat_jax.") and used_modules({full}) == {None}}
     assert names <= {"qat_jax.__version__"}, f"qat_jax/{name}: {names}"
 

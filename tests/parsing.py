@@ -50,7 +50,10 @@ def parse(module: str, arguments: list[str]) -> str | None:
   try:
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
       if module == "qat_jax.cli":
-        importlib.import_module(module).main()
+        cli = importlib.import_module(module)
+        if arguments and arguments[0] in cli.programs.PROGRAMS:
+          return parse(cli.programs.PROGRAMS[arguments[0]], arguments[1:])
+        cli.main()
       else:
         runpy.run_module(module, run_name="__main__", alter_sys=False)
   except Parsed:

@@ -1,3 +1,7 @@
+import argparse
+import os
+import pathlib
+import shlex
 import subprocess
 import sys
 
@@ -11,6 +15,8 @@ import qat_jax
 from qat_jax import cli
 from qat_jax.models import forms
 from tests.qat_jax.datasets.corpora import parquet_files, tar_shards
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -103,12 +109,71 @@ def test_the_version_is_the_package_s(capsys):
 def test_signals_are_handled_before_the_command_line_is_built(monkeypatch):
   order = []
 
-  def parser(*_, **__):
+  def parser():
     order.append("the command line")
     raise SystemExit(3)
 
   monkeypatch.setattr(cli, "end_on_signals", lambda: order.append("signals"))
-  monkeypatch.setattr(cli.argparse, "ArgumentParser", parser)
+  monkeypatch.setattr(cli, "command_line", parser)
+  monkeypatch.setattr(sys, "argv", ["qat-jax", "rank"])
   with pytest.raises(SystemExit):
     cli.main()
   assert order == ["signals", "the command line"]
+
+
+def commands_of(parser):
+  (action,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+  return action.choices
+
+
+def test_every_command_has_examples_that_it_takes_and_flags_with_dashes():
+  commands = commands_of(cli.command_line())
+  assert list(commands) == ["extract", "split", "train", "evaluate", "rank", "serve", "convert", "export", "push"]
+  for name, command in commands.items():
+    heading, *examples = command.epilog.replace("\\\n", " ").splitlines()
+    assert heading == "examples:" and examples
+    for words in map(shlex.split, examples):
+      words = words[words.index("qat-jax") :]
+      known, others = cli.command_line().parse_known_args(words[1:])
+      assert words[1] == name and known.run and all(word.startswith("--config.") for word in others)
+    shown = [action for action in command._actions if action.help is not argparse.SUPPRESS]
+    assert all(action.help and action.help[0].islower() and action.help[-1] != "." for action in shown)
+    flags = [flag for action in shown for flag in action.option_strings]
+    assert "--help" in flags and not [flag for flag in flags if "_" in flag]
+    command.format_help()  # a stray % in a help text would raise
+
+
+def test_the_older_spelling_of_query_type_is_still_taken():
+  words = ["rank", "--adapter=a", "--queries=q", "--gallery=g", "--out=o"]
+  read = lambda *more: cli.command_line().parse_args([*words, *more]).query_type
+  assert [read(), read("--query_type=text"), read("--query-type=image")] == [None, "text", "image"]
+  with pytest.raises(SystemExit):
+    read("--query=text")  # no abbreviations: a flag to come would change what they mean
+
+
+@pytest.mark.parametrize(("command", "module"), [("train", "train.main"), ("evaluate", "eval.main")])
+def test_train_and_evaluate_become_the_programs_of_a_checkout(command, module, monkeypatch, capsys, tmp_path):
+  started = []
+  monkeypatch.setattr(os, "execve", lambda *call: started.append(call) or sys.exit(0))
+  monkeypatch.setenv("PYTHONPATH", "mine")
+  with pytest.raises(SystemExit):
+    cli.main([command, "--config", "configs/demo.py", "--config.train.steps=3", "--workdir=x"])
+  ((program, words, environment),) = started
+  assert program == sys.executable
+  assert words[1:] == ["-m", module, "--config", "configs/demo.py", "--config.train.steps=3", "--workdir=x"]
+  assert environment["PYTHONPATH"] == f"{ROOT}{os.pathsep}mine"
+  with pytest.raises(SystemExit, match="0"):
+    cli.main([command, "--help"])
+  assert f"python -m {module}" in capsys.readouterr().out
+  monkeypatch.setattr(qat_jax, "__file__", str(tmp_path / "site-packages/qat_jax/__init__.py"))
+  with pytest.raises(SystemExit, match=f"^error: qat-jax {command} is python -m {module}, which an installed wheel"):
+    cli.main([command, "--config", "configs/demo.py"])
+  assert len(started) == 1
+
+
+def test_train_really_starts_the_program_from_any_folder(tmp_path):
+  command = [sys.executable, "-m", "qat_jax", "train", "--config", "nowhere.py"]
+  done = subprocess.run(
+    command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}
+  )
+  assert done.returncode == 1 and done.stderr.startswith("error: ") and "nowhere.py" in done.stderr

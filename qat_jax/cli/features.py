@@ -1,0 +1,77 @@
+"""The commands extract and split: pictures → features → a retrieval set."""
+
+from __future__ import annotations
+
+import argparse
+
+from qat_jax.cli.flags import add_cluster, add_command, place
+
+
+def add_extract(commands: argparse._SubParsersAction) -> None:
+  """Adds the command extract."""
+  parser = add_command(
+    commands,
+    "extract",
+    "Encode pictures, and their captions if most pictures have one.",
+    (
+      "qat-jax extract PICTURES features --encoder openai/clip-vit-base-patch16",
+      "qat-jax extract more_pictures more_features --encoder openai/clip-vit-base-patch16 --reuse features",
+    ),
+    _extract,
+  )
+  text = "a folder of pictures, tar shards (WebDataset) or Parquet files (docs/data.md)"
+  parser.add_argument("source", metavar="SOURCE", help=text)
+  parser.add_argument("folder", metavar="FOLDER", type=place, help="where to write the features")
+  parser.add_argument("--encoder", metavar="NAME", required=True, help="a model of the Hugging Face hub, or its folder")
+  parser.add_argument("--batch-size", metavar="N", type=int, default=64, help="pictures encoded at once")
+  text = "features written before; pictures that are among them are not encoded again"
+  parser.add_argument("--reuse", metavar="FOLDER", help=text)
+  add_cluster(parser)
+
+
+def add_split(commands: argparse._SubParsersAction) -> None:
+  """Adds the command split."""
+  parser = add_command(
+    commands,
+    "split",
+    "Make a retrieval set from a folder of features.",
+    ("qat-jax split features retrieval_set", "qat-jax split features retrieval_set --by product --val 0.2 --test 0.2"),
+    _split,
+  )
+  parser.description = (
+    "Make a retrieval set from a folder of features. Each instance goes, whole, to train, val or test.\n"
+    "Captions, and images of which another view exists, become queries."
+  )
+  text = "a feature folder with img_emb/ and, for text queries, text_emb/ (docs/data.md)"
+  parser.add_argument("source", metavar="SOURCE", help=text)
+  parser.add_argument("root", metavar="ROOT", type=place, help="where to write the retrieval set")
+  text = "the metadata column that is equal for images of the same thing; by default instance"
+  parser.add_argument("--by", metavar="COLUMN", help=text)
+  parser.add_argument("--val", metavar="SHARE", type=float, default=0.1, help="share of the instances to choose on")
+  parser.add_argument("--test", metavar="SHARE", type=float, default=0.1, help="share of the instances to measure on")
+  parser.add_argument("--seed", metavar="N", type=int, default=0, help="another seed gives another split")
+
+
+def _extract(source: str, folder: str, encoder: str, batch_size: int, cluster: str, reuse: str | None) -> str:
+  from qat_jax.cluster.work import reach
+  from qat_jax.datasets.splits import MOST_WITHOUT_CAPTION, open_source
+  from qat_jax.encoders import load_encoder
+  from qat_jax.features.extraction import extract
+
+  reach(cluster)
+  pictures, model = open_source("", "", source), load_encoder(encoder, batch_size)
+  bare = sum(not pictures.about(position)["caption"] for position in range(len(pictures)))
+  captioned = model.max_tokens > 0 and bare <= MOST_WITHOUT_CAPTION * len(pictures)
+  kinds = ("img", "text") if captioned else ("img",)
+  stores = extract(pictures, model, folder, kinds, batch_size, cluster=cluster, reuse=reuse)
+  without = (
+    f", without captions: {bare} have none" if model.max_tokens and 0 < bare < len(pictures) and not captioned else ""
+  )
+  return f"{len(stores['img'])} pictures{' and their captions' if captioned else ''} are in {folder}{without}"
+
+
+def _split(root: str, **settings: object) -> str:
+  from qat_jax.features.splitting import split
+
+  rows = split(root=root, **settings)  # type: ignore[arg-type]
+  return f"{root}: {', '.join(f'{count:,} in {place}' for place, count in rows.items())}"

@@ -1,0 +1,101 @@
+"""The commands rank and serve: search with an adapter, for a file of queries or for other programs."""
+
+from __future__ import annotations
+
+import argparse
+
+from qat_jax.cli.flags import add_adapter, add_cluster, add_command, add_gallery, add_query_type, place
+
+
+def add_rank(commands: argparse._SubParsersAction) -> None:
+  """Adds the command rank."""
+  parser = add_command(
+    commands,
+    "rank",
+    "Write the adapted ranking of every query to a Parquet file.",
+    (
+      "qat-jax rank --adapter runs/mine --queries queries --gallery gallery --out ranking.parquet",
+      "qat-jax rank --adapter runs/mine --queries queries.npy --query-type text --gallery gallery --k 10 \\\n"
+      "    --shortlist shortlist.parquet --out ranking.parquet",
+    ),
+    _rank,
+  )
+  add_adapter(parser)
+  text = "frozen query features: a .npy file or a feature folder"
+  parser.add_argument("--queries", metavar="PATH", required=True, help=text)
+  add_gallery(parser)
+  text = "items to rank: Parquet with query_id and item_id, or .npy with positions; by default all items"
+  parser.add_argument("--shortlist", metavar="FILE", help=text)
+  parser.add_argument("--k", metavar="N", type=int, default=100, help="items to keep for each query")
+  add_query_type(parser)
+  text = "queries ranked at once, which is also the most that a killed run loses"
+  parser.add_argument("--block", metavar="N", type=int, default=64, help=text)
+  parser.add_argument("--out", metavar="FILE", type=place, required=True, help="the Parquet file to write")
+  add_cluster(parser)
+
+
+def add_serve(commands: argparse._SubParsersAction) -> None:
+  """Adds the command serve."""
+  parser = add_command(
+    commands,
+    "serve",
+    "Serve adapted search of a gallery, with a page for the browser.",
+    (
+      "qat-jax serve --adapter runs/mine --gallery features --images PICTURES",
+      "QAT_JAX_API_KEY=secret qat-jax serve --adapter runs/mine --gallery features --host 0.0.0.0",
+    ),
+    _serve,
+  )
+  parser.description = f"{parser.description} Every request must carry the key in QAT_JAX_API_KEY, if it is set."
+  add_adapter(parser)
+  add_gallery(parser)
+  parser.add_argument("--images", metavar="FOLDER", help="the gallery's pictures, named by image_path or by id")
+  text = "the encoder of queries; by default the gallery's own; none: search by items and vectors only"
+  parser.add_argument("--encoder", metavar="NAME", help=text)
+  text = "exact, or scann or faiss for a shortlist that is then ranked exactly"
+  parser.add_argument("--index", metavar="NAME", default="exact", help=text)
+  text = "where to write a gallery that the adapter maps; by default in the gallery's folder"
+  parser.add_argument("--prepared", metavar="FOLDER", help=text)
+  text = "start without comparing the features with their checksums"
+  parser.add_argument("--no-verify", dest="verify", action="store_false", help=text)
+  text = "the address to listen on; one that other machines reach needs a key"
+  parser.add_argument("--host", metavar="ADDRESS", default="127.0.0.1", help=text)
+  parser.add_argument("--port", metavar="N", type=int, default=8000, help="the port to listen on")
+  text = "a further name of this server; may be given more than once"
+  parser.add_argument("--name", metavar="HOST", action="append", default=[], help=text)
+  text = "a site whose pages may send requests, such as https://example.org; may be given more than once"
+  parser.add_argument("--origin", metavar="URL", action="append", default=[], help=text)
+  parser.add_argument(
+    "--rate", metavar="N", type=float, default=0.0, help="requests per second and client; 0: no limit"
+  )
+  parser.add_argument("--waiting", metavar="N", type=int, default=256, help="requests that may wait")
+  parser.add_argument("--body-bytes", metavar="N", type=int, default=16 << 20, help="most bytes of a request")
+  parser.add_argument("--image-pixels", metavar="N", type=int, default=40_000_000, help="most pixels of a picture sent")
+  parser.add_argument("--max-k", metavar="N", type=int, default=1000, help="most results of a search")
+
+
+def _rank(**flags: object) -> str:
+  from qat_jax.serve.batch import rerank_files
+
+  return f"rankings are in {rerank_files(**flags)}"  # type: ignore[arg-type]
+
+
+def _serve(
+  host: str,
+  port: int,
+  name: list[str],
+  origin: list[str],
+  rate: float,
+  waiting: int,
+  body_bytes: int,
+  image_pixels: int,
+  max_k: int,
+  **settings: object,
+) -> str:
+  from qat_jax.serve.limits import Limits
+  from qat_jax.serve.opening import Settings
+  from qat_jax.serve.web.server import serve
+
+  limits = Limits(rate=rate, waiting=waiting, body_bytes=body_bytes, image_pixels=image_pixels, k=max_k)
+  serve(Settings(**settings), limits, host, port, tuple(name), tuple(origin))  # type: ignore[arg-type]
+  return "stopped"
