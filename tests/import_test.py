@@ -118,9 +118,8 @@ ORDER = (
 
 CLUSTER = ("qat_jax/cluster/nodes.py", "qat_jax/distributed/gallery")
 FENCES = {
-  "fastapi": ("qat_jax/serve/web/app.py",),
   "prometheus_client": ("qat_jax/serve/web/metrics.py",),
-  "pydantic": ("qat_jax/serve/web/schemas.py", "qat_jax/serve/web/views.py"),
+  "pydantic": ("qat_jax/serve/web/schemas.py", "qat_jax/serve/web/views.py", "qat_jax/serve/web/description.py"),
   "starlette": ("qat_jax/serve/web/app.py",),
   "uvicorn": ("qat_jax/serve/web/server.py",),
   "orbax": ("qat_jax/models/checkpoints.py",),

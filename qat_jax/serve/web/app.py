@@ -1,37 +1,34 @@
-"""The web application: routes, and the description of them. The one file that knows FastAPI."""
+"""The web application: one table of routes, and who answers them. The one file that knows Starlette."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections.abc import Callable
 from importlib import resources
-from typing import Any, Literal
+from typing import Any
 
-from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import FileResponse
-from starlette.exceptions import HTTPException
+from starlette import routing
 from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
 
-from qat_jax.serve.limits import Limits, Refused, invalid
+from qat_jax.serve.limits import Refused, invalid
 from qat_jax.serve.pictures import media_type, read
 from qat_jax.serve.searches import Part, Search
 from qat_jax.serve.service import Service
 from qat_jax.serve.web import clip_retrieval, schemas, views
-from qat_jax.serve.web.description import body, described
-from qat_jax.serve.web.guard import BROKEN, Guard
+from qat_jax.serve.web.description import JSON, Route, described
+from qat_jax.serve.web.guard import Guard
 from qat_jax.serve.web.state import State
 
-PAGE = {
-  "/": ("index.html", "text/html"),
-  "/page.js": ("page.js", "text/javascript"),
-  "/results.js": ("results.js", "text/javascript"),
-  "/page.css": ("page.css", "text/css"),
-}
+PAGE = {"/": "text/html", "/page.js": "text/javascript", "/results.js": "text/javascript", "/page.css": "text/css"}
 TITLE = "qat-jax: query-adaptive search"
+KEPT = {"Cache-Control": "private, max-age=300"}  # of pictures, in a browser
+PARTS = ("metadata", "picture", "thumbnail")  # of an item
 
 
 def create(
@@ -39,189 +36,178 @@ def create(
 ) -> Any:
   """Returns the ASGI application.
 
-  `key`: what requests have to give, None: nothing. `hosts`: the names that the server goes by, None: any. `origins`:
-  whose pages may read answers.
+  Args:
+    state: what the server holds.
+    key: what requests have to give; None: nothing.
+    hosts: the names that the server goes by; None: any.
+    origins: whose pages may read answers.
   """
-  logging.getLogger("python_multipart").setLevel(logging.ERROR)  # its warnings have letters of a form
-  app = FastAPI(title=TITLE, version="1", docs_url=None, redoc_url=None, openapi_url=None)
+  logging.getLogger("python_multipart").setLevel(logging.ERROR)  # its warnings show letters of a form
+  routes = Answers(state, key).routes()
+  description = described(routes, TITLE)
 
-  @app.exception_handler(Refused)
-  async def refused(request: Request, error: Refused) -> Response:
-    request.scope.setdefault("state", {})["code"] = error.code
-    return _json(error.as_json(), error.status, error.headers())
+  async def openapi(request: Request) -> Response:
+    return Response(description, media_type=JSON)
 
-  @app.exception_handler(RequestValidationError)  # of what an address says; bodies are parsed by handlers
-  async def not_valid(request: Request, error: RequestValidationError) -> Response:
-    return await refused(request, views.first_wrong(error.errors()))
+  async def nothing(scope: Any, receive: Any, send: Any) -> None:
+    raise Refused(404, "not_found", "there is nothing at this address; /openapi.json has what there is")
 
-  @app.exception_handler(HTTPException)
-  async def not_found(request: Request, error: HTTPException) -> Response:
-    code, said = "not_found", "there is nothing at this address; /openapi.json has what there is"
-    if error.status_code == 405:
-      code, said = "method", f"this address takes {(error.headers or {}).get('Allow', 'other methods')}"
-    return _json({"error": {"code": code, "message": said}}, error.status_code, dict(error.headers or {}))
-
-  @app.exception_handler(Exception)  # logged by the guard, to which it goes on
-  async def broken(request: Request, error: Exception) -> Response:
-    return _json(BROKEN.as_json(), BROKEN.status)
-
-  for route in (_searches, _items, _clip_retrieval, _about):
-    route(app, state, key)
-  description = described(app.openapi())
-
-  @app.get("/openapi.json", include_in_schema=False)
-  async def openapi() -> Response:
-    return Response(description, media_type="application/json")
-
-  def count(route: str, status: int, seconds: float, code: str | None) -> None:
-    state.metrics.requests.labels(route, str(status)).inc()
-    state.metrics.latency.labels(route).observe(seconds)
-    if code:
-      state.metrics.refused.labels(code).inc()
-
-  guard = Guard(app, state.limits, key, hosts, count, bool(origins))
+  table = [routing.Route(one.path, _endpoint(one)) for one in (*routes, Route("GET", "/openapi.json", openapi))]
+  # HEAD arrives as GET, and `_endpoint` refuses other methods, so that every refusal looks alike.
+  for entry in table:
+    entry.methods = None
+  router = routing.Router(table, redirect_slashes=False, default=nothing)
+  guard = Guard(router, state.limits, key, hosts, state.metrics.count, bool(origins))
   if not origins:
     return guard
-  allowed: dict[str, Any] = {
-    "allow_methods": ["GET", "POST"],
-    "allow_headers": ["*"],
-    "expose_headers": ["Retry-After"],
-  }
-  return CORSMiddleware(guard, allow_origins=list(origins), **allowed)  # outside, so that refusals can be read too
+  methods, exposed = ["GET", "POST"], ["Retry-After"]
+  return CORSMiddleware(  # outside, so that pages can read refusals too
+    guard, allow_origins=list(origins), allow_methods=methods, allow_headers=["*"], expose_headers=exposed
+  )
 
 
-def _searches(app: FastAPI, state: State, key: str | None) -> None:
-  @app.post("/v1/search", openapi_extra=body("Search", upload=True), summary="Search the gallery")
-  async def search(request: Request) -> Response:
-    """By text, a picture, an item, a vector, or several with weights: plain, adapted or both."""
-    service = state.ready()
-    asked, picture = await _asked(request, schemas.Search)
-    job, notes = await asyncio.to_thread(_prepared, service, asked, picture, state.limits)
+class Answers:
+  """Who answers each route of a running server."""
+
+  def __init__(self, state: State, key: str | None) -> None:
+    self.state, self.key = state, key
+
+  def routes(self) -> list[Route]:
+    """Returns the table of routes; of two that fit an address the first answers.
+
+    Ids are matched as the address writes them, so a %2F ends no id.
+    """
+    text, part = {"type": "string"}, {"type": "string", "enum": list(PARTS), "default": "metadata"}
+    item = lambda part: functools.partial(self.item_at, part)
+    candidates, folded, reasons = (
+      self.alone(model, answer)
+      for model, answer in (
+        (schemas.Rerank, views.reranked),
+        (schemas.Adapt, views.adapted_json),
+        (schemas.Why, views.why_json),
+      )
+    )
+    picture = ("image/*", "application/octet-stream")
+    return [
+      Route("POST", "/v1/search", self.search, "Search the gallery", schemas.Search, upload=True),
+      Route("POST", "/v1/rerank", candidates, "Candidates in the order of their exact scores", schemas.Rerank),
+      Route("POST", "/v1/adapt", folded, "The folded query, for an inner-product index of yours", schemas.Adapt),
+      Route("POST", "/v1/why", reasons, "Why items are where they are", schemas.Why),
+      Route(
+        "GET",
+        "/v1/items",
+        self.item,
+        "An item by any id: its metadata, its picture, or a small picture",
+        query=(("id", True, text), ("part", False, part)),
+        kinds=(JSON, *picture),
+      ),
+      Route("GET", "/v1/items/{id:path}/picture", item("picture"), "An item's picture", kinds=picture),
+      Route("GET", "/v1/items/{id:path}/thumbnail", item("thumbnail"), "A small picture", kinds=("image/jpeg",)),
+      Route("GET", "/v1/items/{id:path}", item("metadata"), "An item's metadata; write slashes of its id as %2F"),
+      Route("GET", "/indices-list", self.indices, "clip-retrieval: the names to search by"),
+      Route("POST", "/knn-service", self.knn, "clip-retrieval: search", schemas.Knn),
+      Route("POST", "/metadata", self.knn_metadata, "clip-retrieval: metadata", schemas.KnnMetadata),
+      Route("GET", "/v1/info", self.info, "Adapter, encoder, gallery, what can be filtered by"),
+      Route("GET", "/health", self.health, "Whether the process answers"),
+      Route("GET", "/ready", self.ready, "Whether searches are answered"),
+      Route("GET", "/metrics", self.metrics, "For Prometheus", kinds=("text/plain",)),
+      Route("POST", "/v1/admin/reload", self.reload, "Read gallery and adapter anew; serve them when they are whole"),
+      *(Route("GET", path, _page(path, kind)) for path, kind in PAGE.items()),
+    ]
+
+  async def search(self, request: Request) -> Any:
+    """Searches by text, a picture, an item, a vector, or several with weights: plain, adapted or both."""
+    service = self.state.ready()
+    asked, picture = await _search_and_picture(request)
+    job, notes = await asyncio.to_thread(self._job, service, asked, picture)
     began = time.perf_counter()
-    found = await state.do(service, job)
+    found = await self.state.do(service, job)
     waited = max(0.0, time.perf_counter() - began - sum(found.seconds.values()))
-    return _json(await asyncio.to_thread(views.found_json, service, found, asked.k, notes, waited))
+    return await asyncio.to_thread(views.found_json, service, found, asked.k, notes, waited)
 
-  def alone(model: Any, answer: Callable) -> Callable:
-    """Returns a handler of a request that the queue's thread answers by itself."""
+  def _job(self, service: Service, asked: schemas.Search, picture: bytes | None) -> tuple[Search, list[str]]:
+    """Returns the search of a request and of the picture beside it, and notes; runs in a thread of its own."""
+    limits = self.state.limits
+    uploaded = () if picture is None else (Part(pixels=service.pixels(read(picture, limits.image_pixels))),)
+    return views.search_of(service, asked, limits, uploaded)
 
-    async def handler(request: Request) -> Response:
-      service = state.ready()
+  def alone(self, model: Any, answer: Callable) -> Callable:
+    """Returns who answers a request that the queue's thread computes by itself."""
+
+    async def computed(request: Request) -> Any:
+      service = self.state.ready()
       asked = await asyncio.to_thread(views.parse, model, await request.body())
-      parts = await asyncio.to_thread(views.parts_of, service, asked.query, state.limits)
-      return _json(await state.do(service, lambda: answer(service, asked, parts)))
+      parts = await asyncio.to_thread(views.parts_of, service, asked.query, self.state.limits)
+      return await self.state.do(service, lambda: answer(service, asked, parts))
 
-    handler.__name__ = model.__name__.lower()
-    return handler
+    computed.__name__ = model.__name__.lower()
+    return computed
 
-  for path, model, answer, summary in (
-    ("/v1/rerank", schemas.Rerank, views.reranked, "Candidates in the order of their exact scores"),
-    ("/v1/adapt", schemas.Adapt, views.adapted_json, "The folded query, for an inner-product index of yours"),
-    ("/v1/why", schemas.Why, views.why_json, "Why items are where they are"),
-  ):
-    app.post(path, openapi_extra=body(model.__name__), summary=summary)(alone(model, answer))
-
-
-def _items(app: FastAPI, state: State, key: str | None) -> None:
-  async def of_picture(id: str, read: Callable[[Any, dict], Any]) -> Any:
-    service = state.ready()
-    found = lambda: read(service.pictures, service.items.records(service.items.positions([id]))[0])
-    return await asyncio.to_thread(found)
-
-  async def metadata(id: str) -> Response:
-    return _json(await asyncio.to_thread(views.record_json, state.ready(), id))
-
-  async def picture(id: str) -> Response:
-    path = await of_picture(id, lambda pictures, record: pictures.path(record))
-    return FileResponse(path, media_type=media_type(path), headers={"Cache-Control": "private, max-age=300"})
-
-  async def thumbnail(id: str) -> Response:
-    data = await of_picture(id, lambda pictures, record: pictures.thumbnail(record))
-    return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=300"})
-
-  parts = {"picture": picture, "thumbnail": thumbnail, "metadata": metadata}
-
-  @app.get("/v1/items", summary="An item by any id: its metadata, its picture, or that one small")
-  async def item(request: Request, id: str, part: Literal["metadata", "picture", "thumbnail"] = "metadata") -> Response:
-    if len(request.query_params.getlist("id")) > 1:
-      raise invalid("id is given more than once; ask for one item at a time")
+  async def item(self, request: Request) -> Any:
+    """Answers for the item that the address names in ?id=."""
+    names, parts = (request.query_params.getlist(name) for name in ("id", "part"))
+    if len(names) != 1 or len(parts) > 1:
+      raise invalid(f"got {len(names)} ids and {len(parts)} parts; ask for one item at a time: ?id=ID&part=picture")
     views.unquoted(request.scope["query_string"].decode("latin-1"))
-    return await parts[part](id)
+    if parts and parts[0] not in PARTS:
+      raise invalid(f"part: {parts[0][:60]!r} is none of {', '.join(PARTS)}")
+    return await self._item(names[0], parts[0] if parts else "metadata")
 
-  def at(part: str) -> Callable:
-    async def handler(id: str) -> Response:
-      return await parts[part](views.unquoted(id))
+  async def item_at(self, part: str, request: Request) -> Any:
+    """Answers for the item that the path names."""
+    return await self._item(views.unquoted(request.path_params["id"]), part)
 
-    handler.__name__ = part
-    return handler
+  async def _item(self, name: str, part: str) -> Any:
+    service = self.state.ready()
+    if part == "metadata":
+      return await asyncio.to_thread(views.record_json, service, name)
 
-  for path, part, summary in (  # of ids as they were written: the guard sees to it that a %2F ends no id
-    ("/v1/items/{id:path}/picture", "picture", "An item's picture"),
-    ("/v1/items/{id:path}/thumbnail", "thumbnail", "An item's picture, small"),
-    ("/v1/items/{id:path}", "metadata", "An item's metadata; slashes in its id are written %2F"),
-  ):
-    app.get(path, summary=summary)(at(part))
+    def read_picture(answer: Callable) -> Any:
+      return answer(service.items.records(service.items.positions([name]))[0])
 
+    if part == "thumbnail":
+      data = await asyncio.to_thread(read_picture, service.pictures.thumbnail)
+      return Response(data, media_type="image/jpeg", headers=KEPT)
+    path = await asyncio.to_thread(read_picture, service.pictures.path)
+    return FileResponse(path, media_type=media_type(path), headers=KEPT)
 
-def _clip_retrieval(app: FastAPI, state: State, key: str | None) -> None:
-  @app.get("/indices-list", summary="clip-retrieval: the names to search by")
-  async def indices() -> list[str]:
+  async def indices(self, request: Request) -> Any:
+    """Names the two sides, as clip-retrieval's clients ask."""
     return list(clip_retrieval.INDICES)
 
-  @app.post("/knn-service", summary="clip-retrieval: search", openapi_extra=body(None))
-  async def knn(request: Request) -> Response:
-    service, said = state.ready(), clip_retrieval.parse(await request.body())
-    job, images = await asyncio.to_thread(clip_retrieval.search_of, service, said, state.limits)
-    found = await state.do(service, job)
-    return _json(await asyncio.to_thread(clip_retrieval.results, service, found, images))
+  async def knn(self, request: Request) -> Any:
+    """Searches as clip-retrieval does."""
+    service, asked = self.state.ready(), views.parse(schemas.Knn, await request.body())
+    job = await asyncio.to_thread(clip_retrieval.search_of, service, asked, self.state.limits)
+    found = await self.state.do(service, job)
+    return await asyncio.to_thread(clip_retrieval.results, service, found, asked.num_images)
 
-  @app.post("/metadata", summary="clip-retrieval: metadata", openapi_extra=body(None))
-  async def metadata(request: Request) -> Response:
-    service, said = state.ready(), clip_retrieval.parse(await request.body())
-    return _json(await asyncio.to_thread(clip_retrieval.metadata, service, said))
+  async def knn_metadata(self, request: Request) -> Any:
+    """Gives metadata by position, as clip-retrieval does."""
+    service, asked = self.state.ready(), views.parse(schemas.KnnMetadata, await request.body())
+    return await asyncio.to_thread(clip_retrieval.metadata, service, asked)
 
-
-def _about(app: FastAPI, state: State, key: str | None) -> None:
-  pages = {
-    path: (resources.files("qat_jax.serve.web") / "page" / name).read_bytes() for path, (name, _) in PAGE.items()
-  }
-
-  def page(path: str) -> Callable:
-    async def handler() -> Response:
-      return Response(pages[path], media_type=PAGE[path][1], headers={"Cache-Control": "no-cache"})
-
-    return handler
-
-  for path in PAGE:
-    app.get(path, include_in_schema=False)(page(path))
-
-  @app.get("/health", summary="Whether the process answers")
-  async def health() -> dict[str, str]:
+  async def health(self, request: Request) -> Any:
+    """Says that the process runs."""
     return {"status": "ok"}
 
-  @app.get("/ready", summary="Whether searches are answered")
-  async def ready() -> dict[str, str]:
-    state.ready()
+  async def ready(self, request: Request) -> Any:
+    """Says that searches are answered."""
+    self.state.ready()
     return {"status": "ready"}
 
-  @app.get("/v1/info", summary="Adapter, encoder, gallery, what can be filtered by")
-  async def info() -> Response:
-    service = state.ready()
-    encoder = service.encoder
-    searches = {"text": encoder is not None and encoder.max_tokens > 0, "image": encoder is not None}
-    limits = {"k": state.limits.k, "body_bytes": state.limits.body_bytes, "image_pixels": state.limits.image_pixels}
-    pictures = service.pictures.folder is not None
-    about = {**service.about, "searches": searches, "pictures": pictures, "limits": limits}
-    return _json({**about, "examples": service.items.examples, "columns": service.items.facets})
+  async def info(self, request: Request) -> Any:
+    """Says what is served."""
+    return views.info_json(self.state.ready(), self.state.limits)
 
-  @app.get("/metrics", summary="For Prometheus")
-  async def metrics() -> Response:
-    return Response(state.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+  async def metrics(self, request: Request) -> Any:
+    """Gives the counters."""
+    return Response(self.state.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-  @app.post("/v1/admin/reload", summary="Read gallery and adapter anew, and serve them when they are whole")
-  async def reload() -> Response:
-    """Wants a key to be set. The old ones serve until the new ones are loaded, checked and compiled."""
-    if key is None or state.reopen is None:
+  async def reload(self, request: Request) -> Any:
+    """Reads gallery and adapter anew. The old ones serve until the new ones are loaded, checked and compiled."""
+    state = self.state
+    if self.key is None or state.reopen is None:
       raise Refused(403, "no_key_set", "reloading wants a key: start the server with QAT_JAX_API_KEY")
     if state.reloading.locked():
       raise Refused(409, "reloading", "a reload is under way already", 5)
@@ -230,27 +216,40 @@ def _about(app: FastAPI, state: State, key: str | None) -> None:
         state.service = await asyncio.to_thread(state.reopen)
       except (ValueError, TypeError, OSError, KeyError, ImportError) as error:
         state.metrics.reloads.labels("failed").inc()
-        said = " ".join(str(error).split())
-        raise Refused(409, "not_reloaded", f"what is served has not changed: {said}") from error
+        reason = " ".join(str(error).split())
+        raise Refused(409, "not_reloaded", f"what is served has not changed: {reason}") from error
     state.metrics.reloads.labels("done").inc()
-    return _json({"status": "reloaded", **state.service.about})
+    return {"status": "reloaded", **state.service.about}
 
 
-def _prepared(
-  service: Service, asked: schemas.Search, picture: bytes | None, limits: Limits
-) -> tuple[Search, list[str]]:
-  """Returns the search of a request, and of the picture that was uploaded with it; in a thread of its own."""
-  return views.search_of(service, asked, limits, () if picture is None else (_uploaded(service, picture, limits),))
+def _endpoint(route: Route) -> Callable:
+  """Returns a route's answer as Starlette calls it: for one method, and JSON where it is no response yet."""
+
+  async def endpoint(request: Request) -> Response:
+    request.scope["pattern"] = route.path
+    if request.method != route.method:
+      refusal = Refused(405, "method", f"this address takes {route.method}")
+      return Response(views.json_bytes(refusal.as_json()), 405, {"Allow": route.method}, media_type=JSON)
+    content = await route.answer(request)
+    return content if isinstance(content, Response) else Response(views.json_bytes(content), media_type=JSON)
+
+  return endpoint
 
 
-def _uploaded(service: Service, picture: bytes, limits: Limits) -> Part:
-  return Part(pixels=service.pixels(read(picture, limits.image_pixels)))
+def _page(path: str, kind: str) -> Callable:
+  """Returns who answers with a file of the page."""
+  data = (resources.files("qat_jax.serve.web") / "page" / (path.strip("/") or "index.html")).read_bytes()
+
+  async def page(request: Request) -> Response:
+    return Response(data, media_type=kind, headers={"Cache-Control": "no-cache"})
+
+  return page
 
 
-async def _asked(request: Request, model: Any) -> tuple[Any, bytes | None]:
-  """Returns a request and the picture beside it: JSON whatever its content type says, or a form with both."""
+async def _search_and_picture(request: Request) -> tuple[schemas.Search, bytes | None]:
+  """Returns a search and the picture beside it: JSON whatever its content type says, or a form with both."""
   if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-    return await asyncio.to_thread(views.parse, model, await request.body()), None
+    return await asyncio.to_thread(views.parse, schemas.Search, await request.body()), None
   try:
     form = await MultiPartParser(request.headers, request.stream(), max_files=1, max_fields=1).parse()
   except (MultiPartException, KeyError, ValueError, UnicodeError) as error:
@@ -258,11 +257,7 @@ async def _asked(request: Request, model: Any) -> tuple[Any, bytes | None]:
   image = form.get("image")
   if image is None or isinstance(image, str):
     raise invalid("the form has no file `image`")
-  said = form.get("request") or "{}"
+  text = form.get("request") or "{}"
   data = await image.read()
   await form.close()
-  return views.parse(model, str(said).encode("utf-8", "surrogatepass")), data
-
-
-def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-  return Response(views.json_bytes(content), status, headers, media_type="application/json")
+  return views.parse(schemas.Search, str(text).encode("utf-8", "surrogatepass")), data

@@ -1,58 +1,85 @@
-"""The OpenAPI description: what the models of requests say, and what answers look like."""
+"""The routes' own words → the OpenAPI description. One table of routes makes both the application and this."""
 
 from __future__ import annotations
 
+import dataclasses
+import re
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
+
+from pydantic import BaseModel
 
 from qat_jax.serve.web import schemas, views
 
-ERROR = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-OTHER = {  # routes that answer with something else than JSON
-  "/metrics": ("text/plain",),
-  "/v1/items": ("application/json", "image/*", "application/octet-stream"),
-  "/v1/items/{id}/picture": ("image/*", "application/octet-stream"),
-  "/v1/items/{id}/thumbnail": ("image/jpeg",),
+JSON = "application/json"
+ERROR = {JSON: {"schema": {"$ref": "#/components/schemas/Error"}}}
+REFUSALS = {
+  "404": "No such item",
+  "413": "Too large",
+  "422": "Something wrong in it",
+  "429": "Too many",
+  "503": "Busy, or not ready",
 }
 
 
-def body(name: str | None, upload: bool = False) -> dict[str, Any]:
-  """Returns the description of a request's body."""
-  schema: dict[str, Any] = {"type": "object"} if name is None else {"$ref": f"#/components/schemas/{name}"}
-  content: dict[str, Any] = {"application/json": {"schema": schema}}
-  if upload:
-    fields = {"image": {"type": "string", "format": "binary"}, "request": {"type": "string", "description": "JSON"}}
-    form = {"type": "object", "properties": fields, "required": ["image"]}
-    content["multipart/form-data"] = {"schema": form}
-  said = {"404": "No such item", "413": "Too large", "422": "Something wrong in it", "429": "Too many"}
-  said["503"] = "Busy, or not ready"
-  responses = {status: {"description": text, "content": ERROR} for status, text in said.items()}
-  return {"requestBody": {"required": True, "content": content}, "responses": responses}
+@dataclasses.dataclass(frozen=True)
+class Route:
+  """One address: who answers it, and what the description says about it."""
+
+  method: str
+  path: str  # as Starlette writes patterns
+  answer: Callable[[Any], Awaitable[Any]]  # a request → a response, or what a response says in JSON
+  summary: str | None = None  # None: the description leaves the route out
+  model: type[BaseModel] | None = None  # of the body, where there is one
+  upload: bool = False  # whether a form with a picture will do as the body
+  query: tuple[tuple[str, bool, dict[str, Any]], ...] = ()  # parameters of the address: name, required, schema
+  kinds: tuple[str, ...] = (JSON,)  # of answers
 
 
-def described(plain: dict[str, Any]) -> bytes:
-  """Returns an application's own description with the models of its bodies, which handlers parse, as JSON.
-
-  Every route may answer with an error, which looks alike everywhere; some answer with no JSON.
-  """
-  components = plain.setdefault("components", {}).setdefault("schemas", {})
-  for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own, of which there are none
-    components.pop(name, None)
-  for path, methods in plain["paths"].items():
-    for about in methods.values():
-      responses = about["responses"]
-      if "HTTPValidationError" in str(responses.get("422")):
-        del responses["422"]
-      responses["default"] = {"description": "An error, which says what to do", "content": ERROR}
-      if path in OTHER:
-        responses["200"]["content"] = {
-          kind: {"schema": {} if kind == "application/json" else {"type": "string"}} for kind in OTHER[path]
-        }
+def described(routes: Sequence[Route], title: str) -> bytes:
+  """Returns the OpenAPI description of routes as JSON."""
+  paths: dict[str, Any] = {}
+  for route in routes:
+    if route.summary is not None:
+      paths.setdefault(route.path.replace(":path}", "}"), {})[route.method.lower()] = _operation(route)
+  components: dict[str, Any] = {}
   for model in schemas.MODELS:
-    own = model.model_json_schema(ref_template="#/components/schemas/{model}")
-    components |= own.pop("$defs", {})
-    components[model.__name__] = own
+    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    components |= schema.pop("$defs", {})
+    components[model.__name__] = schema
   text = {"type": "string"}
   about = {"type": "object", "properties": {"code": text, "message": text}, "required": ["code", "message"]}
   components["Error"] = {"type": "object", "properties": {"error": about}, "required": ["error"]}
-  plain["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-  return views.json_bytes(plain)
+  security = {"key": {"type": "http", "scheme": "bearer"}}
+  return views.json_bytes(
+    {
+      "openapi": "3.1.0",
+      "info": {"title": title, "version": "1"},
+      "paths": paths,
+      "components": {"schemas": components, "securitySchemes": security},
+    }
+  )
+
+
+def _operation(route: Route) -> dict[str, Any]:
+  """Returns the description of one route. Every route may answer with an error, and all errors look alike."""
+  content = {kind: {"schema": {} if kind == JSON else {"type": "string"}} for kind in route.kinds}
+  responses: dict[str, Any] = {"200": {"description": "The answer", "content": content}}
+  responses["default"] = {"description": "An error, which says what to do", "content": ERROR}
+  name = "_".join([route.method.lower(), *re.findall(r"\w+", route.path.replace(":path", ""))])
+  operation: dict[str, Any] = {"summary": route.summary, "operationId": name, "responses": responses}
+  parameters = [
+    {"name": name, "in": "query", "required": required, "schema": schema} for name, required, schema in route.query
+  ]
+  if "{id" in route.path:
+    parameters.append({"name": "id", "in": "path", "required": True, "schema": {"type": "string"}})
+  if parameters:
+    operation["parameters"] = parameters
+  if route.model is not None:
+    body: dict[str, Any] = {JSON: {"schema": {"$ref": f"#/components/schemas/{route.model.__name__}"}}}
+    if route.upload:
+      fields = {"image": {"type": "string", "format": "binary"}, "request": {"type": "string", "description": "JSON"}}
+      body["multipart/form-data"] = {"schema": {"type": "object", "properties": fields, "required": ["image"]}}
+    operation["requestBody"] = {"required": True, "content": body}
+    responses |= {status: {"description": words, "content": ERROR} for status, words in REFUSALS.items()}
+  return operation

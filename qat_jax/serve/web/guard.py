@@ -84,7 +84,7 @@ class Guard:
     finally:
       self.active -= 1
       seconds = time.perf_counter() - began
-      self.count(route_of(scope), status, seconds, code or scope.get("state", {}).get("code"))
+      self.count(route_of(scope), status, seconds, code)
       level = logging.DEBUG if scope["path"] in OPEN else logging.INFO
       log.log(level, "%s %s %d %.1f ms", method, route_of(scope), status, 1000 * seconds)
 
@@ -130,7 +130,7 @@ class Guard:
 
 def route_of(scope: Any) -> str:
   """Returns the pattern of a request's path, without what it asks for."""
-  return getattr(scope.get("route"), "path", scope["path"] if scope["path"] in OPEN else UNKNOWN)
+  return scope.get("pattern") or (scope["path"] if scope["path"] in OPEN else UNKNOWN)
 
 
 def _routed(scope: Any) -> Any:

@@ -25,6 +25,13 @@ class Metrics:
     new(Gauge, "queue_length", "Requests that wait").set_function(waiting)
     new(Gauge, "items", "Items of the gallery").set_function(items)
 
+  def count(self, route: str, status: int, seconds: float, code: str | None) -> None:
+    """Counts an answer; `code` is that of a refusal."""
+    self.requests.labels(route, str(status)).inc()
+    self.latency.labels(route).observe(seconds)
+    if code:
+      self.refused.labels(code).inc()
+
   def batch(self, size: int, waited: float) -> None:
     """Counts a batch."""
     self.sizes.observe(size)

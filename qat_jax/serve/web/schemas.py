@@ -111,4 +111,24 @@ class Why(Asked):
   items: list[Id] = Field(min_length=1, max_length=20, fail_fast=True)
 
 
-MODELS = (Part, Range, Search, Rerank, Adapt, Why)
+class Knn(BaseModel):
+  """A search as clip-retrieval's clients write it. An empty text is none."""
+
+  text: str | None = Field(default=None, max_length=TEXT_LETTERS)
+  image: str | None = Field(default=None, description="the bytes of a picture in base64")
+  image_url: str | None = Field(default=None, description="not fetched: refused")
+  embedding_input: Vector | None = None
+  modality: Literal["image"] = "image"
+  num_images: StrictInt = Field(default=20, ge=0)
+  num_result_ids: StrictInt | None = Field(default=None, ge=0)
+  indice_name: Literal["adapted", "plain", ""] | None = None
+
+
+class KnnMetadata(BaseModel):
+  """Positions of items whose metadata clip-retrieval's clients ask for."""
+
+  ids: list[StrictInt | Annotated[str, Field(pattern="^[0-9]{1,19}$")]] = Field(max_length=IDS, fail_fast=True)
+  indice_name: Literal["adapted", "plain", ""] | None = None
+
+
+MODELS = (Part, Range, Search, Rerank, Adapt, Why, Knn, KnnMetadata)

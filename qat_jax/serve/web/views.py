@@ -267,6 +267,19 @@ def record_json(service: Service, name: str) -> dict[str, Any]:
     return {**record, "picture": False}
 
 
+def info_json(service: Service, limits: Limits) -> dict[str, Any]:
+  """Returns what is served and what can be asked."""
+  encoder = service.encoder
+  return {
+    **service.about,
+    "searches": {"text": encoder is not None and encoder.max_tokens > 0, "image": encoder is not None},
+    "pictures": service.pictures.folder is not None,
+    "limits": {name: getattr(limits, name) for name in ("k", "body_bytes", "image_pixels")},
+    "examples": service.items.examples,
+    "columns": service.items.facets,
+  }
+
+
 def json_bytes(content: object) -> bytes:
   """Returns JSON; what is no number in it would be an error of ours."""
   return json.dumps(content, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
