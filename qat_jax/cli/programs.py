@@ -1,6 +1,6 @@
 """The commands train and evaluate: doors to the programs of a checkout, which the wheel does not have.
 
-This process becomes python -m train.main or `python -m eval.main`; the library imports neither.
+This process becomes the program train.main or eval.main; the library imports neither.
 """
 
 from __future__ import annotations
