@@ -22,7 +22,6 @@ The verbs on a gallery of four items, with the adaptation that changes nothing:
 
 from typing import TYPE_CHECKING, Any
 
-from qat_jax import start as start
 from qat_jax.adaptation import fold, plain
 from qat_jax.adapter import Adapter, load
 from qat_jax.features.store import FeatureStore, write_features

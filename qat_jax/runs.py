@@ -11,7 +11,6 @@ import platform
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
@@ -19,7 +18,7 @@ import jax
 
 from qat_jax.stages import FULL
 
-STOPS = {signal.SIGINT: "stopped by Ctrl-C", signal.SIGTERM: "stopped by SIGTERM"}
+STOPS: dict[int, str] = {signal.SIGINT: "stopped by Ctrl-C", signal.SIGTERM: "stopped by SIGTERM"}
 AGAIN = "the same command goes on from what is finished"
 ANEW = "nothing is kept of it, the same command begins anew"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy", "scann")
@@ -44,42 +43,30 @@ def in_one_line(error: BaseException) -> str:
 
 
 def end_on_signals(advice: str = AGAIN, tell: Callable[[str], None] | None = None) -> None:
-  """Has Ctrl-C and SIGTERM end this process at once, with one line and status 130 or 143; for a program's main thread.
+  """Makes Ctrl-C and SIGTERM end this process with one line and status 130 or 143; for the main thread of a program.
 
-  The line ends with `advice`; `tell`, which must not take long, is called with its beginning. Nothing is unwound: what
-  is on disk outlives a kill at any moment, while compilers and the threads of others would hold an ordinary end up, or
-  crash in it. A signal that is ignored stays so, and who handles one later has it.
+  Nothing is unwound: files on disk outlive a kill at any moment, and compilers and threads of libraries would delay an
+  ordinary end, or crash in it. A call into compiled code is finished first. A signal that is ignored stays ignored, and
+  a handler that is set later replaces this one.
+
+  Args:
+    advice: the end of the line.
+    tell: is called with the beginning of the line; it must be quick.
   """
-  reading, writing = os.pipe()
-  os.set_blocking(writing, False)
-  signal.set_wakeup_fd(writing, warn_on_full_buffer=False)  # written to at once, whatever the main thread is busy with
+
+  def end(number: int, _: object) -> NoReturn:
+    with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: the signal came while stdout was written to
+      sys.stdout.flush()
+    begin = "\r\x1b[K" if os.isatty(2) else "\n"  # a progress bar may be in the line
+    with contextlib.suppress(OSError):
+      os.write(2, f"{begin}{STOPS[number]}; {advice}\n".encode())
+    if tell:
+      tell(STOPS[number])
+    os._exit(128 + number)
+
   for number in STOPS:
     if signal.getsignal(number) != signal.SIG_IGN:
-      signal.signal(number, _noted)
-
-  def watch() -> None:
-    while True:
-      number = signal.Signals(os.read(reading, 1)[0])
-      if number in STOPS and signal.getsignal(number) is _noted:
-        _end(number, advice, tell)
-
-  threading.Thread(target=watch, name="signals", daemon=True).start()
-
-
-def _noted(*_: object) -> None:
-  """Stands for: the thread `signals` ends the process."""
-
-
-def _end(number: signal.Signals, advice: str, tell: Callable[[str], None] | None) -> NoReturn:
-  flushing = threading.Thread(target=sys.stdout.flush, daemon=True)  # which waits where nobody reads
-  flushing.start()
-  flushing.join(1)
-  begin = "\r\x1b[K" if os.isatty(2) else "\n"  # a progress bar may be in the line
-  with contextlib.suppress(OSError):
-    os.write(2, f"{begin}{STOPS[number]}; {advice}\n".encode())
-  if tell:
-    tell(STOPS[number])
-  os._exit(128 + number)
+      signal.signal(number, end)
 
 
 def provenance(config: dict[str, Any], seed: int) -> dict[str, Any]:

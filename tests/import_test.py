@@ -23,7 +23,6 @@ ENTRY_POINTS = (
 
 # A module of qat_jax imports only those before it, so this is also an order to read them in.
 ORDER = (
-  "start",
   "types",
   "stages",
   "sealed",

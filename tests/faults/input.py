@@ -212,11 +212,11 @@ def _command_lines(bench: Bench, here: pathlib.Path, rng: random.Random) -> Call
     "/dev/null",
   ]
   flags = {
-    "rank": ("adapter", "queries", "gallery", "shortlist", "k", "query_type", "block", "out"),
+    "rank": ("adapter", "queries", "gallery", "shortlist", "k", "query-type", "block", "out"),
     "export": ("license", "format", "queries"),
     "convert": ("dtype", "revision"),
     "split": ("by", "val", "test", "seed"),
-    "extract": ("encoder", "batch_size"),
+    "extract": ("encoder", "batch-size"),
   }
   command = rng.choice(list(flags))
   given = (

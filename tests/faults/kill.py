@@ -9,25 +9,19 @@ from __future__ import annotations
 import random
 import shutil
 import signal
-import subprocess
-import sys
-import time
 
 from qat_jax.runs import AGAIN, STOPS
 from tests.faults.bench import Bench, Outcome, compared, half_files
-from tests.faults.jobs import ROOT, STAGES, made
+from tests.faults.jobs import STAGES, made
 from tests.faults.victims import Ended, Fault
 
 WAYS = ("kill at a file", "kill at a time", "SIGTERM", "kill at a file", "kill twice", "Ctrl-C")
 SOON = 5.0  # seconds in which a signal ends a program
-PROGRAMS = ("train.main", "eval.main", "qat_jax.cli", "eval.which", "eval.score", "eval.speed.latency")
 
 
 def case(bench: Bench, number: int, rng: random.Random) -> Outcome:
   """Ends a stage once or twice, then runs it to its end."""
   name, way = list(STAGES)[number % len(STAGES)], WAYS[number // len(STAGES) % len(WAYS)]
-  if number % 40 == 39:
-    return cold(rng)
   stage, reference = STAGES[name], bench.reference(name)
   folder, row = bench.folder(stage), f"{name}: {'SIGKILL' if 'kill' in way else way}"
   sent = {"SIGTERM": signal.SIGTERM, "Ctrl-C": signal.SIGINT}.get(way, signal.SIGKILL)
@@ -63,21 +57,3 @@ def _badly_ended(ended: Ended, sent: signal.Signals) -> str:
   wanted = f"{STOPS[sent]}; {AGAIN}"
   before = ended.status == -sent and not ended.lines  # while the program began
   return "" if before or (ended.status == 128 + sent and last == wanted) else f"status {ended.status}, said {last!r}"
-
-
-def cold(rng: random.Random) -> Outcome:
-  """Sends Ctrl-C to a program that has just begun, while its imports run."""
-  module, wait = rng.choice(PROGRAMS), rng.uniform(0.3, 2.0)
-  words = [sys.executable, "-m", module, "--help"] if module != "qat_jax.cli" else [sys.executable, "-m", module]
-  heard = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
-  words = [sys.executable, "-c", heard, *words]  # a shell may have it ignored
-  with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-    time.sleep(wait)
-    process.send_signal(signal.SIGINT)
-    began = time.monotonic()
-    said, _ = process.communicate(timeout=60)
-    late = time.monotonic() - began
-  wrong = f"a traceback: {said[-300:]}" if "Traceback" in said else f"it took {late:.1f} s" if late > SOON else ""
-  return Outcome(
-    "programs that begin: Ctrl-C", "wrong" if wrong else "ended", wrong and f"{module}, {wait:.2f}: {wrong}"
-  )
