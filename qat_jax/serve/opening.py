@@ -62,11 +62,15 @@ def open_service(settings: Settings, limits: Limits, log: Callable[[str], Any] =
   items, pictures = Items.of(store), Pictures(settings.images, limits.image_pixels)
   encoder = _encoder(settings, adapter, store)
   frozen, prepared = _galleries(settings, adapter, store)
-  stores = {id(one): one for one in (frozen, *prepared.values())}
-  size = sum(len(one) * one.width * 4 for one in stores.values())
+  stores: list[FeatureStore] = []
+  for store_ in (frozen, *prepared.values()):
+    if not any(store_ is other for other in stores):
+      stores.append(store_)
+  size = sum(len(one) * one.width * 4 for one in stores)
   free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
   single, half = size < SHARE * free, size / 2 < SHARE * free
-  placed = {key: _placed(one, single) if half else one for key, one in stores.items()}
+  placed = [_placed(one, single) if half else one for one in stores]
+  in_place = lambda store: next(other for one, other in zip(stores, placed, strict=True) if one is store)
   where = "in memory" if half else "on the disk, memory-mapped"
   log(f"{len(store):,} items, {size / 1e9:.2f} GB as float32: {where}")
   about = {
@@ -80,9 +84,9 @@ def open_service(settings: Settings, limits: Limits, log: Callable[[str], Any] =
     "gallery": {"items": len(store), "width": store.width, "where": where},
     "index": settings.index,
   }
-  galleries = {name: placed[id(one)] for name, one in prepared.items()}
+  galleries = {name: in_place(one) for name, one in prepared.items()}
   indexes = {name: _index(settings.index, one) for name, one in galleries.items()} if settings.index != "exact" else {}
-  service = Service(adapter, items, placed[id(frozen)], galleries, encoder, pictures, indexes, about)
+  service = Service(adapter, items, in_place(frozen), galleries, encoder, pictures, indexes, about)
   _ = items.facets
   service.warm(log)
   return service

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,44 +11,46 @@ import numpy as np
 from qat_jax.adaptation import fold, plain, unit
 from qat_jax.adapter import Adapter
 from qat_jax.models.memory import PAIRS
-from qat_jax.search.rank import rank, rerank, score
+from qat_jax.search.rank import rank, score
+from qat_jax.serve.limits import Refused
+from qat_jax.serve.ranking import Ranker
+from qat_jax.serve.searches import Search
+from qat_jax.serve.terms import Term, added
 from qat_jax.types import Adaptation, Gallery
 
 REMEMBERED = 5  # pairs that are shown
-COUNTED = 4_000_000  # items up to which ranks are counted among all; among more, within the first DEEP
+COUNTED = 4_000_000  # items × terms up to which ranks are counted among all; beyond, within the first DEEP
 DEEP = 1000
 
 
-def scores_of(adaptation: Adaptation, gallery: Gallery, positions: np.ndarray) -> list[dict[str, Any]]:
-  """Returns the score of items for one query, its numerator and the length |T z|, and the rank among all items.
+def scores_of(terms: Sequence[Term], ranker: Ranker, positions: np.ndarray) -> list[dict[str, Any]]:
+  """Returns the score of items for one query, and the rank among all items.
 
-  The rank is None where a gallery is so large that only the first thousand are looked at, and the item is not there.
+  Of a query of one term also the numerator and the length |T z|. The rank is None where a gallery is so large that only
+  the first thousand are looked at, and the item is not there.
   """
-  ranking = rerank(adaptation, gallery, positions[None].astype(np.int64))
-  score_of = dict(zip(ranking.ids[0].tolist(), ranking.scores[0].tolist(), strict=True))
-  item_ND = np.asarray(gallery[positions], np.float32)
-  numerator_N = item_ND @ np.asarray(fold(adaptation))[0]
-  ranks = _ranks(adaptation, gallery, positions, score_of)
-  found = []
-  for row, position in enumerate(positions.tolist()):
-    value, numerator = score_of[position], float(numerator_N[row])
-    length = numerator / value if abs(value) > 1e-6 else None
-    found.append({"score": value, "numerator": numerator, "length": length, "rank": ranks[position]})
-  return found
+  score_P = added(terms, ranker.scores([(term, positions) for term in terms]))
+  places = _ranks(terms, ranker, positions)
+  items: list[dict[str, Any]] = [
+    {"score": float(value), "rank": place} for value, place in zip(score_P, places, strict=True)
+  ]
+  if len(terms) == 1:
+    item_PD = np.asarray(ranker.galleries[terms[0].gallery][positions], np.float32)
+    numerator_P = item_PD @ np.asarray(fold(terms[0].adaptation))[0]
+    for item, numerator in zip(items, numerator_P.tolist(), strict=True):
+      item |= {"numerator": numerator, "length": numerator / item["score"] if abs(item["score"]) > 1e-6 else None}
+  return items
 
 
-def _ranks(
-  adaptation: Adaptation, gallery: Gallery, positions: np.ndarray, score_of: dict[int, float]
-) -> dict[int, int | None]:
-  if len(gallery) > COUNTED:
-    ids = rank(adaptation, gallery, DEEP).ids[0].tolist()
-    return {p: ids.index(p) + 1 if p in ids else None for p in positions.tolist()}
-  score_N = np.asarray(score(adaptation, gallery))[0]
-  ranks: dict[int, int | None] = {}
-  for p in positions.tolist():
-    before_N = (score_N > score_N[p]) | ((score_N == score_N[p]) & (np.arange(len(score_N)) < p))
-    ranks[p] = int(before_N.sum()) + 1
-  return ranks
+def _ranks(terms: Sequence[Term], ranker: Ranker, positions: np.ndarray) -> list[int | None]:
+  items = len(ranker.galleries["frozen"])
+  if items * len(terms) > COUNTED:
+    (ranked,) = ranker.rank([Search((), k=DEEP)], [list(terms)])
+    ids = [] if isinstance(ranked, Refused) else ranked[0].ids.tolist()
+    return [ids.index(p) + 1 if p in ids else None for p in positions.tolist()]
+  score_N = added(terms, [np.asarray(score(one.adaptation, ranker.galleries[one.gallery]))[0] for one in terms])
+  before = lambda p: (score_N > score_N[p]) | ((score_N == score_N[p]) & (np.arange(items) < p))
+  return [int(before(p).sum()) + 1 for p in positions.tolist()]
 
 
 def moved(

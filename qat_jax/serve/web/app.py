@@ -128,7 +128,7 @@ class Answers:
   def _job(self, service: Service, asked: schemas.Search, picture: bytes | None) -> tuple[Search, list[str]]:
     """Returns the search of a request and of the picture beside it, and notes; runs in a thread of its own."""
     limits = self.state.limits
-    uploaded = () if picture is None else (Part(pixels=service.pixels(read(picture, limits.image_pixels))),)
+    uploaded = () if picture is None else (Part(pixels=service.encoding.pixels(read(picture, limits.image_pixels))),)
     return views.search_of(service, asked, limits, uploaded)
 
   def alone(self, model: Any, answer: Callable) -> Callable:

@@ -36,7 +36,7 @@ def search_of(service: Service, asked: Knn, limits: Limits) -> Search:
     query_type = "image" if "image" in heads else next(iter(heads))
     part = Part(vector=vector_of(asked.embedding_input, service.adapter.width), query_type=query_type)
   elif asked.image:
-    part = Part(pixels=service.pixels(read(from_base64(asked.image), limits.image_pixels)))
+    part = Part(pixels=service.encoding.pixels(read(from_base64(asked.image), limits.image_pixels)))
   else:
     if not asked.text or not asked.text.strip():
       raise invalid("the text is empty; write something to search for")

@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from qat_jax.serve import encoding
 from qat_jax.serve.limits import Limits, Refused
 from qat_jax.serve.queue import Queue
 from qat_jax.serve.searches import Search
-from qat_jax.serve.service import SIZES, Service
+from qat_jax.serve.service import Service
 from qat_jax.serve.web.metrics import Metrics
 
 
@@ -21,7 +22,7 @@ class State:
     self.limits, self.reopen = limits, reopen
     self.service: Service | None = None
     self.reloading = asyncio.Lock()
-    self.queue = Queue(self._work, SIZES[-1], limits.waiting, limits.seconds)
+    self.queue = Queue(self._work, encoding.SIZES[-1], limits.waiting, limits.seconds)
     self.metrics = Metrics(lambda: len(self.queue), lambda: len(self.service.items) if self.service else 0)
     self.queue.observe = self.metrics.batch
 
@@ -34,17 +35,17 @@ class State:
   def _work(self, jobs: Any) -> list[Any]:
     """Answers a batch: searches of one service together, anything else one by one."""
     results: list[Any] = [None] * len(jobs)
-    groups: dict[int, list[int]] = {}
+    groups: dict[Service, list[int]] = {}
     for i, (service, job) in enumerate(jobs):
       if isinstance(job, Search):
-        groups.setdefault(id(service), []).append(i)
+        groups.setdefault(service, []).append(i)
         continue
       try:
         results[i] = job()
       except Exception as error:
         results[i] = error
-    for members in groups.values():
-      found = jobs[members[0]][0].search([jobs[i][1] for i in members])
+    for service, members in groups.items():
+      found = service.search([jobs[i][1] for i in members])
       for i, result in zip(members, found, strict=True):
         results[i] = result
       spent: dict[str, float] = next((one.seconds for one in found if not isinstance(one, Exception)), {})

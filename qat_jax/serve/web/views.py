@@ -8,19 +8,20 @@ import urllib.parse
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-import jax.numpy as jnp
 import numpy as np
 from pydantic import BaseModel, ValidationError
 
-from qat_jax.adaptation import fold, plain, unit
+from qat_jax.adaptation import fold, unit
 from qat_jax.adapter import check_queries
-from qat_jax.search.rank import rerank
+from qat_jax.search.rank import score
 from qat_jax.serve.limits import IDS, NAMES, Limits, Refused, invalid
 from qat_jax.serve.pictures import from_base64, read
+from qat_jax.serve.ranking import FEW
 from qat_jax.serve.searches import Found, Part, Search
-from qat_jax.serve.service import FEW, Service
+from qat_jax.serve.service import Service
+from qat_jax.serve.terms import Term, added
 from qat_jax.serve.web import schemas
-from qat_jax.types import Gallery, Ranking, as_gallery
+from qat_jax.types import Ranking
 
 BEFORE = 100  # of the plain ranking are looked at to say where adapted items were
 Model = TypeVar("Model", bound=BaseModel)
@@ -132,7 +133,7 @@ def _part(service: Service, part: schemas.Part, limits: Limits) -> Part:
       raise invalid("the text is empty; write something to search for")
     return Part(text=part.text, weight=part.weight)
   if part.image is not None:
-    return Part(pixels=service.pixels(read(from_base64(part.image), limits.image_pixels)), weight=part.weight)
+    return Part(pixels=service.encoding.pixels(read(from_base64(part.image), limits.image_pixels)), weight=part.weight)
   if part.item is not None:
     return Part(position=int(service.items.positions([part.item])[0]), weight=part.weight)
   return Part(vector=vector_of(part.vector, service.adapter.width), weight=part.weight, query_type=part.query_type)
@@ -183,41 +184,31 @@ def reranked(service: Service, asked: schemas.Rerank, parts: tuple[Part, ...]) -
   """Returns candidates in the order of their scores; runs in the queue's thread."""
   if (asked.documents is None) == (asked.vectors is None):
     raise invalid("give documents (ids) or vectors to rerank, one of them")
-  job = Search(parts, mode=asked.mode, query_type=asked.query_type)
-  (found,) = service.features([job])
-  if isinstance(found, Exception):
-    raise found
-  adapted = asked.mode == "adapted"
-  adaptation = service.adapted(job)[1] if adapted else plain(jnp.asarray(found.feature[None]))
-  names: list[str] = []
-  gallery: Gallery
+  found = service.planned(Search(parts, mode=asked.mode, query_type=asked.query_type))
+  about = {"query_type": found.query_type, "mode": asked.mode, "notes": found.notes}
+  terms = found.terms[asked.mode]
   if asked.documents is not None:
     names = [_id_of(document) for document in asked.documents]
     if not names:
-      return {"results": [], "query_type": found.query_type, "mode": asked.mode, "notes": list(found.notes)}
-    places: dict[str, list[int]] = {}
-    for index, name in enumerate(names):
-      places.setdefault(name, []).append(index)
-    positions = service.items.positions(places)
-    said = dict(zip(positions.tolist(), places.values(), strict=True))
-    gallery = service.prepared[found.query_type] if adapted else service.frozen
+      return {"results": [], **about}
+    row_of = {name: row for row, name in enumerate(dict.fromkeys(names))}
+    positions = service.items.positions(row_of)
+    score_U = added(terms, service.ranker.scores([(term, positions) for term in terms]))
+    scores = [float(score_U[row_of[name]]) for name in names]
   else:
-    rows_ND = np.stack([vector_of(row, service.adapter.width) for row in asked.vectors or ()])
-    rows = as_gallery(unit(rows_ND, np.float32))
-    positions, said = np.arange(len(rows_ND)), {i: [i] for i in range(len(rows_ND))}
-    gallery = service.adapter.prepare(rows, found.query_type) if adapted else rows
-  ranking = rerank(adaptation, gallery, positions[None])
+    names, rows_ND = [], np.stack([vector_of(row, service.adapter.width) for row in asked.vectors or ()])
+    rows_ND = unit(rows_ND, np.float32)
+    score_TN = [np.asarray(score(term.adaptation, service.planner.prepared(term, rows_ND)))[0] for term in terms]
+    scores = added(terms, score_TN).tolist()
   results = []
-  for position, score in zip(ranking.ids[0].tolist(), ranking.scores[0].tolist(), strict=True):
-    for index in said.get(position, ()):  # a document that was given twice comes back twice
-      entry: dict[str, Any] = {"index": index, "relevance_score": score}
-      if names:
-        entry["id"] = names[index]
-        if asked.return_documents:
-          entry["document"] = service.items.records([position])[0]
-      results.append(entry)
-  about = {"query_type": found.query_type, "mode": asked.mode, "notes": list(found.notes)}
-  return {"results": results[: asked.top_n], **about}
+  for index in sorted(range(len(scores)), key=lambda index: -scores[index])[: asked.top_n]:
+    entry: dict[str, Any] = {"index": index, "relevance_score": scores[index]}
+    if names:
+      entry["id"] = names[index]
+      if asked.return_documents:
+        entry["document"] = service.items.records(service.items.positions([names[index]]))[0]
+    results.append(entry)
+  return {"results": results, **about}
 
 
 def _id_of(document: Any) -> str:
@@ -229,19 +220,27 @@ def _id_of(document: Any) -> str:
 
 def adapted_json(service: Service, asked: schemas.Adapt, parts: tuple[Part, ...]) -> dict[str, Any]:
   """Returns the folded query, and the adaptation where it is asked for; runs in the queue's thread."""
-  job = Search(parts, query_type=asked.query_type)
-  found, adaptation = service.adapted(job)
-  folded_D = np.asarray(fold(adaptation))[0]
+  found = service.planned(Search(parts, query_type=asked.query_type))
+  terms = [_term_json(term, asked.adaptation) for term in found.terms["adapted"]]
+  answer = {"query_type": found.query_type, "notes": found.notes}
+  if len(terms) > 1:
+    return {**answer, "terms": terms}
+  terms[0].pop("weight")
+  return {**answer, **terms[0]}
+
+
+def _term_json(term: Term, whole: bool) -> dict[str, Any]:
+  """Returns a folded query, its space and weight, and the adaptation if `whole`."""
+  folded_D = np.asarray(fold(term.adaptation))[0].tolist()
   answer: dict[str, Any] = {
-    "query_type": found.query_type,
-    "space": adaptation.space,
+    "space": term.adaptation.space,
     "width": len(folded_D),
-    "folded": folded_D.tolist(),
-    "notes": list(found.notes),
+    "folded": folded_D,
+    "weight": term.weight,
   }
-  if asked.adaptation:
-    arrays = {name: getattr(adaptation, name)[0] for name in ("query", "gate", "left", "right")}
-    answer["adaptation"] = {name: np.asarray(array).tolist() for name, array in arrays.items()}
+  if whole:
+    arrays = {name: getattr(term.adaptation, name)[0] for name in ("query", "gate", "left", "right")}
+    answer["adaptation"] = {name: array.tolist() for name, array in arrays.items()}
   return answer
 
 
@@ -254,7 +253,7 @@ def why_json(service: Service, asked: schemas.Why, parts: tuple[Part, ...]) -> d
     entry.pop("query")
     entry["like"] = service.items.id(entry.pop("position"))
   items = [{"id": service.items.id(p), **both} for p, both in zip(positions.tolist(), scores, strict=True)]
-  return {"query_type": found.query_type, "moved": how, "items": items, "notes": list(found.notes)}
+  return {"query_type": found.query_type, "moved": how, "items": items, "notes": found.notes}
 
 
 def record_json(service: Service, name: str) -> dict[str, Any]:

@@ -5,9 +5,12 @@ import numpy as np
 import pytest
 
 import qat_jax
+from qat_jax.serve import encoding, ranking
 from qat_jax.serve import service as service_module
 from qat_jax.serve.limits import Refused
+from qat_jax.serve.ranking import Ranker
 from qat_jax.serve.searches import Part, Search
+from qat_jax.serve.terms import Term, rows_of
 from qat_jax.types import ArrayGallery
 
 
@@ -50,20 +53,36 @@ def test_a_batch_of_any_searches_finds_what_rank_finds_of_each(served):
       np.testing.assert_allclose(ranking.scores, wanted.scores[0][there], atol=2e-6)
 
 
-def test_parts_of_a_query_count_by_their_weights(served):
+def test_parts_of_a_query_go_through_their_own_heads_and_their_scores_add(served):
   words, picture = Part(text="in red", weight=0.5), Part(position=3)
-  (found,) = served.features([Search((picture, words))])
-  (text,), (image,) = (served.features([Search((part,))]) for part in (dataclasses.replace(words, weight=1), picture))
+  job = Search((picture, words), k=36, mode="both")
+  (found,) = served.search([job])
+  (text,), (image,) = (served.planner.features([Search((part,))]) for part in (words, picture))
   mixed_D = image.feature + 0.5 * text.feature
   np.testing.assert_allclose(found.feature, mixed_D / np.linalg.norm(mixed_D), atol=1e-6)
-  assert found.query_type == "image"
-  assert served.features([Search((picture, words), query_type="text")])[0].query_type == "text"
+  assert (
+    found.query_type == "image" and served.planned(dataclasses.replace(job, query_type="text")).query_type == "text"
+  )
+  score = lambda one, name: np.asarray(qat_jax.score(served.adapter(one.feature[None], name), served.prepared[name]))[0]
+  score_N = (score(image, "image") + 0.5 * score(text, "text")) / 1.5
+  assert ids(found.adapted) == np.argsort(-score_N, kind="stable").tolist()
+  np.testing.assert_allclose(found.adapted.scores, score_N[found.adapted.ids], atol=2e-6)
+
+
+def test_parts_through_one_head_without_a_map_are_one_inner_product(served):
+  parts = (Part(position=3), Part(position=8, weight=0.5), Part(position=5, weight=-0.25))
+  (term,) = served.planned(Search(parts)).terms["adapted"]
+  rows_QD = np.asarray(served.frozen[np.array([3, 8, 5])], np.float32)
+  score_QN = np.asarray(qat_jax.score(served.adapter(rows_QD, "image"), served.prepared["image"]))
+  expected_N = np.array([1, 0.5, -0.25]) @ score_QN
+  (score_N,) = served.ranker.scores([(term, np.arange(36))])
+  np.testing.assert_allclose(term.weight * score_N, expected_N, atol=2e-6)
 
 
 def test_a_text_that_is_longer_than_the_encoder_reads_is_said_to_be_cut(served):
   most = served.encoder.max_tokens
-  short, long = (served.features([Search((Part(text=" ".join(["red"] * count)),))])[0] for count in (3, most))
-  assert short.notes == () and f"reads {most} tokens" in long.notes[0]
+  short, long = (served.planner.features([Search((Part(text=" ".join(["red"] * count)),))])[0] for count in (3, most))
+  assert short.notes == [] and f"reads {most} tokens" in long.notes[0]
 
 
 def test_what_cannot_be_searched_is_refused_and_the_rest_of_the_batch_is_answered(served):
@@ -83,14 +102,14 @@ def test_a_gallery_that_breaks_while_it_is_served_is_said_and_plain_search_goes_
   broken = open_shop()
   rows_ND = np.asarray(broken.prepared["text"][:]).copy()
   rows_ND[7] = np.nan
-  broken.prepared = {**broken.prepared, "text": qat_jax.as_gallery(rows_ND)}
+  broken.galleries["text"] = qat_jax.as_gallery(rows_ND)
   (error,), (fine,) = (broken.search([Search((Part(text="a red box"),), mode=mode)]) for mode in ("adapted", "plain"))
   assert error.status == 503 and "item 7 is NaN" in str(error)
   assert len(fine.plain.ids) == 20
 
 
 def test_after_warming_no_search_compiles(open_shop, monkeypatch):
-  monkeypatch.setattr(service_module, "SIZES", (1, 4))
+  monkeypatch.setattr(encoding, "SIZES", (1, 4))
   warmed = open_shop()
   warmed.warm()
   compiled = []
@@ -135,7 +154,7 @@ def test_a_service_without_encoder_takes_items_and_vectors_and_says_so_of_the_re
   text, item = bare.search([Search((Part(text="a red box"),)), Search((Part(position=1),))])
   assert "encodes no text" in str(text) and len(item.adapted.ids) == 20
   with pytest.raises(Refused, match="no encoder"):
-    bare.pixels(None)
+    bare.encoding.pixels(None)
 
 
 def test_a_memory_is_asked_what_it_remembered(served):
@@ -166,3 +185,29 @@ def test_a_projected_query_is_not_compared_with_what_it_was(served):
   vector = np.asarray(served.frozen[np.array([3])])[0]
   _, how, _ = other.why(Search((Part(vector=vector, query_type="text"),)), np.array([0]))
   assert how["cosine"] is None
+
+
+def test_the_union_of_what_parts_find_is_deepened_until_it_is_proven_and_else_says_so(served, monkeypatch):
+  items, width, rng = 300, 8, np.random.default_rng(0)
+  rows_ND = rng.standard_normal((2, items, width)).astype(np.float32)
+  rows_ND /= np.linalg.norm(rows_ND, axis=2, keepdims=True)
+  galleries = {"one": qat_jax.as_gallery(rows_ND[0]), "other": qat_jax.as_gallery(rows_ND[1])}
+  queries_QD = rng.standard_normal((2, width)).astype(np.float32)
+  one, other = rows_of(qat_jax.plain(jax.numpy.asarray(queries_QD)), 2)
+  terms = [Term(one, "one", 1.0), Term(other, "other", 2.0)]
+  score_N = sum(
+    weight / 3 * gallery @ (query / np.linalg.norm(query))
+    for weight, gallery, query in zip((1, 2), rows_ND, queries_QD, strict=True)
+  )
+  best = np.argsort(-score_N)[:8].tolist()
+  ranker = Ranker({"frozen": galleries["one"], **galleries}, {})
+  depths = []
+  each = ranker._each
+  monkeypatch.setattr(ranker, "_each", lambda requests: [depths.append(r[2]) for r in requests] and each(requests))
+  monkeypatch.setattr(ranking, "DEPTHS", (8, 300))
+  ((found, sure),) = ranker.rank([Search((), k=8)], [terms])
+  assert ids(found) == best and sure and depths == [8, 8, 300, 300]
+  np.testing.assert_allclose(found.scores, score_N[best], atol=1e-6)
+  monkeypatch.setattr(ranking, "DEPTHS", (8,))
+  ((found, sure),) = ranker.rank([Search((), k=8)], [terms])
+  assert ids(found) != best and not sure

@@ -71,18 +71,25 @@ def client(served):
   return client_of(served, Limits(seconds=300))
 
 
-def by_hand(served, query_D, query_type, side):
-  """Returns the score of every item (N): the cosine of query and item, or of q' and T z."""
-  query_D = query_D / np.linalg.norm(query_D)
+def by_hand(served, parts, side):
+  """Returns the score of every item (N): each part by itself, its score times its weight over all weights.
+
+  A part's score is the cosine of query and item, or of q' and T z. On the plain side the cosine of the summed query.
+  """
+  total = sum(abs(weight) for weight, _, _ in parts)
+  unit = lambda x: x / np.linalg.norm(x)
   if side == "plain":
-    return FEATURES.astype(np.float64) @ query_D
-  adaptation = served.adapter(query_D[None].astype(np.float32), query_type)
-  query_D, gate, left_DR, right_DR = (
-    np.asarray(getattr(adaptation, name), np.float64)[0] for name in ("query", "gate", "left", "right")
-  )
-  item_ND = np.asarray(served.prepared[query_type][:], np.float64)
-  mapped_ND = item_ND * gate + (item_ND @ right_DR) @ left_DR.T
-  return mapped_ND @ query_D / np.linalg.norm(mapped_ND, axis=1)
+    return FEATURES.astype(np.float64) @ unit(sum(weight / total * unit(row_D) for weight, row_D, _ in parts))
+  score_N = np.zeros(ITEMS)
+  for weight, row_D, query_type in parts:
+    adaptation = served.adapter(row_D[None], query_type)
+    query_D, gate, left_DR, right_DR = (
+      np.asarray(getattr(adaptation, name), np.float64)[0] for name in ("query", "gate", "left", "right")
+    )
+    item_ND = np.asarray(served.prepared[query_type][:], np.float64)
+    mapped_ND = item_ND * gate + (item_ND @ right_DR) @ left_DR.T
+    score_N += weight / total * (mapped_ND @ query_D / np.linalg.norm(mapped_ND, axis=1))
+  return score_N
 
 
 def v(weight=1.0):
@@ -93,42 +100,40 @@ but = lambda *places: ~np.isin(PLACE, places)
 item = lambda place, weight=1.0: {"item": IDS[place], "weight": weight}
 only = lambda **filters: {"query": v(), "filters": filters}
 X = FEATURES
-CASES = {  # what is asked, the query by hand, its type, and which items may be found
-  "less of it": ({"query": v(-2)}, -VECTOR, "text", EVERY),
-  "tiny weights": ({"query": [v(1e-30), item(5, 1e-30)]}, VECTOR + X[5], "text", but(5)),
-  "the least weight there is": ({"query": [v(5e-324)]}, VECTOR, "text", EVERY),
-  "a weight of zero": ({"query": [v(), item(5, 0)]}, VECTOR, "text", but(5)),
-  "the heaviest is negative": ({"query": [item(5), v(-1.5)]}, X[5] - 1.5 * VECTOR, "text", but(5)),
-  "of equal weights the first": ({"query": [item(5), v()]}, X[5] + VECTOR, "image", but(5)),
-  "an item with a twin": ({"query": item(16)}, X[16], "image", but(16)),
-  "an item that alone is allowed": ({"query": item(5), "allowed": [IDS[5]]}, X[5], "image", ~EVERY),
-  "allowed twice": ({"query": v(), "allowed": [IDS[3]] * 2 + ["gone", IDS[9]]}, VECTOR, "text", ~but(3, 9)),
-  "nothing allowed": ({"query": v(), "allowed": []}, VECTOR, "text", ~EVERY),
-  "allowed and excluded": ({"query": v(), "allowed": IDS[3:5], "exclude": IDS[3:4] * 2}, VECTOR, "text", ~but(4)),
-  "nearly all excluded": ({"query": v(), "exclude": IDS[1:]}, VECTOR, "text", ~but(0)),
+TEXT, FIFTH = (VECTOR, "text"), (X[5], "image")
+CASES = {  # what is asked, its parts by hand, and which items may be found
+  "less of it": ({"query": v(-2)}, [(-2, *TEXT)], EVERY),
+  "tiny weights": ({"query": [v(1e-30), item(5, 1e-30)]}, [(1, *TEXT), (1, *FIFTH)], but(5)),
+  "the least weight there is": ({"query": [v(5e-324)]}, [(1, *TEXT)], EVERY),
+  "a weight of zero": ({"query": [v(), item(5, 0)]}, [(1, *TEXT)], but(5)),
+  "the heaviest is negative": ({"query": [item(5), v(-1.5)]}, [(1, *FIFTH), (-1.5, *TEXT)], but(5)),
+  "of equal weights the first": ({"query": [item(5), v()]}, [(1, *FIFTH), (1, *TEXT)], but(5)),
+  "an item with a twin": ({"query": item(16)}, [(1, X[16], "image")], but(16)),
+  "an item that alone is allowed": ({"query": item(5), "allowed": [IDS[5]]}, [(1, *FIFTH)], ~EVERY),
+  "allowed twice": ({"query": v(), "allowed": [IDS[3]] * 2 + ["gone", IDS[9]]}, [(1, *TEXT)], ~but(3, 9)),
+  "nothing allowed": ({"query": v(), "allowed": []}, [(1, *TEXT)], ~EVERY),
+  "allowed and excluded": ({"query": v(), "allowed": IDS[3:5], "exclude": IDS[3:4] * 2}, [(1, *TEXT)], ~but(4)),
+  "nearly all excluded": ({"query": v(), "exclude": IDS[1:]}, [(1, *TEXT)], ~but(0)),
   "many allowed": (
     {"query": v(), "allowed": IDS[:5000], "exclude": IDS[:4990]},
-    VECTOR,
-    "text",
+    [(1, *TEXT)],
     ~but(*range(4990, 5000)),
   ),
   "many allowed, filtered": (
     {"query": v(), "allowed": IDS[:5000], "filters": {"sold": True}, "k": 900},
-    VECTOR,
-    "text",
+    [(1, *TEXT)],
     (PLACE < 5000) & (PLACE % 2 == 0),
   ),
-  "more than there are": ({**only(number={"least": 5990.5}), "k": 1000}, VECTOR, "text", PLACE > 5990),
-  "any price": ({**only(price={}), "k": 1000}, VECTOR, "text", ~MISSING),
-  "no ends": ({**only(price={"least": None, "most": None}), "k": 1000}, VECTOR, "text", ~MISSING),
-  "ends the wrong way round": (only(price={"least": 3, "most": 2}), VECTOR, "text", ~EVERY),
-  "between": (only(price={"least": 3, "most": 9.9}), VECTOR, "text", ~MISSING & (PLACE >= 12) & (PLACE < 40)),
-  "values that no item has": (only(number=[7, 7, -1, 10**6]), VECTOR, "text", ~but(7)),
-  "an id that is a number": (only(id=["4", "3", "3.0"]), VECTOR, "text", ~but(3, 4)),
+  "more than there are": ({**only(number={"least": 5990.5}), "k": 1000}, [(1, *TEXT)], PLACE > 5990),
+  "any price": ({**only(price={}), "k": 1000}, [(1, *TEXT)], ~MISSING),
+  "no ends": ({**only(price={"least": None, "most": None}), "k": 1000}, [(1, *TEXT)], ~MISSING),
+  "ends the wrong way round": (only(price={"least": 3, "most": 2}), [(1, *TEXT)], ~EVERY),
+  "between": (only(price={"least": 3, "most": 9.9}), [(1, *TEXT)], ~MISSING & (PLACE >= 12) & (PLACE < 40)),
+  "values that no item has": (only(number=[7, 7, -1, 10**6]), [(1, *TEXT)], ~but(7)),
+  "an id that is a number": (only(id=["4", "3", "3.0"]), [(1, *TEXT)], ~but(3, 4)),
   "several at once": (
     only(colour=["red", "blue"], sold=False, number={"most": 300}),
-    VECTOR,
-    "text",
+    [(1, *TEXT)],
     (PLACE % 11 > 0) & (PLACE % 3 != 1) & (PLACE % 2 == 1) & (PLACE <= 300),
   ),
 }
@@ -137,8 +142,8 @@ CASES = {  # what is asked, the query by hand, its type, and which items may be 
 @pytest.mark.parametrize("side", ["plain", "adapted"])
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_found_is_what_one_finds_by_hand(client, served, case, side):
-  asked, query_D, query_type, may_N = CASES[case]
-  k, score_N = asked.get("k", 20), by_hand(served, query_D.astype(np.float64), query_type, side)
+  asked, parts, may_N = CASES[case]
+  k, score_N = asked.get("k", 20), by_hand(served, parts, side)
   answer = client.post("/v1/search", json={**asked, "mode": side})
   assert answer.status_code == 200, answer.text
   entries, places = answer.json()["results"][side], np.flatnonzero(may_N)
@@ -209,7 +214,7 @@ def test_of_a_long_list_that_is_wrong_little_is_looked_at(model, name, wrong):
 @pytest.mark.parametrize("mode", ["plain", "adapted"])
 def test_candidates_are_ordered_as_by_hand_whatever_their_lengths(client, served, mode):
   places = np.random.default_rng(3).choice(ITEMS, 40, replace=False)
-  score_N = by_hand(served, VECTOR.astype(np.float64), "text", mode)
+  score_N = by_hand(served, [(1, *TEXT)], mode)
   order = sorted(range(40), key=lambda i: -score_N[places[i]])
   by_id = client.post("/v1/rerank", json={"query": v(), "documents": [IDS[i] for i in places], "mode": mode}).json()
   assert [entry["index"] for entry in by_id["results"]] == order

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 PROGRAM = """
-from qat_jax.serve import service
-service.SIZES = (1,)  # compiles less
+from qat_jax.serve import encoding
+encoding.SIZES = (1,)  # compiles less
 from qat_jax.cli import main
 main()
 """

@@ -1,0 +1,147 @@
+"""One search → terms: the features of its parts, each through the head of its query type."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from qat_jax.adaptation import plain, unit
+from qat_jax.adapter import Adapter, check_queries
+from qat_jax.serve import encoding
+from qat_jax.serve.encoding import Encoding
+from qat_jax.serve.limits import Refused, invalid
+from qat_jax.serve.searches import Found, Part, Search
+from qat_jax.serve.terms import Term, combined, rows_of
+from qat_jax.types import Adaptation, Gallery, as_gallery
+
+LEVELLED = 2.0  # a levelled item scores (cosine − level) / 2, which counts twice beside scores of other galleries
+
+
+class Planner:
+  """What makes terms of searches."""
+
+  def __init__(self, adapter: Adapter, galleries: Mapping[str, Gallery], encoding_: Encoding) -> None:
+    self.adapter, self.galleries, self.encoding = adapter, galleries, encoding_
+
+  def features(self, jobs: Sequence[Search]) -> list[Found | Exception]:
+    """Returns the features and the types of each search's parts, or why there are none."""
+    parts = [part for job in jobs for part in job.parts]
+    text_of = self.encoding.texts([p.text for p in parts if p.text is not None]) if self.encoding.reads_text else {}
+    images = iter(self.encoding.images([part.pixels for part in parts if part.pixels is not None]))
+    image_of = {i: next(images) for i, part in enumerate(parts) if part.pixels is not None}
+    results: list[Found | Exception] = []
+    first = 0
+    for job in jobs:
+      mine = range(first, first := first + len(job.parts))
+      try:
+        results.append(self._found(job, text_of, [image_of.get(i) for i in mine]))
+      except Refused as error:
+        results.append(error)
+    return results
+
+  def adapt(self, query_type: str, feature_QD: np.ndarray) -> Adaptation:
+    """Returns the adaptation of Q queries of one type, padded to one of few sizes: its first Q rows are theirs."""
+    size = encoding.size_of(len(feature_QD))
+    return self.adapter(feature_QD[np.minimum(np.arange(size), len(feature_QD) - 1)], query_type)
+
+  def check_head(self, query_type: str) -> None:
+    """Raises Refused where the adapter has no head for a type of queries."""
+    if query_type not in self.adapter.heads:
+      raise invalid(
+        f"the adapter has heads for {sorted(self.adapter.heads)} queries, none for {query_type}; use mode plain"
+      )
+
+  def _found(self, job: Search, text_of: Mapping[str, np.ndarray], image_of: Sequence[np.ndarray | None]) -> Found:
+    """Returns the features of a query's parts, and their weighted sum at unit length."""
+    greatest = max(job.parts, key=lambda part: abs(part.weight))
+    if not greatest.weight:
+      raise invalid("every part of the query has weight 0; give one another")
+    parts, notes, total_D = [], [], np.zeros(self.adapter.width, np.float64)
+    main = max((part for part in job.parts if not part.mark), key=lambda part: abs(part.weight))
+    query_type = job.query_type or main.type or self._only_type()
+    for part, image_D in zip(job.parts, image_of, strict=True):
+      feature_D = self._feature(part, text_of, image_D)
+      if part.text is not None:
+        notes += self.encoding.notes_of(part.text)
+      total_D += part.weight / abs(greatest.weight) * feature_D
+      own_type = "image" if part.mark else job.query_type or part.type or self._only_type()
+      parts.append((part, own_type, feature_D.astype(np.float32)))
+    if not np.linalg.norm(total_D) > 1e-6:
+      raise invalid("the parts of the query cancel each other; change their weights")
+    if job.mode == "adapted" and not any(name in self.adapter.heads for _, name, _ in parts):
+      self.check_head(query_type)
+    for name in dict.fromkeys(name for _, name, _ in parts if name not in self.adapter.heads):
+      notes.append(f"the adapter has no head for {name} queries")
+    return Found(query_type, unit(total_D, np.float32), parts, list(dict.fromkeys(notes)))
+
+  def _feature(self, part: Part, text_of: Mapping[str, np.ndarray], image_D: np.ndarray | None) -> np.ndarray:
+    """Returns the unit feature (D) of a part."""
+    if part.text is not None:
+      if part.text not in text_of:
+        self.encoding.texts([part.text])  # which refuses
+      return unit(text_of[part.text])
+    if part.pixels is not None:
+      return unit(np.asarray(image_D))
+    if part.position is not None:
+      return unit(np.asarray(self.galleries["frozen"][np.array([part.position])], np.float32)[0])
+    assert part.vector is not None
+    try:
+      check_queries(part.vector[None], self.adapter.width)
+    except ValueError as error:
+      raise invalid(f"the vector: {error}") from error
+    return unit(part.vector)
+
+  def plan(self, jobs: Sequence[Search], results: list[Found | Exception]) -> None:
+    """Gives each search its terms: the plain side's, and the adapted side's, each part through its own head."""
+    members: dict[str, list[tuple[Found, Part, np.ndarray]]] = defaultdict(list)
+    for job, found in zip(jobs, results, strict=True):
+      if isinstance(found, Exception):
+        continue
+      if job.mode != "adapted":
+        found.terms["plain"] = [plain_term(found.feature)]
+      if job.mode != "plain" and any(name in self.adapter.heads for _, name, _ in found.parts):
+        found.terms["adapted"] = []
+        for part, name, feature_D in found.parts:
+          if part.weight:
+            members[name].append((found, part, feature_D))
+    for name, all_ in members.items():
+      for start in range(0, len(all_), encoding.SIZES[-1]):
+        some = all_[start : start + encoding.SIZES[-1]]
+        for (found, part, _), term in zip(some, self.terms(name, [row for _, _, row in some]), strict=True):
+          found.terms["adapted"].append(dataclasses.replace(term, weight=term.weight * part.weight))
+    for i, found in enumerate(results):
+      if isinstance(found, Found) and "adapted" in found.terms:
+        found.terms["adapted"] = combined(found.terms["adapted"])
+        if not found.terms["adapted"]:
+          results[i] = invalid("the parts of the query cancel each other once they are adapted; change their weights")
+
+  def terms(self, query_type: str, feature_QD: Sequence[np.ndarray]) -> list[Term]:
+    """Returns the term of each query of one type: through its head, or plain where the adapter has none."""
+    if query_type not in self.adapter.heads:
+      return [plain_term(feature_D) for feature_D in feature_QD]
+    gallery = self.galleries[query_type]
+    name = next(name for name, one in self.galleries.items() if one is gallery)  # heads may share one
+    weight = LEVELLED if self.adapter.heads[query_type].form == "levelled" else 1.0
+    rows = rows_of(self.adapt(query_type, np.stack(feature_QD)), len(feature_QD))
+    return [Term(adaptation, name, weight, query_type) for adaptation in rows]
+
+  def prepared(self, term: Term, rows_ND: np.ndarray) -> Gallery:
+    """Returns unit rows as the gallery of a term."""
+    rows = as_gallery(rows_ND)
+    return rows if term.gallery == "frozen" else self.adapter.prepare(rows, term.gallery)
+
+  def _only_type(self) -> str:
+    try:
+      self.adapter.head()
+    except ValueError:
+      raise invalid(f"a vector has to say what it is of: query_type, one of {sorted(self.adapter.heads)}") from None
+    return next(iter(self.adapter.heads))
+
+
+def plain_term(feature_D: np.ndarray) -> Term:
+  """Returns the term of a frozen feature, which nothing adapts."""
+  return Term(rows_of(plain(jnp.asarray(feature_D[None])), 1)[0], "frozen")

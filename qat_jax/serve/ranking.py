@@ -1,0 +1,148 @@
+"""Terms → rankings: many terms in one batch, and searches with several terms by the union of what these find."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from qat_jax.adaptation import fold
+from qat_jax.search.index import Index
+from qat_jax.search.rank import rank, rerank
+from qat_jax.serve import encoding
+from qat_jax.serve.limits import Refused
+from qat_jax.serve.searches import Search, ragged
+from qat_jax.serve.terms import Term, added, proven, stacked
+from qat_jax.types import Adaptation, Gallery, Ranking
+
+SHORTLIST = 1000  # items at least that an index gives to be ranked exactly
+FEW = 4096  # allowed items up to which each query has its own list, so that queries with any filters go together
+KS = (20, 100, 1000)  # results that are searched for: few numbers, so that queries with any k go together
+DEPTHS = KS[1:]  # of the ranking of each term, where several terms make a query
+
+
+class Ranker:
+  """What ranks the terms of searches."""
+
+  def __init__(self, galleries: Mapping[str, Gallery], indexes: Mapping[str, Index]) -> None:
+    self.galleries, self.indexes = galleries, indexes
+
+  def rank(self, jobs: Sequence[Search], terms: Sequence[list[Term]]) -> list[tuple[Ranking, bool] | Refused]:
+    """Returns the ranking of each search by its terms and whether it is proven, or why there is none.
+
+    One term is ranked at once. Of several each is ranked 100 deep, then 1,000, until the best k sums are proven.
+    """
+    results: list[Any] = [None] * len(jobs)
+    for depth in (0, *DEPTHS):
+      several = depth > 0
+      members = [i for i in range(len(jobs)) if results[i] is None and (len(terms[i]) > 1) == several]
+      members = [i for i in members if not several or jobs[i].k <= depth or depth == DEPTHS[-1]]
+      requests = [(term, jobs[i], max(depth, jobs[i].k)) for i in members for term in terms[i]]
+      rankings = iter(self._each(requests))
+      for i in members:
+        mine = [next(rankings) for _ in terms[i]]
+        whole = [one for one in mine if isinstance(one, Ranking)]
+        if not several or len(whole) < len(mine):
+          results[i] = next((one for one in mine if isinstance(one, Refused)), (mine[0], True))
+        else:
+          ranking, sure = self._union(terms[i], whole, max(depth, jobs[i].k), jobs[i].k)
+          results[i] = (ranking, sure) if sure or depth == DEPTHS[-1] else None
+    return results
+
+  def _union(self, terms: list[Term], rankings: list[Ranking], depth: int, k: int) -> tuple[Ranking, bool]:
+    """Returns the order by the exact sums of all that the terms' rankings hold, and whether its k are proven."""
+    ids_U = np.unique(np.concatenate([ranking.ids for ranking in rankings]))
+    if not len(ids_U):
+      return Ranking(ids_U, np.zeros(0, np.float32)), True
+    score_U = added(terms, self.scores([(term, ids_U) for term in terms]))
+    order = np.lexsort((ids_U, -score_U))[:k]
+    sure = proven(terms, rankings, depth, score_U) >= len(order)
+    return Ranking(ids_U[order], score_U[order].astype(np.float32)), sure
+
+  def _each(self, requests: Sequence[tuple[Term, Search, int]]) -> list[Ranking | Refused]:
+    """Returns the best k items of each term; terms of one gallery, shape and mask are ranked together."""
+    results: list[Any] = [None] * len(requests)
+    masks: list[np.ndarray | None] = [None]  # 0: all items, or a list of its own
+
+    def mask_of(job: Search) -> int:
+      allowed = None if _is_few(job) else job.allowed
+      place = next((i for i, mask in enumerate(masks) if mask is allowed), len(masks))
+      masks.extend([allowed] if place == len(masks) else [])
+      return place
+
+    def ranked(adaptation: Adaptation, gallery: Gallery, members: list[int]) -> None:
+      mine, most = [requests[i] for i in members], max(requests[i][2] for i in members)
+      k, first = next((k for k in KS if k >= most), most), mine[0]
+      exclude = ragged([job.exclude for _, job, _ in mine], len(adaptation))
+      allowed = first[1].allowed
+      if _is_few(first[1]):
+        allowed = ragged([job.allowed for _, job, _ in mine], len(adaptation))
+      if first[0].head in self.indexes and allowed is None:
+        ranking = self._by_index(str(first[0].head), adaptation, gallery, k, exclude)
+      else:
+        ranking = rank(adaptation, gallery, k, exclude=exclude, allowed=allowed)
+      for row, i in enumerate(members):
+        there_K = ranking.ids[row] >= 0
+        results[i] = Ranking(*(array[row][there_K][: requests[i][2]] for array in (ranking.ids, ranking.scores)))
+
+    def broken(members: list[int], error: ValueError) -> None:  # queries were checked: it is the gallery's fault
+      for i in members:
+        results[i] = Refused(503, "broken", f"the gallery or the adapter cannot be searched: {error}")
+
+    self._batched(
+      [term for term, _, _ in requests], [(mask_of(job), _is_few(job)) for _, job, _ in requests], ranked, broken
+    )
+    return results
+
+  def _batched(
+    self,
+    terms: Sequence[Term],
+    kinds: Sequence[Any],
+    work: Callable[[Adaptation, Gallery, list[int]], None],
+    broken: Callable[[list[int], ValueError], None] | None = None,
+  ) -> None:
+    """Calls `work` for batches of terms with the same gallery, shape of the map and kind."""
+    groups: dict[tuple, list[int]] = defaultdict(list)
+    for i, (term, kind) in enumerate(zip(terms, kinds, strict=True)):
+      shape = (term.adaptation.gate.shape, term.adaptation.left.shape)
+      groups[(term.gallery, term.head in self.indexes, *shape, kind)].append(i)
+    for members in groups.values():
+      for start in range(0, len(members), encoding.SIZES[-1]):
+        some = members[start : start + encoding.SIZES[-1]]
+        batch = stacked([terms[i].adaptation for i in some], encoding.size_of(len(some)))
+        try:
+          work(batch, self.galleries[terms[some[0]].gallery], some)
+        except ValueError as error:
+          if broken is None:
+            raise
+          broken(some, error)
+
+  def _by_index(self, name: str, adaptation: Adaptation, gallery: Gallery, k: int, exclude: np.ndarray) -> Ranking:
+    """Returns the exact order of an index's shortlist, without what is excluded."""
+    most = min(len(gallery), max(SHORTLIST, 2 * k) + exclude.shape[1])
+    ids_QS = np.array(self.indexes[name].search(np.asarray(fold(adaptation)), most).ids)
+    for row, without in enumerate(exclude):
+      ids_QS[row][np.isin(ids_QS[row], without[without >= 0])] = -1
+    return rerank(adaptation, gallery, ids_QS, k)
+
+  def scores(self, requests: Sequence[tuple[Term, np.ndarray]]) -> list[np.ndarray]:
+    """Returns the score of each term for its items (positions, each once), in their order."""
+    results: list[Any] = [None] * len(requests)
+
+    def scored(adaptation: Adaptation, gallery: Gallery, members: list[int]) -> None:
+      wide = ragged([requests[i][1] for i in members], len(adaptation))
+      ranking = rerank(adaptation, gallery, wide)
+      for row, i in enumerate(members):
+        ids, positions = ranking.ids[row], requests[i][1]
+        order = np.argsort(ids, kind="stable")
+        results[i] = ranking.scores[row][order[np.searchsorted(ids, positions, sorter=order)]]
+
+    self._batched([term for term, _ in requests], [None] * len(requests), scored)
+    return results
+
+
+def _is_few(job: Search) -> bool:
+  """Says whether a search has a short list of what it may find."""
+  return job.allowed is not None and job.allowed.dtype != bool and len(job.allowed) <= FEW
