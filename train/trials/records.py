@@ -47,7 +47,7 @@ def table(runs: list[dict[str, Any]], sizes: Mapping[str, int]) -> str:
   `sizes` is how many parameters each form has, by name.
   """
   lines = [
-    "| form | parameters | rates tried, val | val | test | − static | − query only | ms a step |",
+    "| form | parameters | rates tried, val | val | test | − static | − query only | seconds |",
     "|---" * 8 + "|",
   ]
   mean: dict[str, np.ndarray] = {}
@@ -71,5 +71,5 @@ def table(runs: list[dict[str, Any]], sizes: Mapping[str, int]) -> str:
         cells.append(f"{gain:+.1f} [{low:.1f}, {high:.1f}]")
       else:
         cells.append("–")
-    lines.append("| " + " | ".join([*cells, f"{np.mean([run['ms_a_step'] for run in own]):.1f}"]) + " |")
+    lines.append("| " + " | ".join([*cells, f"{np.mean([run['seconds'] for run in own]):.1f}"]) + " |")
   return "\n".join(lines)
