@@ -223,9 +223,8 @@ class Desk:
 
   def close(self) -> None:
     """Closes what is open."""
-    for name in ("checkpoints", "log"):
-      if hasattr(self, name):
-        getattr(self, name).close()
+    if hasattr(self, "log"):
+      self.log.close()
 
 
 class MetricsLog:
