@@ -118,7 +118,7 @@ def train(
 
   try:
     if int(state.step) == 0:
-      state = keep_best(state, exchange.sent(lambda: validate(variables)))
+      state = keep_best(state, exchange.sent("validation at the start", lambda: validate(variables)))
     while not finished(state):
       step = int(state.step)
       until = min(settings.steps, step + settings.validate_every - step % settings.validate_every)
@@ -131,7 +131,7 @@ def train(
       desk.note(pending)
       pending.clear()
       current = {"params": jax.device_get(state.params["form"]), "constants": constants}
-      value = exchange.sent(functools.partial(validate, current))
+      value = exchange.sent(f"validation at step {until}", functools.partial(validate, current))
       state, values[until] = keep_best(state, value), value
       bar.set_postfix(val_map=f"{value:.4f}", best=f"{float(state.best_value):.4f}")
       desk.keep(until, state, {"val_map": value, "seconds": time.perf_counter() - began})
@@ -203,7 +203,7 @@ class Desk:
       seconds = [row["seconds"] for row in read_metrics(self.log.path) if "seconds" in row]
       return [self.checkpoints.note().get("val_map", {}), seconds[-1] if seconds else 0.0]
 
-    values, self.seconds = exchange.sent(opened)
+    values, self.seconds = exchange.sent("the newest checkpoint", opened)
     self.values |= {int(step): value for step, value in values.items()}
     return exchange.copied(self.state if exchange.first() else start)
 
@@ -219,7 +219,7 @@ class Desk:
       self.log.write([(step, measures)])
       self.checkpoints.save(step, state, {"val_map": self.values})
 
-    exchange.sent(save)
+    exchange.sent(f"the checkpoint of step {step}", save)
 
   def close(self) -> None:
     """Closes what is open."""

@@ -31,13 +31,13 @@ from train.plan import Material, candidates
 def train(config: ConfigDict, workdir: pathlib.Path) -> Adapter:
   """Trains what the config asks for and returns the adapter, which is also in `workdir/adapter`."""
   check.config(config, jax.device_count())
-  data = RetrievalSet.open(exchange.in_turn(lambda: features(config, workdir)))
+  data = RetrievalSet.open(exchange.in_turn("features", lambda: features(config, workdir)))
   check.captions_width(config, data.width)
   types, made_from = servable(data), read_from(config, data)
   exchange.check_alike(f"what is in {data.root} on", made_from, "Give all hosts the same features")
-  shared = exchange.sent(lambda: leaks.check(data, config.data.allow_shared_instances))
+  shared = exchange.sent("shared instances", lambda: leaks.check(data, config.data.allow_shared_instances))
   images, path = data.train_images, workdir / "semi_positives.npz"
-  semi = exchange.in_turn(lambda: mining.ensure(config.semi_positives, images, path))
+  semi = exchange.in_turn("semi-positives", lambda: mining.ensure(config.semi_positives, images, path))
   made = any(VIEW in str(name) for name in images.ids)
   heads, chosen = {}, {}
   for query_type in types:
@@ -59,7 +59,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> Adapter:
     **provenance(config.to_dict(), config.seed),
   }
   adapter = Adapter(data.width, heads, info)
-  exchange.sent(lambda: adapter.save(workdir / "adapter"))
+  exchange.sent("the adapter", lambda: adapter.save(workdir / "adapter"))
   return adapter
 
 

@@ -80,11 +80,12 @@ def candidates(config: ConfigDict, material: Material, folder: pathlib.Path) -> 
     name: str, settings: dict[str, Any], fit: Callable[[], Head | None], before: float = 0.0, together: bool = False
   ) -> str:
     made_from = fingerprint(format=FORMAT, settings=settings, **material.made_from)
-    if not exchange.sent(lambda: claimed(folder / name, made_from)):
+    if not exchange.sent(f"is {name} there", lambda: claimed(folder / name, made_from)):
       began = time.perf_counter()
       head = fit() if together else None
       seconds = before + time.perf_counter() - began
-      exchange.sent(lambda: measure(folder / name, material, settings, fit if head is None else lambda: head, seconds))
+      fitted_here = fit if head is None else lambda: head
+      exchange.sent(name, lambda: measure(folder / name, material, settings, fitted_here, seconds))
     fitted[name] = Candidate(*read_candidate(folder / name))
     return name
 

@@ -1,7 +1,9 @@
-"""What the processes of one training say to each other. The first leads; in a training of one process all is trivial.
+"""What the processes of one training tell each other. The first one leads; a process that is alone asks nobody.
 
-The first process does what is done once: it decides, fits closed forms, validates and writes. The others wait for it
-here, not on their devices, for as long as it takes; who fails ends all (`joining`), so nobody waits for ever.
+The first process does what has to be done once: it decides, fits closed forms, validates and writes. The others wait
+for its answer in the key-value store of JAX's coordinator, not on their devices, where a wait of minutes would time
+out. A process that fails ends all others (`joining`), so no wait is endless. Every question has a number and a name:
+all processes ask the same questions in the same order, and one that asks another is told so.
 """
 
 from __future__ import annotations
@@ -22,73 +24,73 @@ from jax.experimental import multihost_utils
 import qat_jax
 from qat_jax.stages import differences, fingerprint, lock
 
-SEEN_WITHIN = 10.0  # seconds, for a file that another host has written
-WAIT_MS = 60_000  # of one question to the coordinator; it is asked again
+SEEN_WITHIN = 10.0  # seconds until a file that one host has written must be there for another
+WAIT_MS = 60_000  # milliseconds that one request to the coordinator waits; it is repeated
 
 Value = TypeVar("Value")
 Tree = TypeVar("Tree")
-_number = itertools.count()  # of what was exchanged: all processes exchange the same things in the same order
+_number = itertools.count()  # of the next question
 
 
 def first() -> bool:
-  """Says whether this is the process that leads, as one that is alone does."""
+  """Says whether this process leads; a process that is alone does."""
   return jax.process_index() == 0
 
 
-def sent(make: Callable[[], Value]) -> Value:
-  """Returns what `make` gives on the first process, which alone runs it: what JSON can hold."""
+def sent(what: str, make: Callable[[], Value]) -> Value:
+  """Returns the result of `make` (plain JSON), which only the first process calls; `what` is the question's name."""
   if jax.process_count() == 1:
     return make()
-  key = _key()
+  key = _next_key()
   if first():
     value = make()
-    client().key_value_set(key, json.dumps(value))
+    _answer(key, what, value)
     return value
-  return json.loads(_asked(key))
+  return _answer_to(key, what)
 
 
-def in_turn(make: Callable[[], Value]) -> Value:
-  """Returns what `make` gives here; the first process runs it before all others, which find what it left on disk."""
+def in_turn(what: str, make: Callable[[], Value]) -> Value:
+  """Returns the result of `make`, which the first process calls before all others, so that they find its files."""
   value = make() if first() else None
-  sent(lambda: None)
+  sent(what, lambda: None)
   return cast(Value, value) if first() else make()
 
 
-def gathered(value: object) -> list[Any]:
-  """Returns what every process gives, by its number: what JSON can hold. Nobody goes on before all are here."""
+def gathered(what: str, value: object) -> list[Any]:
+  """Returns the values of all processes (plain JSON) by their number. No process goes on before all have come."""
   if jax.process_count() == 1:
     return [value]
-  key = _key()
-  client().key_value_set(f"{key}/{jax.process_index()}", json.dumps(value))
-  return [json.loads(_asked(f"{key}/{process}")) for process in range(jax.process_count())]
+  key = _next_key()
+  _answer(f"{key}/{jax.process_index()}", what, value)
+  return [_answer_to(f"{key}/{process}", what) for process in range(jax.process_count())]
 
 
 def copied(tree: Tree) -> Tree:
-  """Returns a pytree of arrays as the first process has it; the others give one of the same shapes."""
+  """Returns the first process's pytree of arrays; the others give one of the same shapes."""
   return tree if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(tree)
 
 
-def check_alike(what: str, own: Mapping[str, object], advice: str) -> None:
-  """Raises ValueError that names what this process has otherwise than the first one, and ends with the advice."""
+def check_alike(what: str, values: Mapping[str, object], advice: str) -> None:
+  """Raises ValueError that names the values which differ from those of the first process, and ends with the advice."""
   if jax.process_count() == 1:
     return
-  own = fingerprint(**own)
-  leading = sent(lambda: own)
-  if differing := differences(leading, own, "{name} is {old} there, {new} here"):
+  values = fingerprint(**values)
+  leading = sent(what, lambda: values)
+  if differing := differences(leading, values, "{name} is {old} there, {new} here"):
     raise ValueError(f"{what} {me()} is not that of process 0: {'; '.join(differing)}. {advice}")
-  gathered(None)
+  gathered(f"{what} all are alike", None)
 
 
 def check_start(settings: Mapping[str, object], workdir: Path) -> None:
-  """Raises ValueError where processes have other settings, versions or numbers of devices, or share no folder."""
+  """Raises ValueError if processes have other settings, versions or numbers of devices, or share no folder."""
   versions = {"jax": jax.__version__, "qat-jax": qat_jax.__version__}
-  own = {**settings, "versions": versions, "devices": jax.local_device_count()}
-  check_alike("what was asked of", own, "Start all with the same command, save --process, and the same devices")
+  values = {**settings, "versions": versions, "devices": jax.local_device_count()}
+  check_alike("what was asked of", values, "Start all with the same command, save --process, and the same devices")
   check_folder(workdir)
 
 
 def check_folder(folder: Path) -> None:
-  """Raises ValueError where this process does not see what the first one writes to a folder, which is made."""
+  """Raises ValueError if this process does not see a file that the first one writes to the folder, which is made."""
   if jax.process_count() == 1:
     return
   path, text = Path(folder) / ".seen-by-all", uuid.uuid4().hex
@@ -98,16 +100,16 @@ def check_folder(folder: Path) -> None:
     path.write_text(text)
     return [text, socket.gethostname()]
 
-  wanted, host = sent(write)
+  expected, host = sent("a file in the working folder", write)
   until = time.monotonic() + SEEN_WITHIN
-  while not _holds(path, wanted):
+  while not _holds(path, expected):
     if time.monotonic() > until:
       raise ValueError(
         f"{me()} does not see in {folder} what process 0 on {host} has written there; give a --workdir on a file "
         "system that all hosts share"
       )
     time.sleep(0.05)
-  gathered(None)
+  gathered("all see the file", None)
   if first():
     path.unlink(missing_ok=True)
 
@@ -116,33 +118,48 @@ def check_folder(folder: Path) -> None:
 def locked(folder: Path) -> Iterator[None]:
   """Keeps other trainings out of a folder while the block runs, as `stages.lock` does."""
   with contextlib.ExitStack() as stack:
-    sent(lambda: stack.enter_context(lock(folder)))
+    sent("the lock of the working folder", lambda: stack.enter_context(lock(folder)))
     yield
 
 
 def me() -> str:
-  """Returns this process in words: `process 1 on node7`."""
+  """Returns this process in words, such as `process 1 on node7`."""
   return f"process {jax.process_index()} on {socket.gethostname()}"
 
 
 def client() -> Any:
-  """Returns the client of JAX's coordinator, whose store of keys JAX uses itself but has no public name for."""
+  """Returns the client of JAX's coordinator; JAX has no public name for it, nor for its key-value store."""
   from jax._src import distributed
 
   return distributed.global_state.client
 
 
-def _key() -> str:
-  return f"qat_jax/{next(_number)}"
-
-
-def _asked(key: str) -> str:
+def get(key: str) -> str:
+  """Returns the value of a key in the coordinator's store, and waits until it is there."""
   while True:
     try:
       return client().blocking_key_value_get(key, WAIT_MS)
     except jax.errors.JaxRuntimeError as error:
       if "DEADLINE_EXCEEDED" not in str(error):
         raise
+
+
+def _next_key() -> str:
+  return f"qat_jax/{next(_number)}"
+
+
+def _answer(key: str, what: str, value: object) -> None:
+  client().key_value_set(key, json.dumps([what, value]))
+
+
+def _answer_to(key: str, what: str) -> Any:
+  answered, value = json.loads(get(key))
+  if answered != what:
+    raise RuntimeError(
+      f"{me()} asks for {what!r}, but the answer is to {answered!r}: a branch that not all processes take has asked a "
+      "question; this is a fault of the program"
+    )
+  return value
 
 
 def _holds(path: Path, text: str) -> bool:

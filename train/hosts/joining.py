@@ -1,7 +1,7 @@
 """Joining the processes of a training on many hosts, and leaving together.
 
-JAX's own coordinator, in process 0, introduces the processes to each other, and notices within a minute who is gone.
-Who leaves because of an error or a signal says why first, and all others end with that line.
+JAX's coordinator, in process 0, introduces the processes to each other, and notices within a minute if one is gone. A
+process that leaves because of an error or a signal first tells the others why, and they end with that line.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ import jax
 from qat_jax.runs import AGAIN, STOPS, explained, in_one_line
 from train.hosts import exchange
 
-HEARTBEAT = 60  # seconds without a sign of life, then a process counts as dead and JAX ends the others
-GRACE = 1.0  # seconds in which the others hear why a process leaves
+HEARTBEAT = 60  # seconds without a sign of life after which JAX takes a process for dead and ends the others
+GRACE = 1.0  # seconds for the others to hear why a process leaves
 ENDED, DONE = "qat_jax/ended", "done"
 AUTO = "auto"
 ALL_AGAIN = f"start all processes again: {AGAIN}"
-LOST = ("Gloo", "NCCL", "Connection closed", "UNAVAILABLE")  # in errors of devices that wait for those of others
+LOST = ("Gloo", "NCCL", "Connection closed", "UNAVAILABLE")  # words in errors of devices that lost another host's
 FLAGS = "--coordinator, --processes and --process"
-# What says how many processes there are, beside what tells that they were started together.
+# For each launcher: a variable that shows that it started this process, and the one with the number of processes.
 ENVIRONMENTS = {
   "Slurm": ("SLURM_STEP_NODELIST", "SLURM_NTASKS"),
   "Open MPI": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
@@ -42,13 +42,18 @@ _leaving = threading.Lock()
 
 @contextlib.contextmanager
 def joined(coordinator: str | None, processes: int | None, process: int | None, wait: int) -> Iterator[None]:
-  """Makes this process one of several while the block runs, where the arguments or the environment say so.
+  """Makes this process one of several while the block runs, if the arguments or the environment say so.
 
-  Any end of the block but the ordinary one is the end of the process, and of all others: in one line where it is an
-  error that names what to do. `wait` is how many seconds all have to come.
+  An error in the block ends this process and all others, with one line if the error says what to do.
+
+  Args:
+    coordinator: HOST:PORT of process 0, or "auto".
+    processes: the number of processes; 1 trains alone.
+    process: the number of this process, from 0.
+    wait: seconds in which all processes have to come.
   """
   with explained():
-    how = asked(coordinator, processes, process, os.environ)
+    how = way_to_join(coordinator, processes, process, os.environ)
     if how is not None:
       start(how, wait)
   if how is None or jax.process_count() == 1:
@@ -60,19 +65,20 @@ def joined(coordinator: str | None, processes: int | None, process: int | None, 
     yield
   except BaseException as error:
     _fail(error)
-  exchange.gathered(None)
+  exchange.gathered("the end", None)
   if exchange.first():
     exchange.client().key_value_set(ENDED, DONE)
   watch.join()  # one that still waits when Python ends would crash it
   jax.distributed.shutdown()
 
 
-def asked(
+def way_to_join(
   coordinator: str | None, processes: int | None, process: int | None, environment: Mapping[str, str]
 ) -> dict[str, Any] | None:
-  """Returns how to join, as jax.distributed.initialize takes it; None: nobody says that there are others.
+  """Returns the arguments of jax.distributed.initialize; None if this process trains alone.
 
-  Raises ValueError where only some of it is given, or makes no sense.
+  Raises ValueError if only some of the flags are given, or they contradict each other. `environment` says whether a
+  launcher has started several processes.
   """
   given = {"--coordinator": coordinator, "--processes": processes, "--process": process}
   missing = [name for name, value in given.items() if value is None]
@@ -97,7 +103,7 @@ def asked(
 
 
 def words_alone(words: Sequence[str]) -> list[str]:
-  """Returns a program's arguments without those that say how processes join.
+  """Returns a program's arguments without the flags that say how processes join.
 
   >>> words_alone(["--config=a.py", "--coordinator", "node0:4000", "--processes=2", "--process=0"])
   ['--config=a.py']
@@ -115,7 +121,7 @@ def words_alone(words: Sequence[str]) -> list[str]:
 
 
 def told_by(environment: Mapping[str, str]) -> str:
-  """Returns who says that this process is one of several: Slurm, Open MPI, Kubernetes, a TPU pod slice; "": nobody."""
+  """Returns the launcher of several processes by its variables: Slurm, Open MPI, Kubernetes, a TPU pod slice; or ""."""
   for name, (sign, count) in ENVIRONMENTS.items():
     if sign in environment and int(environment.get(count) or 1) > 1:
       return name
@@ -125,7 +131,7 @@ def told_by(environment: Mapping[str, str]) -> str:
 
 
 def start(how: Mapping[str, Any], wait: int) -> None:
-  """Joins the others; ends the process with a line where one does not come in `wait` seconds, or JAX cannot join."""
+  """Joins the others; ends the process with a line if one does not come in `wait` seconds, or if JAX cannot join."""
   timer = threading.Timer(wait, _nobody_came, [how, wait])  # JAX's own time-out is a crash with a stack trace
   timer.daemon = True
   timer.start()
@@ -141,32 +147,32 @@ def start(how: Mapping[str, Any], wait: int) -> None:
       "process 0's host, or --processes=1 to train alone"
     )
   timer.cancel()
-  for number in STOPS:  # JAX has put a handler of its own beneath Python's
+  for number in STOPS:  # JAX has put its own handler in the place of Python's
     if signal.getsignal(number) is not None:
       signal.signal(number, signal.getsignal(number))
 
 
 def _check_free(port: int) -> None:
-  """Raises OSError where somebody listens on a port of this machine: JAX may crash there, with a stack trace."""
+  """Raises OSError if another program listens on a port of this machine, which may crash JAX with a stack trace."""
   try:
     with socket.socket(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET) as tried:
       tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
       tried.bind(("", port))
       tried.listen()
   except OSError as error:
-    if error.errno == errno.EADDRINUSE:  # whatever else is wrong, JAX says
+    if error.errno == errno.EADDRINUSE:  # JAX names anything else that is wrong
       raise
 
 
 def tell(what: str) -> None:
-  """Has all other processes end, and say what happened to this one, which then has to end; may take a second or two."""
+  """Ends all other processes with a line about this one, which has to end then; takes up to three seconds."""
   if not (jax.distributed.is_initialized() and exchange.client()) or not _leaving.acquire(blocking=False):
     return
 
   reason = f"{exchange.me()} {what}"
 
   def say() -> None:
-    with contextlib.suppress(jax.errors.JaxRuntimeError):  # somebody was quicker, or process 0 is gone
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # another process was quicker, or process 0 is gone
       exchange.client().key_value_set(ENDED, reason)
     if exchange.first():
       time.sleep(GRACE)  # the coordinator ends with this process
@@ -179,10 +185,10 @@ def tell(what: str) -> None:
 def _fail(error: BaseException) -> NoReturn:
   """Ends this process and all others because of an error."""
   what, code = f"{type(error).__name__}: {in_one_line(error)[:300]}", 1
-  if isinstance(error, SystemExit):  # whose line `explained` has written
+  if isinstance(error, SystemExit):  # `explained` has written its line
     what, code = in_one_line(error.__cause__ or error), error.code if isinstance(error.code, int) else 1
   elif isinstance(error, jax.errors.JaxRuntimeError) and any(word in what for word in LOST):
-    time.sleep(GRACE)  # who has ended may have said why
+    time.sleep(GRACE)  # the process that ended may have told why
     print(f"\nerror: another process has ended ({what}); {ALL_AGAIN}", file=sys.stderr)
   else:
     traceback.print_exception(error)
@@ -194,15 +200,11 @@ def _fail(error: BaseException) -> NoReturn:
 
 
 def _watch() -> None:
-  """Waits for word that the training has ended; ends this process where another one has failed."""
-  while True:
-    try:
-      reason = exchange.client().blocking_key_value_get(ENDED, exchange.WAIT_MS)
-      break
-    except jax.errors.JaxRuntimeError as error:
-      if "DEADLINE_EXCEEDED" not in str(error):
-        reason = f"process 0 cannot be reached any more ({in_one_line(error)[:200]}); {ALL_AGAIN}"
-        break
+  """Waits until the training has ended; ends this process if another one has failed."""
+  try:
+    reason = exchange.get(ENDED)
+  except jax.errors.JaxRuntimeError as error:
+    reason = f"process 0 cannot be reached any more ({in_one_line(error)[:200]}); {ALL_AGAIN}"
   if reason != DONE and _leaving.acquire(blocking=False):
     _end(reason, GRACE if exchange.first() else 0)  # the others hear it from the coordinator in process 0
 

@@ -1,5 +1,6 @@
 """Two real processes with two devices each train as one with four; more of it is in tests/faults/hosts.py."""
 
+import itertools
 import pathlib
 
 import chex
@@ -93,10 +94,35 @@ def test_two_processes_train_as_one_with_all_their_devices_does(tmp_path):
 
 def test_alone_nothing_is_exchanged(tmp_path):
   assert exchange.first()
-  assert (
-    exchange.sent(lambda: (1, 2)) == (1, 2) and exchange.in_turn(lambda: 3) == 3 and exchange.gathered("x") == ["x"]
-  )
+  assert exchange.sent("a", lambda: (1, 2)) == (1, 2) and exchange.in_turn("b", lambda: 3) == 3
+  assert exchange.gathered("c", "x") == ["x"]
   exchange.check_start({"config": object()}, tmp_path / "none")
   assert not (tmp_path / "none").exists()
   with exchange.locked(tmp_path / "run"), pytest.raises(BlockingIOError), exchange.locked(tmp_path / "run"):
     pass
+
+
+class Store(dict):
+  """Stands in for the coordinator's client."""
+
+  def blocking_key_value_get(self, key, _):
+    return self[key]
+
+  def key_value_set(self, key, value):
+    self[key] = value
+
+
+def test_a_process_that_asks_another_question_is_told_and_gets_no_wrong_answer(monkeypatch):
+  store = Store()
+  monkeypatch.setattr(exchange, "client", lambda: store)
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+
+  def ask(process, *questions):
+    monkeypatch.setattr(jax, "process_index", lambda: process)
+    monkeypatch.setattr(exchange, "_number", itertools.count())
+    return [exchange.sent(what, lambda what=what: f"the answer to {what}") for what in questions]
+
+  answers = ask(0, "a", "b", "c")
+  assert ask(1, "a", "b", "c") == answers == ["the answer to a", "the answer to b", "the answer to c"]
+  with pytest.raises(RuntimeError, match="process 1 on .* asks for 'c', but the answer is to 'b'"):
+    ask(1, "a", "c")

@@ -1,6 +1,6 @@
 import pytest
 
-from train.hosts.joining import asked, told_by, words_alone
+from train.hosts.joining import told_by, way_to_join, words_alone
 
 SLURM = {"SLURM_STEP_NODELIST": "node[1-2]", "SLURM_NTASKS": "2"}
 
@@ -21,11 +21,11 @@ SLURM = {"SLURM_STEP_NODELIST": "node[1-2]", "SLURM_NTASKS": "2"}
 )
 def test_the_environment_says_whether_there_are_others(environment, who):
   assert told_by(environment) == who
-  assert asked(None, None, None, environment) == ({} if who else None)
-  assert asked(None, 1, None, environment) is None
-  assert asked("auto", None, None, environment) == {}
+  assert way_to_join(None, None, None, environment) == ({} if who else None)
+  assert way_to_join(None, 1, None, environment) is None
+  assert way_to_join("auto", None, None, environment) == {}
   wanted = {"coordinator_address": "node1:4000", "num_processes": 2, "process_id": 1}
-  assert asked("node1:4000", 2, 1, environment) == wanted
+  assert way_to_join("node1:4000", 2, 1, environment) == wanted
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_the_environment_says_whether_there_are_others(environment, who):
 )
 def test_what_is_given_by_halves_is_named(given, words):
   with pytest.raises(ValueError, match=words):
-    asked(*given, {})
+    way_to_join(*given, {})
 
 
 def test_what_comes_next_does_not_join():
