@@ -47,7 +47,8 @@ def decode(record: dict[str, Any]) -> Image.Image:
   try:
     if isinstance(image, bytes | bytearray | memoryview):
       image = Image.open(io.BytesIO(image))
-    return _rgb(_upright(image))
+    kind = _kind_of_samples(image)
+    return _rgb(_upright(image), kind)
   except Exception as error:  # broken bytes make Pillow's decoders raise anything: RuntimeError, struct.error, KeyError
     raise UnreadableImage(str(record["id"]), f"{type(error).__name__}: {error}") from error
 
@@ -60,14 +61,42 @@ def _upright(image: Image.Image) -> Image.Image:
     return image
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _kind_of_samples(image: Image.Image) -> str:
+  """Returns how Pillow names the samples in the file, such as "RGB;16B"; "" where they are not in a file any more."""
+  tiles = getattr(image, "tile", None)
+  if not tiles:
+    return ""
+  arguments = tiles[0][3]
+  return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
+
+
+def _rgb(image: Image.Image, kind: str) -> Image.Image:
+  transparent = image.info.get("transparency")
+  if image.mode.startswith("I"):  # 16 bits, of which Pillow's own conversion keeps the lower 8 and turns most to white
+    sample_HW = np.asarray(image, np.int64)
+    grey_HW = np.round(np.clip(sample_HW, 0, 65535) / 257)
+    if isinstance(transparent, int):
+      grey_HW[sample_HW == transparent] = 255
+    return Image.fromarray(grey_HW.astype(np.uint8)).convert("RGB")
   if image.has_transparency_data:
+    _scale_transparent(image, kind)
     white = Image.new("RGBA", image.size, "white")
     return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-  if image.mode.startswith("I"):  # 16 bits, of which Pillow's own conversion keeps the lower 8 and turns most to white
-    grey = np.clip(np.asarray(image, np.int64), 0, 65535) / 257
-    image = Image.fromarray(np.round(grey).astype(np.uint8))
-  elif image.mode == "F":  # by custom 0 to 1, else 0 to 255
+  if image.mode == "F":  # by custom 0 to 1, else 0 to 255
     grey = np.nan_to_num(np.asarray(image))
     image = Image.fromarray(np.clip(grey * (255 if grey.max() <= 1 else 1), 0, 255).astype(np.uint8))
   return image.convert("RGB")
+
+
+def _scale_transparent(image: Image.Image, kind: str) -> None:
+  """Brings the one colour that a PNG calls transparent to the 8 bits that Pillow brought its pixels to.
+
+  Pillow keeps that colour with the bits of the file: of 16-bit colours it compares the lower bytes with the pixels'
+  upper ones, and a grey of 2 or 4 bits with pixels that were spread over 0 to 255.
+  """
+  transparent = image.info.get("transparency")
+  if isinstance(transparent, tuple) and "16" in kind:
+    image.info["transparency"] = tuple(value >> 8 for value in transparent)
+  elif isinstance(transparent, int) and image.mode in ("1", "L"):
+    factor = {"1": 255, "L;2": 85, "L;4": 17}.get(kind, 1)
+    image.info["transparency"] = min(transparent * factor, 255)

@@ -18,8 +18,11 @@ from qat_jax.datasets import UnreadableImage, decode
 from qat_jax.datasets.folder import FILE_COLUMNS, IMAGES
 from qat_jax.serve.limits import Refused, invalid
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-TYPES = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp", ".bmp": "bmp", ".gif": "gif"}  # image/…
+# Pillow's names of the formats that may be sent or shown. Left out are those that run a program (EPS) or name other
+# files. HEIF is known where pillow-heif is installed.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "HEIF", "ICO", "PPM", "TGA")
+BROWSERS = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "AVIF": "avif"}
+LONGEST_SIDE = 1 << 17  # pixels: twice what a JPEG can have; decoders and resizing take memory for each row and column
 SIDE = 320  # of a thumbnail, its longer one
 KEPT_BYTES = 64 << 20  # of thumbnails
 
@@ -86,22 +89,30 @@ class Pictures:
 
 
 def read(data: bytes, pixels: int) -> Image.Image:
-  """Returns the bytes of a picture as RGB, upright; raises Refused (422) for what is none, or has too many pixels.
+  """Returns the bytes of a picture as RGB, upright; raises Refused (422) for what is none, or is too large.
 
   The header tells the size before anything is unpacked.
   """
   try:
-    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    image = Image.open(io.BytesIO(data), formats=_formats())
     width, height = image.size
     if width * height > pixels:
       raise invalid(f"the picture has {width}×{height} pixels; at most {pixels:,} are read: make it smaller")
+    if max(width, height) > LONGEST_SIDE:
+      raise invalid(f"the picture has {width}×{height} pixels; a side may have {LONGEST_SIDE:,}: cut it into parts")
     return decode({"id": "the picture", "image": image})
   except Refused:
     raise
   except UnreadableImage as error:
     raise invalid("the picture is damaged or cut short; send another") from error
   except Exception as error:  # broken headers make Pillow raise anything
-    raise invalid(f"this is no picture that can be read; send one of {', '.join(FORMATS)}") from error
+    raise invalid(f"this is no picture that can be read; send one of {', '.join(_formats())}") from error
+
+
+def _formats() -> list[str]:
+  """Returns the formats of FORMATS that this installation of Pillow can open."""
+  Image.init()
+  return [name for name in FORMATS if name in Image.OPEN]
 
 
 def from_base64(text: str) -> bytes:
@@ -115,9 +126,15 @@ def from_base64(text: str) -> bytes:
 
 
 def media_type(path: Path) -> str:
-  """Returns the Content-Type of a picture's file; a TIFF, which browsers do not show, is only to be saved."""
-  kind = TYPES.get(path.suffix.lower())
-  return f"image/{kind}" if kind else "application/octet-stream"
+  """Returns the Content-Type of a picture's file, by what is in it, whatever its ending says.
+
+  What browsers do not show, such as a TIFF, is only to be saved.
+  """
+  try:
+    with Image.open(path, formats=_formats()) as image:
+      return f"image/{BROWSERS[image.format or '']}"
+  except Exception:  # broken headers make Pillow raise anything
+    return "application/octet-stream"
 
 
 def _names(record: dict[str, Any]) -> Iterator[str]:

@@ -75,3 +75,37 @@ def test_a_bomb_is_refused_by_name_before_it_is_unpacked():
   bomb = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
   with pytest.raises(UnreadableImage, match=r"the image of 'boom' cannot be read: DecompressionBomb"):
     decode({"id": "boom", "image": bomb})
+
+
+def written_png(sample_HWC, bits, colour_type, transparent):
+  """A PNG with samples of some bits, and one colour that is transparent (tRNS)."""
+  chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+  height, width, channels = sample_HWC.shape
+  header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)
+  if bits == 16:
+    rows = [b"\0" + row.astype(">u2").tobytes() for row in sample_HWC]
+  else:
+    digits = [format(int(sample), f"0{bits}b") for sample in sample_HWC.ravel()]
+    step = width * channels
+    lines = ["".join(digits[start : start + step]) for start in range(0, len(digits), step)]
+    lines = [line.ljust(-(-len(line) // 8) * 8, "0") for line in lines]
+    rows = [b"\0" + int(line, 2).to_bytes(len(line) // 8, "big") for line in lines]
+  colour = struct.pack(f">{len(transparent)}H", *transparent) if transparent else b""
+  body = chunk(b"IHDR", header) + (chunk(b"tRNS", colour) if transparent else b"")
+  return b"\x89PNG\r\n\x1a\n" + body + chunk(b"IDAT", zlib.compress(b"".join(rows))) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(("bits", "colour_type"), [(1, 0), (2, 0), (4, 0), (8, 0), (16, 0), (8, 2), (16, 2)])
+@pytest.mark.parametrize("place", [0, -1, 1])
+def test_the_one_transparent_colour_of_a_png_is_white_and_no_other_is_changed(bits, colour_type, place):
+  channels = 3 if colour_type == 2 else 1
+  levels = np.unique(np.linspace(0, 2**bits - 1, min(2**bits, 24)).round().astype(int))
+  sample_HWC = np.repeat(levels[None, :, None], channels, axis=2)
+  if channels == 3:
+    sample_HWC[..., 1] = sample_HWC[..., 1][:, ::-1]
+  opened = lambda colour: np.asarray(
+    decode({"id": "a", "image": written_png(sample_HWC, bits, colour_type, colour)})
+  ).copy()
+  expected = opened(())
+  expected[0, place] = 255
+  np.testing.assert_array_equal(opened(tuple(sample_HWC[0, place])), expected)

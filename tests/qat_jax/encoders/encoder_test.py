@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from qat_jax.datasets.toybox.objects import families
 from qat_jax.datasets.toybox.render import render
-from qat_jax.encoders import load_encoder, tower
+from qat_jax.encoders import inputs, load_encoder, tower
 from qat_jax.encoders.encoder import TOY_CLIP
 from qat_jax.encoders.tower import Blocks, Vision, VisionTower
 
@@ -67,6 +67,27 @@ def test_nothing_in_gives_nothing_out(encoder):
 def test_images_of_any_size_are_taken(encoder):
   shapes = [(100, 40), (30, 64), (1, 90), (90, 3)]
   assert encoder.images([Image.new("RGB", shape) for shape in shapes]).shape == (4, encoder.width)
+
+
+@pytest.mark.parametrize("crop", [32, 24, 40])
+@pytest.mark.parametrize("size", [(900, 70), (70, 900), (33, 300), (1001, 100)])
+def test_of_a_long_strip_the_pixels_are_those_of_the_whole_resized_and_cropped(monkeypatch, size, crop):
+  noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3)).astype(np.uint8)
+  pixels = inputs.Pixels(32, (crop, crop), 3, 1 / 255, (0.5,) * 3, (0.5,) * 3)
+  part = pixels.prepare(Image.fromarray(noise)).astype(int)
+  monkeypatch.setattr(inputs, "WHOLE_SIDES", 10**9)
+  whole = pixels.prepare(Image.fromarray(noise)).astype(int)
+  assert part.shape == (crop, crop, 3) and np.abs(part - whole).max() <= 1
+
+
+@pytest.mark.parametrize("size", [(100_000, 1), (1, 100_000)])
+def test_of_a_long_strip_no_more_is_resized_than_is_kept(monkeypatch, size):
+  sizes, resize = [], Image.Image.resize
+  monkeypatch.setattr(
+    Image.Image, "resize", lambda image, size, *more: sizes.append(size) or resize(image, size, *more)
+  )
+  inputs.Pixels(64, (64, 64), 3, 1 / 255, (0.5,) * 3, (0.5,) * 3).prepare(Image.new("RGB", size))
+  assert sizes == [(64, 64)]
 
 
 def test_a_batch_in_parts_has_the_features_of_the_whole(monkeypatch):

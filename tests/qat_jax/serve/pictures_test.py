@@ -106,3 +106,44 @@ def test_base64_is_taken_bare_and_as_an_address():
   for wrong in ("$$$", "abc", "é", "data:"):
     with pytest.raises(Refused):
       read(from_base64(wrong), 100)
+
+
+def written(size, kind):
+  buffer = io.BytesIO()
+  Image.new("RGB", size, "red").save(buffer, kind)
+  return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+  ("kind", "content_type"),
+  [
+    ("AVIF", "image/avif"),
+    ("WEBP", "image/webp"),
+    ("PNG", "image/png"),
+    ("MPO", "image/jpeg"),
+    ("JPEG2000", "application/octet-stream"),
+    ("TIFF", "application/octet-stream"),
+  ],
+)
+def test_what_a_picture_is_decides_and_not_its_ending(tmp_path, kind, content_type):
+  (tmp_path / "a.jpg").write_bytes(written((800, 600), kind))
+  shown = Pictures(tmp_path, 10**7)
+  assert Image.open(io.BytesIO(shown.thumbnail(item("a")))).size == (320, 240)
+  assert pictures.media_type(shown.path(item("a"))) == content_type
+
+
+def test_a_page_that_is_called_a_picture_is_only_to_be_saved(tmp_path):
+  (tmp_path / "a.jpg").write_text("<html><script>alert(1)</script></html>")
+  assert pictures.media_type(tmp_path / "a.jpg") == "application/octet-stream"
+
+
+@pytest.mark.parametrize("size", [(200_000, 1), (1, 200_000)])
+def test_a_side_has_a_limit_of_its_own(size):
+  with pytest.raises(Refused, match=r"a side may have 131,072"):
+    read(written(size, "PNG"), 10**7)
+
+
+@pytest.mark.parametrize(("size", "small"), [((100_000, 1), (320, 1)), ((1, 100_000), (1, 320))])
+def test_a_long_strip_has_a_thumbnail(tmp_path, size, small):
+  (tmp_path / "a.png").write_bytes(written(size, "PNG"))
+  assert Image.open(io.BytesIO(Pictures(tmp_path, 10**7).thumbnail(item("a")))).size == small
