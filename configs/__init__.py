@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import re
 from logging import Formatter
 
 from absl import app, flags, logging
@@ -17,8 +18,10 @@ def parsed(argv: list[str]) -> list[str]:
     try:
       rest = app.parse_flags_with_usage(argv)
     except (AttributeError, KeyError) as error:
-      raise ValueError(f"the config has no such key: {_said(error)}; configs/features.py has all") from error
-    recipe = config_flags.get_config_filename(flags.FLAGS["config"])
+      raise ValueError(f"the config has no such key: {_message(error)}; configs/features.py has all") from error
+    except LookupError as error:  # a recipe refuses its argument
+      raise ValueError(_message(error)) from error
+    recipe = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
     if not pathlib.Path(recipe).is_file():
       raise FileNotFoundError(f"--config is {recipe!r}, and there is no such file; the recipes are in configs/")
   return rest
@@ -31,12 +34,13 @@ def warn_plainly() -> None:
 
 
 def workdir() -> pathlib.Path:
-  """Returns the working folder that the flags name: runs/<recipe> where they do not."""
-  recipe = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
-  return pathlib.Path(flags.FLAGS.workdir or f"runs/{recipe}")
+  """Returns the working folder that the flags name; without one, runs/RECIPE, or runs/RECIPE_ARGUMENT."""
+  path, _, argument = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+  words = re.findall(r"[\w.-]+", argument)
+  return pathlib.Path(flags.FLAGS.workdir or f"runs/{'_'.join([pathlib.Path(path).stem, *words])}")
 
 
-def _said(error: BaseException) -> str:
+def _message(error: BaseException) -> str:
   """Returns the message of an error that may wrap another, on one line."""
   while error.args and isinstance(error.args[0], BaseException):
     error = error.args[0]

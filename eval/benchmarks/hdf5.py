@@ -54,7 +54,7 @@ def _open(path: Path) -> tuple[Any, np.ndarray]:
   try:
     import h5py
   except ImportError as error:
-    raise ValueError("reading HDF5 features needs h5py; install it with: pip install 'qat-jax[bench]'") from error
+    raise ImportError("reading HDF5 features needs h5py; install it with: pip install 'qat-jax[eval]'") from error
   if not path.exists():
     raise FileNotFoundError(f"no {path}; it is a file of published or extracted ILIAS features")
   try:

@@ -2,22 +2,26 @@
 
 import importlib
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
-from configs import features
+from configs import benchmark, features
 from eval import check as eval_check
 from eval.benchmarks import official
 from train import check
 
 FOLDER = pathlib.Path(features.__file__).parent
-NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "demo_encoder"))
-BENCHMARKS = [name for name in NAMES if name.split("_")[0] in official.NAMES]
+PLAIN = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "demo_encoder", "benchmark"))
+SIGLIP = "google/siglip2-large-patch16-512"
+ARGUMENTS = [*official.NAMES, f"ilias,{SIGLIP}"]
+RECIPES = [*((name, ()) for name in PLAIN), *(("benchmark", (argument,)) for argument in ARGUMENTS)]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_recipe_has_known_keys_and_values_that_can_be_run(name):
-  config = importlib.import_module(f"configs.{name}").get_config()
+@pytest.mark.parametrize(("name", "argument"), RECIPES)
+def test_a_recipe_has_known_keys_and_values_that_can_be_run(name, argument):
+  config = importlib.import_module(f"configs.{name}").get_config(*argument)
   config.data.root = "somewhere"
   check.config(config, devices=8)
   config.benchmark.update({"root": "somewhere", "features": "somewhere"})
@@ -31,22 +35,28 @@ def test_an_unknown_key_is_named_with_the_one_that_was_meant():
     config.train.learning_rat = 1.0
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*PLAIN, "benchmark"])
 def test_a_recipe_gives_its_own_command(name):
   text = (FOLDER / f"{name}.py").read_text()
   assert "make demo" in text or f"--config configs/{name}.py" in text
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
-def test_a_benchmarks_recipe_names_it_and_says_that_it_has_not_been_run(name):
-  recipe = importlib.import_module(f"configs.{name}")
-  assert recipe.get_config().benchmark.name == name.split("_")[0]
-  words = " ".join(recipe.__doc__.split())
-  assert "not yet run here" in words
-  assert "to be filled from the paper" in words or "no figure to expect is known" in words
-  assert "--config.benchmark.root=ROOT" in words and "--config.benchmark.features=FEATURES" in words
+def test_the_argument_of_the_benchmark_recipe_names_the_benchmark_and_the_encoder():
+  config = benchmark.get_config(f"inquire,{SIGLIP}")
+  assert (config.benchmark.name, config.encoder.name, config.form) == ("inquire", SIGLIP, "paper")
+  config = benchmark.get_config("gldv2")
+  assert (config.benchmark.name, config.encoder.name, config.form) == ("gldv2", benchmark.ENCODER, "adaptive")
+  assert {*benchmark.PUBLISHED, *benchmark.OTHERS} == set(official.NAMES)
 
 
-def test_there_is_a_recipe_for_every_benchmark_and_encoder_of_the_paper():
-  encoders = ("clip_b16", "clip_l14", "siglip2_b16", "siglip2_l16")
-  assert {f"{name}_{encoder}" for name in ("ilias", "inquire") for encoder in encoders} <= set(BENCHMARKS)
+def test_a_wrong_argument_is_one_line_and_a_right_one_names_the_run(tmp_path):
+  command = [sys.executable, "-m", "eval.main", "--config.seed=2", f"--config={FOLDER}/benchmark.py"]
+  for argument, words in (
+    ("iliaz", "/benchmark.py:iliaz names the benchmark 'iliaz'; use one of ilias, inquire"),
+    (f"ilias,{SIGLIP}", "config.benchmark.root is empty"),
+  ):
+    given = [*command[:3], f"{command[4]}:{argument}", command[3]]
+    done = subprocess.run(given, capture_output=True, text=True, cwd=tmp_path)
+    (line,) = done.stderr.strip().splitlines()
+    assert done.returncode == 1 and line.startswith("error: ") and words in line
+  assert [path.name for path in (tmp_path / "runs").iterdir()] == ["benchmark_ilias_google_siglip2-large-patch16-512"]
