@@ -1,7 +1,7 @@
 r"""A public benchmark with the features of one encoder; the argument names both: `benchmark.py:ILIAS,ENCODER`.
 
-Files:     docs/benchmarks.md says what ROOT and FEATURES hold for each benchmark. Training uses COCO's captions, encoded
-           here (configs/clip_b16.py), or features of the same encoder with --config.data.root=TRAINING.
+Files:     docs/benchmarks.md says what ROOT and FEATURES hold for each benchmark. Training encodes COCO's
+           captions (configs/clip_b16.py), or takes features of the same encoder: --config.data.root=TRAINING.
 Command:   python -m train.main --config configs/benchmark.py:ilias,google/siglip2-large-patch16-512
            python -m eval.main  --config configs/benchmark.py:ilias,google/siglip2-large-patch16-512 \
              --config.benchmark.root=ROOT --config.benchmark.features=FEATURES

@@ -10,8 +10,8 @@ Result:    not yet known. COCO asks for what a caption says, not for one particu
            its kind: the gain may be small. Check first that recall@1 of `plain` is near the published zero-shot figure.
 
 Images of your own instead: --config.data.source=folder --config.data.folder=PICTURES (docs/data.md).
-A first look: --config.data.limit=2000. Another encoder: --config.encoder.name=openai/clip-vit-large-patch14, which costs
-about five times as much an image (81 GFLOPs, not 18).
+A first look: --config.data.limit=2000. CLIP ViT-L/14: --config.encoder.name=openai/clip-vit-large-patch14, at about
+five times the cost of an image (81 GFLOPs, not 18).
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,7 @@
 """Every recipe is complete, can be run, and says so."""
 
 import importlib
+import os
 import pathlib
 import subprocess
 import sys
@@ -56,7 +57,8 @@ def test_a_wrong_argument_is_one_line_and_a_right_one_names_the_run(tmp_path):
     (f"ilias,{SIGLIP}", "config.benchmark.root is empty"),
   ):
     given = [*command[:3], f"{command[4]}:{argument}", command[3]]
-    done = subprocess.run(given, capture_output=True, text=True, cwd=tmp_path)
+    environment = {**os.environ, "PYTHONPATH": str(FOLDER.parent)}
+    done = subprocess.run(given, capture_output=True, text=True, cwd=tmp_path, env=environment)
     (line,) = done.stderr.strip().splitlines()
     assert done.returncode == 1 and line.startswith("error: ") and words in line
   assert [path.name for path in (tmp_path / "runs").iterdir()] == ["benchmark_ilias_google_siglip2-large-patch16-512"]
