@@ -1,4 +1,4 @@
-# setup, demo, serve, test, docs, lint, clean. Every target makes the environment that it needs first, if it is missing.
+# setup, check, test, demo, serve, docs, clean. Every target makes the environment that it needs first, if it is missing.
 PYTHON ?= python3
 BIN := .venv/bin
 WORKDIR ?= runs/demo
@@ -9,7 +9,7 @@ PIP := -m pip install --quiet
 FLOOR := jax==0.7.2 jaxlib==0.7.2 flax==0.11.2 numpy==2.1.3
 TESTS ?= tests
 
-.PHONY: setup demo serve demo-short test test-indexes test-onnx test-service test-cluster test-hosts rules campaign mutations audit wheel-test test-floor smoke-floor test-newest docs which lint format clean
+.PHONY: setup demo serve demo-short check test test-all test-indexes test-onnx test-service test-cluster test-hosts rules campaign mutations audit wheel-test test-floor smoke-floor test-newest docs which lint format clean
 
 setup: .venv/installed
 
@@ -36,8 +36,19 @@ demo-short: setup
 	$(BIN)/python -m train.main --config configs/demo.py --workdir runs/demo-short $(SHORT)
 	$(BIN)/python -m eval.main --config configs/demo.py --workdir runs/demo-short $(SHORT)
 
+# the inner loop, under a minute: format, lint, types, and the tests that start no process or browser and train nothing
+QUICK := not process and not browser and not train and not docs and not long
+check: setup lint
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m '$(QUICK)'
+
+# what a contributor must see, in a few minutes
 test: setup lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not browser and not long'
+
+# all that CI sees of the tests: browser, notebooks, campaigns, hosts, and what needs packages that setup leaves out
+test-all: setup lint
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=15 tests tests/faults/hosts.py
+	$(MAKE) test-indexes test-onnx test-service test-cluster
 
 # training on many hosts, as processes of this machine: some minutes
 test-hosts: setup

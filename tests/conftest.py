@@ -1,7 +1,17 @@
-"""Strict settings for every test: four CPU devices, warnings are errors, arrays of different ranks are not added up."""
+"""Strict settings for every test: four CPU devices, warnings are errors, arrays of different ranks are not added up.
 
+Every test gets the markers of its place here, so that no list of them is kept: `process` for tests that start one,
+`browser` for those that drive one, `train` for those that train, `docs` for those that run what the documents show, and
+`long` for what only CI waits for. `make check` runs the tests without any of them, `make test` those without `browser`
+and `long`, `make test-all` all.
+"""
+
+import ast
+import functools
 import os
 import pathlib
+import random
+import re
 import sys
 from collections.abc import Iterator
 
@@ -17,6 +27,20 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
+MARKERS = {
+  "colab": ("docs", "long"),
+  "docs_test.py": ("docs",),
+  "eval/commands_test.py": ("train",),
+  "eval/pipeline_test.py": ("train",),
+  "eval/speed": ("train",),
+  "eval/which_test.py": ("train",),
+  "faults/campaign_test.py": ("long",),
+  "faults/hosts.py": ("train", "long"),
+  "faults/search_test.py": ("long",),
+  "lowering_test.py": ("long",),
+  "train": ("train",),
+}  # by place below this folder
+PROCESS = re.compile(r"\bsubprocess\.|\bPopen\(|\bProcesses\(|\bmultiprocessing\.")
 MOST = 2 << 30  # bytes of a process that keeps what it compiled: two of them took 10 GB at the end, 5 with this
 
 
@@ -27,3 +51,39 @@ def _compiled_programs_are_dropped() -> Iterator[None]:
   pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
   if "jax" in sys.modules and pages * os.sysconf("SC_PAGE_SIZE") > MOST:
     sys.modules["jax"].clear_caches()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+  """Draws the seed of property tests, unless --hypothesis-seed gives it."""
+  if config.getoption("hypothesis_seed", None) is None:
+    config.option.hypothesis_seed = str(random.randrange(2**32))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+  """Says how to draw the same cases again."""
+  terminalreporter.write_line(f"property tests: --hypothesis-seed={config.getoption('hypothesis_seed', None)}")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  """Marks the tests by their place and by what they use."""
+  for item in items:
+    place = item.path.relative_to(pathlib.Path(__file__).parent)
+    found = [names for folder, names in MARKERS.items() if place.is_relative_to(folder)]
+    names = {name for one in found for name in one}
+    used = {getattr(item, "originalname", item.name), *getattr(item, "fixturenames", ())}
+    names |= {"process"} if used & starting_processes(item.path) else set()
+    names |= {"browser"} if "browser" in used else set()
+    for name in names:
+      item.add_marker(name)
+
+
+@functools.cache
+def starting_processes(path: pathlib.Path) -> set[str]:
+  """Returns the functions of a file that start a process, or call or request one that does."""
+  tree = ast.parse(path.read_text())
+  text = {node.name: ast.unparse(node) for node in tree.body if isinstance(node, ast.FunctionDef)}
+  found = {name for name, body in text.items() if PROCESS.search(body)}
+  while more := {name for name, body in text.items() if set(re.findall(r"\w+", body)) & found} - found:
+    found |= more
+  return found

@@ -141,7 +141,7 @@ FENCES = {
   "ray": ("qat_jax/cluster/nodes.py", "eval/speed/cluster.py"),  # which starts one
   "qdrant_client": ("qat_jax/search/indexes/qdrant.py",),
   "scann": ("qat_jax/search/indexes/scann.py",),
-  "tensorflow_datasets": ("qat_jax/datasets/", "train/batches.py"),
+  "tensorflow_datasets": ("qat_jax/datasets/",),
   "transformers": ("qat_jax/encoders/", "train/encoder/"),  # which makes an encoder
 }
 ON_USE = (

@@ -91,7 +91,7 @@ CASES = {
 }
 
 
-@settings(max_examples=1000, deadline=None, derandomize=True)
+@settings(max_examples=1000, deadline=None, print_blob=True)
 @given(**CASES)
 def test_the_ranking_is_that_of_dense_float64_scores(form, degenerate, dtype, place, items, k, mask, repeats, seed):
   rng = np.random.default_rng(seed)
