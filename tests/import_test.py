@@ -26,6 +26,7 @@ ORDER = (
   "types",
   "stages",
   "sealed",
+  "keeping",
   "cluster.nodes",
   "cluster.crew",
   "cluster.work",
@@ -98,6 +99,7 @@ ORDER = (
   "serve.items",
   "serve.pictures",
   "serve.encoding",
+  "serve.aspects",
   "serve.terms",
   "serve.searches",
   "serve.planning",
@@ -106,6 +108,7 @@ ORDER = (
   "serve.service",
   "serve.opening",
   "serve.web.schemas",
+  "serve.web.asking",
   "serve.web.views",
   "serve.web.clip_retrieval",
   "serve.web.metrics",
@@ -122,7 +125,7 @@ ORDER = (
 CLUSTER = ("qat_jax/cluster/nodes.py", "qat_jax/distributed/gallery")
 FENCES = {
   "prometheus_client": ("qat_jax/serve/web/metrics.py",),
-  "pydantic": ("qat_jax/serve/web/schemas.py", "qat_jax/serve/web/views.py", "qat_jax/serve/web/description.py"),
+  "pydantic": ("qat_jax/serve/web/schemas.py", "qat_jax/serve/web/asking.py", "qat_jax/serve/web/description.py"),
   "starlette": ("qat_jax/serve/web/app.py",),
   "uvicorn": ("qat_jax/serve/web/server.py",),
   "orbax": ("qat_jax/models/checkpoints.py",),

@@ -56,6 +56,10 @@ def add_serve(commands: argparse._SubParsersAction) -> None:
   parser.add_argument("--index", metavar="NAME", default="exact", help=text)
   text = "where to write a gallery that the adapter maps; by default in the gallery's folder"
   parser.add_argument("--prepared", metavar="FOLDER", help=text)
+  text = "aspects that searches may name, {name: [phrases]}; by default aspects.json beside the adapter"
+  parser.add_argument("--aspects", metavar="FILE", help=text)
+  text = "append the marks of searches to this folder, with query and item, nothing about who marked"
+  parser.add_argument("--keep-marks", metavar="FOLDER", help=text)
   text = "start without comparing the features with their checksums"
   parser.add_argument("--no-verify", dest="verify", action="store_false", help=text)
   text = "the address to listen on; one that other machines reach needs a key"

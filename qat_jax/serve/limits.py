@@ -17,6 +17,9 @@ FILTERS = 16
 VALUES = 1_000  # that a filter allows
 IDS = 100_000  # in exclude, allowed or a list to rerank
 VECTOR = 65_536  # numbers
+RIGHT = 100  # marks of one query that say "this one"
+SEEN = 10_000  # ids in wrong and in seen
+ASPECTS = 8  # that a request names, or brings along
 NAMES = 1_000  # in one object of a body
 CLIENTS = 10_000  # whose rates are known
 

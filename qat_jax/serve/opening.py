@@ -18,9 +18,12 @@ from qat_jax.encoders import Encoder, load_encoder
 from qat_jax.features.prepared import prepared_features
 from qat_jax.features.shards import is_unit
 from qat_jax.features.store import FeatureStore
+from qat_jax.keeping import KeptMarks
 from qat_jax.search.index import Index
 from qat_jax.search.indexes.faiss import FaissIndex
 from qat_jax.search.indexes.scann import ScannIndex
+from qat_jax.serve.aspects import Aspect
+from qat_jax.serve.aspects import read as read_aspects
 from qat_jax.serve.items import Items
 from qat_jax.serve.limits import Limits
 from qat_jax.serve.pictures import Pictures
@@ -41,6 +44,8 @@ class Settings:
   encoder: str | None = None
   index: str = "exact"
   prepared: str | None = None  # where galleries are written that the adapter maps
+  aspects: str | None = None  # a file of aspects, {name: [phrases]}; default: aspects.json beside the adapter
+  keep_marks: str | None = None  # a folder that marks are appended to; None: they are kept nowhere
   verify: bool = True  # read the checksums of all features first
 
 
@@ -61,6 +66,7 @@ def open_service(settings: Settings, limits: Limits, log: Callable[[str], Any] =
     store.verify()
   items, pictures = Items.of(store), Pictures(settings.images, limits.image_pixels)
   encoder = _encoder(settings, adapter, store)
+  kept = None if settings.keep_marks is None else KeptMarks(settings.keep_marks)
   frozen, prepared = _galleries(settings, adapter, store)
   stores: list[FeatureStore] = []
   for store_ in (frozen, *prepared.values()):
@@ -86,7 +92,9 @@ def open_service(settings: Settings, limits: Limits, log: Callable[[str], Any] =
   }
   galleries = {name: in_place(one) for name, one in prepared.items()}
   indexes = {name: _index(settings.index, one) for name, one in galleries.items()} if settings.index != "exact" else {}
-  service = Service(adapter, items, in_place(frozen), galleries, encoder, pictures, indexes, about)
+  service = Service(
+    adapter, items, in_place(frozen), galleries, encoder, pictures, indexes, _aspects(settings), kept, about
+  )
   _ = items.facets
   service.warm(log)
   return service
@@ -140,6 +148,14 @@ def _encoder(settings: Settings, adapter: Adapter, store: FeatureStore) -> Encod
     raise type(error)(f"{error}; name the gallery's encoder, --encoder NAME, or none: --encoder none") from error
   check_encoders("the queries", (encoder.name, encoder.revision), f"the gallery {settings.gallery}", known)
   return encoder
+
+
+def _aspects(settings: Settings) -> dict[str, Aspect]:
+  """Returns the aspects that searches may name: those of the file named, else of aspects.json beside the adapter."""
+  beside = Path(settings.adapter) / "aspects.json"
+  if settings.aspects is None and not beside.is_file():
+    return {}
+  return read_aspects(settings.aspects or beside)
 
 
 def _shown(name: str) -> str:

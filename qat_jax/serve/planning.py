@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -11,13 +12,15 @@ import numpy as np
 
 from qat_jax.adaptation import plain, unit
 from qat_jax.adapter import Adapter, check_queries
-from qat_jax.serve import encoding
+from qat_jax.serve import aspects, encoding
+from qat_jax.serve.aspects import Aspect, Words
 from qat_jax.serve.encoding import Encoding
 from qat_jax.serve.limits import Refused, invalid
 from qat_jax.serve.searches import Found, Part, Search
 from qat_jax.serve.terms import Term, combined, rows_of
 from qat_jax.types import Adaptation, Gallery, as_gallery
 
+DIRECTIONS, MAPS = 256, 64  # of aspects, kept
 LEVELLED = 2.0  # a levelled item scores (cosine − level) / 2, which counts twice beside scores of other galleries
 
 
@@ -26,6 +29,9 @@ class Planner:
 
   def __init__(self, adapter: Adapter, galleries: Mapping[str, Gallery], encoding_: Encoding) -> None:
     self.adapter, self.galleries, self.encoding = adapter, galleries, encoding_
+    self.maps = aspects.Maps(np.asarray(galleries["frozen"][: aspects.SAMPLE], np.float32))
+    self._direction = functools.lru_cache(DIRECTIONS)(self._direction_of)
+    self._map = functools.lru_cache(MAPS)(self._map_of)
 
   def features(self, jobs: Sequence[Search]) -> list[Found | Exception]:
     """Returns the features and the types of each search's parts, or why there are none."""
@@ -72,9 +78,9 @@ class Planner:
       parts.append((part, own_type, feature_D.astype(np.float32)))
     if not np.linalg.norm(total_D) > 1e-6:
       raise invalid("the parts of the query cancel each other; change their weights")
-    if job.mode == "adapted" and not any(name in self.adapter.heads for _, name, _ in parts):
+    if job.mode == "adapted" and not job.words and not any(name in self.adapter.heads for _, name, _ in parts):
       self.check_head(query_type)
-    for name in dict.fromkeys(name for _, name, _ in parts if name not in self.adapter.heads):
+    for name in dict.fromkeys(name for _, name, _ in parts if name not in self.adapter.heads and not job.words):
       notes.append(f"the adapter has no head for {name} queries")
     return Found(query_type, unit(total_D, np.float32), parts, list(dict.fromkeys(notes)))
 
@@ -98,21 +104,29 @@ class Planner:
   def plan(self, jobs: Sequence[Search], results: list[Found | Exception]) -> None:
     """Gives each search its terms: the plain side's, and the adapted side's, each part through its own head."""
     members: dict[str, list[tuple[Found, Part, np.ndarray]]] = defaultdict(list)
-    for job, found in zip(jobs, results, strict=True):
+    for i, (job, found) in enumerate(zip(jobs, results, strict=True)):
       if isinstance(found, Exception):
         continue
       if job.mode != "adapted":
         found.terms["plain"] = [plain_term(found.feature)]
-      if job.mode != "plain" and any(name in self.adapter.heads for _, name, _ in found.parts):
-        found.terms["adapted"] = []
-        for part, name, feature_D in found.parts:
-          if part.weight:
-            members[name].append((found, part, feature_D))
+      if job.mode == "plain":
+        continue
+      through_heads = [(part, name, row_D) for part, name, row_D in found.parts if part.weight]
+      if job.words:
+        try:
+          found.terms["adapted"], through_heads = self._in_words(job.words, found)
+        except Refused as error:
+          results[i] = error
+          continue
+      if job.words or any(name in self.adapter.heads for _, name, _ in found.parts):
+        found.terms.setdefault("adapted", [])
+        for part, name, feature_D in through_heads:
+          members[name].append((found, part, feature_D))
     for name, all_ in members.items():
       for start in range(0, len(all_), encoding.SIZES[-1]):
         some = all_[start : start + encoding.SIZES[-1]]
         for (found, part, _), term in zip(some, self.terms(name, [row for _, _, row in some]), strict=True):
-          found.terms["adapted"].append(dataclasses.replace(term, weight=term.weight * part.weight))
+          found.terms["adapted"].append(_weighted(term, part.weight))
     for i, found in enumerate(results):
       if isinstance(found, Found) and "adapted" in found.terms:
         found.terms["adapted"] = combined(found.terms["adapted"])
@@ -129,6 +143,46 @@ class Planner:
     rows = rows_of(self.adapt(query_type, np.stack(feature_QD)), len(feature_QD))
     return [Term(adaptation, name, weight, query_type) for adaptation in rows]
 
+  def _in_words(self, words: Words, found: Found) -> tuple[list[Term], list[tuple[Part, str, np.ndarray]]]:
+    """Returns the terms of a search that names aspects, and the parts that go through their heads all the same.
+
+    The frozen gallery is searched, its items and the query mapped by T. A change alone does better through the head for
+    pictures, where there is one: the adapted picture plus the plain text.
+    """
+    marks = [one for one in found.parts if one[0].mark]
+    parts = [one for one in found.parts if not one[0].mark]
+    change = words.change
+    if change or words.guess:
+      told = [one for one in parts if one[0].text is not None]
+      shown = [one for one in parts if one[0].text is None]
+      if not told or not shown:
+        raise invalid("change wants a picture, an item or a vector, and a text that says what is other about it")
+      text_D, shown_D = (np.sum([p.weight * row_D for p, _, row_D in some], axis=0) for some in (told, shown))
+      if change is None:
+        row_WDs = [np.stack(list(self.encoding.texts(one.phrases).values())) for one in words.guess]
+        change = aspects.guessed(words.guess, row_WDs, text_D)
+        found.notes.append(f'the text was taken to change {change.name!r}; name another with "change"')
+      if "image" in self.adapter.heads and not words.ignore:
+        return [_weighted(plain_term(row_D), part.weight) for part, _, row_D in told], [*shown, *marks]
+      t = self._map((), words.ignore, True)
+      changed_D = aspects.changed(t, self._direction(change), unit(shown_D), unit(text_D))
+      weight = sum(abs(part.weight) for part, _, _ in parts)
+      terms = [Term(aspects.adaptation_of(t, changed_D), "frozen", weight)]
+    else:
+      t = self._map(words.alike, words.ignore, False)
+      terms = [self._mapped(t, one) for one in parts]
+    return [*terms, *(self._mapped(t, one) for one in marks)], []
+
+  def _mapped(self, t: Mapping[str, np.ndarray], one: tuple[Part, str, np.ndarray]) -> Term:
+    """Returns the term of a part under T."""
+    return Term(aspects.adaptation_of(t, aspects.mapped(t, one[2].astype(np.float64))), "frozen", one[0].weight)
+
+  def _direction_of(self, aspect: Aspect) -> aspects.Direction:
+    return aspects.direction(aspect, np.stack(list(self.encoding.texts(aspect.phrases).values())))
+
+  def _map_of(self, alike: tuple[Aspect, ...], ignore: tuple[Aspect, ...], centred: bool) -> Mapping[str, np.ndarray]:
+    return self.maps.of([self._direction(one) for one in alike], [self._direction(one) for one in ignore], centred)
+
   def prepared(self, term: Term, rows_ND: np.ndarray) -> Gallery:
     """Returns unit rows as the gallery of a term."""
     rows = as_gallery(rows_ND)
@@ -140,6 +194,10 @@ class Planner:
     except ValueError:
       raise invalid(f"a vector has to say what it is of: query_type, one of {sorted(self.adapter.heads)}") from None
     return next(iter(self.adapter.heads))
+
+
+def _weighted(term: Term, weight: float) -> Term:
+  return dataclasses.replace(term, weight=term.weight * weight)
 
 
 def plain_term(feature_D: np.ndarray) -> Term:

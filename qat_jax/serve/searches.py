@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from qat_jax.serve.aspects import Words
 from qat_jax.serve.terms import Term
 from qat_jax.types import Ranking
 
@@ -43,6 +44,9 @@ class Search:
   query_type: str | None = None
   exclude: np.ndarray | None = None  # positions
   allowed: np.ndarray | None = None  # positions, or bool N; searches with the same array go together
+  words: Words = dataclasses.field(
+    default_factory=Words
+  )  # where it names aspects, adapted search goes by them, on the frozen gallery
 
   def with_right(self, positions: Sequence[int] | np.ndarray, weight: float = MARKED) -> Search:
     """Returns the search refined by marks: s = s_query + weight · mean of s_image(mark). No mark changes nothing.

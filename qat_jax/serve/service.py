@@ -6,6 +6,7 @@ compiles. A search becomes features and then terms whose scores add up (`Planner
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import dataclasses
 import time
@@ -16,12 +17,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from qat_jax.adaptation import plain
+from qat_jax.adaptation import plain, unit
 from qat_jax.adapter import Adapter
 from qat_jax.encoders import Encoder
+from qat_jax.keeping import KeptMarks
 from qat_jax.search.index import Index
 from qat_jax.search.warming import warm
-from qat_jax.serve import encoding, why
+from qat_jax.serve import aspects, encoding, why
+from qat_jax.serve.aspects import Aspect
 from qat_jax.serve.encoding import Encoding
 from qat_jax.serve.items import Items
 from qat_jax.serve.pictures import Pictures
@@ -43,6 +46,8 @@ class Service:
     encoder: Encoder | None = None,
     pictures: Pictures | None = None,
     indexes: Mapping[str, Index] | None = None,
+    aspects_: Mapping[str, Aspect] | None = None,
+    kept: KeptMarks | None = None,
     about: Mapping[str, Any] | None = None,
   ) -> None:
     """Raises ValueError for what does not fit together.
@@ -55,6 +60,8 @@ class Service:
       encoder: encodes queries; None: items and vectors alone can be searched with.
       pictures: those of items.
       indexes: by query type; a type without one is searched exactly.
+      aspects_: what a search may be alike in, or ignore, by name.
+      kept: where marks are kept; None: nowhere.
       about: what /v1/info says of all this.
     """
     for name, gallery in {"frozen": frozen, **prepared}.items():
@@ -64,6 +71,7 @@ class Service:
       raise ValueError(f"the encoder {encoder.name} is {encoder.width} wide; the adapter wants {adapter.width}")
     self.adapter, self.items, self.frozen, self.prepared = adapter, items, frozen, dict(prepared)
     self.pictures, self.about = pictures or Pictures(None, 1), dict(about or {})
+    self.kept, self.aspects = kept, dict(aspects_ or {})
     self.encoder, self.encoding = encoder, Encoding(encoder)
     self.galleries = {"frozen": frozen, **prepared}
     self.planner = Planner(adapter, self.galleries, self.encoding)
@@ -84,6 +92,17 @@ class Service:
         for k in KS:
           self._checked([Search(part, k, "both") for part in parts])
         self._checked([Search(part, mode="both", allowed=few) for part in parts])
+      for rank in aspects.RANKS if self.encoding.reads_text else ():
+        self._warm_map(size, rank)
+
+  def _warm_map(self, size: int, rank: int) -> None:
+    """Compiles for maps made of words, with one number of columns."""
+    row_QD = np.random.default_rng(0).standard_normal((size, self.adapter.width)).astype(np.float32)
+    zero_QDR = np.zeros((size, self.adapter.width, rank), np.float32)
+    warm(
+      plain(jnp.asarray(row_QD)).replace(gate=np.ones((size, 1), np.float32), left=zero_QDR, right=zero_QDR),
+      self.frozen,
+    )
 
   def _checked(self, jobs: list[Search]) -> None:
     for found in self.search(jobs):
@@ -125,13 +144,37 @@ class Service:
       raise results[0]
     return results[0]
 
+  def keep(self, found: Found, right: Sequence[str], wrong: Sequence[str]) -> list[str]:
+    """Keeps the marks of a search on the disk, where that is allowed; returns a note where it failed."""
+    if self.kept is None or not (right or wrong):
+      return []
+    told = [part.text for part, _, _ in found.parts if part.text is not None]
+    feature_D = unit(np.sum([p.weight * row_D for p, _, row_D in found.parts if not p.mark], axis=0))
+    query = {"text": told[0]} if told else {}
+    query["feature"] = base64.b64encode(feature_D.astype("<f2").tobytes()).decode()
+    about = {
+      "query": {**query, "type": found.query_type},
+      "adapter": self.about.get("adapter", {}).get("fingerprint"),
+      "encoder": self.about.get("encoder"),
+    }
+    try:
+      gone = set(self.items.known([*right, *wrong])[1])
+      marks = [*((name, True) for name in right), *((name, False) for name in wrong)]
+      self.kept.append([{**about, "item": name, "right": sign} for name, sign in marks if name not in gone])
+    except OSError as error:
+      return [f"the marks count in this search but were not kept: {error.strerror or error}"]
+    return []
+
   def why(self, job: Search, positions: np.ndarray) -> tuple[Found, dict[str, Any], list[dict[str, Any]]]:
     """Returns how the query moved, and for each item its plain and its adapted score, with ranks."""
     found = self.planned(dataclasses.replace(job, mode="both"))
     sides = {side: why.scores_of(terms, self.ranker, positions) for side, terms in found.terms.items()}
     nothing = [None] * len(positions)
     pairs = zip(sides["plain"], sides.get("adapted", nothing), strict=True)
-    items = [{"plain": before, "adapted": after} for before, after in pairs]
+    items: list[dict[str, Any]] = [{"plain": before, "adapted": after, "parts": []} for before, after in pairs]
+    if "adapted" in found.terms and (len(job.parts) > 1 or job.words):
+      for item, parts in zip(items, why.parts_of(self.planner, self.ranker, job, found, positions), strict=True):
+        item["parts"] = parts
     how: dict[str, Any] = {"cosine": None, "remembered": []}
     if found.query_type in self.adapter.heads:
       feature_D = max(found.parts, key=lambda one: abs(one[0].weight) * (not one[0].mark))[2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,8 +14,9 @@ from qat_jax.adapter import Adapter
 from qat_jax.models.memory import PAIRS
 from qat_jax.search.rank import rank, score
 from qat_jax.serve.limits import Refused
+from qat_jax.serve.planning import Planner
 from qat_jax.serve.ranking import Ranker
-from qat_jax.serve.searches import Search
+from qat_jax.serve.searches import Found, Part, Search
 from qat_jax.serve.terms import Term, added
 from qat_jax.types import Adaptation, Gallery
 
@@ -40,6 +42,52 @@ def scores_of(terms: Sequence[Term], ranker: Ranker, positions: np.ndarray) -> l
     for item, numerator in zip(items, numerator_P.tolist(), strict=True):
       item |= {"numerator": numerator, "length": numerator / item["score"] if abs(item["score"]) > 1e-6 else None}
   return items
+
+
+def parts_of(
+  planner: Planner, ranker: Ranker, job: Search, found: Found, positions: np.ndarray
+) -> list[list[dict[str, Any]]]:
+  """Returns for each item what each part of the query, each mark and each aspect adds to its adapted score.
+
+  Parts and marks add up to the score. An aspect's part is the score less what it would be without the aspect.
+  """
+  total = sum(term.weight for term in found.terms["adapted"])
+  shares: list[tuple[dict[str, Any], np.ndarray]] = []
+  singles = [part for part in job.parts if part.mark or not (job.words.change or job.words.guess)]
+  jobs = [
+    Search((dataclasses.replace(part, mark=False),), query_type=None if part.mark else job.query_type, words=job.words)
+    for part in singles
+  ]
+  for name in job.words.names:
+    jobs.append(dataclasses.replace(job, words=job.words.without(name), mode="both"))
+  planned = planner.features(jobs)
+  planner.plan(jobs, planned)
+  for part, one in zip(singles, planned, strict=False):
+    if isinstance(one, Found) and "adapted" in one.terms:
+      about: dict[str, Any] = {"of": "mark" if part.mark else _kind(part)}
+      about |= {} if part.position is None else {"item": part.position}
+      terms = one.terms["adapted"]
+      scores = added(terms, ranker.scores([(term, positions) for term in terms]))
+      shares.append((about, sum(term.weight for term in terms) / total * scores))
+  whole = added(found.terms["adapted"], ranker.scores([(term, positions) for term in found.terms["adapted"]]))
+  for name, one in zip(job.words.names, planned[len(singles) :], strict=True):
+    if isinstance(one, Found):
+      terms = one.terms["adapted" if job.words.without(name) else "plain"]
+      without = added(terms, ranker.scores([(term, positions) for term in terms]))
+      shares.append(({"of": "aspect", "name": name}, whole - without))
+  return [[{**about, "score": float(share[i])} for about, share in shares] for i in range(len(positions))]
+
+
+def _kind(part: Part) -> str:
+  return (
+    "text"
+    if part.text is not None
+    else "picture"
+    if part.pixels is not None
+    else "item"
+    if part.vector is None
+    else "vector"
+  )
 
 
 def _ranks(terms: Sequence[Term], ranker: Ranker, positions: np.ndarray) -> list[int | None]:

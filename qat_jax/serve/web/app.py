@@ -20,7 +20,7 @@ from qat_jax.serve.limits import Refused, invalid
 from qat_jax.serve.pictures import media_type, read
 from qat_jax.serve.searches import Part, Search
 from qat_jax.serve.service import Service
-from qat_jax.serve.web import clip_retrieval, schemas, views
+from qat_jax.serve.web import asking, clip_retrieval, schemas, views
 from qat_jax.serve.web.description import JSON, Route, described
 from qat_jax.serve.web.guard import Guard
 from qat_jax.serve.web.state import State
@@ -123,22 +123,24 @@ class Answers:
     began = time.perf_counter()
     found = await self.state.do(service, job)
     waited = max(0.0, time.perf_counter() - began - sum(found.seconds.values()))
+    if service.kept is not None:
+      notes += await asyncio.to_thread(service.keep, found, asked.right, asked.wrong)
     return await asyncio.to_thread(views.found_json, service, found, asked.k, notes, waited)
 
   def _job(self, service: Service, asked: schemas.Search, picture: bytes | None) -> tuple[Search, list[str]]:
     """Returns the search of a request and of the picture beside it, and notes; runs in a thread of its own."""
     limits = self.state.limits
     uploaded = () if picture is None else (Part(pixels=service.encoding.pixels(read(picture, limits.image_pixels))),)
-    return views.search_of(service, asked, limits, uploaded)
+    return asking.search_of(service, asked, limits, uploaded)
 
   def alone(self, model: Any, answer: Callable) -> Callable:
     """Returns who answers a request that the queue's thread computes by itself."""
 
     async def computed(request: Request) -> Any:
       service = self.state.ready()
-      asked = await asyncio.to_thread(views.parse, model, await request.body())
-      parts = await asyncio.to_thread(views.parts_of, service, asked.query, self.state.limits)
-      return await self.state.do(service, lambda: answer(service, asked, parts))
+      asked = await asyncio.to_thread(asking.parse, model, await request.body())
+      job, notes = await asyncio.to_thread(asking.job_of, service, asked, self.state.limits)
+      return await self.state.do(service, lambda: answer(service, asked, job, notes))
 
     computed.__name__ = model.__name__.lower()
     return computed
@@ -148,14 +150,14 @@ class Answers:
     names, parts = (request.query_params.getlist(name) for name in ("id", "part"))
     if len(names) != 1 or len(parts) > 1:
       raise invalid(f"got {len(names)} ids and {len(parts)} parts; ask for one item at a time: ?id=ID&part=picture")
-    views.unquoted(request.scope["query_string"].decode("latin-1"))
+    asking.unquoted(request.scope["query_string"].decode("latin-1"))
     if parts and parts[0] not in PARTS:
       raise invalid(f"part: {parts[0][:60]!r} is none of {', '.join(PARTS)}")
     return await self._item(names[0], parts[0] if parts else "metadata")
 
   async def item_at(self, part: str, request: Request) -> Any:
     """Answers for the item that the path names."""
-    return await self._item(views.unquoted(request.path_params["id"]), part)
+    return await self._item(asking.unquoted(request.path_params["id"]), part)
 
   async def _item(self, name: str, part: str) -> Any:
     service = self.state.ready()
@@ -177,14 +179,14 @@ class Answers:
 
   async def knn(self, request: Request) -> Any:
     """Searches as clip-retrieval does."""
-    service, asked = self.state.ready(), views.parse(schemas.Knn, await request.body())
+    service, asked = self.state.ready(), asking.parse(schemas.Knn, await request.body())
     job = await asyncio.to_thread(clip_retrieval.search_of, service, asked, self.state.limits)
     found = await self.state.do(service, job)
     return await asyncio.to_thread(clip_retrieval.results, service, found, asked.num_images)
 
   async def knn_metadata(self, request: Request) -> Any:
     """Gives metadata by position, as clip-retrieval does."""
-    service, asked = self.state.ready(), views.parse(schemas.KnnMetadata, await request.body())
+    service, asked = self.state.ready(), asking.parse(schemas.KnnMetadata, await request.body())
     return await asyncio.to_thread(clip_retrieval.metadata, service, asked)
 
   async def health(self, request: Request) -> Any:
@@ -249,7 +251,7 @@ def _page(path: str, kind: str) -> Callable:
 async def _search_and_picture(request: Request) -> tuple[schemas.Search, bytes | None]:
   """Returns a search and the picture beside it: JSON whatever its content type says, or a form with both."""
   if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-    return await asyncio.to_thread(views.parse, schemas.Search, await request.body()), None
+    return await asyncio.to_thread(asking.parse, schemas.Search, await request.body()), None
   try:
     form = await MultiPartParser(request.headers, request.stream(), max_files=1, max_fields=1).parse()
   except (MultiPartException, KeyError, ValueError, UnicodeError) as error:
@@ -260,4 +262,4 @@ async def _search_and_picture(request: Request) -> tuple[schemas.Search, bytes |
   text = form.get("request") or "{}"
   data = await image.read()
   await form.close()
-  return views.parse(schemas.Search, str(text).encode("utf-8", "surrogatepass")), data
+  return asking.parse(schemas.Search, str(text).encode("utf-8", "surrogatepass")), data

@@ -16,8 +16,8 @@ from qat_jax.serve.limits import Limits, Refused, invalid
 from qat_jax.serve.pictures import from_base64, read
 from qat_jax.serve.searches import Found, Part, Search
 from qat_jax.serve.service import Service
+from qat_jax.serve.web.asking import vector_of
 from qat_jax.serve.web.schemas import Knn, KnnMetadata
-from qat_jax.serve.web.views import vector_of
 
 INDICES = ("adapted", "plain")
 PICTURES = 100  # results whose pictures come along

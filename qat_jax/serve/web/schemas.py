@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
-from qat_jax.serve.limits import FILTERS, IDS, PARTS, TEXT_LETTERS, VALUES, VECTOR
+from qat_jax.serve.aspects import PHRASES
+from qat_jax.serve.limits import ASPECTS, FILTERS, IDS, PARTS, RIGHT, SEEN, TEXT_LETTERS, VALUES, VECTOR
 
 Id = Annotated[str, Field(strict=True, max_length=4096)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -45,13 +46,30 @@ Filters = Annotated[
   Field(max_length=FILTERS),
 ]
 Ids = Annotated[list[Id], Field(max_length=IDS, fail_fast=True)]
+Seen = Annotated[list[Id], Field(max_length=SEEN, fail_fast=True)]
+
+
+Name = Annotated[str, Field(strict=True, min_length=1, max_length=200)]
+Names = Name | Annotated[list[Name], Field(max_length=ASPECTS, fail_fast=True)]
+Phrases = Annotated[list[Text], Field(min_length=PHRASES[0], max_length=PHRASES[1], fail_fast=True)]
 
 
 class Asked(_Strict):
-  """What is searched with: a text, a part, or several parts with weights."""
+  """What is searched with: a text, a part, or several parts with weights; marks, and what counts, in words."""
 
   query: Query
-  query_type: QueryType | None = Field(default=None, description="which head; default: the heaviest part's")
+  query_type: QueryType | None = Field(default=None, description="the head for all parts; default: each part's own")
+  right: Annotated[list[Id], Field(max_length=RIGHT, fail_fast=True)] = Field(
+    default=[], description="marked items: find more that are like them; they themselves are not found again"
+  )
+  alike: Names = Field(default=[], description="aspects, by name, in which results are like the query")
+  ignore: Names = Field(default=[], description="aspects that do not count")
+  change: Text | Literal[True] | None = Field(
+    default=None, description="the aspect of the picture that the text changes; true: the one that the text names"
+  )
+  aspects: Annotated[dict[Name, Phrases], Field(max_length=ASPECTS)] = Field(
+    default={}, description="aspects of your own: name → phrases for their values, about 16"
+  )
 
 
 class Search(Asked):
@@ -72,18 +90,18 @@ class Search(Asked):
   mode: Literal["plain", "adapted", "both"] = "adapted"
   exclude: Ids = Field(default=[], description="ids that shall not be found; items in the query never are")
   allowed: Ids | None = Field(default=None, description="the only ids that may be found")
+  wrong: Seen = Field(default=[], description="marked items that are not meant: they are hidden")
+  seen: Seen = Field(default=[], description="what was shown already: it is left out")
   filters: Filters = Field(default={}, description="column → a value, a list of values, or a range; all must hold")
 
 
-class Rerank(BaseModel):
+class Rerank(Asked):
   """Candidates in the order of the exact scores; the shape is that of the rerank calls of Cohere and Jina."""
 
   model_config = ConfigDict(
     extra="ignore", json_schema_extra={"examples": [{"query": "a red mug", "documents": ["a-17", "b-2"], "top_n": 1}]}
   )
 
-  query: Query
-  query_type: QueryType | None = None
   documents: list[Id | dict[str, object]] | None = Field(
     default=None, max_length=10_000, fail_fast=True, description='ids, or {"id": …}'
   )

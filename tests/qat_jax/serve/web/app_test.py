@@ -48,7 +48,7 @@ def test_items_filters_and_lists_narrow_a_search(client):
   assert sorted(found) == ["shop/1", "shop/4"]
   answer = client.post("/v1/search", json={"query": {"item": "shop/3"}, "k": 50, "exclude": ["shop/0", "gone"]})
   assert set(ids(answer)) == {f"shop/{i}" for i in range(36)} - {"shop/0", "shop/3"}
-  assert answer.json()["notes"] == ["1 ids of exclude are not in the gallery"]
+  assert answer.json()["notes"] == ["1 ids of exclude are not in the gallery: 'gone'"]
   empty = client.post("/v1/search", json={"query": "red", "filters": {"colour": "pink"}})
   assert ids(empty) == [] and empty.json()["notes"] == ["no item passes the filters"]
 
