@@ -114,6 +114,11 @@ def test_the_reference_has_every_public_name():
   assert shown == set(qat_jax.__all__) - {"__version__"}
 
 
+def test_the_reference_of_commands_and_keys_is_made_from_the_present_code():
+  done = subprocess.run([sys.executable, ".ci/reference.py", "--check"], capture_output=True, text=True, cwd=ROOT)
+  assert done.returncode == 0, done.stderr
+
+
 def test_the_site_has_every_page():
   nav = (ROOT / "mkdocs.yml").read_text().split("\nnav:")[1]
   assert {page.name for page in SHOWN.PAGES if page.parent == ROOT / "docs"} == set(re.findall(r"- (\w+\.md)", nav))
