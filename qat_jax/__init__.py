@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from qat_jax.adaptation import fold, plain
 from qat_jax.adapter import Adapter, load
 from qat_jax.features.store import FeatureStore, write_features
+from qat_jax.marks import refine
 from qat_jax.models.head import Head
 from qat_jax.search.index import ExactIndex
 from qat_jax.search.indexes.faiss import FaissIndex
@@ -33,6 +34,7 @@ from qat_jax.search.indexes.pgvector import PgvectorIndex
 from qat_jax.search.indexes.qdrant import QdrantIndex
 from qat_jax.search.indexes.scann import ScannIndex
 from qat_jax.search.rank import rank, rerank, score
+from qat_jax.search.sums import Term, rank_sum
 from qat_jax.sharing.share import export, push
 from qat_jax.types import Adaptation, Gallery, Ranking, SemiPositives, as_gallery
 
@@ -55,6 +57,7 @@ __all__ = [
   "Ranking",
   "ScannIndex",
   "SemiPositives",
+  "Term",
   "__version__",
   "as_gallery",
   "export",
@@ -64,6 +67,8 @@ __all__ = [
   "plain",
   "push",
   "rank",
+  "rank_sum",
+  "refine",
   "rerank",
   "score",
   "write_features",

@@ -9,14 +9,14 @@ from __future__ import annotations
 import functools
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qat_jax import hub
+from qat_jax import hub, marks
 from qat_jax.cluster.work import LOCAL
 from qat_jax.features.prepared import prepared_features
 from qat_jax.features.shards import is_unit
@@ -25,6 +25,7 @@ from qat_jax.models import head_files
 from qat_jax.models import quari_files as released_files
 from qat_jax.models.head import Head
 from qat_jax.models.head_files import FILES
+from qat_jax.search.sums import Term
 from qat_jax.stages import lock
 from qat_jax.types import (
   KIND_OF_QUERY,
@@ -166,6 +167,41 @@ class Adapter:
       what = "the adapter maps the gallery" if head.space != "frozen" else "the gallery's rows are not of unit length"
       raise ValueError(f"{what}, so it has to be written anew; say where: prepare(gallery, folder=…)")
     return prepared_features(folder, rows, functools.partial(_prepared, head, rows.dtype), head.space, cluster)
+
+  def refine(self, adaptation: Adaptation, right: Any, weight: float = marks.WEIGHT) -> Adaptation:
+    """Returns queries refined by pictures marked as right: normalise(q' + weight · mean of the marks' image queries).
+
+    `right` holds frozen features: an array (RD) for one query, or a list of arrays, one for each query. A query without
+    marks keeps its bits. Raises ValueError where the queries' head and the image head have other items or maps of their
+    own: `refine_terms` then has the sum.
+    """
+    row_MD, owner_M = marks.listed(right, len(adaptation), self.width)
+    if not len(row_MD):
+      return adaptation
+    return marks.refined(adaptation, self(row_MD, "image"), owner_M, weight)
+
+  def refine_terms(
+    self,
+    adaptation: Adaptation,
+    right: Any,
+    galleries: Mapping[str, Any],
+    query_type: str,
+    weight: float = marks.WEIGHT,
+  ) -> list[Term]:
+    """As `refine`, for any heads, as terms of `qat_jax.rank_sum`; `galleries` are the prepared ones by query type."""
+    # a levelled item scores (cosine − level) / 2, which counts twice beside scores of other items
+    scale = {name: 2.0 if head.form == "levelled" else 1.0 for name, head in self.heads.items()}
+    query = Term(adaptation, galleries[query_type], scale[query_type])
+    row_MD, owner_M = marks.listed(right, len(adaptation), self.width)
+    if not len(row_MD):
+      return [query]
+    return marks.terms(query, self(row_MD, "image"), owner_M, galleries["image"], weight * scale["image"])
+
+  def together(self, pictures_MD: np.ndarray | jax.Array) -> Adaptation:
+    """Returns one query of several pictures of one thing: their scores add, each through the image head."""
+    pictures_MD = np.asarray(pictures_MD)
+    first = self(pictures_MD[:1], "image")
+    return self.refine(first, pictures_MD[1:], len(pictures_MD) - 1) if len(pictures_MD) > 1 else first
 
   def save(self, folder: str | os.PathLike) -> None:
     """Writes the adapter to a folder, whole or not at all; an adapter that was there is replaced, the rest stays.
