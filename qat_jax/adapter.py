@@ -1,7 +1,7 @@
-"""The `Adapter` that serves: a head for each query type, loaded from and saved to a folder.
+"""The `Adapter`: a head for each query type, loaded from and saved to a folder.
 
 A folder holds `adapter.json` (width, forms, settings, provenance, the parameters' checksum) and one file of parameters.
-adapter.json is written last, whole, so a kill at any moment leaves the adapter that was there before, or the new one.
+adapter.json is written last and whole, so a kill at any moment leaves the old adapter or the new one.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qat_jax import hub, marks
+from qat_jax.adaptation import power_of_two
 from qat_jax.cluster.work import LOCAL
 from qat_jax.features.prepared import prepared_features
 from qat_jax.features.shards import is_unit
@@ -38,14 +39,14 @@ from qat_jax.types import (
   check_encoders,
 )
 
-QUERY_BLOCK = 1024  # queries adapted at once
-SAMPLE_ROWS = 1024  # gallery rows whose length tells whether the gallery is normalised
+QUERY_BLOCK = 1024  # queries adapted in one call, which bounds the memory of their maps
+SAMPLE_ROWS = 1024  # gallery rows looked at to tell whether the gallery is normalised
 
 
 class Adapter:
-  """Frozen query features → `Adaptation`: a head for each query type, and what they were trained on.
+  """Frozen query features → `Adaptation`, by a head for each query type.
 
-  `info` is free provenance: encoder, config, versions, and what the validation gate chose.
+  `info` is its provenance, of any entries: encoder, config, versions, the choice of the validation gate.
   """
 
   def __init__(self, width: int, heads: dict[str, Head], info: dict[str, Any] | None = None) -> None:
@@ -54,10 +55,10 @@ class Adapter:
       raise ValueError(f"an adapter has heads for {sorted(heads)}; wanted one or both of {QUERY_TYPES}")
     self.width, self.heads, self.info = width, dict(heads), dict(info or {})
     self._calls = {name: _jitted(head, width) for name, head in self.heads.items()}
-    self._on_device: dict[str, dict] = {}  # variables, once they are used: a memory's pairs are no small transfer
+    self._on_device: dict[str, dict] = {}  # variables after their first use: copying a memory's pairs takes long
 
   def __reduce__(self) -> tuple:
-    return Adapter, (self.width, self.heads, self.info)  # what is jitted is jitted anew where the copy works
+    return Adapter, (self.width, self.heads, self.info)  # jitted functions are not copied, but made anew
 
   @property
   def params(self) -> dict[str, dict]:
@@ -66,29 +67,29 @@ class Adapter:
 
   @property
   def fingerprint(self) -> dict[str, Any]:
-    """All that the adapter computes with, as `stages.fingerprint` takes it; `info` is not in it."""
+    """Everything that decides what the adapter computes, for `stages.fingerprint`; without `info`."""
     return {"width": self.width, "heads": {name: head.fingerprint for name, head in self.heads.items()}}
 
   @property
   def encoder(self) -> EncoderName | None:
-    """The encoder whose features the adapter was trained on; None where that is not known for certain.
+    """The encoder whose features the adapter was trained on; None if it is not known for certain.
 
-    A released checkpoint names its encoder in words of its own: that is in `info` alone.
+    A released checkpoint names its encoder in its own words, which are only in `info`.
     """
     return (self.info["encoder"], self.info["revision"]) if {"encoder", "revision"} <= self.info.keys() else None
 
   def head(self, query_type: str | None = None) -> Head:
-    """Returns the head of a query type; None will do where all queries have the same head.
+    """Returns the head of a query type, which may be None if all query types have the same head.
 
-    Raises ValueError where there is no such head, or where heads differ and none is named.
+    Raises ValueError if there is no such head, or if heads differ and the type is None.
     """
     return self.heads[self._name(query_type)]
 
   def __call__(self, query_QD: jax.Array | np.ndarray | FeatureStore, query_type: str | None = None) -> Adaptation:
     """Returns the adaptation of Q queries (QD, frozen features of the adapter's encoder; any float dtype).
 
-    `query_type` is "text" or "image"; it need not be named where a FeatureStore's kind says it, or where all heads are
-    the same. Any number of queries runs without compiling anew for each: blocks are padded to a power of two.
+    `query_type` is "text" or "image". It may be None for a FeatureStore, whose kind says it, or if all heads are the
+    same. Blocks of queries are padded to a power of two, so that few sizes are compiled.
     Raises ValueError for another width or encoder, no queries, a type that is missing or contradicts the store's, or a
     query with NaN or of length zero, named by its position.
     """
@@ -105,7 +106,7 @@ class Adapter:
     blocks = []
     for start in range(0, len(query_QD), QUERY_BLOCK):
       block_QD = query_QD[start : start + QUERY_BLOCK].astype(np.float32)
-      size = 1 << (len(block_QD) - 1).bit_length()
+      size = power_of_two(len(block_QD))
       padded_QD = np.concatenate([block_QD, np.broadcast_to(block_QD[-1:], (size - len(block_QD), self.width))])
       adaptation = self._calls[name](self._on_device[name], jnp.asarray(padded_QD))
       blocks.append(adaptation if size == len(block_QD) else adaptation[: len(block_QD)])
@@ -139,14 +140,19 @@ class Adapter:
     folder: str | os.PathLike | None = None,
     cluster: str = LOCAL,
   ) -> Gallery | jax.Array:
-    """Returns the gallery that this adapter's queries are scored against; offline, once.
+    """Returns the gallery that this adapter's queries are scored against; called once, offline.
 
-    An array (ND) gives an array (float32, unit). A FeatureStore, or anything else with rows, comes back as it is where
-    nothing is to be done. Where the head maps the gallery, or it is not normalised, the new features are written to
-    `folder`, a feature folder that remembers what was applied to what: a second call with the same gallery opens it, a
-    call with another one says so and writes it anew. `cluster` says who writes it (docs/scale.md).
-    Raises ValueError if the gallery was prepared by another adapter or is of another width or encoder, or if `folder`
-    is wanted and missing; FileExistsError where the folder holds what `prepare` did not make.
+    Args:
+      gallery: an array (ND), which gives an array (float32, unit); or a FeatureStore or another Gallery, which is
+        returned as it is if the head does not map it and its rows are of unit length.
+      query_type: as in a call of the adapter.
+      folder: where the new features are written if there are any. It remembers its gallery and map: a second call with
+        the same ones opens it, a call with others says so and writes it anew.
+      cluster: where the work is done (docs/scale.md).
+
+    Raises:
+      ValueError: the gallery was prepared by another adapter, has another width or encoder, or needs a `folder`.
+      FileExistsError: the folder holds files that `prepare` did not make.
     """
     head, rows = self.head(query_type), as_gallery(gallery)
     name = str(getattr(rows, "folder", "")) or f"of {len(rows)} items"
@@ -204,9 +210,9 @@ class Adapter:
     return self.refine(first, pictures_MD[1:], len(pictures_MD) - 1) if len(pictures_MD) > 1 else first
 
   def save(self, folder: str | os.PathLike) -> None:
-    """Writes the adapter to a folder, whole or not at all; an adapter that was there is replaced, the rest stays.
+    """Writes the adapter to a folder, whole or not at all. It replaces an older adapter there; other files stay.
 
-    Raises BlockingIOError where another process writes to the folder.
+    Raises BlockingIOError if another process writes to the folder.
     """
     with lock(folder):
       head_files.write(pathlib.Path(folder).resolve(), self.width, self.heads, self.info)
@@ -223,11 +229,11 @@ class Adapter:
 
 
 def load(path: str | os.PathLike, revision: str | None = None) -> Adapter:
-  """Returns the adapter in a run's folder, in an exported adapter's own, or in a released QuARI checkpoint.
+  """Returns the adapter in a run's folder, in an exported adapter's folder, or in a released QuARI checkpoint.
 
-  `path` may be `hf://owner/name`, either of the two on the Hugging Face hub, of the `revision` wanted.
-  Raises FileNotFoundError if there is none, ValueError if it is damaged, of a later format, or its parameters do not
-  fit what it says it is.
+  `path` may also be `hf://owner/name` for an adapter or a checkpoint on the Hugging Face hub, with its `revision`.
+  Raises FileNotFoundError if there is none, ValueError if it is damaged, of a later format, or if its parameters do not
+  fit its forms.
   """
   address = str(path)
   if address.startswith("hf://"):
@@ -253,7 +259,7 @@ def load(path: str | os.PathLike, revision: str | None = None) -> Adapter:
 
 
 def check_queries(query_QD: np.ndarray, width: int) -> None:
-  """Raises ValueError unless the queries are Q ≥ 1 finite rows of the width wanted, 10⁻¹⁶ long or more."""
+  """Raises ValueError unless the queries are Q ≥ 1 finite rows of the given width, each 10⁻¹⁶ long or more."""
   if query_QD.ndim != 2 or query_QD.shape[1] != width or not jnp.issubdtype(query_QD.dtype, jnp.floating):
     raise ValueError(f"queries are {query_QD.dtype} {query_QD.shape}; wanted floats of shape (Q, {width})")
   if len(query_QD) == 0:
@@ -265,11 +271,11 @@ def check_queries(query_QD: np.ndarray, width: int) -> None:
 
 
 def _type_of(queries: FeatureStore, query_type: str | None) -> str:
-  """Returns the query type that a store's kind says; raises ValueError where another was asked for."""
-  own = next(name for name, kind in KIND_OF_QUERY.items() if kind == queries.kind)
-  if query_type not in (None, own):
+  """Returns the query type of a store's kind; raises ValueError if `query_type` is another one."""
+  type_of_store = next(name for name, kind in KIND_OF_QUERY.items() if kind == queries.kind)
+  if query_type not in (None, type_of_store):
     raise ValueError(f"query_type is {query_type!r}, but {queries.folder} was opened as {queries.kind!r} features")
-  return own
+  return type_of_store
 
 
 def _prepared(head: Head, dtype: np.dtype, rows_ND: np.ndarray) -> np.ndarray:

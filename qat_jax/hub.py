@@ -1,4 +1,4 @@
-"""The Hugging Face hub: folders of adapters and released checkpoints, fetched and sent."""
+"""The Hugging Face hub: downloads and uploads folders of adapters and released checkpoints."""
 
 from __future__ import annotations
 
@@ -17,10 +17,7 @@ def repository(address: str) -> str:
 
 
 def download(address: str, files: Sequence[str], revision: str | None) -> pathlib.Path:
-  """Returns the local folder with some files (patterns) of `hf://owner/name`, from the hub or its cache.
-
-  The cache serves offline too.
-  """
+  """Returns the local folder with files (patterns) of `hf://owner/name`, from the hub or, offline, its cache."""
   name = repository(address)
   return pathlib.Path(_hub().snapshot_download(name, revision=revision, allow_patterns=list(files)))
 
@@ -28,10 +25,17 @@ def download(address: str, files: Sequence[str], revision: str | None) -> pathli
 def upload(
   folder: str | os.PathLike, address: str, files: Sequence[str], private: bool, message: str, token: str | None = None
 ) -> str:
-  """Sends some files (patterns) of a folder as one commit, makes the repository where there is none; returns its page.
+  """Uploads files of a folder in one commit, and returns the page of their repository.
 
-  Files of these patterns that the repository has and the folder lacks go. `token` is by default what `hf auth login`
-  left, or HF_TOKEN. Raises ConnectionError in one line where the hub is not reached, or refuses.
+  Args:
+    folder: the local folder.
+    address: `hf://owner/name`, or the name alone; the repository is made if it does not exist.
+    files: patterns of the files. Files of these patterns that only the repository has are deleted.
+    private: whether a new repository is private.
+    message: of the commit.
+    token: by default the one of `hf auth login`, or HF_TOKEN.
+
+  Raises ConnectionError, in one line, if the hub is not reached or refuses.
   """
   name, hub = repository(address), _hub()
   api = hub.HfApi(token=token)
@@ -44,7 +48,7 @@ def upload(
       delete_patterns=list(files),
       commit_message=message,
     )
-  except (OSError, ValueError) as error:  # what the client raises for a refusal, too
+  except (OSError, ValueError) as error:  # the client raises these for a refusal too
     status = getattr(getattr(error, "response", None), "status_code", None)
     advice = "; `hf auth login`, or set HF_TOKEN to a token that may write there" if status in (401, 403) else ""
     raise ConnectionError(f"{name} was not sent: {' '.join(str(error).split())}{advice}") from error

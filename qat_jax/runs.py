@@ -1,4 +1,4 @@
-"""What programs share around a run: ends in one line, what a result was made with, and the lines of metrics.jsonl."""
+"""Shared by all programs: errors and signals that end in one line, provenance, and the lines of metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers"
 
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
-  """Ends the program with `error: …` and status 1 where bad input, a file or a loss that is not finite is the cause."""
+  """Ends the program with `error: …` and status 1 for bad input, a file error or a loss that is not finite."""
   try:
     yield
   except (ValueError, OSError, FloatingPointError) as error:
@@ -35,7 +35,7 @@ def explained() -> Iterator[None]:
 
 
 def in_one_line(error: BaseException) -> str:
-  """Returns what an error says, on one line, and what to do where the disk is full and it does not say so itself."""
+  """Returns the message of an error on one line, with advice if the disk is full and the message has none."""
   text = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
   if isinstance(error, OSError) and error.errno in FULL and "room" not in text:
     return f"no room on the disk ({text}); free some space and run again"
@@ -70,7 +70,7 @@ def end_on_signals(advice: str = AGAIN, tell: Callable[[str], None] | None = Non
 
 
 def provenance(config: dict[str, Any], seed: int) -> dict[str, Any]:
-  """Returns config, seed, versions, commit and hardware as JSON can hold them; what cannot be found out is left out."""
+  """Returns config, seed, versions, commit and hardware as plain JSON; unknown versions are left out."""
   return {
     "config": config,
     "seed": seed,
@@ -88,7 +88,7 @@ def hardware() -> str:
 
 
 def commit() -> str:
-  """Returns the commit of the checkout that this file lies in, `-dirty` appended where files differ; or `unknown`."""
+  """Returns the commit of this checkout, with `-dirty` if files differ; `unknown` outside a checkout."""
   here = pathlib.Path(__file__).parent
   run = lambda *words: subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=False)
   try:
@@ -101,7 +101,7 @@ def commit() -> str:
 
 
 def read_metrics(path: pathlib.Path | str) -> list[dict[str, Any]]:
-  """Returns the rows of a metrics.jsonl; a line that a kill cut short is left out. Missing file: no rows."""
+  """Returns the rows of a metrics.jsonl without a line that a kill cut short; no rows if the file is missing."""
   path = pathlib.Path(path)
   rows = []
   for line in path.read_text().splitlines() if path.exists() else ():

@@ -1,12 +1,11 @@
-"""Files of ours that say whether they are still what was written: JSON records and bytes, with a checksum in them.
+"""Files with a checksum inside, so that damage is noticed: JSON records, and bytes.
 
-What an earlier version wrote without one is read as it is.
+A record without a checksum, which an earlier version wrote, is read as it is.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import struct
@@ -17,12 +16,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from qat_jax.stages import write_whole
+from qat_jax.stages import checksum_of, write_whole
 
 CHECKSUM = "checksum"  # the last entry of a record
 SEAL = b"\nsealed "  # before the digest that ends a sealed file
-DIGEST = 16
-# what NumPy, zipfile and others raise of files that are damaged
+DIGEST = 16  # bytes
+# errors that NumPy, zipfile and others raise for damaged files
 UNREADABLE = (
   *(ValueError, KeyError, TypeError, IndexError, AttributeError, EOFError, RuntimeError, ArithmeticError, MemoryError),
   *(SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error, struct.error),
@@ -37,7 +36,7 @@ def write_record(path: str | os.PathLike, content: Mapping[str, object]) -> None
 
 
 def read_record(path: str | os.PathLike) -> dict[str, Any]:
-  """Returns what `write_record` was given; raises ValueError that names a file which is damaged, or was edited."""
+  """Returns the content that `write_record` wrote; raises ValueError that names a damaged or edited file."""
   return record_in(path, Path(path).read_bytes())
 
 
@@ -60,7 +59,7 @@ def record_in(path: str | os.PathLike, data: bytes) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def readable(path: str | os.PathLike, what: str = "Parquet file") -> Iterator[None]:
-  """Raises ValueError that names a file which the block cannot read: libraries often do not say which it was."""
+  """Raises ValueError that names the file if the block cannot read it; libraries often do not name it."""
   try:
     yield
   except FileNotFoundError:
@@ -70,9 +69,14 @@ def readable(path: str | os.PathLike, what: str = "Parquet file") -> Iterator[No
 
 
 def check_format(what: str | os.PathLike, found: object, newest: int, older: str, oldest: int | None = None) -> None:
-  """Raises ValueError that names the format of what was found, where this version does not read it.
+  """Raises ValueError if this version does not read a format.
 
-  It reads `oldest` (`newest` alone if None) to `newest`; `older` says what to do with what is older.
+  Args:
+    what: the name of the file or folder, for the message.
+    found: the format that it says it has.
+    newest: the newest format that this version reads.
+    older: the advice for an older format.
+    oldest: the oldest format that this version reads; `newest` if None.
   """
   if type(found) is not int or not (newest if oldest is None else oldest) <= found <= newest:
     reads = newest if oldest is None else f"up to {newest}"
@@ -81,12 +85,12 @@ def check_format(what: str | os.PathLike, found: object, newest: int, older: str
 
 
 def write_sealed(path: str | os.PathLike, data: bytes | memoryview) -> None:
-  """Writes bytes and behind them their digest, whole or not at all."""
+  """Writes bytes with their digest at the end, whole or not at all."""
   write_whole(path, data, SEAL + _digest(data))
 
 
 def read_sealed(path: str | os.PathLike) -> bytes:
-  """Returns the bytes that `write_sealed` was given; raises ValueError that names a file which is damaged."""
+  """Returns the bytes that `write_sealed` wrote; raises ValueError that names a damaged file."""
   data = Path(path).read_bytes()
   end = len(data) - len(SEAL) - DIGEST
   if end < 0 or data[end:] != SEAL + _digest(data[:end]):
@@ -95,8 +99,8 @@ def read_sealed(path: str | os.PathLike) -> bytes:
 
 
 def _of_record(content: Mapping[str, object]) -> str:
-  return _digest(json.dumps(content, sort_keys=True).encode()).hex()
+  return checksum_of(json.dumps(content, sort_keys=True).encode())
 
 
 def _digest(data: bytes | memoryview) -> bytes:
-  return hashlib.blake2b(data, digest_size=DIGEST).digest()
+  return bytes.fromhex(checksum_of(data))

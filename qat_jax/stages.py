@@ -1,7 +1,7 @@
-"""What every stage that can be resumed rests on: files that are whole or not there, fingerprints, locks.
+"""The base of every stage that can be resumed: files that are whole or absent, fingerprints, locks.
 
-A stage writes down the *fingerprint* of all that it read, beside or inside its result. Later the result is used again
-only where nothing in the fingerprint has changed; what has changed is named, with its old and its new value.
+A stage writes the *fingerprint* of all its inputs beside or inside its result. The result is used again only if nothing
+in the fingerprint has changed. A change is named with the old and the new value.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from typing import IO, Any
 import numpy as np
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-SOON = 1.0  # seconds in which who holds a lock has written its name into it
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # of a file system
-SETTLED_NS = 10**9  # a file that was changed so recently may change again without a new time stamp
+SOON = 1.0  # seconds until the owner of a lock has written its name into it
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # errors of a file system without locks
+SETTLED_NS = 10**9  # nanoseconds; a younger file may change again without a new time stamp
 SHOWN = 80  # characters of a value in a message
 
 _log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ _ABSENT = object()
 
 
 def fingerprint(**reads: object) -> dict[str, Any]:
-  """Returns all that a stage reads, as JSON gives it back: settings, and the fingerprints of what it is made from.
+  """Returns the inputs of a stage as plain JSON: its settings, and the fingerprints of its sources.
 
   Raises TypeError for a value that is not made of mappings, sequences, numbers, text, None and paths.
   """
@@ -48,16 +48,16 @@ def fingerprint(**reads: object) -> dict[str, Any]:
 def differences(
   made_with: Mapping[str, object], wanted: Mapping[str, object], words: str = "{name} was {old}, is {new}"
 ) -> list[str]:
-  """Returns what differs between two fingerprints, a text each: `noise.scale was 0.5, is 0.3`, or in other words."""
+  """Returns a text for each difference of two fingerprints, such as `noise.scale was 0.5, is 0.3`."""
   old, new = _leaves(fingerprint(**made_with)), _leaves(fingerprint(**wanted))
   names = [name for name in sorted(old.keys() | new.keys()) if old.get(name, _ABSENT) != new.get(name, _ABSENT)]
   return [words.format(name=name, old=_shown(old, name), new=_shown(new, name)) for name in names]
 
 
 def made(what: str | os.PathLike, made_with: Mapping[str, object] | None, wanted: Mapping[str, object]) -> bool:
-  """Says whether a result made with one fingerprint (None: there is no result) is what another one asks for.
+  """Says whether a result can be used again: whether its fingerprint (None: there is no result) is the wanted one.
 
-  Where they differ, a line of the log names `what` and all differences: it has to be made anew.
+  If they differ, a line of the log names `what` and all differences.
   """
   if made_with is None:
     return False
@@ -70,28 +70,27 @@ def made(what: str | os.PathLike, made_with: Mapping[str, object] | None, wanted
 def check_same(
   what: str | os.PathLike, made_with: Mapping[str, object], wanted: Mapping[str, object], advice: str
 ) -> None:
-  """Raises ValueError that names all differences and ends with the advice, where two fingerprints differ."""
+  """Raises ValueError if two fingerprints differ; it names all differences and ends with the advice."""
   if differing := differences(made_with, wanted):
     raise ValueError(f"{what} was made with other inputs or settings: {'; '.join(differing)}. {advice}")
 
 
 def digest_of_files(paths: Iterable[str | os.PathLike]) -> str:
-  """Returns a digest of what files hold, in the order given; their names, places and dates are not in it.
+  """Returns a digest of the contents of files, in the order given, without their names, places and dates.
 
-  Everything is read (about a second a gigabyte, less with several files), but only once in a process while size and
-  dates stay the same.
+  A file is read once in a process (about a second per gigabyte), and again only if its size or dates change.
   """
-  return hashlib.blake2b("".join(checksums(paths)).encode(), digest_size=16).hexdigest()
+  return checksum_of("".join(checksums(paths)).encode())
 
 
 def checksums(paths: Iterable[str | os.PathLike]) -> list[str]:
-  """Returns the checksum of each file; all is read, but only once in a process, as `digest_of_files` has it."""
+  """Returns the checksum of each file, read as `digest_of_files` reads it."""
   with concurrent.futures.ThreadPoolExecutor() as pool:
     return list(pool.map(_checksum_once, map(Path, paths)))
 
 
 def changed(written: Mapping[Path, str]) -> Path | None:
-  """Returns the first file whose checksum is not what was written; None where all are. Reads all, as `checksums`."""
+  """Returns the first file whose checksum is not the one in `written`; None if all are equal."""
   found = checksums(written)
   return next((path for path, now in zip(written, found, strict=True) if written[path] != now), None)
 
@@ -99,8 +98,8 @@ def changed(written: Mapping[Path, str]) -> Path | None:
 def write_whole(path: str | os.PathLike, *pieces: bytes | memoryview | np.ndarray) -> str:
   """Writes bytes-like pieces as one file and returns its checksum; a killed or failed write leaves the name untouched.
 
-  Several processes may write the same file: each has a temporary file of its own, and the last one's stays. What
-  killed ones left is removed. Raises OSError that says what could not be written where the disk is full.
+  Several processes may write the same file: each has its own temporary file, and the last one to finish wins.
+  Temporary files left by killed processes are removed. Raises OSError that names the file if the disk is full.
   """
   path = Path(path)
   temporary = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}-{next(_number)}.tmp")
@@ -132,6 +131,11 @@ def write_json(path: str | os.PathLike, content: object) -> None:
   write_whole(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
 
+def checksum_of(data: bytes | memoryview) -> str:
+  """Returns the checksum of bytes, as `checksum` has it for a file."""
+  return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
 def checksum(path: str | os.PathLike) -> str:
   """Returns the checksum of a file (blake2b, 128 bits, hexadecimal), read in pieces."""
   with open(path, "rb") as file:
@@ -140,11 +144,11 @@ def checksum(path: str | os.PathLike) -> str:
 
 @contextlib.contextmanager
 def lock(folder: str | os.PathLike) -> Iterator[None]:
-  """Keeps other processes that ask for it out of a folder, which is made where it is missing, while the block runs.
+  """Locks a folder against other processes that lock it, while the block runs; makes the folder if it is missing.
 
-  The system holds the lock: a process that ends, however it ends, gives its lock back, and so does a machine that is
-  started anew; what a stale `.lock` says does not matter. Raises BlockingIOError that names process and host of the one
-  inside. Where the system has no file locks, nobody is kept out, and a line of the log says so.
+  The operating system holds the lock and releases it when the process ends in any way, so a stale `.lock` file does no
+  harm. Raises BlockingIOError that names the owner's process and host. Without file locks in the system, nothing is
+  locked, and a line of the log says so.
   """
   try:
     import fcntl
@@ -157,7 +161,7 @@ def lock(folder: str | os.PathLike) -> Iterator[None]:
     try:
       file = open(path, "a+")  # noqa: SIM115 (closed below, or where it is another's)
     except FileNotFoundError:
-      continue  # who was inside has just removed the folder
+      continue  # the owner has just removed the folder
     with file:
       try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -166,7 +170,7 @@ def lock(folder: str | os.PathLike) -> Iterator[None]:
         owner = file.read()
         if not owner and time.monotonic() < patience:
           time.sleep(0.01)
-          continue  # it has just come in or is leaving: soon its name is there, or the lock is free
+          continue  # the owner has just come or is leaving: soon its name is there, or the lock is free
         owner = owner or "another process"
         raise BlockingIOError(f"{folder} is in use by {owner}; wait for it, end it, or choose another folder") from None
       except OSError as error:
@@ -176,22 +180,22 @@ def lock(folder: str | os.PathLike) -> Iterator[None]:
         yield
         return
       if not _is(file, path):
-        continue  # the folder, or the lock, was removed while we were waiting at its door
+        continue  # the folder or the lock file was removed meanwhile
       file.truncate(0)
       file.write(f"process {os.getpid()} on {socket.gethostname()}")
       file.flush()
       try:
         yield
       finally:
-        if _is(file, path):  # while it is ours: who opened it meanwhile finds that its name is gone
+        if _is(file, path):  # a process that has opened the file meanwhile finds that its name is gone
           path.unlink()
           with contextlib.suppress(OSError):
-            path.parent.rmdir()  # where nothing else is left in it
+            path.parent.rmdir()  # if it is empty
       return
 
 
 def empty(folder: str | os.PathLike) -> None:
-  """Removes all that is in a folder but its lock, which the caller holds: the folder goes with the lock."""
+  """Removes everything in a folder except its lock, which the caller holds; the folder goes with the lock."""
   for path in Path(folder).iterdir():
     if path.name != ".lock":
       shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -1,7 +1,7 @@
-"""The one loop beneath every stage: shards that are missing, and a function that makes one whole.
+"""The loop of every stage: it calls a function for each missing shard, in this process or on a cluster.
 
-What a stage has made lies on disk, so the function returns no more than an account of it, and a shard that is made
-twice is the same twice. On a cluster a copy of the function works on every node, on files that all nodes can read.
+The function writes its shard to disk and returns only an account of it; a shard that is made twice is the same twice.
+On a cluster a copy of the function works on every node, with files that all nodes can read.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ Account = TypeVar("Account")
 
 
 def run(make: Callable[[int], Account], shards: Sequence[int], cluster: str = LOCAL) -> Iterator[tuple[int, Account]]:
-  """Yields each shard with what `make` returned of it, as soon as it is whole; in one process in the order given.
+  """Yields each shard with the account that `make` returned, as soon as the shard is whole.
 
-  `cluster` is "local", "auto" (the Ray cluster that this machine is in) or "ray://HOST:PORT". Raises what `make` does,
-  and what `qat_jax.cluster.crew.make_all` says.
+  `cluster` is "local" (this process, in the given order), "auto" (the Ray cluster of this machine) or
+  "ray://HOST:PORT". Raises the errors of `make` and of `qat_jax.cluster.crew.make_all`.
   """
   if cluster == LOCAL:
     for shard in shards:
@@ -31,6 +31,6 @@ def run(make: Callable[[int], Account], shards: Sequence[int], cluster: str = LO
 
 
 def reach(cluster: str) -> None:
-  """Raises as `qat_jax.cluster.nodes.connect` does unless the cluster is there, before any work is begun."""
+  """Raises the errors of `qat_jax.cluster.nodes.connect` if there is no cluster, before any work is begun."""
   if cluster != LOCAL:
     connect(cluster)

@@ -18,7 +18,7 @@ from qat_jax.cluster.nodes import Slot
 from qat_jax.features.store import FeatureStore
 from qat_jax.search.exact import TopK
 from qat_jax.search.rank import best_of
-from qat_jax.stages import check_same
+from qat_jax.stages import check_same, checksum_of
 from qat_jax.types import Adaptation, Gallery, as_gallery, check_encoders
 
 CORES = 0.001  # of a node, that Ray sets aside for a shard: it works only while it is asked
@@ -49,7 +49,7 @@ class GalleryShard:
   def state(self) -> str:
     """A digest of what the folder says that it holds."""
     what = (self.store.meta, self.store.width, str(self.store.dtype), [shard.rows for shard in self.store.shards])
-    return hashlib.blake2b(repr(what).encode(), digest_size=16).hexdigest()
+    return checksum_of(repr(what).encode())
 
   @functools.cached_property
   def items(self) -> Gallery:

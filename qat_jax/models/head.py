@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 
 from qat_jax.adaptation import normalise
 from qat_jax.models.forms import FORMS, initialise
-from qat_jax.stages import fingerprint, write_whole
+from qat_jax.stages import checksum_of, fingerprint, write_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +98,7 @@ def write_variables(folder: pathlib.Path, trees: Mapping[str, object]) -> dict[s
   if not leaves:
     return None
   data = safetensors.numpy.save({name_of(path): np.asarray(leaf, order="C") for path, leaf in leaves})
-  checksum = _digest(data)
+  checksum = checksum_of(data)
   name = f"params-{checksum[:8]}.safetensors"
   write_whole(folder / name, data)
   return {"file": name, "checksum": checksum}
@@ -119,7 +119,7 @@ def read_variables(
       if pathlib.Path(written["file"]).name != written["file"]:
         raise ValueError("its name is no name of a file")
       data = source.read_bytes()
-      if _digest(data) != written["checksum"]:
+      if checksum_of(data) != written["checksum"]:
         raise ValueError(f"its checksum is not the one in {folder / 'adapter.json'}")
       arrays = safetensors.numpy.load(data)
     except (OSError, ValueError, SafetensorError) as error:
@@ -143,10 +143,6 @@ def check_shapes(saved: object, wanted: object, source: pathlib.Path) -> None:
 
 def _shapes(tree: object) -> dict[str, tuple[int, ...]]:
   return {name_of(path): tuple(x.shape) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def _digest(data: bytes) -> str:
-  return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def name_of(path: tuple[object, ...]) -> str:
