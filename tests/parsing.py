@@ -83,6 +83,6 @@ if __name__ == "__main__":
   for name in sorted({module for module, *_ in commands}):
     if importlib.util.find_spec(name) is None:
       raise SystemExit(f"there is no program {name}")
-  for heavy in ("eval.speed.latency", "eval.pipeline"):  # once, not in every child
+  for heavy in ("eval.speed.search", "eval.pipeline"):  # once, not in every child
     importlib.import_module(heavy)
   print(json.dumps([in_a_child(module, arguments) for module, *arguments in commands]))

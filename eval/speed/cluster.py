@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from eval.speed.tools import chunks
 from qat_jax.runs import ANEW, end_on_signals
 
 STAGES = ("extraction", "ranking")
@@ -45,14 +46,7 @@ def make_inputs(root: pathlib.Path, pictures: int, items: int, width: int, queri
   moved = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(1), x.shape), variables["params"])
   Adapter(width, {"text": Head("adaptive", settings, {**variables, "params": moved})}).save(root / "adapter")
   np.save(root / "queries.npy", rng.standard_normal((queries, width), np.float32))
-  write_features(root / "gallery", {"img": unit_rows(rng, items, width)}, {"id": [f"item{i}" for i in range(items)]})
-
-
-def unit_rows(rng: np.random.Generator, items: int, width: int, step: int = 65536) -> Any:
-  """Yields random unit rows (fp16), a chunk at a time."""
-  for start in range(0, items, step):
-    rows_ND = rng.standard_normal((min(step, items - start), width), np.float32)
-    yield (rows_ND / np.linalg.norm(rows_ND, axis=1, keepdims=True)).astype(np.float16)
+  write_features(root / "gallery", {"img": chunks(items, width)}, {"id": [f"item{i}" for i in range(items)]})
 
 
 def run(stage: str, root: pathlib.Path, out: pathlib.Path, cluster: str) -> None:
@@ -95,7 +89,7 @@ def traffic(root: pathlib.Path, shards: int, k: int) -> float:
   for shard in range(shards):
     folders.append(root / f"shards-{shards}" / str(shard))
     rows, names = 5 * k, [f"{shard}-{i}" for i in range(5 * k)]
-    write_features(folders[-1], {"img": unit_rows(np.random.default_rng(shard), rows, adapter.width)}, {"id": names})
+    write_features(folders[-1], {"img": chunks(rows, adapter.width)}, {"id": names})
   with Gallery(folders, adapter=root / "adapter") as gallery:
     qat_jax.rank(adapter(query_QD), gallery, k)
     return (gallery.traffic.sent + gallery.traffic.received) / gallery.traffic.asked

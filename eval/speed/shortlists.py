@@ -8,16 +8,16 @@ query that the longest one takes, all queries at once.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import tempfile
-import time
 import warnings
 from pathlib import Path
 
 import numpy as np
 
 import qat_jax
-from eval.speed.ways import make_adaptation
+from eval.speed.tools import make_adaptation, markdown, seconds_in_turn
 from qat_jax.runs import ANEW, end_on_signals
 from qat_jax.search.index import Index
 
@@ -65,15 +65,10 @@ def recalls(
       pairs = zip(exact_QK, shortlist_QS, strict=True)
       recall = float(np.mean([np.isin(exact_K[exact_K >= 0], list_S).mean() for exact_K, list_S in pairs]))
       rows.append({"query": name, "items": len(gallery), "length": length, "k": k, "recall": recall})
-    ms = 1000 * min(_seconds(index, query_QD, max(lengths)) for _ in range(REPEATS)) / len(query_QD)
+    search = functools.partial(index.search, query_QD, max(lengths))
+    ms = 1000 * min(seconds_in_turn({"search": search}, REPEATS)["search"]) / len(query_QD)
     rows[-len(lengths) :] = [row | {"ms": ms} for row in rows[-len(lengths) :]]
   return rows
-
-
-def _seconds(index: Index, query_QD: np.ndarray, length: int) -> float:
-  start = time.perf_counter()
-  index.search(query_QD, length)
-  return time.perf_counter() - start
 
 
 def clusters(items: int, width: int, queries: int) -> tuple[np.ndarray, np.ndarray]:
@@ -91,14 +86,12 @@ def clusters(items: int, width: int, queries: int) -> tuple[np.ndarray, np.ndarr
 def table(rows: list[dict]) -> str:
   """Returns a Markdown table: a line for each gallery, index and kind of query, a column for each length."""
   lengths = sorted({row["length"] for row in rows})
-  head = ["items", "index", "query", *map(str, lengths), "ms a query"]
-  lines = [" | ".join(["", *head, ""]).strip(), "|" + "---|" * len(head)]
+  lines = []
   for key in dict.fromkeys((row["items"], row["index"], row["query"]) for row in rows):
-    own = [row for row in rows if (row["items"], row["index"], row["query"]) == key]
-    found = {row["length"]: f"{row['recall']:.3f}" for row in own}
-    cells = [*map(str, key), *(found[length] for length in lengths), f"{own[0]['ms']:.2f}"]
-    lines.append(" | ".join(["", *cells, ""]).strip())
-  return "\n".join(lines)
+    same = [row for row in rows if (row["items"], row["index"], row["query"]) == key]
+    recall = {row["length"]: f"{row['recall']:.3f}" for row in same}
+    lines.append([*map(str, key), *(recall[length] for length in lengths), f"{same[0]['ms']:.2f}"])
+  return markdown(["items", "index", "query", *map(str, lengths), "ms a query"], lines)
 
 
 def integers(text: str) -> list[int]:
@@ -135,8 +128,8 @@ def main() -> None:
     for name in options.index:
       with tempfile.TemporaryDirectory(prefix="shortlists_") as folder:
         index = built(name, gallery, Path(folder), options.postgres)
-        found = recalls(adaptation, raw_QD, gallery, index, options.k, options.lengths)
-      rows.extend({"index": name} | row for row in found)
+        measured = recalls(adaptation, raw_QD, gallery, index, options.k, options.lengths)
+      rows.extend({"index": name} | row for row in measured)
 
   if options.adapter:
     store = qat_jax.FeatureStore.open(options.query_features)

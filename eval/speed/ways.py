@@ -1,11 +1,12 @@
-"""The ways to rank a gallery that eval.latency compares: a function without arguments each, and its cost in theory."""
+"""The ways to rank a gallery that eval.speed.search compares, each with what it must at least move and compute."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,13 +14,20 @@ import psutil
 
 import qat_jax
 from qat_jax.adaptation import plain, score
+from qat_jax.models.forms import adaptive, initialise
+from qat_jax.models.quari import Released
 from qat_jax.search.bounds import prepare
 from qat_jax.search.rank import rank, rerank
 from qat_jax.types import Adaptation
 
 DENSE_ROWS = 4096
-GALLERY_ROWS = 1 << 20  # drawn at once
 SCORE_ROWS = 8192
+RELEASED: dict[str, Any] = {"hidden": 512, "rank": 64, "layers": 6, "steps": 4, "heads": 8} | {
+  "anchor_scale": 0.8,
+  "query_residual": 0.5,
+  "frobenius_norm": True,
+}  # the size of the released checkpoints
+DEMO_WIDTH = 96
 
 
 class Way(NamedTuple):
@@ -29,32 +37,6 @@ class Way(NamedTuple):
   items: int  # a query, that it scores
   bytes_moved: float
   flops: float
-
-
-def make_adaptation(queries: int, width: int, rank: int, strengths_R: np.ndarray, seed: int = 0) -> Adaptation:
-  """Returns T = I + Σ strength_i l_i r_iᵀ with random orthonormal l and r, and random unit queries."""
-  rng = np.random.default_rng(seed)
-  factors = np.linalg.qr(rng.standard_normal((2, queries, width, rank)))[0] * np.sqrt(strengths_R)
-  query_QD = rng.standard_normal((queries, width))
-  query_QD /= np.linalg.norm(query_QD, axis=1, keepdims=True)
-  left_QDR, right_QDR = jnp.asarray(factors, jnp.float32)
-  return Adaptation(jnp.asarray(query_QD, jnp.float32), jnp.ones((queries, 1)), left_QDR, right_QDR)
-
-
-def make_gallery(items: int, width: int, dtype: str, seed: int = 1) -> jax.Array:
-  """Returns random unit rows."""
-  block = min(items, GALLERY_ROWS)
-
-  @functools.partial(jax.jit, donate_argnums=0)
-  def with_block(gallery_ND: jax.Array, start: int, key: jax.Array) -> jax.Array:
-    drawn_BD = jax.random.normal(key, (block, width))
-    drawn_BD /= jnp.linalg.norm(drawn_BD, axis=1, keepdims=True)
-    return jax.lax.dynamic_update_slice_in_dim(gallery_ND, drawn_BD.astype(dtype), start, 0)
-
-  gallery_ND, key = jnp.zeros((items, width), dtype), jax.random.key(seed)
-  for start in range(0, items, block):
-    gallery_ND = with_block(gallery_ND, min(start, items - block), jax.random.fold_in(key, start) if start else key)
-  return gallery_ND
 
 
 def ways(adaptation: Adaptation, gallery_ND: jax.Array, k: int) -> dict[str, Way | str]:
@@ -71,7 +53,7 @@ def ways(adaptation: Adaptation, gallery_ND: jax.Array, k: int) -> dict[str, Way
   dense_flops, needed = every * 2 * width * width, 2 * every * 4 * width
   materialised = Way(lambda: jax.block_until_ready(dense(adaptation, gallery_ND, k)), items, size, dense_flops)
   blocks = Way(lambda: jax.block_until_ready(dense_blocks(adaptation, gallery_ND, k)), items, size, dense_flops)
-  found: dict[str, Way | str] = {
+  named: dict[str, Way | str] = {
     "dense": materialised if needed < free_bytes() else f"not run: its mapped items take {needed / 1e9:.1f} GB",
     "dense_blocks": blocks,
     "factored": Way(lambda: factored(adaptation, gallery_ND, k), items, size, every * 2 * width * (1 + 2 * rank_R)),
@@ -86,36 +68,36 @@ def ways(adaptation: Adaptation, gallery_ND: jax.Array, k: int) -> dict[str, Way
     shortlist_QS = np.random.default_rng(3).integers(0, items, (queries, length))
     moved = queries * length * width * gallery_ND.dtype.itemsize
     flops = queries * length * 4 * width * rank_R
-    found[name] = Way(functools.partial(rerank, adaptation, gallery_ND, shortlist_QS, k), length, moved, flops)
-  return found
+    named[name] = Way(functools.partial(rerank, adaptation, gallery_ND, shortlist_QS, k), length, moved, flops)
+  return named
 
 
 def library_ways(adaptation: Adaptation, gallery_ND: jax.Array, k: int) -> dict[str, Way | str]:
   """Returns FAISS's exact plain search, and ScaNN's shortlist reranked; the reason in words where one is missing."""
   queries, width = adaptation.query.shape
   host_ND = np.asarray(gallery_ND, np.float32)
-  found: dict[str, Way | str] = {}
+  named: dict[str, Way | str] = {}
   try:
     import faiss
   except ImportError:
-    found["faiss_flat"] = "not installed: pip install 'qat-jax[bench]'"
+    named["faiss_flat"] = "not installed: pip install 'qat-jax[bench]'"
   else:
     index = faiss.IndexFlatIP(width)
     index.add(host_ND)
     query_QD = np.asarray(adaptation.query)
     flops = 2.0 * queries * host_ND.size
-    found["faiss_flat"] = Way(lambda: index.search(query_QD, k), len(host_ND), host_ND.nbytes, flops)
+    named["faiss_flat"] = Way(lambda: index.search(query_QD, k), len(host_ND), host_ND.nbytes, flops)
   try:
     scann = qat_jax.ScannIndex.build(host_ND)
   except ImportError as error:
-    found["scann_rerank"] = str(error)
+    named["scann_rerank"] = str(error)
   else:
     folded_QD = np.asarray(qat_jax.fold(adaptation))
     length = min(1000, len(host_ND))
     run = lambda: rerank(adaptation, gallery_ND, scann.search(folded_QD, length), k)
     moved = queries * length * width * 4.0
-    found["scann_rerank"] = Way(run, len(host_ND), moved, moved * adaptation.left.shape[2])
-  return found
+    named["scann_rerank"] = Way(run, len(host_ND), moved, moved * adaptation.left.shape[2])
+  return named
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -167,3 +149,25 @@ def factored(adaptation: Adaptation, gallery_ND: jax.Array, k: int) -> jax.Array
   """Returns the top k of the full formula, item by item."""
   parts = [score(adaptation, gallery_ND[start : start + SCORE_ROWS]) for start in range(0, len(gallery_ND), SCORE_ROWS)]
   return jax.block_until_ready(jax.lax.top_k(jnp.concatenate(parts, axis=1), k)[1])
+
+
+def networks(queries: int) -> dict[str, Way]:
+  """Returns hypernetworks by name, each adapting Q random queries with random weights."""
+  modules: dict[str, nn.Module] = {
+    "released, R+1 tokens": Released(768, **RELEASED),
+    "released, 2R+1 tokens": Released(768, **RELEASED, shared_tokens=False),
+    "released, R+1 tokens, bfloat16": Released(768, **RELEASED, dtype="bfloat16"),
+    "demo (adaptive)": adaptive(DEMO_WIDTH),
+  }
+  return {name: network_way(module, queries) for name, module in modules.items()}
+
+
+def network_way(module: nn.Module, queries: int) -> Way:
+  """Returns one network as a way, compiled; its operations are XLA's count before optimisation."""
+  variables = initialise(module, jax.random.key(0))
+  query_QD = jax.random.normal(jax.random.key(1), (queries, module.width), jnp.float32)
+  lowered = jax.jit(module.apply).lower(variables, query_QD)
+  call = lowered.compile()
+  size = sum(x.nbytes for x in jax.tree.leaves(variables))
+  cost = lowered.cost_analysis() or {"flops": float("nan")}  # None where the backend does not count
+  return Way(lambda: call(variables, query_QD), 1, size, cost["flops"])

@@ -8,26 +8,22 @@ their own, on the same cores.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import pathlib
 import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import psutil
 import pyarrow as pa
 
 import qat_jax
 from eval.speed.service import load
+from eval.speed.tools import make_gallery, watched_memory
 from qat_jax.serve.items import Items
 from qat_jax.serve.limits import Limits
 from qat_jax.serve.service import Service
@@ -42,12 +38,10 @@ OPEN_CLIENTS = 400  # threads that send at random times: more than may wait, so 
 def service_of(items: int, width: int, rank: int) -> Service:
   """Returns a service of a random gallery and a random adapter, compiled."""
   rng = np.random.default_rng(0)
-  gallery_ND = rng.standard_normal((items, width), np.float32)
-  gallery_ND /= np.linalg.norm(gallery_ND, axis=1, keepdims=True)
   variables = qat_jax.Head("adaptive", {"rank": rank}, {}).initialise(width)
   moved = jax.tree.map(lambda x: x + 0.02 * rng.standard_normal(x.shape).astype(np.float32), variables["params"])
   head = qat_jax.Head("adaptive", {"rank": rank}, {**variables, "params": moved})
-  gallery = ArrayGallery(jnp.asarray(gallery_ND), "frozen")
+  gallery = ArrayGallery(make_gallery(items, width, "float32"), "frozen")
   ids = pa.chunked_array([pa.array(np.arange(items)).cast(pa.string())])
   service = Service(qat_jax.Adapter(width, {"text": head}), Items(ids, pa.table({})), gallery, {"text": gallery})
   service.warm()
@@ -63,32 +57,11 @@ def write_bodies(path: pathlib.Path, mode: str, width: int, count: int = 200) ->
   return path
 
 
-def asked(port: int, bodies: pathlib.Path, **flags: float) -> dict[str, Any]:
+def answers(port: int, bodies: pathlib.Path, **flags: float) -> dict[str, Any]:
   """Returns what clients in a process of their own measured."""
   words = [f"--{name}={value}" for name, value in flags.items()]
   command = [sys.executable, "-m", load.__name__, str(port), str(bodies), *words]
   return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
-@contextlib.contextmanager
-def _watched() -> Iterator[list[float]]:
-  """Gives a list that is filled with the megabytes this process holds, every second, the last one at the end."""
-  process, over, held = psutil.Process(), threading.Event(), []
-  megabytes = lambda: process.memory_info().rss / 1e6
-
-  def watch() -> None:
-    while not over.wait(1):
-      held.append(megabytes())
-
-  held.append(megabytes())
-  thread = threading.Thread(target=watch)
-  thread.start()
-  try:
-    yield held
-  finally:
-    over.set()
-    thread.join()
-    held.append(megabytes())
 
 
 def measure(
@@ -102,17 +75,17 @@ def measure(
   ]
   carried: dict[int, dict[str, Any]] = {}
   for count in clients:
-    found = {mode: asked(port, path, clients=count, seconds=seconds) for mode, path in bodies.items()}
+    found = {mode: answers(port, path, clients=count, seconds=seconds) for mode, path in bodies.items()}
     ours, plain = found["adapted"], found["plain"]
     carried[count] = ours
     ratio = ours["p50"] / plain["p50"]
     row = (count, ours["a_second"], ours["p50"], ours["p99"], plain["a_second"], f"{ratio:.2f}")
     lines.append(f"| {' | '.join(map(str, row))} |")
   most = max(one["a_second"] for one in carried.values())
-  half = asked(port, bodies["adapted"], clients=OPEN_CLIENTS, seconds=4 * seconds, rate=most / 2)
+  half = answers(port, bodies["adapted"], clients=OPEN_CLIENTS, seconds=4 * seconds, rate=most / 2)
   lines.append(f"at half of {most} a second: p50 {half['p50']} ms, p99 {half['p99']} ms, {half['statuses']}")
-  with _watched() as held:
-    twice = asked(port, bodies["adapted"], clients=OPEN_CLIENTS, seconds=overload, rate=2 * most)
+  with watched_memory(1) as held:
+    twice = answers(port, bodies["adapted"], clients=OPEN_CLIENTS, seconds=overload, rate=2 * most)
   tenth = held[len(held) // 10]
   memory = f"memory {tenth - held[0]:+.0f} MB in the first tenth and {held[-1] - tenth:+.0f} MB after it"
   said = f"p50 {twice['p50']} ms of what is answered, {twice['statuses']}, {memory}"

@@ -3,7 +3,7 @@ import pytest
 
 import qat_jax
 from eval.speed import shortlists
-from eval.speed.ways import make_adaptation
+from eval.speed.tools import make_adaptation
 
 
 def test_an_exact_shortlist_of_everything_holds_the_exact_ranking_and_a_short_one_less(tmp_path):

@@ -261,7 +261,7 @@ MANY_THREADS = """
 import concurrent.futures
 import numpy as np
 import qat_jax
-from eval.speed.ways import make_adaptation, make_gallery
+from eval.speed.tools import make_adaptation, make_gallery
 
 adaptation, gallery_ND = make_adaptation(4, 512, 64, 0.5 * 0.7 ** np.arange(64)), make_gallery(2000, 512, "float32")
 galleries = [gallery_ND, np.asarray(gallery_ND)]
