@@ -1,6 +1,6 @@
-"""What can be known to be wrong of training before any long work: choices, sizes, batch and devices.
+"""Finds errors in a recipe before any long work: choices, sizes, batch and devices.
 
-Unknown keys are no concern of it: a recipe is locked.
+Unknown keys are found elsewhere: a recipe is locked.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ POSITIVE = ("train.batch_size", "train.steps", "train.temperature", "static_trai
 
 
 def config(config: ConfigDict, devices: int) -> None:
-  """Raises ValueError where the config has an unknown choice, or a batch the devices cannot share."""
+  """Raises ValueError if the config has an unknown choice, or a batch that the devices cannot share."""
   for name, choices in CHOICES.items():
     if _get(config, name) not in choices:
       raise ValueError(f"config.{name} is {_get(config, name)!r}; use one of {', '.join(choices)}")
@@ -58,7 +58,7 @@ def config(config: ConfigDict, devices: int) -> None:
 
 
 def captions_width(config: ConfigDict, width: int) -> None:
-  """Raises ValueError where items with captions, of features of a width, shall be wider than they are."""
+  """Raises ValueError if items with captions are to be projected to more columns than they have, 2 · width."""
   if config.captions.width > 2 * width:
     raise ValueError(
       f"config.captions.width is {config.captions.width}, more than items with captions have, {2 * width}; give 0 to "

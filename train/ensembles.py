@@ -1,4 +1,4 @@
-"""An ensemble where one is asked for: a head trained from several seeds, and the average of them."""
+"""Ensembles: a head is trained from several seeds and averaged."""
 
 from __future__ import annotations
 
@@ -8,15 +8,21 @@ from collections.abc import Callable, Sequence
 from qat_jax.models.head import Head
 from train.loop import LoopSettings
 
-SEEDS_APART = 1_000_003  # of a run's members, so that runs with seeds 0, 1, 2 share none
+SEEDS_APART = 1_000_003  # distance of the members' seeds, so that runs with seeds 0, 1, 2 share none
 
 
 def by_members(
   fit: Callable[[LoopSettings, pathlib.Path], Head], members: int, schedule: LoopSettings, folder: pathlib.Path
 ) -> Head:
-  """Returns the average of so many heads that `fit` trains, each from a seed and with checkpoints of its own.
+  """Returns the average of several heads, each trained from its own seed.
 
-  Where the first is stopped, with no prospect of winning, it is returned alone: a few more would only take time.
+  If the first is stopped because it cannot win, it is returned alone: more members would only take time.
+
+  Args:
+    fit: trains a head with a schedule, in a folder.
+    members: the number of heads.
+    schedule: that of the first head.
+    folder: that of the first head; the others have folders inside it.
   """
   first = fit(schedule, folder)
   if first.note:

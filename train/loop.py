@@ -1,8 +1,8 @@
 """The training loop and the one pmap: resumes, validates on a schedule, keeps the best, stops at a NaN.
 
-Killed at any moment and started again, it ends with bit for bit the parameters of an uninterrupted run: the state is
-checkpointed whole, and batches and randomness depend on (seed, step) alone. With several processes (`train.hosts`) the
-pmap's axis spans the devices of all, and so do the negatives.
+A run that is killed at any moment and started again ends with the same parameters, bit for bit, as an uninterrupted
+one: checkpoints hold the whole state, and batches and randomness depend only on (seed, step). With several processes
+(`train.hosts`) the axis of the pmap, and with it the negatives, spans the devices of all.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from train.hosts import exchange
 from train.step import Batch, LossSettings, TrainState, make_optimiser, make_step, start
 
 AXIS = "device"
-NEAR = 0.01  # of mAP: so near to a target nobody is stopped, since validation is no more precise
+NEAR = 0.01  # mAP; a run this close to its target is not stopped, since validation is not more precise
 
 
 class LoopSettings(NamedTuple):
@@ -46,8 +46,8 @@ class LoopSettings(NamedTuple):
   clip: float = 1.0
   temperature: float = 0.07
   validate_every: int = 200
-  patience: int = 0  # stop after so many steps without a better validation; 0: never
-  target: float | None = None  # what another candidate has on validation: stop when that can no longer be reached
+  patience: int = 0  # steps without a better validation after which a run stops; 0: never
+  target: float | None = None  # another candidate's validation; a run that can no longer reach it stops
 
 
 class Trained(NamedTuple):
@@ -57,7 +57,7 @@ class Trained(NamedTuple):
   value: float
   step: int
   seconds: float
-  steps: int  # that were run
+  steps: int  # the number of steps that were run
 
 
 @freed_is_kept()
@@ -74,15 +74,18 @@ def train(
   """Trains a form and returns its best parameters on validation.
 
   Args:
-    module, variables: the form and its variables at the start.
+    module: the form.
+    variables: its variables at the start.
     batch_at: step → batch with a leading device axis.
-    validate: variables → the number to make large (mAP).
-    folder: where checkpoints, `metrics.jsonl` and TensorBoard events go; a run found there is continued.
-    name: what progress and metrics are labelled with.
+    validate: variables → the number to maximise (mAP).
+    loss: the settings of the loss.
+    settings: the length and the schedule of the run.
+    folder: the place of checkpoints, `metrics.jsonl` and TensorBoard events; a run found there is continued.
+    name: the label of progress and metrics.
 
   Raises:
-    FloatingPointError: the loss was not finite; names the step and the last good checkpoint.
-    ValueError: the checkpoint found has other shapes than the model.
+    FloatingPointError: the loss was not finite; the message names the step and the last good checkpoint.
+    ValueError: the checkpoint has other shapes than the model.
   """
   optimiser = make_optimiser(
     settings.steps,
@@ -108,7 +111,7 @@ def train(
     disable=not exchange.first(),
   )
   pending: list[tuple[int, dict]] = []
-  # devices that share a CPU's threads: those of one step may wait for each other behind those of the next, for ever
+  # CPU devices share threads: without a wait, devices of one step could block behind those of the next, for ever
   in_turn = jax.default_backend() == "cpu" and jax.local_device_count() > 1
 
   def finished(state: TrainState) -> bool:
@@ -138,17 +141,23 @@ def train(
   finally:
     desk.close()
     bar.close()
-  best_params = jax.device_get(state.best_params["form"])  # off the mesh: it is served on one device, or on any
+  best_params = jax.device_get(state.best_params["form"])  # off the mesh, since one device serves it
   seconds = time.perf_counter() - began
   return Trained(best_params, float(state.best_value), int(state.best_step), seconds, int(state.step))
 
 
 def may_reach(target: float | None, values: Mapping[int, float], step: int, steps: int) -> bool:
-  """Says whether a run may still reach a target, from its validations by step.
+  """Says whether a run may still reach a target.
 
-  What trains gains about as much whenever its steps double, or less. So what the latter half of its steps gained is
-  granted once more for each doubling that is left, and once beyond that, with a point of mAP for noise. Nobody is
-  stopped in the first third, while validations are few.
+  A run gains about the same, or less, each time its steps double. So it is granted the gain of the second half of its
+  steps for each doubling that is left, and once more, and `NEAR` for noise. No run is stopped in its first third, where
+  there are few validations.
+
+  Args:
+    target: the value to reach; None: any run may go on.
+    values: the run's validations by step.
+    step: the steps so far.
+    steps: the steps in all.
   """
   before = [value for at, value in values.items() if 2 * at <= step]
   best = max(values.values(), default=math.inf)
@@ -158,7 +167,7 @@ def may_reach(target: float | None, values: Mapping[int, float], step: int, step
 
 
 def keep_best(state: TrainState, value: float) -> TrainState:
-  """Returns the state with its parameters kept as the best, where `value` beats all before."""
+  """Returns the state; its parameters become the best ones if `value` is higher than all before."""
   if not value > float(state.best_value):
     return state
   value_and_step = replicated((jnp.asarray(value, jnp.float32), state.step))
@@ -166,7 +175,7 @@ def keep_best(state: TrainState, value: float) -> TrainState:
 
 
 def replicated(tree: Any) -> Any:
-  """Returns a pytree as the pmap returns it, the same on every device: then the step is compiled once, not twice."""
+  """Returns a pytree on every device, placed as the pmap returns it, so that the step is compiled only once."""
   return jax.device_put(
     jax.device_get(tree), NamedSharding(Mesh(np.array(jax.local_devices()), (AXIS,)), PartitionSpec())
   )
@@ -186,15 +195,15 @@ def check_finite(pending: list[tuple[int, dict]], checkpoints: Checkpoints) -> l
 
 
 class Desk:
-  """Where the first process writes what a run leaves on disk: checkpoints, metrics and events; the others wait."""
+  """The files of a run: checkpoints, metrics and events. The first process writes them, and the others wait."""
 
   def __init__(self, folder: pathlib.Path, name: str) -> None:
     self.folder, self.name = folder, name
-    self.values: dict[int, float] = {}  # validation by step, of the run that is continued
-    self.seconds = 0.0  # that it had taken
+    self.values: dict[int, float] = {}  # validations by step of the run that is continued
+    self.seconds = 0.0  # duration of the run that is continued
 
   def restore(self, start: TrainState) -> TrainState:
-    """Returns the state to go on from, on the host: that of the newest checkpoint, or `start`."""
+    """Returns the state (on the host) to continue from: the newest checkpoint, or `start`."""
 
     def opened() -> list:
       self.checkpoints = Checkpoints(self.folder / "checkpoints")
@@ -208,12 +217,12 @@ class Desk:
     return exchange.copied(self.state if exchange.first() else start)
 
   def note(self, pending: list[tuple[int, dict]]) -> None:
-    """Writes the measures of steps; raises FloatingPointError where one is not finite."""
+    """Writes the measures of steps; raises FloatingPointError if one is not finite."""
     if exchange.first():
       self.log.write(check_finite(pending, self.checkpoints))
 
   def keep(self, step: int, state: TrainState, measures: dict[str, float]) -> None:
-    """Saves the state and writes what validation gave; nobody goes on before both are on disk."""
+    """Saves the state and the result of validation; no process goes on before both are on disk."""
 
     def save() -> None:
       self.log.write([(step, measures)])
@@ -228,9 +237,9 @@ class Desk:
 
 
 class MetricsLog:
-  """`metrics.jsonl` (a line a step) and TensorBoard events; lines after the step resumed from are dropped.
+  """`metrics.jsonl` (a line for each step) and TensorBoard events; lines after the resumed step are dropped.
 
-  Events are written here and now: tensorboardX's own thread dies where the disk is full, and who gives it more waits.
+  Events are written in this thread: tensorboardX's own thread dies on a full disk, and its callers wait for ever.
   """
 
   def __init__(self, folder: pathlib.Path, name: str, resumed_step: int) -> None:
@@ -246,7 +255,7 @@ class MetricsLog:
     self.file = self.path.open("a")
     (folder / "tensorboard").mkdir(exist_ok=True)
     self.board = EventsWriter(str(folder / "tensorboard" / "events"))
-    started = SessionLog(status=SessionLog.START)  # what an earlier run wrote from this step on is not shown
+    started = SessionLog(status=SessionLog.START)  # hides an earlier run's events from this step on
     self.board.write_event(Event(wall_time=time.time(), step=resumed_step + 1, session_log=started))
 
   def write(self, rows: list[tuple[int, dict]]) -> None:
@@ -263,7 +272,7 @@ class MetricsLog:
     self.board.flush()
 
   def close(self) -> None:
-    """Closes both; what cannot be written any more was told by `write`."""
+    """Closes both files; `write` has raised any error of the disk."""
     for file in (self.file, self.board):
       with contextlib.suppress(OSError):
         file.close()

@@ -1,7 +1,7 @@
 """The stages of training, in order: features → semi-positives → candidates → the validation gate → adapter.
 
-A stage whose result is in the working folder is skipped. Of several processes (`train.hosts`) the first makes a stage,
-and the others read it; heads are trained by all together.
+A stage whose result is in the working folder is skipped. With several processes (`train.hosts`) the first runs a stage
+and the others read its result; all train heads together.
 """
 
 from __future__ import annotations
@@ -64,14 +64,14 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> Adapter:
 
 
 def features(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
-  """Returns the root of the retrieval set; encodes `config.data.source` into the working folder where it is not yet."""
+  """Returns the root of the retrieval set; encodes `config.data.source` into the working folder if it is not there."""
   data, settings = config.data, config.encoder
   if data.root:
     return pathlib.Path(data.root)
   from qat_jax.encoders import load_encoder
   from qat_jax.features.extraction import extract
 
-  # The sources first: they are what may be wrong.
+  # The sources come first, because they are the likeliest to be wrong.
   places = sources(data.source, data.name, data.folder or workdir / "data", data.limit, data.views)
   encoder = load_encoder(settings.name, settings.batch_size)
   images, unreadable = sum(len(source) for source, kinds in places.values() if "img" in kinds), 0
@@ -85,15 +85,15 @@ def features(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
 
 
 def read_from(config: ConfigDict, data: RetrievalSet) -> dict[str, Any]:
-  """Returns the fingerprint of all that every candidate is made from: features, semi-positives, validation."""
+  """Returns the fingerprint of the inputs that all candidates share: features, semi-positives, validation."""
   parts = data.fingerprint
-  asked = {name: config.validation[name] for name in ("queries", "gate_queries")} | {"seed": config.seed}
+  validation = {name: config.validation[name] for name in ("queries", "gate_queries")} | {"seed": config.seed}
   semi = dict(config.semi_positives) if config.semi_positives.keep else None
-  return fingerprint(train=parts["train"], semi_positives=semi, val=parts["val"], validation=asked)
+  return fingerprint(train=parts["train"], semi_positives=semi, val=parts["val"], validation=validation)
 
 
 def servable(data: RetrievalSet) -> list[str]:
-  """Returns the query types that can be trained and validated; raises ValueError where there are none."""
+  """Returns the query types that can be trained and validated; raises ValueError if there are none."""
   types = [t for t in data.split("val").queries if t == "image" or data.train_texts is not None]
   if not types:
     raise ValueError(

@@ -1,7 +1,7 @@
-"""Actors of a cluster that are asked one question at a time each, and that may be lost at any moment.
+"""Actors of a cluster, each of which answers one question at a time and may be lost at any moment.
 
-Each place (a shard of a gallery, or the one stage that there is) has an actor or several. What was asked of one that is
-lost comes back as `Lost`, for the caller to ask again; the actor is started anew, elsewhere where its node is gone.
+Each place (a shard of a gallery, or the only stage) has one or several actors. A question to a lost actor comes back as
+`Lost`, and the caller asks again. The actor is started anew, on another node if its own is gone.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 
 from qat_jax.cluster.nodes import Slot, all_slots, cause, connect, first_line, starter
 
-QUIET_SECONDS = 60  # without a free node, between two lines of the log
-AGAIN_SECONDS = 0.3  # between two looks at an actor that is started anew
-MOST_LOST = 5  # actors that one question may end
-MOST_STARTS = 20  # of an actor that never answers
+QUIET_SECONDS = 60  # between two lines of the log while no node is free
+AGAIN_SECONDS = 0.3  # between two requests to an actor that is being restarted
+MOST_LOST = 5  # actors that die of one question before it counts as its fault
+MOST_STARTS = 20  # starts of an actor that never answers
 
 _log = logging.getLogger(__name__)
 
@@ -38,14 +38,14 @@ class Member:
 
 @dataclasses.dataclass(frozen=True)
 class Lost:
-  """An answer that did not come, since the actor is gone."""
+  """The answer of an actor that is gone."""
 
   why: BaseException
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-  """What the function of a place returned, what it raised, or `Lost`."""
+  """The value that a place's function returned, the error that it raised, or `Lost`."""
 
   question: Any
   value: Any
@@ -53,7 +53,7 @@ class Answer:
 
 
 class Crew:
-  """The actors of some places: `functions` has what those of each place do, `slots` where they are."""
+  """The actors of some places, each of which has a function and one or several slots."""
 
   def __init__(self, address: str, functions: Sequence[Callable], slots: Sequence[Sequence[Slot]]) -> None:
     self._ray = ray = connect(address)
@@ -82,12 +82,12 @@ class Crew:
     return min(since, default=float("inf"))
 
   def retire(self, member: Member) -> None:
-    """Ends an actor for good: its node cannot do what it was asked."""
+    """Ends an actor for good, because its node cannot do the work."""
     self._members[member.place].remove(member)
     self._ray.kill(member.actor)
 
   def answers(self, timeout: float = 1.0) -> Iterator[Answer]:
-    """Yields what has been answered, waiting for the first of it."""
+    """Yields the answers that are there, and waits for the first one."""
     now = time.monotonic()
     for _, member in (due for due in self._waking if due[0] <= now):
       self._asked[member.actor.ready.remote()] = member, None
@@ -131,11 +131,16 @@ class Crew:
 def make_all(
   make: Callable[[int], Any], shards: Sequence[int], address: str, slots: Sequence[Slot] | None = None
 ) -> Iterator[tuple[int, Any]]:
-  """Yields each shard with what `make` returned of it, as soon as it is whole, in any order.
+  """Yields each shard with the account that `make` returned, as soon as the shard is whole, in any order.
 
-  An actor a slot (all of the cluster if None) makes them. Raises what `make` does, an OSError with the name of the
-  node; ImportError where a node has other versions than this process; ChildProcessError for a shard that ends every
-  actor which takes it.
+  Args:
+    make: makes a shard whole.
+    shards: the numbers of the shards.
+    address: of the cluster.
+    slots: where the actors are; by default one on every node, or one for every GPU.
+
+  Raises the errors of `make` (an OSError names the node), ImportError if a node has other versions than this process,
+  and ChildProcessError for a shard that ends every actor which takes it.
   """
   left, making, losses = collections.deque(shards), 0, collections.Counter[int]()
   if not left:
