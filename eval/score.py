@@ -40,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser.add_argument("--predictions", help="gldv2: CSV of id, images")
   parser.add_argument("--gnd", help="Oxford, Paris, instre: ground truth as .pkl, .mat, or JSON of easy, hard, junk")
   parser.add_argument("--ranks", help="Oxford, Paris, instre: .npy of database positions, database x query")
+  parser.add_argument(
+    "--distractors", type=int, default=0, help="Oxford, Paris: how many images follow the set's own (+1M, 100k)"
+  )
   parser.add_argument("--json", help="where to write the figures")
   flags = parser.parse_args(arguments)
   missing = [f"--{name}" for name in NEEDS[flags.benchmark] if getattr(flags, name) is None]
@@ -57,10 +60,11 @@ def score(flags: argparse.Namespace) -> dict:
   if flags.benchmark == "ilias":
     if flags.k < 1:
       raise ValueError(f"--k is {flags.k}; give 1 or more")
-    return ilias.Ilias.open(flags.root).score(ilias_files.read_similarities(flags.similarities), flags.k)
+    benchmark = ilias.Ilias.open(flags.root)
+    return benchmark.score(ilias_files.read_similarities(flags.similarities), flags.k, flags.similarities)
   if flags.benchmark == "gldv2":
     return gldv2.score_predictions(flags.solution, flags.predictions)
-  return revisited.score_ranks(flags.gnd, read_ranks(flags.ranks), flags.benchmark)
+  return revisited.score_ranks(flags.gnd, read_ranks(flags.ranks), flags.benchmark, flags.distractors)
 
 
 def read_ranks(path: Path | str) -> np.ndarray:

@@ -80,7 +80,7 @@ class Ilias:
   def distractor_ids(self) -> list[str]:
     """Returns the ids of image_ids/distractor_ids.txt.gz (100M lines for the whole set)."""
     path = need(self.root / "image_ids" / "distractor_ids.txt.gz", SOURCE)
-    with gzip.open(path, "rt") as file:
+    with gzip.open(path, "rt", encoding="utf-8-sig") as file:
       return [line.strip() for line in file]
 
   def relevance(self, query_ids: Ids, gallery_ids: Ids | pa.Array) -> Relevance:
@@ -119,11 +119,16 @@ class Ilias:
 
     return Task(name, query_ids, gallery_ids, relevance, score, precision, K)
 
-  def score(self, similarities: Iterable[tuple[str, Items]], k: int = K) -> dict:
+  def score(self, similarities: Iterable[tuple[str, Items]], k: int = K, where: str = "the ranking") -> dict:
     """Returns the official figures, in percent: map with its interval, that of either query type, and breakdowns.
 
-    `similarities` are pairs (query id, (item ids, scores)). `ap` is by query, `oracle` the share of positives found in
-    the first k, as the official program counts it.
+    `ap` is by query, `oracle` the share of positives found in the first k, as the official program counts it. A query
+    whose result is empty counts 0.
+
+    Args:
+      similarities: pairs (query id, (item ids, scores)).
+      k: how many items of a query count.
+      where: the file that the similarities come from, for errors.
     """
     known = set(self.image_query_ids) | set(self.text_query_ids)
     by_object = self.positives_by_object()
@@ -133,13 +138,16 @@ class Ilias:
     for query, (ids, score_K) in similarities:
       if query not in known or query in ap:
         wrong = "comes twice" if query in ap else "is not ILIAS's; is the file of another benchmark?"
-        raise ValueError(f"the query id {query!r} {wrong}")
+        raise ValueError(f"{where}: the query id {query!r} {wrong}")
       positives = by_object[object_of(query)]
       number = {name: i for i, name in enumerate(positives)}
       which_K = np.array([number.get(name, -1) for name in ids], int)
       all_P = np.ones(len(positives), bool)
       ap[query] = _ap_at_k(which_K, score_K, all_P, k)
-      reached = float(np.mean(which_K[np.argsort(-score_K)][:k] >= 0))
+      if np.isnan(score_K).any():
+        raise ValueError(f"{where}: query {query!r} has a score that is NaN; a ranking by it has no meaning")
+      first_K = which_K[np.argsort(-score_K)][:k]
+      reached = float(np.mean(first_K >= 0)) if len(first_K) else 0.0
       oracle.append(100 * reached * k / len(positives))
       for kind, limits in GROUPS.items():
         value_P = np.array([(self.scale if kind == "scale" else self.clutter)[name] for name in positives])
@@ -148,7 +156,7 @@ class Ilias:
           if inside_P.any():
             grouped[kind].setdefault(f"{low}-{high}", []).append(_ap_at_k(which_K, score_K, inside_P, k))
     if not ap:
-      raise ValueError("there is no query to score")
+      raise ValueError(f"{where}: there is no query to score")
     values_Q = np.array(list(ap.values()))
     return {
       "map": float(values_Q.mean()),
@@ -210,7 +218,7 @@ def _taxonomy(root: Path) -> dict[str, str]:
     return {}
   return {
     name: f"{category}-{subcategory}"
-    for category, subcategories in json.loads(path.read_text()).items()
+    for category, subcategories in json.loads(path.read_text(encoding="utf-8-sig")).items()
     for subcategory, kinds in subcategories.items()
     for names in kinds.values()
     for name in names
@@ -218,7 +226,8 @@ def _taxonomy(root: Path) -> dict[str, str]:
 
 
 def _lines(path: Path) -> list[list[str]]:
-  lines = [line.strip().split(",") for line in need(path, SOURCE).read_text().splitlines() if line.strip()]
+  text = need(path, SOURCE).read_text(encoding="utf-8-sig")
+  lines = [line.strip().split(",") for line in text.splitlines() if line.strip()]
   if not lines:
     raise ValueError(f"{path} is empty; {SOURCE}")
   return lines

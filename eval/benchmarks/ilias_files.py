@@ -11,6 +11,7 @@ import json
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -63,13 +64,27 @@ def write_similarities(path: Path | str, query_ids: Ids, gallery_ids: Ids, ranki
 
 def _from_json(path: Path) -> Iterator[tuple[str, Items]]:
   try:
-    content = json.loads(path.read_text())
-  except json.JSONDecodeError as error:
+    content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
+  except ValueError as error:
     raise ValueError(f"{path} is not whole JSON ({error}); {FORMAT}") from error
   if not isinstance(content, dict) or not all(isinstance(scores, dict) for scores in content.values()):
     raise ValueError(f"{path} holds no {{query: {{item: score}}}}; {FORMAT}")
   for query, scores in content.items():
-    yield query, (np.array(list(scores)), np.array(list(scores.values()), np.float64))
+    try:
+      score_K = np.array(list(scores.values()), np.float64)
+    except (ValueError, TypeError) as error:
+      raise ValueError(f"{path}: query {query!r} has a score that is no number ({error}); {FORMAT}") from error
+    yield query, (np.array(list(scores), str), score_K)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  """Returns a JSON object as a dict; raises ValueError for a name that comes twice: Python would keep the last."""
+  content = dict(pairs)
+  if len(content) < len(pairs):
+    seen: set[str] = set()
+    twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+    raise ValueError(f"{twice!r} comes twice in one object")
+  return content
 
 
 def _from_pickle(path: Path) -> Iterator[tuple[str, Items]]:
@@ -84,8 +99,14 @@ def _from_pickle(path: Path) -> Iterator[tuple[str, Items]]:
     )
   for query, score_K, rank_K in zip(query_ids, scores, content["ranks"], strict=True):
     score_K, rank_K = np.asarray(score_K), np.asarray(rank_K)
-    if rank_K.shape != score_K.shape or rank_K.min(initial=0) < 0 or rank_K.max(initial=0) >= len(gallery_ids):
+    if not len(rank_K):
+      yield str(query), (gallery_ids[:0], score_K)
+      continue
+    whole = np.issubdtype(rank_K.dtype, np.integer) and rank_K.shape == score_K.shape
+    if not whole or rank_K.min() < 0 or rank_K.max() >= len(gallery_ids):
       raise ValueError(
         f"{path}: the ranks of {query!r} do not fit its {len(score_K)} scores and {len(gallery_ids)} ids"
       )
+    if len(np.unique(rank_K)) < len(rank_K):
+      raise ValueError(f"{path}: query {query!r} has an item twice; {FORMAT}")
     yield str(query), (gallery_ids[rank_K], score_K)

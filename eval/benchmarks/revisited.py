@@ -50,10 +50,16 @@ def open_task(gnd: Path | str, name: str = "roxford5k", distractor_ids: Ids = ()
   return tasks
 
 
-def score_ranks(gnd: Path | str, ranks: np.ndarray, name: str = "roxford5k") -> dict:
+def score_ranks(gnd: Path | str, ranks: np.ndarray, name: str = "roxford5k", distractors: int = 0) -> dict:
   """Returns the figures (fractions) of `ranks`, database × query as the official programs have them.
 
   A revisited set gives {"easy": {"map": …, "mp@1": …, …}, "medium": …, "hard": …}, an original one {"map": …, …}.
+
+  Args:
+    gnd: the ground truth's file.
+    ranks: positions from 0, best first, a column a query; −1 fills up a short result.
+    name: of the set.
+    distractors: how many images follow those of the ground truth's list in the gallery.
   """
   truth = read_gnd(gnd)
   ranks = np.asarray(ranks)
@@ -65,8 +71,28 @@ def score_ranks(gnd: Path | str, ranks: np.ndarray, name: str = "roxford5k") -> 
     )
   if not np.issubdtype(ranks.dtype, np.integer):
     raise ValueError(f"ranks of type {ranks.dtype}; give database positions, integers from 0")
+  _check_ranks(ranks, len(truth["imlist"]) if "imlist" in truth else None, distractors)
   figures = {p: score_ranking(ranks.T, relevance_of(truth, p)) for p in protocols(truth, name)}
   return figures.get("", figures)
+
+
+def _check_ranks(ranks: np.ndarray, listed: int | None, distractors: int) -> None:
+  """Raises ValueError for positions that the gallery does not have, which those that count from 1 give away.
+
+  The gallery has the images of the ground truth's list and the distractors, or as many as there are rows: a ranking of
+  the whole gallery has a row an image. Without a list only a whole ranking that counts from 1 can be told.
+  """
+  if not ranks.size:
+    return
+  rows, first, last = len(ranks), int(ranks.min()), int(ranks.max())
+  whole_from_1 = first == 1 and last == rows
+  images = max(rows, last + 1) if listed is None else max(listed + distractors, rows)
+  if first < -1 or last >= images or (listed is None and whole_from_1):
+    wrong = f"{first} (−1 alone fills up)" if first < -1 else f"{last}, and the gallery has {images} images"
+    raise ValueError(
+      f"ranks hold the position {wrong}; positions count from 0: subtract 1 from MATLAB's, and say with --distractors "
+      "how many images follow those of the list"
+    )
 
 
 def score_ranking(ids_QK: np.ndarray, relevance: Relevance) -> dict:
@@ -110,7 +136,7 @@ def read_gnd(path: Path | str) -> dict[str, Any]:
   """
   path = need(Path(path), SOURCE)
   if path.suffix == ".json":
-    raw = json.loads(path.read_text())
+    raw = json.loads(path.read_text(encoding="utf-8-sig"))
   elif path.suffix == ".mat":
     raw = _read_mat(path)
   else:

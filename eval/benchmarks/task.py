@@ -104,7 +104,7 @@ def read_csv(path: Path, fields: Sequence[str], source: str) -> list[dict[str, s
   Raises FileNotFoundError as `need`, ValueError for a missing field or what is no CSV.
   """
   try:
-    with open(need(path, source), newline="", encoding="utf-8") as file:
+    with open(need(path, source), newline="", encoding="utf-8-sig") as file:
       reader = csv.DictReader(file, restval="")
       missing = [f for f in fields if f not in (reader.fieldnames or ())]
       if missing:

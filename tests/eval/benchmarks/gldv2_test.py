@@ -68,3 +68,15 @@ def test_a_positive_that_the_index_lacks_is_named(tmp_path):
 def test_an_index_with_an_id_twice_is_refused(tmp_path):
   with pytest.raises(ValueError, match="'a' comes twice"):
     gldv2.open_task(*write(tmp_path, solution=SOLUTION, index="id\na\nb\nc\nd\na\n"))
+
+
+def test_files_with_a_byte_order_mark_are_read_as_without(tmp_path):
+  mark = "\ufeff"
+  files = write(tmp_path, solution=mark + SOLUTION, predictions=mark + "id,images\nq0,a b\nq1,c\nq2,\n")
+  assert gldv2.score_predictions(*files)["map"] == pytest.approx(2 / 3)
+  task = gldv2.open_task(*write(tmp_path, solution=mark + SOLUTION, index=mark + "id\na\nb\nc\nd\n"))
+  assert list(task.gallery_ids) == [*"abcd"]
+
+
+def test_no_predictions_at_all_count_zero(tmp_path):
+  assert gldv2.score_predictions(*write(tmp_path, solution=SOLUTION, predictions="id,images\n"))["map"] == 0

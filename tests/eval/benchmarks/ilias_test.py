@@ -260,3 +260,45 @@ def test_a_truncated_hdf5_is_an_error_that_names_the_file(features):
   path.write_bytes(path.read_bytes()[:-300])
   with pytest.raises(ValueError, match=r"distractors_00001\.hdf5"):
     open_tasks(VECTORS, features, 2)
+
+
+@pytest.mark.parametrize("ending", ["json", "pkl"])
+def test_an_empty_result_counts_zero(tmp_path, ending):
+  content = json.loads((VECTORS / "similarities.json").read_text())
+  first, second = list(content)[:2]
+  if ending == "json":
+    (tmp_path / "s.json").write_bytes(b"\xef\xbb\xbf" + json.dumps({first: {}, second: content[second]}).encode())
+  else:
+    ids, scores = list(content[second]), list(content[second].values())
+    whole = {"query_ids": [first, second], "db_ids": ids, "sims": [[], scores], "ranks": [[], list(range(len(ids)))]}
+    (tmp_path / "s.pkl").write_bytes(pickle.dumps(whole))
+  benchmark = Ilias.open(VECTORS)
+  figures = benchmark.score(read_similarities(tmp_path / f"s.{ending}"))
+  alone = benchmark.score([(second, (np.array(list(content[second])), np.array(list(content[second].values()))))])
+  assert figures["ap"] == {first: 0, second: alone["map"]}
+  assert figures["oracle"] == pytest.approx(alone["oracle"] / 2)
+
+
+@pytest.mark.parametrize(
+  ("content", "message"),
+  [
+    ('{"q": {"a": 1, "a": 2}}', "s.json .*'a' comes twice"),
+    ('{"q": {"a": 1}, "q": {}}', "s.json .*'q' comes twice"),
+    ('{"q": {"a": "high"}}', "s.json: query 'q' has a score that is no number"),
+    ('{"q": {"a": null}}', "s.json: .*'q'"),
+    ('{"q": {"a": NaN}}', "s.json: .*'q'"),
+  ],
+)
+def test_an_error_names_the_file_of_similarities(tmp_path, content, message):
+  (tmp_path / "s.json").write_text(content.replace('"q"', json.dumps(Ilias.open(VECTORS).image_query_ids[0])))
+  query = Ilias.open(VECTORS).image_query_ids[0]
+  with pytest.raises(ValueError, match=message.replace("'q'", f"'{query}'")):
+    Ilias.open(VECTORS).score(read_similarities(tmp_path / "s.json"), where=str(tmp_path / "s.json"))
+
+
+def test_lists_with_a_byte_order_mark_are_read_as_without(tmp_path):
+  shutil.copytree(VECTORS / "image_ids", tmp_path / "image_ids")
+  for path in (tmp_path / "image_ids").glob("*.txt"):
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+  assert Ilias.open(tmp_path).scale == Ilias.open(VECTORS).scale
+  assert Ilias.open(tmp_path).image_query_ids == Ilias.open(VECTORS).image_query_ids

@@ -116,3 +116,9 @@ def test_a_missing_column_is_named(root):
   (root / "inquire_annotations.csv").write_text("query,image\n8,x\n")
   with pytest.raises(ValueError, match="no query_id, image_path"):
     Inquire.open(root)
+
+
+@pytest.mark.parametrize("row", [[-1, -1], []])
+def test_an_empty_result_counts_zero(root, row):
+  figures = Inquire.open(root).full_rank(PHOTOS).score(ranking(row, row))
+  assert [figures[name] for name in ("map", "ndcg", "mrr", "precision", "recall")] == [0] * 5

@@ -190,3 +190,29 @@ def test_a_broken_ground_truth_is_explained(tmp_path, content, message):
 def test_a_missing_ground_truth_says_where_it_comes_from(tmp_path):
   with pytest.raises(FileNotFoundError, match="download"):
     revisited.read_gnd(tmp_path / "gnd.pkl")
+
+
+@pytest.mark.parametrize("write", [as_pickle, as_json])
+@pytest.mark.parametrize("rows", [len(RANKS), 8])
+def test_ranks_that_the_gallery_does_not_have_are_refused(tmp_path, write, rows):
+  from_1_KQ = np.sort(RANKS + 1, axis=0)[::-1][:rows]  # the greatest positions first
+  if write is as_pickle or rows == len(RANKS):  # else nothing shows it: the list of images is missing
+    with pytest.raises(ValueError, match=rf"position {len(RANKS)}, .*count from 0.*--distractors"):
+      revisited.score_ranks(write(tmp_path), from_1_KQ)
+  with pytest.raises(ValueError, match="position -2"):
+    revisited.score_ranks(write(tmp_path), np.sort(RANKS - 2, axis=0)[:rows])
+
+
+def test_ranks_of_distractors_are_taken_where_they_are_named(tmp_path):
+  truth = as_pickle(tmp_path)
+  beyond = np.concatenate([RANKS[:5], RANKS[:5] * 0 + len(RANKS) + 7])
+  with pytest.raises(ValueError, match=rf"position {len(RANKS) + 7}, and the gallery has {len(RANKS)} images"):
+    revisited.score_ranks(truth, beyond)
+  assert revisited.score_ranks(truth, beyond, distractors=8) == revisited.score_ranks(truth, RANKS[:5])
+
+
+@pytest.mark.parametrize("ranks", [RANKS[:0], np.full_like(RANKS, -1)])
+def test_empty_results_count_zero(tmp_path, ranks):
+  figures = revisited.score_ranks(as_pickle(tmp_path), ranks)
+  assert [figures[protocol]["map"] for protocol in ("easy", "medium", "hard")] == [0, 0, 0]
+  assert figures["easy"]["mp@1"] == 0
