@@ -47,6 +47,7 @@ ORDER = (
   "search.index",
   "search.indexes",
   "datasets",
+  "encoders.files",
   "encoders.positions",
   "encoders.tower",
   "encoders.families",

@@ -139,7 +139,7 @@ def _write_random(path: pathlib.Path, vision: Vision, text: Text | None) -> int:
 
 def loading(folder: pathlib.Path) -> tuple[float, int]:
   """Returns the seconds that `load_encoder` takes, and the bytes by which this process grew at most."""
-  inputs.read_tokens(folder, families.read_config(folder).model_type, 64)  # what libraries take is not counted
+  inputs.read_tokens(folder, families.read_config(folder).model_type, 64, 1 << 31)  # what libraries take is not counted
   jax.block_until_ready(jnp.zeros(1))
   before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   began = time.perf_counter()

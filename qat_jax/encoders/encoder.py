@@ -25,8 +25,8 @@ from qat_jax.encoders.tower import Text, TextTower, Vision, VisionTower, in_part
 
 TOY_CLIP = pathlib.Path(__file__).parent / "toy_clip"
 FILES = (
-  *("config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
-  *("added_tokens.json", "vocab.json", "merges.txt", "spiece.model", "tokenizer.model"),
+  *("config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json"),
+  *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "spiece.model", "tokenizer.model"),
   *(weights.SAFETENSORS, weights.INDEX, "model-*-of-*.safetensors"),
 )
 
@@ -140,7 +140,7 @@ def load(name: str, batch_size: int, revision: str | None, dtype: str, devices: 
   vision, text = families.towers(config)
   family = config.model_type
   pixels = inputs.read_pixels(folder, family)
-  tokens = None if text is None else inputs.read_tokens(folder, family, text.tokens)
+  tokens = None if text is None else inputs.read_tokens(folder, family, text.tokens, text.words)
   everywhere = NamedSharding(_mesh(used), PartitionSpec())
   place = lambda array: jax.device_put(array, everywhere)
   params = weights.load(folder, vision, text, family, dtype, place)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from typing import Any
 
+from qat_jax.encoders.files import read_object
 from qat_jax.encoders.tower import ACTIVATIONS, Blocks, Text, Vision
 
 KNOWN = ("clip", "siglip", "dinov2", "dinov2_with_registers")
@@ -21,10 +21,7 @@ def read_config(folder: pathlib.Path) -> Any:
   path = folder / "config.json"
   if not path.is_file():
     raise FileNotFoundError(f"the folder {str(folder)!r} lacks config.json; give the folder of a whole checkpoint")
-  try:
-    kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
-  except (ValueError, AttributeError) as error:
-    raise ValueError(f"{path} is no JSON object ({error}); fetch it again") from error
+  kind = read_object(path).get("model_type")
   if kind == "siglip2":
     raise ValueError(
       f"{str(folder)!r} is a siglip2, the NaFlex variant of SigLIP 2 (images of any aspect ratio), which is not "

@@ -19,16 +19,23 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from qat_jax import stages
 from qat_jax.encoders import names
+from qat_jax.encoders.files import read_object, refuse_pointer
 from qat_jax.encoders.tower import Text, Vision
 
 SAFETENSORS, INDEX, MSGPACK = "model.safetensors", "model.safetensors.index.json", "flax_model.msgpack"
 
+# The types of weights that are read, as safetensors and NumPy name them. Narrower numbers need scales of their
+# own, which every program that quantises keeps elsewhere.
+FLOATS = ("F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16")
+
 
 class Tensors:
-  """The tensors of a checkpoint by name: their shapes, and their numbers when asked for."""
+  """The tensors of a checkpoint by name: their shapes and types, and their numbers when asked for."""
 
-  def __init__(self, shapes: dict[str, tuple[int, ...]], read: Callable[[str], np.ndarray], where: str) -> None:
-    self.shapes, self.read, self.where = shapes, read, where
+  def __init__(
+    self, shapes: dict[str, tuple[int, ...]], kinds: dict[str, str], read: Callable[[str], np.ndarray], where: str
+  ) -> None:
+    self.shapes, self.kinds, self.read, self.where = shapes, kinds, read, where
 
 
 def tensors(folder: pathlib.Path) -> Tensors:
@@ -39,7 +46,10 @@ def tensors(folder: pathlib.Path) -> Tensors:
   if (folder / SAFETENSORS).is_file():
     return _safetensors([folder / SAFETENSORS])
   if (folder / INDEX).is_file():
-    files = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+    places = read_object(folder / INDEX).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+      raise ValueError(f"{folder / INDEX} has no weight_map from tensors to files; fetch it again")
+    files = sorted(set(places.values()))
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
       raise FileNotFoundError(f"{folder / INDEX} names {', '.join(missing)}, not in the folder; fetch them too")
@@ -57,11 +67,14 @@ def _safetensors(paths: list[pathlib.Path]) -> Tensors:
 
   shapes: dict[str, tuple[int, ...]] = {}
   place: dict[str, pathlib.Path] = {}
+  kinds: dict[str, str] = {}
   for path in paths:
+    refuse_pointer(path)
     try:
       with safe_open(path, "numpy") as file:
         for name in file.keys():  # noqa: SIM118, no mapping
-          shapes[name], place[name] = tuple(file.get_slice(name).get_shape()), path
+          tensor = file.get_slice(name)
+          shapes[name], place[name], kinds[name] = tuple(tensor.get_shape()), path, tensor.get_dtype()
     except SafetensorError as error:
       raise ValueError(f"{path} is damaged: {error}; {_lengths(path)}. Fetch or copy it again") from error
 
@@ -70,7 +83,7 @@ def _safetensors(paths: list[pathlib.Path]) -> Tensors:
     with safe_open(place[name], "numpy") as file:
       return file.get_tensor(name)
 
-  return Tensors(shapes, read, str(paths[0] if len(paths) == 1 else paths[0].parent))
+  return Tensors(shapes, kinds, read, str(paths[0] if len(paths) == 1 else paths[0].parent))
 
 
 def _lengths(path: pathlib.Path) -> str:
@@ -91,6 +104,7 @@ def _msgpack(path: pathlib.Path) -> Tensors:
   """Returns what transformers' Flax models wrote, which some older checkpoints on the hub have instead."""
   from flax.serialization import msgpack_restore
 
+  refuse_pointer(path)
   try:
     tree = flatten_dict(msgpack_restore(path.read_bytes()))
   except Exception as error:  # msgpack raises many kinds
@@ -100,7 +114,8 @@ def _msgpack(path: pathlib.Path) -> Tensors:
     if last == "kernel":
       x = x.transpose(3, 2, 0, 1) if x.ndim == 4 else x.T
     found[".".join([*parents, "weight" if last in ("kernel", "scale", "embedding") else last])] = x
-  return Tensors({name: x.shape for name, x in found.items()}, found.__getitem__, str(path))
+  shapes, kinds = {name: x.shape for name, x in found.items()}, {name: str(x.dtype) for name, x in found.items()}
+  return Tensors(shapes, kinds, found.__getitem__, str(path))
 
 
 def load(
@@ -148,6 +163,11 @@ def _check(
       if _without_ones(got) != _without_ones(shape):
         raise ValueError(
           f"{found.where}: {name} has the shape {got}, wanted {shape} by config.json; take both from one checkpoint"
+        )
+      if found.kinds[name] not in FLOATS:
+        raise ValueError(
+          f"{found.where}: {name} is of the type {found.kinds[name]}; wanted floats of 16 bits or more. Quantised "
+          "weights are not read: take the checkpoint that they were made from"
         )
   known = {name for stacked in pieces.values() for name in stacked}
   more = [name for name in found.shapes if name not in known and not names.PASSED_OVER.match(name)]

@@ -111,10 +111,10 @@ def _keep_compiled() -> None:
 
   if getattr(jax.config, "jax_compilation_cache_dir", None) is not None:
     return
-  folder = Path(COMPILED).expanduser()
   try:
+    folder = Path(COMPILED).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
-  except OSError:
+  except (OSError, RuntimeError):  # RuntimeError: a user without a name and without HOME
     return
   jax.config.update("jax_compilation_cache_dir", str(folder))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -4,6 +4,7 @@ import json
 import pathlib
 import shutil
 
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -158,3 +159,114 @@ def test_sizes_as_older_files_have_them_mean_the_same(folder):
   before = load_encoder(str(folder))._pixels
   edited(folder / "preprocessor_config.json", size=64, crop_size=60)
   assert load_encoder(str(folder))._pixels == before
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip", "siglip2_gemma", "dinov2"])
+@pytest.mark.parametrize("other", ["nothing", "old settings"])
+def test_the_processor_that_transformers_5_saves_is_read(tmp_path, family, other):
+  folder = pathlib.Path(shutil.copytree(DATA / family, tmp_path / "it"))
+  expected = load_encoder(str(folder))._pixels
+  path = folder / "preprocessor_config.json"
+  settings = json.loads(path.read_text())
+  (folder / "processor_config.json").write_text(json.dumps({"image_processor": settings | {"data_format": None}}))
+  if other == "nothing":
+    path.unlink()
+  else:
+    edited(path, image_mean=[0.1, 0.1, 0.1])
+  assert load_encoder(str(folder))._pixels == expected
+
+
+def test_a_processor_without_pictures_leaves_the_old_settings_in_force(folder):
+  expected = load_encoder(str(folder))._pixels
+  (folder / "processor_config.json").write_text(json.dumps({"processor_class": "CLIPProcessor"}))
+  assert load_encoder(str(folder))._pixels == expected
+
+
+@pytest.mark.parametrize("settings", [{"size": {"longest_edge": 64}}, {"crop_size": "large"}, {"image_mean": 0.5}])
+def test_settings_of_pictures_that_are_not_understood_are_named(folder, settings):
+  edited(folder / "preprocessor_config.json", **settings)
+  with pytest.raises(ValueError, match=r"preprocessor_config.json"):
+    load_encoder(str(folder))
+
+
+@pytest.mark.parametrize("form", ["config", "config object", "map", "map object", "tokenizer alone", "null"])
+@pytest.mark.parametrize("family", ["clip", "clip_openclip", "siglip", "siglip2_gemma"])
+def test_the_padding_token_is_found_wherever_it_lies(tmp_path, family, form):
+  folder = pathlib.Path(shutil.copytree(DATA / family, tmp_path / "it"))
+  expected = load_encoder(str(folder)).texts(["a red star"])
+  path = folder / "tokenizer_config.json"
+  settings = json.loads(path.read_text())
+  token = settings.pop("pad_token")
+  word = {"content": token, "special": True} if form.endswith("object") else token
+  path.write_text(json.dumps({"pad_token": word} if form.startswith("config") else {"pad_token": None}))
+  if form.startswith("map"):
+    (folder / "special_tokens_map.json").write_text(json.dumps({"pad_token": word}))
+  if form == "tokenizer alone":
+    path.unlink()
+  np.testing.assert_array_equal(load_encoder(str(folder)).texts(["a red star"]), expected)
+
+
+def test_a_padding_token_that_the_tower_does_not_know_is_refused_at_loading(folder):
+  edited(folder / "tokenizer_config.json", pad_token="<nobody>")
+  with pytest.raises(ValueError, match=r"tokenizer of '.*clip' gives the id \d+, and its text tower knows"):
+    load_encoder(str(folder))
+
+
+def test_a_tokenizer_without_any_padding_is_refused_at_loading(folder):
+  (folder / "tokenizer_config.json").unlink()
+  (folder / "special_tokens_map.json").unlink()
+  text = (folder / "tokenizer.json").read_text().replace("<|endoftext|>", "<|fin|>")
+  (folder / "tokenizer.json").write_text(text)
+  with pytest.raises(ValueError, match=r"clip' names no token that pads texts; write it as pad_token"):
+    load_encoder(str(folder))
+
+
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+@pytest.mark.parametrize(
+  "file",
+  [
+    *("config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json"),
+    *("special_tokens_map.json", "model.safetensors", "model.safetensors.index.json", "flax_model.msgpack", "shard"),
+  ],
+)
+def test_a_pointer_of_git_lfs_is_named_as_one(folder, file):
+  if file in ("model.safetensors.index.json", "flax_model.msgpack", "shard"):
+    (folder / "model.safetensors").unlink()
+  if file == "shard":
+    file = "model-1.safetensors"
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": file}}))
+  (folder / file).write_text(LFS)
+  with pytest.raises(ValueError, match=rf"{file} is a Git LFS pointer, not the file itself; run `git lfs pull`"):
+    load_encoder(str(folder))
+
+
+def test_a_pointer_in_a_file_that_is_not_used_stops_nothing(folder):
+  for file in ("vocab.json", "flax_model.msgpack"):
+    (folder / file).write_text(LFS)
+  assert load_encoder(str(folder)).width == 128
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": ["a"]}', '{"weight_map": {"a": 1}}'])
+def test_a_broken_index_of_shards_is_named(folder, text):
+  (folder / "model.safetensors").unlink()
+  (folder / "model.safetensors.index.json").write_text(text)
+  with pytest.raises(ValueError, match=r"model.safetensors.index.json (is no JSON object|has no weight_map)"):
+    load_encoder(str(folder))
+
+
+@pytest.mark.parametrize("kind", ["float8_e4m3fn", "float8_e5m2", "int8", "uint8", "bool", "int64"])
+def test_quantised_weights_are_refused_by_their_type(folder, kind):
+  numbers = np.dtype(getattr(ml_dtypes, kind, kind))
+  change = lambda tensors: tensors.update({name: x.astype(numbers) for name, x in tensors.items()})
+  with pytest.raises(ValueError, match=r"model.safetensors: \S+ is of the type (F8|I8|U8|BOOL|I64)\S*; wanted floats"):
+    load_encoder(rewritten(folder, change))
+
+
+@pytest.mark.parametrize(("kind", "error"), [("float64", 0), ("float16", 1e-3), ("bfloat16", 1e-2)])
+def test_floats_of_other_widths_are_read(folder, kind, error):
+  expected = load_encoder(str(folder)).texts(["a red star"])
+  numbers = np.dtype(getattr(ml_dtypes, kind, kind))
+  change = lambda tensors: tensors.update({name: x.astype(numbers) for name, x in tensors.items()})
+  np.testing.assert_allclose(load_encoder(rewritten(folder, change)).texts(["a red star"]), expected, atol=error)

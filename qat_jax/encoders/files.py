@@ -1,0 +1,28 @@
+"""The small files of a checkpoint: JSON objects, and what stands in the place of a large file that was not fetched."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+POINTER = b"version https://git-lfs"  # the first bytes of what Git LFS leaves where a large file was not fetched
+
+
+def refuse_pointer(path: pathlib.Path) -> None:
+  """Raises ValueError where a file is a Git LFS pointer instead of its contents."""
+  with open(path, "rb") as file:
+    if file.read(len(POINTER)) == POINTER:
+      raise ValueError(f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` in its folder")
+
+
+def read_object(path: pathlib.Path) -> dict[str, Any]:
+  """Returns the object in a JSON file; raises ValueError that names the file for anything else."""
+  refuse_pointer(path)
+  try:
+    content = json.loads(path.read_text(encoding="utf-8-sig"))
+  except ValueError as error:
+    raise ValueError(f"{path} is no JSON object ({error}); fetch it again") from error
+  if not isinstance(content, dict):
+    raise ValueError(f"{path} is no JSON object (it holds a {type(content).__name__}); fetch it again")
+  return content
