@@ -86,6 +86,8 @@ class FaissIndex:
     held = faiss.downcast_index(index)
     named = isinstance(held, faiss.IndexIDMap)
     label_N = faiss.vector_to_array(held.id_map) if named else np.arange(min(SAMPLE, index.ntotal))
+    if (label_N == MISSING[True]).any():
+      raise ValueError("the FAISS index has the label −1, which stands for no item; add that item under another label")
     try:
       sample_ND = found._reconstructed(label_N[:SAMPLE]) if len(label_N) else None
     except (ValueError, KeyError):  # codes and labels that cannot be read back: the person's word is all there is
@@ -110,16 +112,17 @@ class FaissIndex:
     except RuntimeError as error:
       raise ValueError(f"FAISS refuses the search: {_words(error)}") from error
     length_Q1 = np.linalg.norm(query_QD, axis=1, keepdims=True)
-    missing_QK = label_QK < 0
+    missing_QK = label_QK == MISSING[True]
     score_QK = np.where(missing_QK, -np.inf, inner_products(self.metric, value_QK, length_Q1)).astype(np.float32)
     order_QK = np.lexsort((label_QK, -score_QK), axis=1)  # of equal scores the lower label
     label_QK, score_QK = np.take_along_axis(label_QK, order_QK, 1), np.take_along_axis(score_QK, order_QK, 1)
     if self.ids is None:
       return Ranking(label_QK, score_QK)
-    if label_QK.max(initial=-1) >= len(self.ids):
+    foreign_QK = (label_QK < MISSING[True]) | (label_QK >= len(self.ids))
+    if foreign_QK.any():
       raise ValueError(
-        f"the FAISS index has a label {label_QK.max()}, which is no position among {len(self.ids)} ids: its labels are "
-        "names already, so connect without ids"
+        f"the FAISS index has a label {label_QK[foreign_QK][0]}, which is no position among {len(self.ids)} ids: its "
+        "labels are names already, so connect without ids"
       )
     integers = type(self.ids[0]) is int
     own_N = np.empty(len(self.ids) + 1, np.int64 if integers else object)
@@ -140,8 +143,12 @@ class FaissIndex:
     except KeyError as error:
       raise KeyError(f"the FAISS index has no id {error}; search again") from None
     label_N = np.array(labels, np.int64)
-    if (label_N < 0).any():  # where FAISS would read before its memory
-      raise KeyError(f"the FAISS index has no id {label_N.min()}; search again")
+    # Any number but −1 may be a label of an IDMap2. The labels of other indexes are positions, and for one below zero
+    # FAISS would read before its memory.
+    named = isinstance(_faiss().downcast_index(self.index), _faiss().IndexIDMap)
+    bad_N = label_N[(label_N == MISSING[True]) | ((label_N < 0) & (not named))]
+    if len(bad_N):
+      raise KeyError(f"the FAISS index has no id {bad_N[0]}; search again")
     item_ND = self._reconstructed(label_N)
     return fetched(dict(zip(names, item_ND, strict=True)), ids, self.unit, "the FAISS index")
 

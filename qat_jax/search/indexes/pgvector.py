@@ -130,10 +130,11 @@ class PgvectorIndex:
   ) -> Ranking:
     """As `Index.search`; `filter` is a condition in SQL, or one with %s and its values: ("price < %s", [30]).
 
-    The condition becomes part of the statement: never take it from a stranger, take values alone.
+    In a condition alone a % is a %: "name LIKE 'mug%'". Beside values a literal one is written %%, as in psycopg. The
+    condition becomes part of the statement: never take it from a stranger, take values alone.
     """
     query_QD = as_queries(query_QD, self.width, k)
-    condition, values = (filter, ()) if isinstance(filter, str) else filter
+    condition, values = (filter.replace("%", "%%"), ()) if isinstance(filter, str) else filter
     sql = _psycopg().sql
     statement = sql.SQL(
       "SELECT {id}, {vector} {operator} %s::{type} AS distance FROM {table} WHERE ({condition}) "

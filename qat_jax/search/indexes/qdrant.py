@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import uuid
 import warnings
+import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -144,6 +146,7 @@ class QdrantIndex:
       found = cls(client, collection, params.size, metric, unit, space or ours.get("space", "frozen"), vector)
       found.id_field = id_field or ours.get("id_field")
       points, _ = client.scroll(collection, limit=SAMPLE, with_vectors=[vector] if vector else True, with_payload=True)
+    points = [point for point in points if found._vector_of(point) is not None]
     # a cosine collection normalised what it took
     check_stored(f"the collection {collection!r}", metric, unit or metric == "cosine", found._vectors_of(points))
     found.integers = all(isinstance(found._name_of(point), int) for point in points)
@@ -193,6 +196,7 @@ class QdrantIndex:
           points = self.client.retrieve(self.collection, known, with_vectors=which, with_payload=False)
       if len(points) > len(some):
         raise ValueError(f"{self.id_field!r} names several points of {self.collection!r}; it must name one item each")
+      points = [point for point in points if self._vector_of(point) is not None]
       vectors |= zip(map(self._name_of, points), self._vectors_of(points), strict=True)
     return fetched(vectors, names, self.unit, f"the collection {self.collection!r}")
 
@@ -205,8 +209,13 @@ class QdrantIndex:
     return name
 
   def _vectors_of(self, points: list[Any]) -> np.ndarray:
-    rows = [point.vector[self.vector] if self.vector else point.vector for point in points]
+    rows = [self._vector_of(point) for point in points]
     return np.array(rows, np.float32).reshape(len(rows), self.width)
+
+  def _vector_of(self, point: Any) -> Any:
+    """Returns the vector of a point; None where it has none of this name, which Qdrant allows."""
+    vector = point.vector
+    return (vector.get(self.vector or "") if isinstance(vector, dict) else vector) or None
 
 
 def _client(location: Any, options: Mapping[str, Any]) -> Any:
@@ -214,9 +223,17 @@ def _client(location: Any, options: Mapping[str, Any]) -> Any:
   if isinstance(location, client):
     return location
   name = os.fspath(location)
-  if name == ":memory:":
-    return client(":memory:", **options)
-  return client(url=name, **options) if "://" in name else client(path=name, **options)
+  place = {"location": name} if name == ":memory:" else {"url": name} if "://" in name else {"path": name}
+  opened = client(**place, **options)
+  # The client closes itself when it is collected. At the end of a program the modules that it needs for this are gone.
+  atexit.register(_close, weakref.ref(opened))
+  return opened
+
+
+def _close(reference: weakref.ref) -> None:
+  client = reference()
+  if client is not None:
+    client.close()
 
 
 def _index_field(client: Any, collection: str) -> None:

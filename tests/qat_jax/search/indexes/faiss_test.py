@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+import qat_jax
 from qat_jax.search.indexes.faiss import FaissIndex
 
 faiss = pytest.importorskip("faiss", reason="pip install 'qat-jax[faiss]'")
@@ -106,3 +107,37 @@ def test_an_index_file_is_opened(tmp_path):
   faiss.write_index(own, str(tmp_path / "own.faiss"))
   index = FaissIndex.connect(tmp_path / "own.faiss", ids=[f"n{i}" for i in range(20)])
   assert index.search(features(20)[4:5], 1).ids.tolist() == [["n4"]]
+
+
+@pytest.mark.parametrize("metric", ["ip", "l2"])
+def test_a_label_may_be_any_number_of_64_bits_but_the_one_that_means_nothing(metric):
+  gallery_ND, flat = features(40, width=16), {"ip": faiss.IndexFlatIP, "l2": faiss.IndexFlatL2}[metric](16)
+  labels = np.random.default_rng(1).integers(-(2**63), 2**63 - 1, 40)
+  labels[:4] = -(2**63), 2**63 - 1, -2, 0
+  index = faiss.IndexIDMap2(flat)
+  index.add_with_ids(gallery_ND, labels)
+  connected = qat_jax.FaissIndex.connect(index)
+  ranking = connected.search(gallery_ND[:5], 41)
+  np.testing.assert_array_equal(ranking.ids[:, 0], labels[:5])
+  assert (ranking.ids[:, 40] == -1).all() and np.isneginf(ranking.scores[:, 40]).all()
+  np.testing.assert_allclose(ranking.scores[:, :40], -np.sort(-gallery_ND[:5] @ gallery_ND.T, axis=1), atol=1e-5)
+  np.testing.assert_array_equal(connected.fetch(labels), gallery_ND)
+  again = qat_jax.rerank(qat_jax.plain(gallery_ND[:5]), connected, ranking, k=3)
+  np.testing.assert_array_equal(again.ids, ranking.ids[:, :3])
+
+
+def test_the_label_that_means_nothing_is_refused():
+  index = faiss.IndexIDMap2(faiss.IndexFlatIP(16))
+  index.add_with_ids(features(3, width=16), np.array([-1, 0, 1]))
+  with pytest.raises(ValueError, match="has the label −1, which stands for no item"):
+    qat_jax.FaissIndex.connect(index)
+
+
+def test_labels_below_zero_are_no_positions_of_ids_or_items():
+  index = faiss.IndexIDMap2(faiss.IndexFlatIP(16))
+  index.add_with_ids(features(3, width=16), np.array([-2, 0, 1]))
+  with pytest.raises(ValueError, match="has a label -2, which is no position among 3 ids"):
+    qat_jax.FaissIndex.connect(index, ids=["a", "b", "c"]).search(features(3, width=16), 3)
+  for label in (-1, -2):
+    with pytest.raises(KeyError, match=f"no id {label}"):
+      qat_jax.FaissIndex.build(features(3)).fetch([label])

@@ -114,3 +114,26 @@ def test_a_connection_that_the_server_ended_is_made_anew(postgres, table):
 def test_too_wide_for_a_graph_is_said_before_anything_is_written(postgres, table):
   with pytest.raises(ValueError, match="2000 dimensions, the gallery has 2001"):
     PgvectorIndex.build(np.eye(2, 2001, dtype=np.float32), postgres, table, graph=True)
+
+
+@pytest.mark.parametrize(
+  ("filter", "expected"),
+  [
+    ("name LIKE 'mug%'", {0, 1, 2}),
+    ("name LIKE 'mug_%'", {1, 2}),
+    (r"name LIKE 'mug\_%'", {1}),
+    (r"name = 'a\b'", {3}),
+    ("name = 'it''s 50%'", {4}),
+    ('"name" = \'say "hi" {x}\'', {5}),
+    ("id % 2 = 1 AND name LIKE '%u%s'", set()),
+    (("name LIKE %s", ["mug%"]), {0, 1, 2}),
+    (("name LIKE 'mug%%' AND id = %s", [2]), {2}),
+    (("name = %s", ["it's 50%"]), {4}),
+  ],
+)
+def test_signs_in_a_condition_mean_what_they_mean_in_sql(postgres, table, filter, expected):
+  names = ["mug", "mug_1", "mugs", "a\\b", "it's 50%", 'say "hi" {x}']
+  index = PgvectorIndex.build(features(6), postgres, table, columns={"name": names})
+  ids = index.search(features(1), 6, filter=filter).ids[0]
+  assert set(ids.tolist()) - {-1} == expected
+  index.close()

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import uuid
 
 import numpy as np
@@ -105,3 +107,37 @@ def test_a_server_that_does_not_answer_is_named_in_one_line():
   with pytest.raises(ConnectionError, match=r"Qdrant \(http://127\.0\.0\.1:1\)") as caught:
     QdrantIndex.connect("http://127.0.0.1:1", "own", check_compatibility=False)
   assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("field", [None, "sku"])
+def test_points_that_lack_the_vector_are_not_found_and_stop_nothing(client, field):
+  gallery_ND = features(40)
+  params = models.VectorParams(size=16, distance="Cosine")
+  client.create_collection("own", vectors_config={"image": params, "text": params})
+  points = [
+    models.PointStruct(
+      id=i,
+      vector={"image" if i % 3 else "text": gallery_ND[i].tolist()} if i != 1 else {},
+      payload={"sku": f"s{i}"} if i % 3 else {},
+    )
+    for i in range(40)
+  ]
+  client.upsert("own", points=points)
+  index = QdrantIndex.connect(client, "own", vector="image", id_field=field)
+  name = lambda i: i if field is None else f"s{i}"
+  there = {name(i) for i in range(2, 40) if i % 3}
+  ranking = index.search(gallery_ND[[2, 5]], 40)
+  assert [row[0] for row in ranking.ids.tolist()] == [name(2), name(5)]
+  assert set(ranking.ids[0].tolist()) - {-1, None} == there
+  np.testing.assert_allclose(index.fetch([name(5), name(2)]), gallery_ND[[5, 2]], atol=1e-6)
+  with pytest.raises(KeyError, match="has no vector for the id"):
+    index.fetch([name(2), name(1)])
+
+
+def test_a_program_with_a_folder_of_qdrant_ends_without_a_word(tmp_path):
+  program = (
+    "import numpy as np; from qat_jax.search.indexes.qdrant import QdrantIndex\n"
+    f"index = QdrantIndex.build(np.eye(3, 4, dtype='float32'), {str(tmp_path / 'q')!r})"
+  )
+  run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+  assert run.stderr == ""
