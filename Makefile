@@ -9,7 +9,7 @@ PIP := -m pip install --quiet
 FLOOR := jax==0.7.2 jaxlib==0.7.2 flax==0.11.2 numpy==2.1.3
 TESTS ?= tests
 
-.PHONY: setup demo serve demo-short check test test-all test-indexes test-onnx test-service test-cluster test-hosts rules campaign mutations audit wheel-test test-floor smoke-floor test-newest docs which lint format clean
+.PHONY: setup demo serve demo-short check test test-all test-indexes test-onnx test-service test-cluster test-hosts rules structure campaign mutations audit wheel-test test-floor smoke-floor test-newest docs which lint format clean
 
 setup: .venv/installed
 
@@ -77,6 +77,10 @@ test-cluster: setup
 # who may import whom, and what is declared: seconds
 rules: setup
 	$(BIN)/python -m pytest tests/import_test.py tests/packaging_test.py
+
+# how large the code is, and what is too long: seconds
+structure: setup
+	$(BIN)/python -m tests.structure
 
 # tries to break every stage: kills, full disks, damaged files, malformed inputs; goes on where it was stopped
 campaign: setup

@@ -6,7 +6,9 @@ file counts only while everything that decides it is as it was; else a line says
 
 from __future__ import annotations
 
+import ast
 import functools
+import hashlib
 import io
 import json
 import pathlib
@@ -122,10 +124,25 @@ def made_from(run: methods.Run, problem: Problem, settings: dict[str, Any]) -> d
 
 @functools.cache
 def of_code() -> str:
-  """Returns a digest of the code that decides results; that of tables and plots is not in it."""
+  """Returns a digest of the code that decides results; that of tables and plots is not in it.
+
+  It is taken of the syntax trees, without docstrings: comments and layout do not count, and every other edit does.
+  """
   paths = [path for folder in CODE for path in sorted((ROOT / folder).rglob("*.py"))]
   paths += [ROOT / "eval" / f"{name}.py" for name in CODE_FILES]
-  return digest_of_files(paths)
+  digest = hashlib.sha256()
+  for path in paths:
+    digest.update(f"{path.relative_to(ROOT)}\n{computed_by(path.read_text())}\n".encode())
+  return digest.hexdigest()
+
+
+def computed_by(source: str) -> str:
+  """Returns the syntax tree of a module as text, without docstrings and places in the file."""
+  tree = ast.parse(source)
+  for node in ast.walk(tree):
+    if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(node):
+      del node.body[0]
+  return ast.dump(tree)
 
 
 def read(path: pathlib.Path) -> tuple[list[Result], dict[str, Any] | None]:

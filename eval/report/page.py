@@ -14,11 +14,11 @@ from pathlib import Path
 from eval.report import plots, words
 from eval.report.results import REFERENCES, Estimate, Row, Skipped, best_other, grouped
 from eval.report.sheets import Sheet, data_uri
-from eval.report.style import STYLE
 from eval.report.tables import cost_columns, group_name, method_name, metrics_json, percent, table_markdown
 from qat_jax.runs import read_metrics
 from qat_jax.stages import write_whole
 
+STYLE = Path(__file__).with_name("report.css")  # copied into the page, which needs no other file
 SERVES = "serves "  # what the note of the adapter's row begins with, before a candidate's name
 SHORT_NOTE = 45  # characters: a longer note stands below the table
 
@@ -88,7 +88,7 @@ def html_page(
   return (
     f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
     '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    f"<style>{STYLE}</style></head>\n<body><main>\n" + "\n".join(parts) + "\n</main></body></html>\n"
+    f"<style>\n{STYLE.read_text()}</style></head>\n<body><main>\n" + "\n".join(parts) + "\n</main></body></html>\n"
   )
 
 
