@@ -1,7 +1,7 @@
 """The size and the shape of the code, as a command that CI runs: python -m tests.structure.
 
-Prints lines of product and tests, the longest function and file, what exceeds a limit, and public names that two folders
-define. With CHECKED, it ends with status 1 where a limit is exceeded.
+Prints lines of product and tests, the longest function and file, what exceeds a limit, and public names that two
+folders define. With CHECKED, it ends with status 1 where a limit is exceeded.
 """
 
 from __future__ import annotations
