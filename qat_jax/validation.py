@@ -64,8 +64,7 @@ class Validator:
     self.resident = 4 * len(gallery_ND) * self.query_QD.shape[1] <= RESIDENT
     self.gallery = jnp.asarray(gallery_ND[:], jnp.float32) if self.resident else gallery_ND
     self.relevance = relevance.take(usable)
-    of_instance = zip(self.relevance.positives, self.relevance.ignored, strict=True)
-    self.group_Q = np.array([min(np.concatenate(items)) for items in of_instance], int)  # queries of one instance
+    self.group_Q = groups(self.relevance)
     self.lists = Lists.of(self.relevance)
 
   @classmethod
@@ -152,6 +151,17 @@ class Validator:
     """Returns mAP, a fraction, of what a search of this gallery, (query_QD, k) → Ranking, finds in all of it."""
     ids_QN = np.asarray(search(self.query_QD, len(self.gallery)).ids)
     return float(average_precision(ids_QN, self.relevance).mean())
+
+
+def groups(relevance: Relevance) -> np.ndarray:
+  """Returns a number for each query (Q), the same where all that is right or ignored is the same.
+
+  Such queries ask for one instance, or have one list.
+  """
+  both = zip(relevance.positives, relevance.ignored, strict=True)
+  sets = [tuple(np.unique(np.concatenate(items)).tolist()) for items in both]
+  number_of = {items: number for number, items in enumerate(sorted(set(sets)))}
+  return np.array([number_of[items] for items in sets], int)
 
 
 @functools.partial(jax.jit, static_argnums=0)

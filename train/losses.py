@@ -16,6 +16,7 @@ def contrastive(
   semi_score_QM: jax.Array | None = None,
   semi_weight_QM: jax.Array | None = None,
   semi_share: float = 0.0,
+  listed_QN: jax.Array | None = None,
 ) -> jax.Array:
   """Returns the mean loss of Q pairs (a float32 scalar, natural logarithm); query i belongs to image i.
 
@@ -26,11 +27,13 @@ def contrastive(
     semi_score_QM: cosines of each query's own semi-positives, under its map.
     semi_weight_QM: their weights, summing to 1 in a row; weight 0 leaves one out.
     semi_share: how much of a row's target goes to its semi-positives, in [0, 1).
+    listed_QN: other pairs' images that are right for a query by its list; they are left out too.
   """
   chex.assert_rank([score_QN, instance_Q], [2, 1])
   chex.assert_equal_shape_prefix([score_QN, score_QN.T, instance_Q], 1)
   own_QN = jnp.eye(len(instance_Q), dtype=bool)
-  left_out_QN = (instance_Q[:, None] == instance_Q[None, :]) & ~own_QN
+  same_QN = instance_Q[:, None] == instance_Q[None, :]
+  left_out_QN = (same_QN if listed_QN is None else same_QN | listed_QN) & ~own_QN
   logit_QN = jnp.where(left_out_QN, -jnp.inf, score_QN.astype(jnp.float32) / temperature)
   positive_Q = jnp.diagonal(logit_QN)
   column_loss_N = jax.nn.logsumexp(logit_QN, axis=0) - positive_Q

@@ -94,7 +94,8 @@ def read_from(config: ConfigDict, data: RetrievalSet) -> dict[str, Any]:
 
 def servable(data: RetrievalSet) -> list[str]:
   """Returns the query types that can be trained and validated; raises ValueError if there are none."""
-  types = [t for t in data.split("val").queries if t == "image" or data.train_texts is not None]
+  able = {"image", *data.train_listed.queries, *(["text"] if data.train_texts is not None else [])}
+  types = [t for t in data.query_types if t in able]
   if not types:
     raise ValueError(
       f"nothing to train on: {data.root} has text queries alone, and {data.train} no text_emb/, the captions of its "

@@ -108,9 +108,11 @@ def candidates(config: ConfigDict, material: Material, folder: pathlib.Path) -> 
       tqdm.write(f"{training.query_type}: {perfect[0]} answers every validation query perfectly; nothing else is tried")
     return fitted
   if wants_training(config, training):
-    loss = LossSettings(config.noise.kind, config.noise.scale, config.semi_positives.share if semi else 0.0)
+    loss = LossSettings(
+      config.noise.kind, config.noise.scale, config.semi_positives.share if semi and training.relevant is None else 0.0
+    )
     for name, (form, own) in trained_forms(config, training).items():
-      schedule = loop_settings(config, form, training.query_type, len(training.instance))
+      schedule = loop_settings(config, form, training.query_type, training.pairs)
       size = config.train.batch_size
       if form != "static":  # which is quick, and what the others are compared with
         schedule = schedule._replace(target=to_beat(fitted, own["maps_gallery"]))
@@ -211,21 +213,22 @@ def by_gradient(
   folder: pathlib.Path,
 ) -> Head:
   """Returns a form trained with the contrastive loss: the best on validation of its run."""
-  training, semi, validator = material.training, material.semi, material.validator
+  training, validator = material.training, material.validator
+  semi = material.semi if training.relevant is None else None  # those of an image may be in the query's list
   queries = training.queries
   assert queries is not None, "text queries without captions cannot be trained"
   module = forms.FORMS[form](training.width, **settings)
   variables = forms.initialise(module, jax.random.key(schedule.seed))
   if "standardise" in variables["constants"]:
-    rows = evenly(len(training.instance), STATISTICS_ROWS)
+    rows = evenly(len(queries), STATISTICS_ROWS)
     variables["constants"] = forms.with_statistics(variables["constants"], jnp.asarray(queries[rows]))
-  pairs = batches.group(training.instance, training.query_type)
+  pairs, part = batches.pairs_of(training), (jax.process_index(), jax.process_count())
   size = fit_to_devices(min(batch_size, len(pairs)), jax.device_count())
 
   def batch_at(step: int) -> Batch:
     rows = batches.draw(pairs, size, schedule.seed, step)
-    own = batches.share(rows, jax.process_index(), jax.process_count())
-    return batches.read(own, queries, training.images, semi, jax.local_device_count())
+    own, listed_QN = batches.share(rows, *part), batches.no_negatives(pairs, rows, *part)
+    return batches.read(own, queries, training.images, semi, jax.local_device_count(), listed_QN)
 
   trained = loop.train(
     module,
@@ -267,7 +270,8 @@ def wants_training(config: ConfigDict, training: Training) -> bool:
   """Returns whether heads of this query type are trained by gradient."""
   choice = config.trained[training.query_type]
   if choice == "auto":
-    return training.query_type == "text" or training.second_views >= ENOUGH_SECOND_VIEWS
+    enough = training.query_type == "text" or training.relevant is not None
+    return enough or training.second_views >= ENOUGH_SECOND_VIEWS
   return choice == "always"
 
 

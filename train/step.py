@@ -39,6 +39,7 @@ class Batch(NamedTuple):
   instance: Array  # B
   semi: Array  # BMD, M may be 0
   semi_weight: Array  # BM
+  listed: Array | None = None  # BN, where queries list their images: which images of all devices are in the list
 
 
 class TrainState(struct.PyTreeNode):
@@ -104,16 +105,16 @@ def make_step(
     adaptation = jax.tree.map(lambda x: x[:, 0], jax.vmap(adapt)(query_BD, key_B3[:, 2]))
     prepare = lambda x: module.apply(variables, x, method="prepare")
     gallery_ND = jax.lax.all_gather(prepare(image_BD), axis, tiled=True)
-    instance_N = jax.lax.all_gather(batch.instance, axis, tiled=True)
+    instance_N, listed_QN = jax.lax.all_gather((batch.instance, batch.listed), axis, tiled=True)
     score_QN = jax.lax.all_gather(score(adaptation, gallery_ND), axis, tiled=True)
     temperature = jnp.maximum(jnp.exp(params["log_temperature"]), MIN_TEMPERATURE)
     if settings.semi_share == 0:
-      return contrastive(score_QN, instance_N, temperature)
+      return contrastive(score_QN, instance_N, temperature, listed_QN=listed_QN)
     semi_BMD = prepare(normalise(jnp.asarray(batch.semi)))
     own = lambda adaptation, semi_MD: score(jax.tree.map(lambda x: x[None], adaptation), semi_MD)[0]
     semi_QM = jax.lax.all_gather(jax.vmap(own)(adaptation, semi_BMD), axis, tiled=True)
     weight_QM = jax.lax.all_gather(batch.semi_weight, axis, tiled=True)
-    return contrastive(score_QN, instance_N, temperature, semi_QM, weight_QM, settings.semi_share)
+    return contrastive(score_QN, instance_N, temperature, semi_QM, weight_QM, settings.semi_share, listed_QN)
 
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict]:
     loss, gradient = jax.value_and_grad(loss_of)(state.params, batch, state.step)

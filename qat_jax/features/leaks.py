@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -19,20 +20,24 @@ SHOWN = 3  # names in a message
 
 
 def shared(data: RetrievalSet) -> dict[str, dict[str, list[str]]]:
-  """Returns what the training images share with each split that has any: {split: {what: names}}.
+  """Returns what training images and image queries share with each split that has any: {split: {what: names}}.
 
   `instances`, by their names; `ids` and bit-identical `features` of images, by the ids of the split. Ids that only
   number the rows of both folders are no names of images, and captions may well be the same: neither counts.
   """
-  found = {}
+  listed = [store for kind, store in data.train_listed.queries.items() if kind == "image"]
+  found, trained = {}, [data.train_images, *listed]
   for name in ("val", "test"):
     split, own = data.split(name), {}
     stores = [split.gallery, *(store for kind, store in split.queries.items() if kind == "image")]
-    columns = [store.arrow_column("instance") for store in (split.gallery, *split.queries.values())]
+    everything = (split.gallery, *split.queries.values())
+    columns = [store.arrow_column("instance") for store in everything if "instance" in store.columns]
     own["instances"] = _common(columns, data.train_images.arrow_column("instance"))
-    named = [store.arrow_ids() for store in stores if not (_numbered(store) and _numbered(data.train_images))]
-    own["ids"] = _common(named, data.train_images.arrow_ids())
-    own["features"] = sorted({item for store in stores for item in _same_features(store, data.train_images)})
+    pairs = list(itertools.product(stores, trained))
+    named = [(store, known) for store, known in pairs if not (_numbered(store) and _numbered(known))]
+    ids = (item for store, known in named for item in _common([store.arrow_ids()], known.arrow_ids()))
+    own["ids"] = sorted(set(ids))
+    own["features"] = sorted({item for store, known in pairs for item in _same_features(store, known)})
     if any(own.values()):
       found[name] = {what: names for what, names in own.items() if names}
   return found

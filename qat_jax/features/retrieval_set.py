@@ -3,8 +3,10 @@
     <root>/train/                      rows are images with `instance`; text_emb, if there, is each row's caption
     <root>/{val,test}/gallery/         images
     <root>/{val,test}/text_queries/, image_queries/     either or both
+    <root>/train/text_queries/, image_queries/          only for queries that name their relevant rows
 
-Relevant to a query: gallery items with its `instance`, except the item with its own `id`.
+Relevant to a query: gallery items with its `instance`, or those that its column `relevant` lists by id, where the
+folder of queries has that column. The item with the query's own `id` never counts.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from qat_jax.features.store import FeatureStore
 from qat_jax.types import KIND_OF_QUERY, QUERY_TYPES, EncoderName, Relevance, check_encoders
 
 LAYOUT = "a retrieval set has train/, val/ and test/ (docs/data.md)"
+RELEVANT = "relevant"  # the column of a folder of queries that lists, by id, what is right for each
+SHOWN = 3  # ids in a message
 SPLIT = "`qat-jax split FOLDER NEW` makes a retrieval set of one folder of features"
 
 
@@ -52,10 +56,18 @@ class Split:
 class RetrievalSet:
   """Training features and the splits; `open` is the only way in, and checks everything."""
 
-  def __init__(self, root: Path, images: FeatureStore, texts: FeatureStore | None, splits: dict[str, Split]) -> None:
-    self.root, self.train = root, root / "train"
+  def __init__(self, images: FeatureStore, texts: FeatureStore | None, listed: Split, splits: dict[str, Split]) -> None:
+    """Keeps what `open` has checked.
+
+    Args:
+      images: the training images.
+      texts: their captions, row by row, where there are any.
+      listed: the training queries that name their relevant rows, by type, with the training images as their gallery.
+      splits: "val" and "test".
+    """
+    self.root, self.train = images.folder.parent, images.folder
     self.train_images, self.train_texts = images, texts
-    self._splits = splits
+    self.train_listed, self._splits = listed, splits
 
   @classmethod
   def open(cls, root: str | os.PathLike) -> RetrievalSet:
@@ -76,25 +88,38 @@ class RetrievalSet:
         )
     images = FeatureStore.open(root / "train", "img")
     texts = FeatureStore.open(root / "train", "text") if (root / "train" / "text_emb").is_dir() else None
+    listed = Split(root / "train", images, _open_queries(root / "train"))
     splits = {name: _open_split(root / name) for name in ("val", "test")}
-    stores = [images, *([texts] if texts else [])]
+    stores = [images, *([texts] if texts else []), *listed.queries.values()]
     for split in splits.values():
       stores += [split.gallery, *split.queries.values()]
     _check_alike(stores)
+    for queries in listed.queries.values():
+      if not _has_lists(queries):
+        raise ValueError(
+          f"{_name(queries)} has no metadata column `{RELEVANT}`, only {queries.columns}; training queries in a folder "
+          "of their own list the ids of the training images that are right for them (docs/data.md)"
+        )
+    by_list = {
+      id(store) for split in (listed, *splits.values()) for store in split.queries.values() if _has_lists(store)
+    }
+    by_list |= {id(split.gallery) for split in splits.values() if all(map(_has_lists, split.queries.values()))}
     for store in stores:
-      _check_store(store, every_item=store.folder.name != "gallery")
+      _check_store(store, every_item=store.folder.name != "gallery", wants_instance=id(store) not in by_list)
     if splits["val"].queries.keys() != splits["test"].queries.keys():
       types = {name: sorted(split.queries) for name, split in splits.items()}
       raise ValueError(f"the splits of {root} have different types of queries: {types}; give both the same")
-    for split in splits.values():
+    for split in (listed, *splits.values()):
       _check_relevance(split)
-    return cls(root, images, texts, splits)
+    return cls(images, texts, listed, splits)
 
   @property
   def fingerprint(self) -> dict[str, Any]:
     """What training features and splits hold, for `stages.fingerprint`; all of it is read."""
     texts = None if self.train_texts is None else self.train_texts.fingerprint
     train = {"images": self.train_images.fingerprint, "texts": texts}
+    if self.train_listed.queries:
+      train["queries"] = self.train_listed.fingerprint["queries"]
     return {"train": train, **{name: split.fingerprint for name, split in self._splits.items()}}
 
   @property
@@ -121,7 +146,13 @@ class RetrievalSet:
 
 
 def relevance(queries: FeatureStore, gallery: FeatureStore) -> Relevance:
-  """Returns which gallery items share each query's instance; the item with the query's own id is ignored instead."""
+  """Returns which gallery items are right for each query; the item with the query's own id is ignored instead.
+
+  Right are the items that the query's `relevant` lists, where the queries have that column, else those with its
+  `instance`. Raises ValueError for a list with an id that the gallery does not have.
+  """
+  if _has_lists(queries):
+    return _listed(queries, gallery)
   code_Q, instances = _factorise(queries.arrow_column("instance"))
   own_code_Q, ids = _factorise(queries.arrow_ids())
   matching, code_of_matching = _occurrences(gallery.arrow_column("instance"), instances)
@@ -136,6 +167,30 @@ def relevance(queries: FeatureStore, gallery: FeatureStore) -> Relevance:
   for own, first, last in zip(place_of_id[own_code_Q], first_Q, last_Q, strict=True):
     same = matching[first:last]
     positives.append(same[same != own])
+    ignored.append(np.array([own] if own >= 0 else [], np.int64))
+  return Relevance(positives, ignored)
+
+
+def _listed(queries: FeatureStore, gallery: FeatureStore) -> Relevance:
+  """Returns the relevance that the lists of queries name; an empty list, or none, leaves a query without anything."""
+  lists = queries.arrow_column(RELEVANT).combine_chunks()
+  if not (pa.types.is_list(lists.type) or pa.types.is_large_list(lists.type)):
+    raise ValueError(f"{_name(queries)}: the column `{RELEVANT}` holds {lists.type}; give each query a list of ids")
+  names = cast(pa.chunked_array([pc.list_flatten(lists)]), pa.string(), f"{queries.folder}, column {RELEVANT!r},")
+  query_M = pc.list_parent_indices(lists).to_numpy()
+  position_M = pc.index_in(names, value_set=gallery.arrow_ids().combine_chunks()).fill_null(-1).to_numpy()
+  if (position_M < 0).any():
+    unknown = pc.unique(names.filter(pa.array(position_M < 0))).to_pylist()
+    raise ValueError(
+      f"{_name(queries)}: the column `{RELEVANT}` lists {len(unknown)} ids that {gallery.folder} does not have: "
+      f"{', '.join(map(repr, unknown[:SHOWN]))}{', …' if len(unknown) > SHOWN else ''}; list ids of its items alone"
+    )
+  own_Q = pc.index_in(queries.arrow_ids(), value_set=gallery.arrow_ids().combine_chunks()).fill_null(-1).to_numpy()
+  starts = np.searchsorted(query_M, np.arange(len(queries) + 1))
+  positives, ignored = [], []
+  for own, first, last in zip(own_Q, starts[:-1], starts[1:], strict=True):
+    named = np.unique(position_M[first:last]).astype(np.int64)
+    positives.append(named[named != own])
     ignored.append(np.array([own] if own >= 0 else [], np.int64))
   return Relevance(positives, ignored)
 
@@ -158,12 +213,15 @@ def _occurrences(values: pa.ChunkedArray, wanted: pa.Array) -> tuple[np.ndarray,
 
 
 def _open_split(folder: Path) -> Split:
-  gallery = FeatureStore.open(folder / "gallery", "img")
-  there = [name for name in QUERY_TYPES if (folder / f"{name}_queries").is_dir()]
-  if not there:
+  gallery, queries = FeatureStore.open(folder / "gallery", "img"), _open_queries(folder)
+  if not queries:
     raise FileNotFoundError(f"{folder} has neither text_queries/ nor image_queries/; add either or both")
-  queries = {name: FeatureStore.open(folder / f"{name}_queries", KIND_OF_QUERY[name]) for name in there}
   return Split(folder, gallery, queries)
+
+
+def _open_queries(folder: Path) -> dict[str, FeatureStore]:
+  there = [name for name in QUERY_TYPES if (folder / f"{name}_queries").is_dir()]
+  return {name: FeatureStore.open(folder / f"{name}_queries", KIND_OF_QUERY[name]) for name in there}
 
 
 def _check_alike(stores: list[FeatureStore]) -> None:
@@ -178,10 +236,14 @@ def _check_alike(stores: list[FeatureStore]) -> None:
     check_encoders(_name(store), store.encoder, _name(first), first.encoder)
 
 
-def _check_store(store: FeatureStore, every_item: bool) -> None:
+def _has_lists(queries: FeatureStore) -> bool:
+  return RELEVANT in queries.columns
+
+
+def _check_store(store: FeatureStore, every_item: bool, wants_instance: bool) -> None:
   if not len(store):
     raise ValueError(f"{_name(store)} is empty; it needs at least one item")
-  if "instance" not in store.columns:
+  if wants_instance and "instance" not in store.columns:
     raise ValueError(
       f"{_name(store)} has no metadata column `instance`, only {store.columns}; it says which items match; "
       f"{SPLIT}, --by COLUMN names the column that says so"
@@ -190,11 +252,12 @@ def _check_store(store: FeatureStore, every_item: bool) -> None:
     raise ValueError(
       f"{_name(store)} has no metadata column `id`, only {store.columns}; a query must know its own image"
     )
-  missing = store.arrow_column("instance").is_null().to_numpy()
-  if missing.all() or (every_item and missing.any()):
-    raise ValueError(
-      f"{_name(store)}: {missing.sum()} items have no instance, the first is {store.ids[missing.argmax()]!r}"
-    )
+  if wants_instance:
+    missing = store.arrow_column("instance").is_null().to_numpy()
+    if missing.all() or (every_item and missing.any()):
+      raise ValueError(
+        f"{_name(store)}: {missing.sum()} items have no instance, the first is {store.ids[missing.argmax()]!r}"
+      )
   store.check_ids()
   store.check_rows()
 
@@ -207,9 +270,10 @@ def _check_relevance(split: Split) -> None:
         f"id never counts as relevant: give captions ids that no image has, such as a.jpg{CAPTION}; {SPLIT} and does so"
       )
     if split.without_positives(query_type) == len(queries):
+      listed = f"its `{RELEVANT}` lists them by id, and" if _has_lists(queries) else "they share its `instance`"
       raise ValueError(
-        f"no query in {queries.folder} has anything relevant in {split.gallery.folder}: relevant items share the "
-        "query's `instance` and have another `id`; compare these two columns of both"
+        f"no query in {queries.folder} has anything relevant in {split.gallery.folder}: {listed} have another `id`; "
+        "compare these two columns of both"
       )
 
 

@@ -62,7 +62,8 @@ def served(training: Training, head: Head, queries: int) -> np.ndarray:
   if code_N.max() == 0:
     raise ValueError("all training rows are of one instance; levelling needs queries of several")
   assert training.queries is not None, "text queries without captions cannot be served"
-  rows = evenly(len(code_N), queries)
+  code_Q = code_N if training.relevant is None else np.full(len(training.queries), -1)  # −1: of no image's instance
+  rows = evenly(len(code_Q), queries)
   module, few_NE, folded = head.module(training.width), _items(training, head, FEW_ITEMS), []
 
   @jax.jit
@@ -75,7 +76,7 @@ def served(training: Training, head: Head, queries: int) -> np.ndarray:
 
   for start in range(0, len(rows), BLOCK):
     block = rows[start : start + BLOCK]
-    hidden = _instances(training, head, code_N, code_N[block])
+    hidden = _instances(training, head, code_N, code_Q[block])
     query_BD = jnp.asarray(np.asarray(training.queries[block], np.float32))
     folded.append(np.asarray(serve(head.variables | {"instances": hidden}, query_BD), np.float16))
   return np.concatenate(folded)

@@ -140,8 +140,12 @@ def beside(head: Head, constants: dict[str, jax.Array]) -> dict:
 
 
 def can_remember(training: Training, head: Head) -> bool:
-  """Says whether pairs can move a head's query: there are some, and what it moves is as wide as they are."""
-  pairs = training.queries is not None and (training.query_type == "text" or training.second_views > 0)
+  """Says whether pairs can move a head's query: there are some, and what it moves is as wide as they are.
+
+  A query with a list of relevant rows has no single partner, so lists give no pairs.
+  """
+  paired = training.queries is not None and training.relevant is None
+  pairs = paired and (training.query_type == "text" or training.second_views > 0)
   return pairs and head.items_wide(training.width) == training.width
 
 

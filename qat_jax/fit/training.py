@@ -10,6 +10,7 @@ import numpy as np
 from qat_jax.adaptation import unit
 from qat_jax.features.retrieval_set import RetrievalSet
 from qat_jax.models.head import Head
+from qat_jax.types import Relevance
 
 CHUNK_ROWS = 65536
 PLAIN = Head("plain", {}, {"params": {}, "constants": {}})  # the frozen feature, as it is
@@ -18,6 +19,7 @@ PLAIN = Head("plain", {}, {"params": {}, "constants": {}})  # the frozen feature
 class Training(NamedTuple):
   """Training features of one query type: row i of the queries belongs to image i (both ND, an array or a FeatureStore).
 
+  Where `relevant` is given, the queries are rows of their own (QD), and it says which images are right for each.
   `queries` is None for text queries without captions.
   """
 
@@ -25,17 +27,27 @@ class Training(NamedTuple):
   queries: Any | None
   images: Any
   instance: np.ndarray  # N
+  relevant: Relevance | None = None  # Q, by position in the images
 
   @classmethod
   def of(cls, data: RetrievalSet, query_type: str) -> Training:
     """Returns the training features of a retrieval set."""
-    own = data.train_texts if query_type == "text" else data.train_images
-    return cls(query_type, own, data.train_images, data.train_images.column("instance"))
+    images, listed = data.train_images, data.train_listed
+    if query_type in listed.queries:
+      relevant = listed.relevance(query_type)
+      return cls(query_type, listed.queries[query_type], images, images.column("instance"), relevant)
+    own = data.train_texts if query_type == "text" else images
+    return cls(query_type, own, images, images.column("instance"))
 
   @property
   def width(self) -> int:
     """How wide the features are."""
     return int(self.images[:1].shape[1])
+
+  @property
+  def pairs(self) -> int:
+    """How many rows there are to train on: images with their queries, or queries with their lists."""
+    return len(self.instance if self.relevant is None else self.relevant)
 
   @property
   def second_views(self) -> float:

@@ -81,8 +81,15 @@ def test_queries_of_one_instance_are_one_group():
     [np.array([], int), np.array([1]), np.array([], int)],
   )
   validator = Validator(features_ND[:3], features_ND, Relevance(positives, own), 0, 0)
-  assert validator.group_Q.tolist() == [1, 1, 4]
-  assert validator.subset(2).group_Q.tolist() == [1, 4]
+  assert validator.group_Q.tolist() == [0, 0, 1]
+  assert validator.subset(2).group_Q.tolist() == [0, 1]
+
+
+def test_queries_with_the_same_list_are_one_group_though_others_share_an_item_with_them():
+  features_ND, none = np.eye(4, dtype=np.float32), np.array([], int)
+  lists = [np.array([0, 1]), np.array([0, 2]), np.array([0, 1]), np.array([3])]
+  validator = Validator(features_ND, features_ND, Relevance(lists, [none] * 4), 0, 0)
+  assert validator.group_Q.tolist() == [0, 1, 0, 2]
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -2,7 +2,8 @@ import jax
 import numpy as np
 import pytest
 
-from qat_jax.types import SemiPositives
+from qat_jax.fit.training import Training
+from qat_jax.types import Relevance, SemiPositives
 from train import batches
 
 INSTANCE = np.array(["a", "b", "a", "c", "b", "a"])
@@ -48,3 +49,37 @@ def test_a_batch_is_read_unit_float32_and_split_over_devices():
   np.testing.assert_allclose(np.linalg.norm(batch.query, axis=-1), 1, atol=1e-5)
   np.testing.assert_allclose(batch.image[1, 0], features[5] / np.linalg.norm(features[5].astype(np.float32)), atol=1e-3)
   np.testing.assert_allclose(batch.semi[0, 0, 0], batch.query[0, 1], atol=1e-6)
+
+
+LISTS = Relevance([np.array([0, 3]), np.array([], int), np.array([2, 3, 5]), np.array([1])], [np.array([], int)] * 4)
+
+
+def listed():
+  """Returns the pairs of four queries over six images; the second query has an empty list."""
+  features = np.eye(6, dtype=np.float32)
+  return batches.pairs_of(Training("image", features[:4], features, INSTANCE, LISTS))
+
+
+def test_a_query_with_a_list_meets_the_images_of_its_list_and_no_query_comes_twice():
+  seen = set()
+  for step in range(60):
+    query, image, _ = batches.draw(listed(), 3, seed=0, step=step)
+    assert sorted(query.tolist()) == [0, 2, 3]
+    seen |= set(zip(query.tolist(), image.tolist(), strict=True))
+  assert seen == {(0, 0), (0, 3), (2, 2), (2, 3), (2, 5), (3, 1)}
+
+
+def test_more_queries_than_have_a_list_are_refused():
+  with pytest.raises(ValueError, match="batch_size is 4, but only 3 queries have a list"):
+    batches.draw(listed(), 4, seed=0, step=0)
+
+
+def test_images_in_a_querys_list_are_no_negatives_and_its_own_image_neither():
+  features, own = np.eye(6, dtype=np.float32), LISTS.ignored[:3] + [np.array([0])]
+  training = Training("image", features[:4], features, INSTANCE, Relevance(LISTS.positives, own))
+  pairs = batches.pairs_of(training)
+  rows = (np.array([0, 2, 3, 2]), np.array([3, 5, 1, 0]), np.arange(4))
+  expected = [[1, 0, 0, 1], [1, 1, 0, 0], [0, 0, 1, 1], [1, 1, 0, 0]]
+  assert batches.no_negatives(pairs, rows, 0, 1).astype(int).tolist() == expected
+  assert batches.no_negatives(pairs, rows, 1, 2).astype(int).tolist() == expected[2:]
+  assert batches.no_negatives(batches.group(INSTANCE, "image"), rows, 0, 1) is None

@@ -32,6 +32,16 @@ def test_another_image_of_the_same_instance_is_no_negative():
   assert float(contrastive(changed_QN, jnp.array([5, 7, 6]), 0.1)) > float(loss) + 100
 
 
+def test_an_image_in_a_querys_list_is_no_negative_of_that_query_alone():
+  # image 1 is in the list of query 0, image 0 is not in that of query 1
+  score_QN = jnp.array([[2.0, 5.0], [1.0, 3.0]])
+  rows = (0 + np.log(np.exp(1) + np.exp(3)) - 3) / 2
+  columns = (np.log(np.exp(2) + np.exp(1)) - 2 + 0) / 2
+  listed_QN = jnp.array([[True, True], [False, True]])
+  loss = contrastive(score_QN, jnp.array([0, 1]), 1.0, listed_QN=listed_QN)
+  assert float(loss) == pytest.approx((rows + columns) / 2, abs=1e-6)
+
+
 def test_semi_positives_share_the_target_of_a_row_by_their_weights():
   score_QN = jnp.array([[1.0, 0.0], [0.0, 1.0]])
   semi_QM = jnp.array([[0.5, 9.0], [0.25, 0.75]])

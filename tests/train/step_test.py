@@ -17,7 +17,7 @@ QUERY_ONLY = {"hidden": 16, "maps_gallery": True}
 
 
 @functools.cache
-def step_on(devices: int, settings: LossSettings, form: str = "query_only"):
+def step_on(devices: int, settings: LossSettings, form: str = "query_only", lists: bool = False):
   rng = np.random.default_rng(0)
   features = rng.normal(size=(16, 6)).astype(np.float32)
   semi = None
@@ -28,7 +28,8 @@ def step_on(devices: int, settings: LossSettings, form: str = "query_only"):
   # away from the zero start, where some gradients vanish
   params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(1), x.shape), variables["params"])
   rows = (np.arange(8), np.arange(8, 16), np.array([0, 1, 2, 3, 4, 4, 6, 7]))
-  batch = batches.read(rows, features, features, semi, devices)
+  listed_QN = rng.random((8, 8)) < 0.3 if lists else None
+  batch = batches.read(rows, features, features, semi, devices, listed_QN)
   optimiser = optax.sgd(1.0)
   step = make_step(module, variables["constants"], optimiser, settings, 0, "device")
   run = jax.pmap(step, axis_name="device", in_axes=(None, 0), out_axes=None, devices=jax.devices()[:devices])
@@ -47,6 +48,14 @@ def test_four_devices_give_the_gradient_of_one(form, settings):
   assert float(measures_one["gradient_norm"]) > 1e-2
   chex.assert_trees_all_close(state_one.params, state_four.params, atol=1e-6)
   chex.assert_trees_all_close(measures_one, measures_four, rtol=1e-5)
+
+
+def test_four_devices_leave_out_what_lists_have_as_one_does():
+  state_one, measures_one = step_on(1, LossSettings(), lists=True)
+  state_four, measures_four = step_on(4, LossSettings(), lists=True)
+  chex.assert_trees_all_close(state_one.params, state_four.params, atol=1e-6)
+  chex.assert_trees_all_close(measures_one, measures_four, rtol=1e-5)
+  assert float(measures_one["loss"]) < float(step_on(1, LossSettings())[1]["loss"]) - 0.1
 
 
 def test_a_step_moves_the_parameters_and_leaves_the_best_to_validation():

@@ -8,6 +8,7 @@ import pytest
 
 from qat_jax.features.retrieval_set import RetrievalSet, relevance
 from qat_jax.features.store import FeatureStore, write_features
+from qat_jax.fit.training import Training
 
 
 def unit(rows, width=4, seed=0):
@@ -60,6 +61,42 @@ def test_a_set_tells_its_parts(root):
   assert len(data.split("val").queries["text"]) == 3
 
 
+def put_lists(folder, ids, lists, kind="img"):
+  shutil.rmtree(folder, ignore_errors=True)
+  columns = {"id": ids, "relevant": lists if isinstance(lists, pa.Array) else pa.array(lists, pa.list_(pa.string()))}
+  return write_features(folder, {kind: unit(len(ids), seed=7)}, columns)
+
+
+def test_queries_may_list_what_is_right_for_them_instead_of_an_instance(root):
+  for split in ("val", "test"):
+    lists = [["g4", "g1", "g4"], ["g2", "g0"], [], None]  # one item twice; one that is the query itself; nothing
+    put_lists(root / split / "image_queries", ["a", "g2", "b", "c"], lists)
+  put_lists(root / "train/image_queries", ["a", "p"], [["s", "p"], ["p", "q"]])
+  data = RetrievalSet.open(root)
+  image = data.split("test").relevance("image")
+  assert [x.tolist() for x in image.positives] == [[1, 4], [0], [], []]
+  assert [x.tolist() for x in image.ignored] == [[], [2], [], []]
+  assert data.split("test").without_positives("image") == 2
+  training = Training.of(data, "image")
+  assert training.relevant is not None
+  assert [x.tolist() for x in training.relevant.positives] == [[0, 3], [1]]
+  assert [x.tolist() for x in training.relevant.ignored] == [[], [0]]
+  assert (len(training.queries), len(training.images), training.pairs) == (2, 4, 2)
+  assert Training.of(data, "text").relevant is None
+  assert "queries" in data.fingerprint["train"]
+
+
+def test_a_gallery_needs_no_instances_where_all_its_queries_have_lists(root):
+  for split in ("val", "test"):
+    shutil.rmtree(root / split / "text_queries")
+    put(root / split / "gallery", ["img"], ["g0", "g1"], None)
+    put_lists(root / split / "image_queries", ["a"], [["g1"]])
+  assert RetrievalSet.open(root).split("val").relevance("image").positives[0].tolist() == [1]
+  put(root / "val/image_queries", ["img"], ["a"], ["x"])
+  with pytest.raises(ValueError, match=r"val/gallery \(img\) has no metadata column `instance`"):
+    RetrievalSet.open(root)
+
+
 def test_texts_and_one_type_of_queries_may_be_absent(root):
   shutil.rmtree(root / "train/text_emb")
   put(root / "train", ["img"], list("pqrs"), ["A", "A", "B", "C"])
@@ -103,6 +140,17 @@ def remove(part):
     (
       lambda r: put(r / "test/text_queries", ["text"], ["a", "b"], ["z", "q"]),
       "no query in .*test/text_queries has any",
+    ),
+    (
+      lambda r: put_lists(r / "val/image_queries", ["a", "b"], [["g1", "g9"], ["h", "g9"]]),
+      r"`relevant` lists 2 ids that .*val/gallery does not have: 'g9', 'h'; list",
+    ),
+    (lambda r: put_lists(r / "val/image_queries", ["a"], pa.array(["g1"])), "`relevant` holds string; give each query"),
+    (lambda r: put_lists(r / "val/image_queries", ["a"], [[]]), "its `relevant` lists them by id"),
+    (lambda r: put_lists(r / "train/image_queries", ["a"], [["p", "g1"]]), r"lists 1 ids that .*train does not have"),
+    (
+      lambda r: put(r / "train/image_queries", ["img"], ["a"], ["A"]),
+      r"train/image_queries \(img\) has no metadata column `relevant`",
     ),
   ],
 )
