@@ -22,10 +22,10 @@ from qat_jax.serve.searches import Part, Search
 from qat_jax.serve.service import Service
 from qat_jax.serve.web import asking, clip_retrieval, schemas, views
 from qat_jax.serve.web.description import JSON, Route, described
-from qat_jax.serve.web.guard import Guard
+from qat_jax.serve.web.guard import FILES, Guard
 from qat_jax.serve.web.state import State
 
-PAGE = {"/": "text/html", "/page.js": "text/javascript", "/results.js": "text/javascript", "/page.css": "text/css"}
+PAGE = {path: {"js": "text/javascript", "css": "text/css"}.get(path.partition(".")[2], "text/html") for path in FILES}
 TITLE = "qat-jax: query-adaptive search"
 KEPT = {"Cache-Control": "private, max-age=300"}  # of pictures, in a browser
 PARTS = ("metadata", "picture", "thumbnail")  # of an item

@@ -15,7 +15,8 @@ from typing import Any
 
 from qat_jax.serve.limits import Limits, Rates, Refused, check_host, check_key
 
-OPEN = ("/", "/page.js", "/results.js", "/page.css", "/health", "/ready")  # without a key
+FILES = ("/", "/page.js", "/results.js", "/refine.js", "/server.js", "/page.css")  # of the page
+OPEN = (*FILES, "/health", "/ready")  # without a key
 BODY_SECONDS = 30.0  # to send a body in
 UNKNOWN = "unknown"
 ITEMS = "/v1/items/"

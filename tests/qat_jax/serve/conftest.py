@@ -1,5 +1,6 @@
 """A small gallery of coloured pictures, encoded by the demo's CLIP, an adapter of two heads, and a service of both."""
 
+import json
 import socket
 import threading
 import time
@@ -20,6 +21,10 @@ from qat_jax.serve.web.state import State
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 170, 40), "blue": (40, 60, 210)}
 ITEMS = 36
+ASPECTS = {
+  "colour": [f"a {colour} box" for colour in ("red", "green", "blue", "yellow", "white")],
+  "shape": ["a round thing", "a square thing", "a long thing"],
+}
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +61,7 @@ def shop(tmp_path_factory, encoder):
     moved = jax.tree.map(lambda x: x + 0.05 * rng.standard_normal(x.shape).astype(np.float32), variables["params"])
     heads[name] = qat_jax.Head(form, settings, {**variables, "params": moved})
   qat_jax.Adapter(encoder.width, heads).save(folder / "adapter")
+  (folder / "adapter/aspects.json").write_text(json.dumps(ASPECTS))
   return folder
 
 

@@ -1,65 +1,14 @@
 // The search page: what is asked lies in the address, so that a link opens the same search again.
 
+import * as refine from "./refine.js";
+import { ask, send, show } from "./server.js";
 import { SIDES, at, card, explained, fieldsOf, make } from "./results.js";
 
 let info = null; // what GET /v1/info says
 let subject = null; // {item} or {file, url}: the picture that is searched with
 let leftOut = ""; // what a link says that cannot be had, to be told
 let running = null; // the AbortController of the search under way
-let drawn = {}; // what the results on the page were asked for: {query, file}
-
-// --- the server
-
-async function ask(path, options = {}) {
-  const key = sessionStorage.getItem("key");
-  const headers = { ...options.headers, ...(key ? { "X-API-Key": key } : {}) };
-  let answer;
-  try {
-    answer = await fetch(path, { ...options, headers });
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
-    throw new Error("The server cannot be reached. Is it running?");
-  }
-  if (answer.status === 401) {
-    await askForKey(key !== null && key === sessionStorage.getItem("key"));
-    return ask(path, options);
-  }
-  if (!answer.ok) {
-    const said = await answer.json().catch(() => null);
-    throw new Error(said?.error?.message ?? `The server answered ${answer.status}.`);
-  }
-  return answer;
-}
-
-const send = (path, body, signal) =>
-  ask(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal }).then((a) => a.json());
-
-function askForKey(wrong) {
-  const dialog = at("ask");
-  at("ask-title").textContent = wrong ? "This was not the key" : "This server asks for a key";
-  if (!dialog.open) dialog.showModal();
-  return new Promise((done) => {
-    dialog.addEventListener("close", () => {
-      sessionStorage.setItem("key", at("key").value.trim().replace(/[^!-~]/g, "?")); // no header says others
-      done();
-    }, { once: true });
-  });
-}
-
-// A picture's address takes no key, so where there is one the page fetches it itself.
-async function show(image, id) {
-  const path = `v1/items?id=${encodeURIComponent(id)}&part=thumbnail`;
-  if (!sessionStorage.getItem("key")) {
-    image.src = path;
-    return;
-  }
-  try {
-    image.src = URL.createObjectURL(await (await ask(path)).blob());
-    image.addEventListener("load", () => URL.revokeObjectURL(image.src), { once: true });
-  } catch {
-    image.dispatchEvent(new Event("error"));
-  }
-}
+let drawn = {}; // what the results on the page were asked for: {query, file, refined}
 
 // --- what is asked, to the address and back
 
@@ -83,12 +32,15 @@ function remember() {
   if (text) link.set("q", text);
   if (subject && !subject.file) link.set("item", subject.item);
   if (subject && text) link.set("weight", weight);
+  refine.toLink(link, Boolean(subject && text));
   if (mode !== "both") link.set("mode", mode);
   if (k !== 12) link.set("k", k);
   if (Object.keys(filters).length) link.set("filters", JSON.stringify(filters));
   if (at("scores").checked) link.set("scores", 1);
   const hash = `#${link}`;
-  if (hash !== location.hash && !(hash === "#" && !location.hash)) history.pushState(null, "", hash);
+  const { seen } = refine.said;
+  const same = hash === location.hash || (hash === "#" && !location.hash);
+  if (!same || seen.length !== (history.state?.seen ?? []).length) history.pushState({ seen }, "", hash);
 }
 
 function recall() {
@@ -99,6 +51,7 @@ function recall() {
   at("mode").value = SIDES.includes(link.get("mode")) ? link.get("mode") : "both";
   at("k").value = ["12", "24", "48", "96"].includes(link.get("k")) ? link.get("k") : "12";
   at("scores").checked = link.has("scores");
+  leftOut = refine.fromLink(link, info.aspects, history.state);
   let filters = {};
   try {
     filters = JSON.parse(link.get("filters") ?? "{}") ?? {};
@@ -135,10 +88,14 @@ async function search() {
   const { text, weight, mode, k, filters } = asked();
   const query = [];
   if (subject && !subject.file) query.push({ item: subject.item });
-  if (text) query.push(subject ? { text, weight } : { text });
+  const both = Boolean(subject && text);
+  const changes = both && refine.said.change !== "";
+  if (text) query.push(both ? { text, weight: changes ? 1 : weight } : { text });
+  refine.show(info.aspects, both, go, info.pictures && show);
+  at("next-line").hidden = true;
   at("error").textContent = leftOut;
   leftOut = "";
-  at("weight-label").hidden = !text;
+  at("weight-label").hidden = !text || changes;
   at("examples").hidden = query.length > 0 || Boolean(subject) || !info.examples.length || !info.searches.text;
   running?.abort();
   if (!query.length && !subject) {
@@ -148,7 +105,9 @@ async function search() {
   }
   const own = (running = new AbortController());
   const file = subject?.file;
-  const body = { mode, k, filters, ...(query.length ? { query } : {}) };
+  const { right, alike, ignore, change, ...hidden } = refine.fields(both);
+  const refined = JSON.parse(JSON.stringify({ right, alike, ignore, change })); // of what is there alone
+  const body = { mode, k, filters, ...refined, ...hidden, ...(query.length ? { query } : {}) };
   at("results").classList.add("busy");
   at("status").textContent = "Searching…";
   try {
@@ -161,7 +120,7 @@ async function search() {
     } else {
       found = await send("v1/search", body, own.signal);
     }
-    drawn = { query, file };
+    drawn = { query, file, refined };
     draw(found);
   } catch (error) {
     if (error.name !== "AbortError") fail(error);
@@ -180,16 +139,30 @@ function draw(found) {
   for (const side of SIDES) {
     const entries = found.results[side];
     at(side).hidden = !entries?.length;
-    at(side).querySelector("ol").replaceChildren(...(entries ?? []).map((entry) => card(entry, { picture: info.pictures && show, scores: at("scores").checked, moreLike, why })));
+    at(side).querySelector("ol").replaceChildren(...(entries ?? []).map((entry) => card(entry, { picture: info.pictures && show, scores: at("scores").checked, moreLike, why, mark })));
     count = Math.max(count, entries?.length ?? 0);
   }
+  at("next-line").hidden = !count;
   const { wait, ...spent } = found.milliseconds;
   const total = Object.values(spent).reduce((a, b) => a + b, wait);
   const notes = found.notes.map((note) => `; ${note}`).join("");
   at("status").textContent = `${count ? `${count} items` : "Nothing found"} in ${total.toFixed(0)} ms${notes}`;
 }
 
+function mark(name, id) {
+  refine.mark(name, id);
+  go();
+}
+
+function nextPage() {
+  const shown = SIDES.flatMap((side) => (at(side).hidden ? [] : [...at(side).querySelectorAll("li")].map((item) => item.dataset.id)));
+  refine.nextPage(shown);
+  go();
+  scrollTo({ top: 0 });
+}
+
 function moreLike(item) {
+  refine.forget();
   at("text").value = "";
   choose({ item });
   go();
@@ -209,7 +182,7 @@ async function why(entry) {
   dialog.showModal();
   try {
     const query = [...(drawn.file ? [{ image: await asBase64(drawn.file) }] : []), ...drawn.query];
-    const { items, moved: how, notes } = await send("v1/why", { query, items: [entry.id] });
+    const { items, moved: how, notes } = await send("v1/why", { query, items: [entry.id], ...drawn.refined });
     at("why-body").replaceChildren(...explained(items[0], how, notes, entry, info.pictures && show));
   } catch (error) {
     at("why-body").replaceChildren(error.message);
@@ -238,12 +211,23 @@ function take(file) {
     fail(new Error(`The picture has ${(file.size / 2 ** 20).toFixed(0)} MiB; at most ${info.limits.body_bytes >> 20} are taken.`));
     return;
   }
+  refine.forget();
   choose({ file, url: URL.createObjectURL(file) });
   go();
 }
 
 function listen() {
-  at("form").addEventListener("submit", (event) => (event.preventDefault(), go()));
+  let searched = at("text").value;
+  at("form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    if (at("text").value !== searched) refine.forget(); // marks are about one query
+    searched = at("text").value;
+    go();
+  });
+  at("undo").addEventListener("click", () => (refine.undo(), go()));
+  at("clear").addEventListener("click", () => (refine.clearMarks(), go()));
+  at("next").addEventListener("click", nextPage);
+  at("change").addEventListener("change", () => (refine.setChange(at("change").value), go()));
   at("jump").addEventListener("click", () => at("adapted").scrollIntoView());
   for (const id of ["mode", "k", "scores"]) at(id).addEventListener("change", go);
   at("columns").addEventListener("change", () => (countFilters(), go()));
@@ -278,7 +262,7 @@ async function start() {
   at("columns").replaceChildren(...fieldsOf(info.columns));
   at("filters").hidden = !at("columns").childElementCount;
   const examples = info.searches.text ? info.examples : [];
-  at("examples").append(...examples.map((text) => make("button", { type: "button", onclick: () => (choose(null), (at("text").value = text), go()) }, text)));
+  at("examples").append(...examples.map((text) => make("button", { type: "button", onclick: () => (choose(null), refine.forget(), (at("text").value = text), go()) }, text)));
   listen();
   recall();
   search();

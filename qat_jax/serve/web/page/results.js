@@ -29,7 +29,9 @@ export function card(entry, on) {
   const line = make("div", { className: "line" }, make("span", {}, String(entry.rank)), ...moved(entry));
   if (on.scores) line.append(make("span", { className: "score" }, entry.score.toFixed(3)));
   line.append(make("button", { type: "button", className: "why", onclick: () => on.why(entry), ariaLabel: `Why ${name}` }, "why"));
-  return make("li", { className: "card", data: { id: entry.id } }, like, line);
+  const button = (sign, text, hint) => make("button", { type: "button", className: sign, title: hint, ariaLabel: `${hint}: ${name}`, onclick: () => on.mark(sign, entry.id) }, text);
+  const marks = make("div", { className: "say" }, button("right", "this one", "This one: find more like it"), button("wrong", "not that", "Not that: hide it"));
+  return make("li", { className: "card", data: { id: entry.id } }, like, line, marks);
 }
 
 function moved(entry) {
@@ -50,6 +52,13 @@ export function explained(item, how, notes, entry, picture) {
     make("p", { className: "faint" }, entry.metadata.caption ?? entry.id),
     make("table", {}, head("", "plain", "adapted"), row("rank among all", "rank", 0), row("score", "score"), row("numerator q′·T z", "numerator"), row("length |T z|", "length")),
   ];
+  if (item.parts.length) {
+    const names = { text: "the words", picture: "the picture", vector: "the vector" };
+    const name = (part) => (part.of === "mark" ? `your mark “this one”: ${part.item}` : part.of === "aspect" ? `the aspect ${part.name} (with it, less without it)` : part.item ? `like ${part.item}` : names[part.of]);
+    const sorted = [...item.parts].sort((a, b) => (a.of === "aspect") - (b.of === "aspect") || b.score - a.score);
+    parts.push(make("h3", {}, "What its adapted score is made of"));
+    parts.push(make("table", {}, head("", "score"), ...sorted.map((part) => make("tr", {}, make("th", { scope: "row" }, name(part)), number(part.score)))));
+  }
   if (how.cosine !== null) parts.push(make("p", {}, `The adapted query has a cosine of ${how.cosine.toFixed(3)} with the query as it was.`));
   if (how.remembered.length) {
     const rows = how.remembered.map((pair) => {

@@ -19,3 +19,16 @@ def until(page, expression):
       return
     page.wait_for_timeout(50)
   raise AssertionError(f"never true: {expression}")
+
+
+def found(page, side="adapted"):
+  """Returns the ids that a side shows, when the search is done."""
+  until(page, "document.getElementById('status').textContent.includes(' ms')")
+  return page.eval_on_selector_all(f"#{side} li", "items => items.map(item => item.dataset.id)")
+
+
+def search(page, text):
+  page.fill("#text", text)
+  page.press("#text", "Enter")
+  page.wait_for_selector("#adapted li")
+  return found(page)

@@ -11,3 +11,19 @@ def browser():
     found = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
     yield found
     found.close()
+
+
+@pytest.fixture
+def page(browser, address):
+  """A page, which must leave nothing in the console."""
+  context = browser.new_context(viewport={"width": 1280, "height": 800})
+  page, said = context.new_page(), []
+  page.set_default_timeout(15_000)
+  page.on("console", lambda message: said.append(message.text))
+  page.on("pageerror", lambda error: said.append(str(error)))
+  page.expected = said
+  page.goto(address)
+  page.wait_for_selector("#examples button")
+  yield page
+  context.close()
+  assert said == []

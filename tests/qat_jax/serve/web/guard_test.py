@@ -8,6 +8,7 @@ import pytest
 
 from qat_jax.serve import limits
 from qat_jax.serve.limits import Limits, Refused
+from qat_jax.serve.web.guard import FILES
 from tests.qat_jax.serve.web.clients import client_of, code
 
 
@@ -18,7 +19,7 @@ def client(served):
 
 def test_a_key_is_asked_of_everything_but_the_page_and_health(served):
   client = client_of(served, key="secret", hosts=None)
-  for path in ("/", "/page.js", "/results.js", "/page.css", "/health", "/ready"):
+  for path in (*FILES, "/health", "/ready"):
     assert client.get(path).status_code == 200
   for path in (
     "/v1/info",

@@ -13,38 +13,9 @@ import uvicorn
 from qat_jax.serve.limits import Limits
 from qat_jax.serve.web.app import create
 from qat_jax.serve.web.state import State
-from tests.qat_jax.serve.web.browsers import CHROMIUM, MARKS, until
+from tests.qat_jax.serve.web.browsers import CHROMIUM, MARKS, found, search, until
 
 pytestmark = MARKS
-
-
-@pytest.fixture
-def page(browser, address):
-  """A page, which must leave nothing in the console."""
-  context = browser.new_context(viewport={"width": 1280, "height": 800})
-  page, said = context.new_page(), []
-  page.set_default_timeout(15_000)
-  page.on("console", lambda message: said.append(message.text))
-  page.on("pageerror", lambda error: said.append(str(error)))
-  page.expected = said
-  page.goto(address)
-  page.wait_for_selector("#examples button")
-  yield page
-  context.close()
-  assert said == []
-
-
-def found(page, side="adapted"):
-  """Returns the ids that a side shows, when the search is done."""
-  until(page, "document.getElementById('status').textContent.includes(' ms')")
-  return page.eval_on_selector_all(f"#{side} li", "items => items.map(item => item.dataset.id)")
-
-
-def search(page, text):
-  page.fill("#text", text)
-  page.press("#text", "Enter")
-  page.wait_for_selector("#adapted li")
-  return found(page)
 
 
 def test_words_find_items_on_both_sides_and_the_link_opens_the_same_search(page, browser):

@@ -2,22 +2,19 @@
 
 import pytest
 
-from qat_jax.serve.aspects import Aspect
+from tests.qat_jax.serve.conftest import ASPECTS
 from tests.qat_jax.serve.web.clients import client_of, code, ids
 
-COLOURS = ["a red box", "a green box", "a blue box", "a yellow box", "a white box"]
+COLOURS = ASPECTS["colour"]
 
 
 @pytest.fixture(scope="module")
 def client(served):
-  patch = pytest.MonkeyPatch()
-  patch.setattr(served, "aspects", {"colour": Aspect("colour", tuple(COLOURS))})
-  yield client_of(served)
-  patch.undo()
+  return client_of(served)
 
 
 def test_an_aspect_by_name_and_one_that_is_brought_along_are_the_same(client):
-  assert client.get("/v1/info").json()["aspects"] == ["colour"]
+  assert client.get("/v1/info").json()["aspects"] == ["colour", "shape"]
   asked = {"query": {"item": "shop/3"}, "k": 11}
   by_name = client.post("/v1/search", json={**asked, "alike": "colour"})
   brought = client.post("/v1/search", json={**asked, "alike": ["mine"], "aspects": {"mine": COLOURS}})
@@ -42,7 +39,7 @@ def test_why_says_the_aspect_s_part_and_adapt_gives_its_map(client):
 @pytest.mark.parametrize(
   ("asked", "words"),
   [
-    ({"alike": "size"}, "there is no aspect 'size'; there are colour"),
+    ({"alike": "size"}, "there is no aspect 'size'; there are colour, shape"),
     ({"alike": "colour", "ignore": ["colour"]}, "'colour' is said twice"),
     ({"change": "colour"}, "change wants a picture"),
     ({"change": True, "alike": "colour"}, "change and alike cannot go together"),
