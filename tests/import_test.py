@@ -103,7 +103,7 @@ ORDER = (
   "serve.pictures",
   "serve.encoding",
   "serve.aspects",
-  "serve.terms",
+  "serve.summands",
   "serve.searches",
   "serve.planning",
   "serve.ranking",

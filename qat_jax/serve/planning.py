@@ -17,7 +17,7 @@ from qat_jax.serve.aspects import Aspect, Words
 from qat_jax.serve.encoding import Encoding
 from qat_jax.serve.limits import Refused, invalid
 from qat_jax.serve.searches import Found, Part, Search
-from qat_jax.serve.terms import Term, combined, rows_of
+from qat_jax.serve.summands import Summand, fewer, rows_of
 from qat_jax.types import Adaptation, Gallery, as_gallery
 
 DIRECTIONS, MAPS = 256, 64  # of aspects, kept
@@ -108,7 +108,7 @@ class Planner:
       if isinstance(found, Exception):
         continue
       if job.mode != "adapted":
-        found.terms["plain"] = [plain_term(found.feature)]
+        found.terms["plain"] = [plain_summand(found.feature)]
       if job.mode == "plain":
         continue
       through_heads = [(part, name, row_D) for part, name, row_D in found.parts if part.weight]
@@ -129,21 +129,21 @@ class Planner:
           found.terms["adapted"].append(_weighted(term, part.weight))
     for i, found in enumerate(results):
       if isinstance(found, Found) and "adapted" in found.terms:
-        found.terms["adapted"] = combined(found.terms["adapted"])
+        found.terms["adapted"] = fewer(found.terms["adapted"])
         if not found.terms["adapted"]:
           results[i] = invalid("the parts of the query cancel each other once they are adapted; change their weights")
 
-  def terms(self, query_type: str, feature_QD: Sequence[np.ndarray]) -> list[Term]:
+  def terms(self, query_type: str, feature_QD: Sequence[np.ndarray]) -> list[Summand]:
     """Returns the term of each query of one type: through its head, or plain where the adapter has none."""
     if query_type not in self.adapter.heads:
-      return [plain_term(feature_D) for feature_D in feature_QD]
+      return [plain_summand(feature_D) for feature_D in feature_QD]
     gallery = self.galleries[query_type]
     name = next(name for name, one in self.galleries.items() if one is gallery)  # heads may share one
     weight = LEVELLED if self.adapter.heads[query_type].form == "levelled" else 1.0
     rows = rows_of(self.adapt(query_type, np.stack(feature_QD)), len(feature_QD))
-    return [Term(adaptation, name, weight, query_type) for adaptation in rows]
+    return [Summand(adaptation, name, weight, query_type) for adaptation in rows]
 
-  def _in_words(self, words: Words, found: Found) -> tuple[list[Term], list[tuple[Part, str, np.ndarray]]]:
+  def _in_words(self, words: Words, found: Found) -> tuple[list[Summand], list[tuple[Part, str, np.ndarray]]]:
     """Returns the terms of a search that names aspects, and the parts that go through their heads all the same.
 
     The frozen gallery is searched, its items and the query mapped by T. A change alone does better through the head for
@@ -163,19 +163,19 @@ class Planner:
         change = aspects.guessed(words.guess, row_WDs, text_D)
         found.notes.append(f'the text was taken to change {change.name!r}; name another with "change"')
       if "image" in self.adapter.heads and not words.ignore:
-        return [_weighted(plain_term(row_D), part.weight) for part, _, row_D in told], [*shown, *marks]
+        return [_weighted(plain_summand(row_D), part.weight) for part, _, row_D in told], [*shown, *marks]
       t = self._map((), words.ignore, True)
       changed_D = aspects.changed(t, self._direction(change), unit(shown_D), unit(text_D))
       weight = sum(abs(part.weight) for part, _, _ in parts)
-      terms = [Term(aspects.adaptation_of(t, changed_D), "frozen", weight)]
+      terms = [Summand(aspects.adaptation_of(t, changed_D), "frozen", weight)]
     else:
       t = self._map(words.alike, words.ignore, False)
       terms = [self._mapped(t, one) for one in parts]
     return [*terms, *(self._mapped(t, one) for one in marks)], []
 
-  def _mapped(self, t: Mapping[str, np.ndarray], one: tuple[Part, str, np.ndarray]) -> Term:
+  def _mapped(self, t: Mapping[str, np.ndarray], one: tuple[Part, str, np.ndarray]) -> Summand:
     """Returns the term of a part under T."""
-    return Term(aspects.adaptation_of(t, aspects.mapped(t, one[2].astype(np.float64))), "frozen", one[0].weight)
+    return Summand(aspects.adaptation_of(t, aspects.mapped(t, one[2].astype(np.float64))), "frozen", one[0].weight)
 
   def _direction_of(self, aspect: Aspect) -> aspects.Direction:
     return aspects.direction(aspect, np.stack(list(self.encoding.texts(aspect.phrases).values())))
@@ -183,7 +183,7 @@ class Planner:
   def _map_of(self, alike: tuple[Aspect, ...], ignore: tuple[Aspect, ...], centred: bool) -> Mapping[str, np.ndarray]:
     return self.maps.of([self._direction(one) for one in alike], [self._direction(one) for one in ignore], centred)
 
-  def prepared(self, term: Term, rows_ND: np.ndarray) -> Gallery:
+  def prepared(self, term: Summand, rows_ND: np.ndarray) -> Gallery:
     """Returns unit rows as the gallery of a term."""
     rows = as_gallery(rows_ND)
     return rows if term.gallery == "frozen" else self.adapter.prepare(rows, term.gallery)
@@ -196,10 +196,10 @@ class Planner:
     return next(iter(self.adapter.heads))
 
 
-def _weighted(term: Term, weight: float) -> Term:
+def _weighted(term: Summand, weight: float) -> Summand:
   return dataclasses.replace(term, weight=term.weight * weight)
 
 
-def plain_term(feature_D: np.ndarray) -> Term:
+def plain_summand(feature_D: np.ndarray) -> Summand:
   """Returns the term of a frozen feature, which nothing adapts."""
-  return Term(rows_of(plain(jnp.asarray(feature_D[None])), 1)[0], "frozen")
+  return Summand(rows_of(plain(jnp.asarray(feature_D[None])), 1)[0], "frozen")

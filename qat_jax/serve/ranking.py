@@ -11,16 +11,17 @@ import numpy as np
 from qat_jax.adaptation import fold
 from qat_jax.search.index import Index
 from qat_jax.search.rank import rank, rerank
+from qat_jax.search.sums import Term, rank_sum
 from qat_jax.serve import encoding
 from qat_jax.serve.limits import Refused
 from qat_jax.serve.searches import Search, ragged
-from qat_jax.serve.terms import Term, added, proven, stacked
+from qat_jax.serve.summands import Summand, stacked
 from qat_jax.types import Adaptation, Gallery, Ranking
 
 SHORTLIST = 1000  # items at least that an index gives to be ranked exactly
 FEW = 4096  # allowed items up to which each query has its own list, so that queries with any filters go together
 KS = (20, 100, 1000)  # results that are searched for: few numbers, so that queries with any k go together
-DEPTHS = KS[1:]  # of the ranking of each term, where several terms make a query
+DEPTH = 1000  # items of each summand's list, at most
 
 
 class Ranker:
@@ -29,39 +30,34 @@ class Ranker:
   def __init__(self, galleries: Mapping[str, Gallery], indexes: Mapping[str, Index]) -> None:
     self.galleries, self.indexes = galleries, indexes
 
-  def rank(self, jobs: Sequence[Search], terms: Sequence[list[Term]]) -> list[tuple[Ranking, bool] | Refused]:
-    """Returns the ranking of each search by its terms and whether it is proven, or why there is none.
+  def rank(self, jobs: Sequence[Search], summands: Sequence[list[Summand]]) -> list[tuple[Ranking, bool] | Refused]:
+    """Returns the ranking of each search and whether it is proven to be exact, or why there is none.
 
-    One term is ranked at once. Of several each is ranked 100 deep, then 1,000, until the best k sums are proven.
+    Searches with one summand are ranked in batches, others one by one, their summands at most DEPTH deep.
     """
     results: list[Any] = [None] * len(jobs)
-    for depth in (0, *DEPTHS):
-      several = depth > 0
-      members = [i for i in range(len(jobs)) if results[i] is None and (len(terms[i]) > 1) == several]
-      members = [i for i in members if not several or jobs[i].k <= depth or depth == DEPTHS[-1]]
-      requests = [(term, jobs[i], max(depth, jobs[i].k)) for i in members for term in terms[i]]
-      rankings = iter(self._each(requests))
-      for i in members:
-        mine = [next(rankings) for _ in terms[i]]
-        whole = [one for one in mine if isinstance(one, Ranking)]
-        if not several or len(whole) < len(mine):
-          results[i] = next((one for one in mine if isinstance(one, Refused)), (mine[0], True))
-        else:
-          ranking, sure = self._union(terms[i], whole, max(depth, jobs[i].k), jobs[i].k)
-          results[i] = (ranking, sure) if sure or depth == DEPTHS[-1] else None
+    single = [i for i in range(len(jobs)) if len(summands[i]) == 1]
+    for i, ranking in zip(single, self._each([(summands[i][0], jobs[i], jobs[i].k) for i in single]), strict=True):
+      results[i] = ranking if isinstance(ranking, Refused) else (ranking, True)
+    for i in range(len(jobs)):
+      if len(summands[i]) > 1:
+        results[i] = self._sum(jobs[i], summands[i])
     return results
 
-  def _union(self, terms: list[Term], rankings: list[Ranking], depth: int, k: int) -> tuple[Ranking, bool]:
-    """Returns the order by the exact sums of all that the terms' rankings hold, and whether its k are proven."""
-    ids_U = np.unique(np.concatenate([ranking.ids for ranking in rankings]))
-    if not len(ids_U):
-      return Ranking(ids_U, np.zeros(0, np.float32)), True
-    score_U = added(terms, self.scores([(term, ids_U) for term in terms]))
-    order = np.lexsort((ids_U, -score_U))[:k]
-    sure = proven(terms, rankings, depth, score_U) >= len(order)
-    return Ranking(ids_U[order], score_U[order].astype(np.float32)), sure
+  def _sum(self, job: Search, summands: list[Summand]) -> tuple[Ranking, bool] | Refused:
+    """Returns the best items by the weighted mean of several scores."""
+    terms = [Term(one.adaptation, self.galleries[one.gallery], one.weight) for one in summands]
+    exclude = None if job.exclude is None else job.exclude[None]
+    k = next((k for k in KS if k >= job.k), job.k)
+    try:
+      ranking, proven_Q = rank_sum(terms, k, exclude=exclude, allowed=job.allowed, depth=DEPTH)
+    except ValueError as error:
+      return _broken(error)
+    there_K = ranking.ids[0] >= 0
+    ids, scores = (x[0][there_K][: job.k] for x in (ranking.ids, ranking.scores))
+    return Ranking(ids, scores / np.float32(sum(one.weight for one in summands))), bool(proven_Q[0])
 
-  def _each(self, requests: Sequence[tuple[Term, Search, int]]) -> list[Ranking | Refused]:
+  def _each(self, requests: Sequence[tuple[Summand, Search, int]]) -> list[Ranking | Refused]:
     """Returns the best k items of each term; terms of one gallery, shape and mask are ranked together."""
     results: list[Any] = [None] * len(requests)
     masks: list[np.ndarray | None] = [None]  # 0: all items, or a list of its own
@@ -89,7 +85,7 @@ class Ranker:
 
     def broken(members: list[int], error: ValueError) -> None:  # queries were checked: it is the gallery's fault
       for i in members:
-        results[i] = Refused(503, "broken", f"the gallery or the adapter cannot be searched: {error}")
+        results[i] = _broken(error)
 
     self._batched(
       [term for term, _, _ in requests], [(mask_of(job), _is_few(job)) for _, job, _ in requests], ranked, broken
@@ -98,7 +94,7 @@ class Ranker:
 
   def _batched(
     self,
-    terms: Sequence[Term],
+    terms: Sequence[Summand],
     kinds: Sequence[Any],
     work: Callable[[Adaptation, Gallery, list[int]], None],
     broken: Callable[[list[int], ValueError], None] | None = None,
@@ -127,7 +123,7 @@ class Ranker:
       ids_QS[row][np.isin(ids_QS[row], without[without >= 0])] = -1
     return rerank(adaptation, gallery, ids_QS, k)
 
-  def scores(self, requests: Sequence[tuple[Term, np.ndarray]]) -> list[np.ndarray]:
+  def scores(self, requests: Sequence[tuple[Summand, np.ndarray]]) -> list[np.ndarray]:
     """Returns the score of each term for its items (positions, each once), in their order."""
     results: list[Any] = [None] * len(requests)
 
@@ -146,3 +142,7 @@ class Ranker:
 def _is_few(job: Search) -> bool:
   """Says whether a search has a short list of what it may find."""
   return job.allowed is not None and job.allowed.dtype != bool and len(job.allowed) <= FEW
+
+
+def _broken(error: ValueError) -> Refused:
+  return Refused(503, "broken", f"the gallery or the adapter cannot be searched: {error}")

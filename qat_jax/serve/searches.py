@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from qat_jax.marks import WEIGHT
 from qat_jax.serve.aspects import Words
-from qat_jax.serve.terms import Term
+from qat_jax.serve.summands import Summand
 from qat_jax.types import Ranking
 
 Mode = Literal["plain", "adapted", "both"]
-MARKED = 2.0  # the weight of all right marks together beside the query's 1; 1 to 4 were measured to be safe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Search:
     default_factory=Words
   )  # where it names aspects, adapted search goes by them, on the frozen gallery
 
-  def with_right(self, positions: Sequence[int] | np.ndarray, weight: float = MARKED) -> Search:
+  def with_right(self, positions: Sequence[int] | np.ndarray, weight: float = WEIGHT) -> Search:
     """Returns the search refined by marks: s = s_query + weight · mean of s_image(mark). No mark changes nothing.
 
     Each mark is an image query through its own head.
@@ -68,7 +68,7 @@ class Found:
   feature: np.ndarray  # D, unit: the weighted sum of the parts' features, what plain search looks for
   parts: list[tuple[Part, str, np.ndarray]]  # each with the query type that it goes by and its unit feature
   notes: list[str] = dataclasses.field(default_factory=list)
-  terms: dict[str, list[Term]] = dataclasses.field(default_factory=dict)  # of each side
+  terms: dict[str, list[Summand]] = dataclasses.field(default_factory=dict)  # of each side
   plain: Ranking | None = None
   adapted: Ranking | None = None
   seconds: dict[str, float] = dataclasses.field(default_factory=dict)  # of the batch, by stage

@@ -29,8 +29,9 @@ from qat_jax.serve.encoding import Encoding
 from qat_jax.serve.items import Items
 from qat_jax.serve.pictures import Pictures
 from qat_jax.serve.planning import Planner
-from qat_jax.serve.ranking import DEPTHS, KS, Ranker
+from qat_jax.serve.ranking import DEPTH, KS, Ranker
 from qat_jax.serve.searches import Found, Part, Search
+from qat_jax.serve.summands import Summand, rows_of
 from qat_jax.types import Gallery
 
 
@@ -81,6 +82,7 @@ class Service:
     """Compiles what searches need, for each size of a batch."""
     rng = np.random.default_rng(0)
     few = np.arange(min(8, len(self.items)))
+    self.planner.features([Search((Part(position=0),))])
     for size in encoding.SIZES:
       log(f"compiling for {size} queries at once")
       self.encoding.warm(size)
@@ -97,12 +99,13 @@ class Service:
 
   def _warm_map(self, size: int, rank: int) -> None:
     """Compiles for maps made of words, with one number of columns."""
-    row_QD = np.random.default_rng(0).standard_normal((size, self.adapter.width)).astype(np.float32)
-    zero_QDR = np.zeros((size, self.adapter.width, rank), np.float32)
-    warm(
-      plain(jnp.asarray(row_QD)).replace(gate=np.ones((size, 1), np.float32), left=zero_QDR, right=zero_QDR),
-      self.frozen,
-    )
+    row_QD = jnp.asarray(np.random.default_rng(0).standard_normal((size, self.adapter.width)), jnp.float32)
+    map_QDR = np.full((size, self.adapter.width, rank), self.adapter.width**-1.0, np.float32)
+    told = plain(row_QD).replace(gate=np.ones((size, 1), np.float32), left=map_QDR, right=map_QDR)
+    warm(told, self.frozen)
+    rows = [Summand(row, "frozen") for row in rows_of(told, size)]
+    for k in KS:
+      self.ranker.rank([Search((), k)] * size, [[row] for row in rows])
 
   def _checked(self, jobs: list[Search]) -> None:
     for found in self.search(jobs):
@@ -128,9 +131,7 @@ class Service:
           continue
         setattr(one, side, ranking[0])
         if not ranking[1]:
-          one.notes.append(
-            f"the {side} order is that of the best {DEPTHS[-1]:,} items of each part, not proven for all"
-          )
+          one.notes.append(f"the {side} order is that of the best {DEPTH:,} items of each part, not proven for all")
     for result in results:
       if isinstance(result, Found):
         result.seconds = dict(times)

@@ -17,7 +17,7 @@ from qat_jax.serve.limits import Refused
 from qat_jax.serve.planning import Planner
 from qat_jax.serve.ranking import Ranker
 from qat_jax.serve.searches import Found, Part, Search
-from qat_jax.serve.terms import Term, added
+from qat_jax.serve.summands import Summand, mean_of
 from qat_jax.types import Adaptation, Gallery
 
 REMEMBERED = 5  # pairs that are shown
@@ -25,13 +25,13 @@ COUNTED = 4_000_000  # items × terms up to which ranks are counted among all; b
 DEEP = 1000
 
 
-def scores_of(terms: Sequence[Term], ranker: Ranker, positions: np.ndarray) -> list[dict[str, Any]]:
+def scores_of(terms: Sequence[Summand], ranker: Ranker, positions: np.ndarray) -> list[dict[str, Any]]:
   """Returns the score of items for one query, and the rank among all items.
 
   Of a query of one term also the numerator and the length |T z|. The rank is None where a gallery is so large that only
   the first thousand are looked at, and the item is not there.
   """
-  score_P = added(terms, ranker.scores([(term, positions) for term in terms]))
+  score_P = mean_of(terms, ranker.scores([(term, positions) for term in terms]))
   places = _ranks(terms, ranker, positions)
   items: list[dict[str, Any]] = [
     {"score": float(value), "rank": place} for value, place in zip(score_P, places, strict=True)
@@ -67,13 +67,13 @@ def parts_of(
       about: dict[str, Any] = {"of": "mark" if part.mark else _kind(part)}
       about |= {} if part.position is None else {"item": part.position}
       terms = one.terms["adapted"]
-      scores = added(terms, ranker.scores([(term, positions) for term in terms]))
+      scores = mean_of(terms, ranker.scores([(term, positions) for term in terms]))
       shares.append((about, sum(term.weight for term in terms) / total * scores))
-  whole = added(found.terms["adapted"], ranker.scores([(term, positions) for term in found.terms["adapted"]]))
+  whole = mean_of(found.terms["adapted"], ranker.scores([(term, positions) for term in found.terms["adapted"]]))
   for name, one in zip(job.words.names, planned[len(singles) :], strict=True):
     if isinstance(one, Found):
       terms = one.terms["adapted" if job.words.without(name) else "plain"]
-      without = added(terms, ranker.scores([(term, positions) for term in terms]))
+      without = mean_of(terms, ranker.scores([(term, positions) for term in terms]))
       shares.append(({"of": "aspect", "name": name}, whole - without))
   return [[{**about, "score": float(share[i])} for about, share in shares] for i in range(len(positions))]
 
@@ -90,13 +90,13 @@ def _kind(part: Part) -> str:
   )
 
 
-def _ranks(terms: Sequence[Term], ranker: Ranker, positions: np.ndarray) -> list[int | None]:
+def _ranks(terms: Sequence[Summand], ranker: Ranker, positions: np.ndarray) -> list[int | None]:
   items = len(ranker.galleries["frozen"])
   if items * len(terms) > COUNTED:
     (ranked,) = ranker.rank([Search((), k=DEEP)], [list(terms)])
     ids = [] if isinstance(ranked, Refused) else ranked[0].ids.tolist()
     return [ids.index(p) + 1 if p in ids else None for p in positions.tolist()]
-  score_N = added(terms, [np.asarray(score(one.adaptation, ranker.galleries[one.gallery]))[0] for one in terms])
+  score_N = mean_of(terms, [np.asarray(score(one.adaptation, ranker.galleries[one.gallery]))[0] for one in terms])
   before = lambda p: (score_N > score_N[p]) | ((score_N == score_N[p]) & (np.arange(items) < p))
   return [int(before(p).sum()) + 1 for p in positions.tolist()]
 

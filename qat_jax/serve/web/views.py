@@ -14,7 +14,7 @@ from qat_jax.search.rank import score
 from qat_jax.serve.limits import Limits, Refused, invalid
 from qat_jax.serve.searches import Found, Search
 from qat_jax.serve.service import Service
-from qat_jax.serve.terms import Term, added
+from qat_jax.serve.summands import Summand, mean_of
 from qat_jax.serve.web import schemas
 from qat_jax.serve.web.asking import vector_of
 from qat_jax.types import Ranking
@@ -63,13 +63,13 @@ def reranked(service: Service, asked: schemas.Rerank, job: Search, notes: list[s
       return {"results": [], **about}
     row_of = {name: row for row, name in enumerate(dict.fromkeys(names))}
     positions = service.items.positions(row_of)
-    score_U = added(terms, service.ranker.scores([(term, positions) for term in terms]))
+    score_U = mean_of(terms, service.ranker.scores([(term, positions) for term in terms]))
     scores = [float(score_U[row_of[name]]) for name in names]
   else:
     names, rows_ND = [], np.stack([vector_of(row, service.adapter.width) for row in asked.vectors or ()])
     rows_ND = unit(rows_ND, np.float32)
     score_TN = [np.asarray(score(term.adaptation, service.planner.prepared(term, rows_ND)))[0] for term in terms]
-    scores = added(terms, score_TN).tolist()
+    scores = mean_of(terms, score_TN).tolist()
   results = []
   for index in sorted(range(len(scores)), key=lambda index: -scores[index])[: asked.top_n]:
     entry: dict[str, Any] = {"index": index, "relevance_score": scores[index]}
@@ -91,7 +91,7 @@ def _id_of(document: Any) -> str:
 def adapted_json(service: Service, asked: schemas.Adapt, job: Search, notes: list[str]) -> dict[str, Any]:
   """Returns the folded query, and the adaptation where it is asked for; runs in the queue's thread."""
   found = service.planned(job)
-  terms = [_term_json(term, asked.adaptation) for term in found.terms["adapted"]]
+  terms = [_summand_json(term, asked.adaptation) for term in found.terms["adapted"]]
   answer = {"query_type": found.query_type, "notes": [*found.notes, *notes]}
   if len(terms) > 1:
     return {**answer, "terms": terms}
@@ -99,7 +99,7 @@ def adapted_json(service: Service, asked: schemas.Adapt, job: Search, notes: lis
   return {**answer, **terms[0]}
 
 
-def _term_json(term: Term, whole: bool) -> dict[str, Any]:
+def _summand_json(term: Summand, whole: bool) -> dict[str, Any]:
   """Returns a folded query, its space and weight, and the adaptation if `whole`."""
   folded_D = np.asarray(fold(term.adaptation))[0].tolist()
   answer: dict[str, Any] = {

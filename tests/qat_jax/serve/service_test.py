@@ -7,11 +7,14 @@ import pytest
 import qat_jax
 from qat_jax.serve import encoding, ranking
 from qat_jax.serve import service as service_module
+from qat_jax.serve.aspects import Aspect, Words
 from qat_jax.serve.limits import Refused
-from qat_jax.serve.ranking import Ranker
 from qat_jax.serve.searches import Part, Search
-from qat_jax.serve.terms import Term, rows_of
 from qat_jax.types import ArrayGallery
+
+MANY = Aspect("many", tuple(f"a {colour} {thing}" for colour in ("red", "blue", "green") for thing in "abcdefghi"))
+TWO = Aspect("two", ("a red box", "a blue box"))
+WORDS = (Words(alike=(TWO,)), Words(ignore=(TWO, MANY)), Words((MANY,), (TWO,)))
 
 
 def vector(service, seed):
@@ -121,11 +124,16 @@ def test_after_warming_no_search_compiles(open_shop, monkeypatch):
         texts = [Search((Part(text=f"a red box {i}"),), k=k, mode=mode) for i in range(size)]
         images = [Search((Part(position=i),), k=k, mode=mode, exclude=np.array([i])) for i in range(size)]
         few = [dataclasses.replace(job, allowed=np.arange(5)) for job in texts]
-        for jobs in (texts, images, few):
+        both = [dataclasses.replace(job, parts=(*job.parts, Part(position=7))) for job in texts]
+        marked = [job.with_right([8, 9, 10][: 1 + i % 3]) for i, job in enumerate(texts)]
+        marked += [job.with_right(np.arange(1, 1 + 7 * i)) for i, job in enumerate(images)]
+        words = [dataclasses.replace(job, words=WORDS[i % len(WORDS)]) for i, job in enumerate(images)]
+        kinds = {"text": texts, "image": images, "few": few, "both": both, "marked": marked, "words": words}
+        for kind, jobs in kinds.items():
           assert not [found for found in warmed.search(jobs) if isinstance(found, Exception)]
+          assert compiled == [], (kind, size, mode)
   finally:
     jax.monitoring.unregister_event_duration_listener(listen)
-  assert compiled == []
 
 
 def test_why_gives_the_rank_before_and_after_and_a_score_that_is_numerator_over_length(served):
@@ -187,27 +195,10 @@ def test_a_projected_query_is_not_compared_with_what_it_was(served):
   assert how["cosine"] is None
 
 
-def test_the_union_of_what_parts_find_is_deepened_until_it_is_proven_and_else_says_so(served, monkeypatch):
-  items, width, rng = 300, 8, np.random.default_rng(0)
-  rows_ND = rng.standard_normal((2, items, width)).astype(np.float32)
-  rows_ND /= np.linalg.norm(rows_ND, axis=2, keepdims=True)
-  galleries = {"one": qat_jax.as_gallery(rows_ND[0]), "other": qat_jax.as_gallery(rows_ND[1])}
-  queries_QD = rng.standard_normal((2, width)).astype(np.float32)
-  one, other = rows_of(qat_jax.plain(jax.numpy.asarray(queries_QD)), 2)
-  terms = [Term(one, "one", 1.0), Term(other, "other", 2.0)]
-  score_N = sum(
-    weight / 3 * gallery @ (query / np.linalg.norm(query))
-    for weight, gallery, query in zip((1, 2), rows_ND, queries_QD, strict=True)
-  )
-  best = np.argsort(-score_N)[:8].tolist()
-  ranker = Ranker({"frozen": galleries["one"], **galleries}, {})
-  depths = []
-  each = ranker._each
-  monkeypatch.setattr(ranker, "_each", lambda requests: [depths.append(r[2]) for r in requests] and each(requests))
-  monkeypatch.setattr(ranking, "DEPTHS", (8, 300))
-  ((found, sure),) = ranker.rank([Search((), k=8)], [terms])
-  assert ids(found) == best and sure and depths == [8, 8, 300, 300]
-  np.testing.assert_allclose(found.scores, score_N[best], atol=1e-6)
-  monkeypatch.setattr(ranking, "DEPTHS", (8,))
-  ((found, sure),) = ranker.rank([Search((), k=8)], [terms])
-  assert ids(found) != best and not sure
+def test_an_order_that_is_not_proven_says_so(served, monkeypatch):
+  job = Search((Part(text="a red box"), Part(position=3)), k=5)
+  (found,) = served.search([job])
+  assert found.notes == []
+  monkeypatch.setattr(ranking, "rank_sum", lambda terms, k, **_: (qat_jax.rank(terms[0][0], terms[0][1], k), [False]))
+  (found,) = served.search([job])
+  assert "not proven for all" in found.notes[0] and len(found.adapted.ids) == 5
