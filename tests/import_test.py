@@ -7,6 +7,8 @@ import pathlib
 
 import pytest
 
+from qat_jax.search.indexes.table import INDEXES
+
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGES = ("qat_jax", "eval", "train", "configs")
 MAY_IMPORT = {
@@ -132,36 +134,33 @@ FENCES = {
   "starlette": ("qat_jax/serve/web/app.py",),
   "uvicorn": ("qat_jax/serve/web/server.py",),
   "orbax": ("qat_jax/models/checkpoints.py",),
-  "faiss": ("qat_jax/search/indexes/faiss.py", "eval/speed/ways.py"),  # which measures it bare
+  **{
+    package: (
+      f"qat_jax/search/indexes/{name}.py",
+      *(["eval/speed/ways.py"] if name == "faiss" else []),
+    )  # it measures FAISS
+    for name, kind in INDEXES.items()
+    for package in kind.packages
+  },
   "huggingface_hub": ("qat_jax/hub.py", "qat_jax/encoders/encoder.py"),
   "jax2onnx": ("qat_jax/sharing/programs.py",),
   "onnxruntime": ("qat_jax/sharing/programs.py",),
-  "lancedb": ("qat_jax/search/indexes/lancedb.py",),
-  "pgvector": ("qat_jax/search/indexes/pgvector.py",),
-  "psycopg": ("qat_jax/search/indexes/pgvector.py",),
   "pickle": (
     *("qat_jax/models/quari_files.py", "eval/benchmarks/"),  # parsers that run nothing, and a writer
     *CLUSTER,  # a cluster's own messages: SECURITY.md
   ),
   **dict.fromkeys(("cloudpickle", "dill", "joblib", "marshal", "shelve"), ()),
   "ray": ("qat_jax/cluster/nodes.py", "eval/speed/cluster.py"),  # which starts one
-  "qdrant_client": ("qat_jax/search/indexes/qdrant.py",),
-  "scann": ("qat_jax/search/indexes/scann.py",),
   "tensorflow_datasets": ("qat_jax/datasets/",),
   "transformers": ("qat_jax/encoders/", "train/encoder/"),  # which makes an encoder
 }
 ON_USE = (
-  "faiss",
+  *(package for kind in INDEXES.values() for package in kind.packages),
   "huggingface_hub",
   "jax2onnx",
-  "lancedb",
   "onnxruntime",
   "orbax",
-  "pgvector",
-  "psycopg",
-  "qdrant_client",
   "ray",
-  "scann",
   "transformers",
 )  # missing on some systems, or slow to import
 

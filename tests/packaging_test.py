@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 import qat_jax
+from qat_jax.search.indexes.table import INDEXES
 
 ROOT = pathlib.Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -29,11 +30,7 @@ DISTRIBUTIONS = {
 MAY_USE = {
   "qat_jax/encoders/": ("core", "encoders"),
   "qat_jax/datasets/": ("core", "encoders"),
-  "qat_jax/search/indexes/faiss": ("core", "faiss"),
-  "qat_jax/search/indexes/lancedb": ("core", "lancedb"),
-  "qat_jax/search/indexes/pgvector": ("core", "pgvector"),
-  "qat_jax/search/indexes/qdrant": ("core", "qdrant"),
-  "qat_jax/search/indexes/scann": ("core", "scann"),
+  **{f"qat_jax/search/indexes/{name}": ("core", name) for name, kind in INDEXES.items() if kind.packages},
   "qat_jax/serve/": ("core", "serve"),
   "qat_jax/cluster/nodes": ("core", "ray"),
   "qat_jax/fit/linear": ("core", "eval"),  # ILIAS' layer, fitted for the table

@@ -1,4 +1,3 @@
-import importlib.util
 import itertools
 import json
 import uuid
@@ -13,20 +12,12 @@ from qat_jax.search.indexes.lancedb import LanceIndex
 from qat_jax.search.indexes.pgvector import PgvectorIndex
 from qat_jax.search.indexes.qdrant import QdrantIndex
 from qat_jax.search.indexes.scann import ScannIndex
+from qat_jax.search.indexes.table import INDEXES
 from qat_jax.types import ArrayGallery
 
-TYPES = {
-  "exact": ExactIndex,
-  "scann": ScannIndex,
-  "faiss": FaissIndex,
-  "qdrant": QdrantIndex,
-  "pgvector": PgvectorIndex,
-  "lancedb": LanceIndex,
-}
-WANTS = {"scann": "scann", "faiss": "faiss", "qdrant": "qdrant_client", "pgvector": "psycopg", "lancedb": "lancedb"}
-SAVED = ("exact", "scann", "faiss")  # in a folder of ours; the others live where they were built
-OWN_IDS = ("faiss", "qdrant", "pgvector", "lancedb")
-FETCHES = ("exact", *OWN_IDS)
+SAVED = [name for name, kind in INDEXES.items() if kind.saved]
+OWN_IDS = [name for name, kind in INDEXES.items() if kind.own_ids]
+FETCHES = [name for name, kind in INDEXES.items() if kind.fetches]
 
 _number = itertools.count()
 
@@ -40,7 +31,7 @@ class Maker:
   """Builds indexes of one kind, each in a place of its own, and opens them again from there."""
 
   def __init__(self, kind, folder, request):
-    self.kind, self.type, self.folder, self.request = kind, TYPES[kind], folder, request
+    self.kind, self.type, self.folder, self.request = kind, INDEXES[kind].type, folder, request
 
   def where(self, name, stays=False):
     if self.kind == "pgvector":
@@ -66,10 +57,10 @@ class Maker:
     return self.type.connect(**index.place)
 
 
-@pytest.fixture(params=TYPES)
+@pytest.fixture(params=INDEXES)
 def make(request, tmp_path):
-  if request.param in WANTS and importlib.util.find_spec(WANTS[request.param]) is None:
-    pytest.skip(f"{request.param} wants the package {WANTS[request.param]}")
+  for package in INDEXES[request.param].packages:
+    pytest.importorskip(package, reason=f"pip install 'qat-jax[{request.param}]'")
   return Maker(request.param, tmp_path, request)
 
 
@@ -295,3 +286,9 @@ def test_an_index_of_the_other_kind_is_refused(tmp_path):
   ExactIndex.build(features(5)).save(tmp_path / "index")
   with pytest.raises(ValueError, match="'exact', not 'scann'"):
     ScannIndex.load(tmp_path / "index")
+
+
+def test_the_package_exports_every_index_of_the_table():
+  assert {kind.type.__name__ for kind in INDEXES.values()} == {
+    name for name in qat_jax.__all__ if name.endswith("Index")
+  }
