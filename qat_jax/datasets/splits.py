@@ -19,6 +19,7 @@ CAPTIONS = 5  # text queries an image of a TFDS set: what COCO has
 MOST_WITHOUT_CAPTION = 0.1  # with more the captions are somewhere else
 Places = dict[str, tuple[Any, tuple[str, ...]]]
 
+INTENTS = "intents"  # how the name of a toybox ends whose queries have intents
 TOYBOX = {
   "train": ("train", ("img", "text")),
   "val/gallery": ("val_gallery", ("img",)),
@@ -34,7 +35,8 @@ def sources(kind: str, name: str, folder: str | os.PathLike, limit: int = 0, vie
   """Returns place → (source, kinds of feature to encode) of a data set whose files lie in `folder`.
 
   Kinds:
-    toybox: draws itself; `name` is its config, empty for the default.
+    toybox: draws itself; `name` is its config, empty for the default. "intents", or "tiny_intents", has that gallery,
+      and image queries of two intents (`toybox.intents`).
     tfds: a prepared TFDS set with the features of coco_captions; `name` as TFDS has it, empty for that one itself. An
       image is an instance.
     folder: images with captions, see `FolderSource`; with the name "subfolders" those of one subfolder are an instance.
@@ -75,8 +77,11 @@ class Rows:
 
 
 def _toybox(name: str, folder: pathlib.Path) -> Places:
+  from qat_jax.datasets.toybox import intents
   from qat_jax.datasets.toybox import source as toybox
 
+  if name.endswith(INTENTS):
+    return intents.places(folder, name.removesuffix(INTENTS).removesuffix("_") or "default")
   return {place: (toybox.source(split, folder, name or "default"), kinds) for place, (split, kinds) in TOYBOX.items()}
 
 

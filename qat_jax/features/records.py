@@ -55,11 +55,13 @@ def record(
 
 
 def schema(source: Source) -> pa.Schema:
-  """Returns the metadata columns: id, instance, caption, and the other scalar fields of the first record."""
+  """Returns the metadata columns: id, instance, caption; of the first record `relevant` and the other scalar fields."""
   fields = {name: pa.string() for name in ("id", "instance", "caption")}
   first = record(source, 0)
   for name, value in ({} if isinstance(first, UnreadableImage) else first).items():
-    if type(value) in TYPES:
+    if name == "relevant":
+      fields[name] = pa.list_(pa.string())
+    elif type(value) in TYPES:
       fields.setdefault(name, TYPES[type(value)])
   return pa.schema(fields)
 

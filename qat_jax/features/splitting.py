@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from qat_jax.datasets.splits import CAPTION, drawn
+from qat_jax.features.retrieval_set import RELEVANT, relevance
 from qat_jax.features.shards import META, cast, parquet_rows, read_meta, read_schema, shard_files
 from qat_jax.features.store import ROWS_PER_SHARD, FeatureStore
 from qat_jax.features.writer import FeatureWriter
@@ -33,6 +34,7 @@ class Place(NamedTuple):
 
   rows: np.ndarray
   kinds: tuple[str, ...]
+  relevant: list[np.ndarray] | None = None  # of queries that list what is right for them: rows of the source
 
 
 def split(
@@ -50,8 +52,10 @@ def split(
   there, made of the same, is not written again.
 
   Args:
-    source: a feature folder with img_emb/, as of clip-retrieval; with text_emb/ the captions of val and test are text
-      queries, but for empty ones. Images whose instance has another one are image queries.
+    source: a feature folder with img_emb/, as of clip-retrieval. With text_emb/ the captions of val and test are text
+      queries, but for empty ones. Images whose instance has another one are image queries; but where the column
+      `relevant` lists ids of other rows, only the rows with a list are, in no gallery, and a list keeps the ids of its
+      query's part.
     by: the metadata column that says which images show the same thing. None: `instance` if there is one, else every row
       is an instance of its own, as is a row without a value.
     val, test: shares of the instances.
@@ -132,6 +136,10 @@ def _places(
   part_N = np.array([part_of[name] for name in names])[code_N]
   several_N = np.bincount(code_N)[code_N] > 1
   captioned_N = _captioned(images) if texts is not None else np.zeros(len(code_N), bool)
+  listed = _listed_queries(images, part_N) if RELEVANT in images.columns else {}
+  if listed:
+    part_N = np.where(listed.pop("asking").rows, "", part_N)
+    several_N = np.zeros(len(code_N), bool)
   places = {"train": Place(np.flatnonzero(part_N == "train"), ("img",) if texts is None else ("img", "text"))}
   parts = {part: part_N == part for part in ("val", "test")}
   for part, own_N in parts.items():
@@ -143,12 +151,36 @@ def _places(
     if all((own_N & able_N).any() for own_N in parts.values()):  # a set has the same types in val and test
       for part, own_N in parts.items():
         places[f"{part}/{query_type}_queries"] = Place(np.flatnonzero(own_N & able_N), (kind,))
+  places |= listed
   if len(places) == 3:
     raise ValueError(
       f"{images.folder} has nothing to search with: no text_emb/, the captions of its images, and too few instances "
       f"with two images (there are {np.sum(np.bincount(code_N) > 1)}). Add captions, or name the column that says "
       f"which images show the same thing: --by COLUMN, one of {images.columns}"
     )
+  return places
+
+
+def _listed_queries(images: FeatureStore, part_N: np.ndarray) -> dict[str, Place]:
+  """Returns the places of rows that list relevant ones, and under "asking" which rows those are; none: nothing.
+
+  Raises ValueError where a part has such rows and none of what they list.
+  """
+  lists = relevance(images, images).positives
+  asks_N = np.array([len(rows) > 0 for rows in lists])
+  if not asks_N.any():
+    return {}
+  places = {"asking": Place(asks_N, ())}
+  for part in ("train", "val", "test"):
+    kept = {row: lists[row] for row in np.flatnonzero(asks_N & (part_N == part))}
+    kept = {row: rows[(part_N[rows] == part) & ~asks_N[rows]] for row, rows in kept.items()}
+    kept = {row: rows for row, rows in kept.items() if len(rows)}
+    if not kept:
+      raise ValueError(
+        f"no row of {part} in {images.folder} has anything of its list in {part}; give more instances, or lists that "
+        "name rows of the query's own instance too"
+      )
+    places[f"{part}/image_queries"] = Place(np.array(list(kept)), ("img",), list(kept.values()))
   return places
 
 
@@ -187,6 +219,9 @@ def _write(
     if place.kinds == ("text",):
       own = pc.binary_join_element_wise(own, CAPTION, "")
     columns = {"id": own, "instance": instance.take(pa.array(rows)), **metadata.take(rows)}
+    if place.relevant is not None:
+      lists = place.relevant[starts[shard] : starts[shard] + rows_per_shard]
+      columns[RELEVANT] = pa.array([ids.take(pa.array(one)).to_pylist() for one in lists])
     features = {store.kind: store[rows] for store in stores if store.kind in place.kinds}
     writer.write(shard, features, pa.table(columns))
   known = {name: value for name, value in stores[0].meta.items() if name in ("encoder", "revision")}
@@ -202,7 +237,7 @@ class Metadata:
     schemas = [read_schema(path).remove_metadata() for path in self.paths]
     whole = pa.unify_schemas(schemas, promote_options="permissive") if schemas else pa.schema([])
     plain = lambda kind: kind.value_type if pa.types.is_dictionary(kind) else kind
-    self.types = {field.name: plain(field.type) for field in whole if field.name not in ("id", "instance")}
+    self.types = {field.name: plain(field.type) for field in whole if field.name not in ("id", "instance", RELEVANT)}
 
   def take(self, rows: np.ndarray) -> dict[str, pa.ChunkedArray]:
     """Returns the columns of ascending rows by name, but for ids and instances; null where a shard lacks one."""

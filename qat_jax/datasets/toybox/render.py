@@ -15,6 +15,7 @@ from qat_jax.datasets.toybox.objects import Toy
 
 SIZE = 64
 CANVAS = 2 * SIZE
+LIGHTNESS = (70.0, 220.0)  # of the ground, 0 to 255, before light falls on it
 RGB = {
   "red": (208, 44, 44),
   "orange": (240, 138, 32),
@@ -31,10 +32,10 @@ PLACES = {"above": (0.0, -1.0), "below": (0.0, 1.0), "left": (-1.0, 0.0), "right
 MAIN, SIDE, MARK = 0.62, 0.34, 0.2  # half sizes of the parts; the whole toy reaches about one unit from its middle
 
 
-def render(toy: Toy, view: int) -> Image.Image:
-  """Returns one view of a toy (RGB, 64×64)."""
+def render(toy: Toy, view: int, lightness: tuple[float, float] = LIGHTNESS) -> Image.Image:
+  """Returns one view of a toy (RGB, 64×64); `lightness` is the range that the ground's is drawn from."""
   rng = _rng(toy, view)  # draws the ground and the count of clutter first, as `scene` does
-  cells = np.clip(_ground(rng), 0, 255).astype(np.uint8)
+  cells = np.clip(_ground(rng, lightness), 0, 255).astype(np.uint8)
   image = Image.fromarray(cells).resize((CANVAS, CANVAS), Image.Resampling.BILINEAR)
   draw = ImageDraw.Draw(image)
   for _ in range(_clutter_count(rng)):
@@ -116,9 +117,9 @@ def _rng(toy: Toy, view: int) -> np.random.Generator:
   return np.random.Generator(np.random.Philox(key=[zlib.crc32(toy.name.encode()), view]))
 
 
-def _ground(rng: np.random.Generator) -> np.ndarray:
+def _ground(rng: np.random.Generator, lightness: tuple[float, float] = LIGHTNESS) -> np.ndarray:
   """Returns the colours (4, 4, 3) of what is behind a toy, before they are cut to 0 to 255."""
-  base = rng.uniform(70, 220) + rng.normal(0, 20, 3)
+  base = rng.uniform(*lightness) + rng.normal(0, 20, 3)
   return base + rng.normal(0, 20, (4, 4, 3))
 
 

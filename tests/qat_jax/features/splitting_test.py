@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from qat_jax.features import splitting
+from qat_jax.features import leaks, splitting
 from qat_jax.features.retrieval_set import RetrievalSet
 from qat_jax.features.splitting import split
 from qat_jax.features.store import FeatureStore, write_features
@@ -213,3 +213,33 @@ def test_refusals_of_a_retrieval_set_lead_to_the_command(tmp_path):
       pq.write_table(table.drop_columns(["instance"]), path)
       with pytest.raises(ValueError, match=f"no metadata column `instance`.*{command}, --by COLUMN"):
         RetrievalSet.open(tmp_path / "set")
+
+
+def test_rows_that_list_others_are_queries_whose_lists_keep_their_own_part(tmp_path):
+  toy = [f"toy{i // 2}" for i in range(50)]  # every second picture asks, for the first ones of all toys
+  lists = [[f"pictures/{j}.jpg" for j in range(0, 50, 2)] if i % 2 else None for i in range(50)]
+  source = clip_retrieval(tmp_path / "source", (50,), texts=False, instance=toy, relevant=lists)
+  rows = split(source, tmp_path / "set", rows_per_shard=3)
+  assert rows == {
+    **{"train": 21, "train/image_queries": 21},
+    **dict.fromkeys(("val/gallery", "test/gallery", "val/image_queries", "test/image_queries"), 2),
+  }
+  data = RetrievalSet.open(tmp_path / "set")
+  assert "relevant" not in data.split("test").gallery.columns
+  for split_, size in ((data.split("val"), 2), (data.split("test"), 2), (data.train_listed, 21)):
+    assert all(int(name[9:-4]) % 2 for name in split_.queries["image"].ids)
+    assert [p.tolist() for p in split_.relevance("image").positives] == [list(range(size))] * size
+  assert leaks.check(data, allowed=False) == {}
+
+
+@pytest.mark.parametrize(
+  ("lists", "words"),
+  [
+    ([["pictures/99.jpg"]] + [None] * 49, "lists 1 ids that .*source does not have: 'pictures/99.jpg'"),
+    ([["pictures/3.jpg"]] + [None] * 49, "no row of (train|val|test) .* has anything of its list in"),
+  ],
+)
+def test_lists_that_cannot_be_split_are_refused(tmp_path, lists, words):
+  source = clip_retrieval(tmp_path / "source", (50,), texts=False, relevant=lists)
+  with pytest.raises(ValueError, match=words):
+    split(source, tmp_path / "set")
