@@ -25,7 +25,7 @@ from eval.ranking import Method, Search
 from eval.report.results import METHOD_NAMES
 from qat_jax.adapter import Adapter, load
 from qat_jax.features.retrieval_set import RetrievalSet
-from qat_jax.fit import discriminant, levels, linear, memory, whitening
+from qat_jax.fit import discriminant, experts, levels, linear, memory, whitening
 from qat_jax.fit.training import PLAIN, Training
 from qat_jax.models import forms
 from qat_jax.models.head import Head
@@ -50,6 +50,7 @@ HEADS: dict[str, Callable[[Training, Validator], Head | None]] = {
   "lda": discriminant.both_sides,
   "lda_query": discriminant.query_alone,
   "plda": discriminant.probabilistic,
+  "experts": experts.experts,
   "ilias_linear": linear.fit,
 }
 SEARCHES: dict[str, Callable[[Validator], Method | None]] = {

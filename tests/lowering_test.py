@@ -38,6 +38,7 @@ FORMS = {
   "projected": {"form": "adaptive", "settings": {"hidden": 8, **TOKENS}, "items": WIDTH, "narrow": 5},
   "ensemble": {"form": "adaptive", "settings": {"hidden": 8, **TOKENS}, "members": 2},
   "levelled": {"form": "static", "settings": {}, "queries": 5, "items": WIDTH, "nearest": 2},
+  "experts": {"form": "static", "settings": {}, "experts": 3},
   "released": {
     **{"hidden": 8, "rank": 2, "layers": 1, "steps": 1, "heads": 2},
     **{"anchor_scale": 0.8, "query_residual": 0.5, "frobenius_norm": True},

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from qat_jax.adapter import Adapter
-from qat_jax.fit import discriminant, levels, memory
+from qat_jax.fit import discriminant, experts, levels, memory
 from qat_jax.fit.candidates import read_candidate, write_candidate
 from qat_jax.fit.parts import with_part
 from qat_jax.fit.training import PLAIN, Training, evenly
@@ -41,6 +41,7 @@ MADE_FROM = "made_from.json"
 ADVICE = "Use another --workdir, or what it was made with"
 ENOUGH_SECOND_VIEWS = 0.5  # of the training images, for a trained image head to be worth trying
 FEWEST_STEPS = 200
+STATIC = ("plda", "closed_form_both", "static_mapped")  # one map of queries and gallery, the same for all queries
 SHRINKAGE = [0.01, 0.03, 0.1, 0.3, 1.0]
 RESIDUAL = [0.0, 0.25, 0.5, 0.75, 1.0, 1.5]
 STATISTICS_ROWS = 100_000  # training queries that the input's mean and scale are taken over
@@ -103,6 +104,8 @@ def candidates(config: ConfigDict, material: Material, folder: pathlib.Path) -> 
     if not material.made_views:  # which have the directions of real ones, not their size, which its lengths rest on
       grid = {"shrinkage": list(discriminant.PLDA_SHRINKAGE)}
       add("plda", grid, lambda: discriminant.probabilistic(training, gate))
+      if experts.suffices(training):
+        add("experts", experts.GRID, lambda: experts.experts(training, gate))
   if perfect := [name for name, one in fitted.items() if (one.precision_Q == 1).all()]:
     if exchange.first():
       tqdm.write(f"{training.query_type}: {perfect[0]} answers every validation query perfectly; nothing else is tried")
@@ -122,6 +125,10 @@ def candidates(config: ConfigDict, material: Material, folder: pathlib.Path) -> 
         settings["members"] = config.ensemble
         fit = partial(ensembles.by_members, fit, config.ensemble)
       add(name, settings, partial(fit, schedule, folder / name), together=True)
+      if name == "static_mapped" and "experts" in fitted and best_static(fitted) == name:
+        mapped, info = fitted[name].head, fitted[name].adapter.info
+        settings = {"beside": info["settings"], "experts": experts.GRID}
+        add(f"{name}_experts", settings, partial(experts.experts, training, gate, mapped), info["offline_seconds"])
   for name in bases(fitted):
     with_parts = [name]
     pairs = config.memory[training.query_type]
@@ -139,6 +146,11 @@ def candidates(config: ConfigDict, material: Material, folder: pathlib.Path) -> 
       for one in with_parts:
         beside(one, "levelled", {"queries": queries} | levels.LEVELLED, partial(levels.levelled, queries=queries))
   return fitted
+
+
+def best_static(fitted: dict[str, Candidate]) -> str:
+  """Returns the best on validation of the heads whose map is the same for all queries."""
+  return max((name for name in STATIC if name in fitted), key=lambda name: fitted[name].precision_Q.mean())
 
 
 def bases(fitted: dict[str, Candidate]) -> list[str]:

@@ -20,6 +20,7 @@ METHOD_NAMES = {
   "lda": "LDA, both sides",
   "lda_query": "LDA, query only",
   "plda": "PLDA",
+  "experts": "experts",
   "ilias_linear": "linear, as ILIAS",
   "query_expansion": "query expansion",
   "diffusion": "diffusion",

@@ -17,6 +17,7 @@ from qat_jax.adaptation import normalise, plain
 from qat_jax.models.closed_forms import Affine, ClosedForm, Plain, Plda
 from qat_jax.models.dropout import Dropout
 from qat_jax.models.ensemble import Ensemble
+from qat_jax.models.experts import Experts
 from qat_jax.models.levels import Levelled
 from qat_jax.models.memory import Neighbours, Remembering
 from qat_jax.models.projected import Projected
@@ -210,6 +211,11 @@ def projected(width: int, form: str, settings: dict, items: int, narrow: int) ->
   return Projected(width, FORMS[form](width, **settings), items, narrow)
 
 
+def experts(width: int, form: str, settings: dict, experts: int) -> Experts:
+  """Another form, whose items and queries are served by one of so many experts."""
+  return Experts(width, FORMS[form](width, **settings), experts)
+
+
 def levelled(
   width: int, form: str, settings: dict, queries: int, items: int, nearest: int, sharpness: float = 0.0
 ) -> Levelled:
@@ -226,7 +232,7 @@ def ensemble(width: int, form: str, settings: dict, members: int) -> Ensemble:
   return Ensemble(width, tuple(FORMS[form](width, **settings) for _ in range(members)))
 
 
-OWN = (static, query_only, adaptive, gated, paper, remembering, projected, levelled, ensemble)
+OWN = (static, query_only, adaptive, gated, paper, remembering, projected, levelled, ensemble, experts)
 FORMS = {f.__name__: f for f in OWN} | {
   "plain": Plain,
   "closed_form": ClosedForm,

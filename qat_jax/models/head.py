@@ -87,7 +87,7 @@ def _gallery_side(form: str, settings: dict, variables: dict) -> dict:
     return variables.get("params", {}).get("gallery_map", {})
   inner = {name: tree.get("head", {}) for name, tree in variables.items()}
   side = {"head": _gallery_side(settings["form"], settings["settings"], inner)}
-  if form in ("levelled", "projected") or settings.get("captions"):
+  if form in ("levelled", "projected", "experts") or settings.get("captions"):
     side |= {name: array for name, array in variables["constants"].items() if name != "head"}
   return side
 

@@ -39,7 +39,7 @@ def test_every_method_has_a_row_or_a_reason_and_its_costs(config, workdir, monke
     assert cost["extra_bytes_per_item"] is not None
     assert cost["parameters"] is not None
   without = {"lda", "head_alone", "head_with_memory", "head_with_captions"}  # this run's adapter has no parts
-  assert left_out == {(q, m) for q in ("text", "image") for m in without} | {("text", "plda")}
+  assert left_out == {(q, m) for q in ("text", "image") for m in {*without, "experts"}} | {("text", "plda")}
   costs = {c["method"]: c for c in metrics["costs"]}
   assert (costs["whitening"]["parameters"], costs["whitening"]["extra_bytes_per_item"]) == (7, 3.0)
   assert costs["plain"]["parameters"] == 0

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from qat_jax import validation
-from qat_jax.fit import discriminant, levels, linear, memory, training, whitening
+from qat_jax.fit import discriminant, experts, levels, linear, memory, training, whitening
 from qat_jax.fit.training import PLAIN, Training
 from qat_jax.types import Relevance
 from qat_jax.validation import Validator
@@ -36,6 +36,8 @@ def small(monkeypatch):
   monkeypatch.setattr(discriminant, "LENGTH_ROWS", PIECE)
   monkeypatch.setattr(linear, "BATCH", PIECE // 4)
   monkeypatch.setattr(linear, "READ", 4)
+  monkeypatch.setattr(experts, "CHUNK", PIECE)
+  monkeypatch.setattr(experts, "FREEDOM", 10)
   monkeypatch.setattr(levels, "BLOCK", PIECE)
   monkeypatch.setattr(levels, "CENTRE_ROWS", PIECE)
   monkeypatch.setattr(levels, "FEW_ITEMS", PIECE)
@@ -67,8 +69,9 @@ def relevance():
     lambda training, validator: memory.remembering(training, validator, PLAIN, PIECE),
     lambda training, validator: memory.captioned(training, validator, PLAIN, training.images, PIECE),
     lambda training, validator: levels.levelled(training, validator, PLAIN, PIECE),
+    experts.experts,
   ],
-  ids=["both", "query", "plda", "whitening", "linear", "neighbours", "remembering", "captioned", "levelled"],
+  ids=["both", "query", "plda", "whitening", "linear", "neighbours", "remembering", "captioned", "levelled", "experts"],
 )
 def test_a_fit_reads_features_in_pieces(small, fit):
   images, gallery = Store(rows(0)), Store(rows(1))

@@ -47,6 +47,7 @@ FURTHER = {
   "plda": ("plda", {}),
   "memory": ("remembering", {"form": "query_only", "settings": {"hidden": 24}, "pairs": 4}),
   "captions": ("remembering", {"form": "plain", "settings": {}, "pairs": 4, "captions": "text"}),
+  "experts": ("experts", {"form": "plain", "settings": {}, "experts": 3}),
   "levels": ("levelled", {"form": "plain", "settings": {}, "queries": 4, "items": WIDTH, "nearest": 2}),
 }
 

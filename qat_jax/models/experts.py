@@ -1,0 +1,108 @@
+"""Experts: a map that the query chooses, in closed form.
+
+Each of K experts is a probabilistic LDA of one cluster of the training images. A query is served by the expert whose
+centre is nearest. An item is looked at by every expert: what expert k takes off its scores, s_k, is one number. So an
+item is K + 1 numbers wider, and the score stays one inner product. `qat_jax.fit.experts` computes the experts.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from qat_jax.adaptation import HIGHEST, TINY, normalise, plain
+from qat_jax.models.closed_forms import GREATEST
+from qat_jax.models.memory import in_blocks
+from qat_jax.types import Adaptation
+
+FLOOR = -50.0  # of the logarithm of a posterior: beyond it an item is in no way of the cluster
+
+
+class Experts(nn.Module):
+  """Another form, and K experts on its items x (width D, T is not used); its query is prepared as an item is.
+
+  Expert k has coordinates y = (x − mean_k) · map_k in which images of one instance have covariance I, and instances
+  the diagonal covariance ℓ_k (`ratio`). With p = ℓ / (1 + 2ℓ) and r = ℓ / (1 + ℓ), and c the query's expert,
+
+      w = map_c diag(p_c) map_cᵀ (q − query_mean_c)
+      s_k = ½ Σ p_k r_k y² − alpha · log P(k | x) − beta · [the nearest centre is k's]
+      items [x, −(min(s_k, high_k) − middle_k) / typical for each k, rest] / longest
+      queries normalise([w, typical · e_c, 0])
+
+  P(k | x) is the posterior of Gaussians with variances `total` along y; `offset` holds their logarithms' constants.
+  Items are of unit length: `rest` makes up for what is missing, and a longer row is shortened. The nearest centre is
+  that with the greatest x · direction_k + bias_k.
+  """
+
+  width: int
+  head: nn.Module
+  experts: int
+
+  def setup(self) -> None:
+    zeros = lambda name, *shape: self.variable("constants", name, jnp.zeros, (self.experts, *shape))
+    ones = lambda name, *shape: self.variable("constants", name, jnp.ones, shape)
+    self.mean, self.query_mean = zeros("mean", self.width), zeros("query_mean", self.width)
+    self.direction, self.bias = zeros("direction", self.width), zeros("bias")
+    self.map, self.ratio = zeros("map", self.width, self.width), zeros("ratio", self.width)
+    self.total, self.offset = ones("total", self.experts, self.width), zeros("offset")
+    self.alpha, self.beta = (self.variable("constants", name, jnp.zeros, ()) for name in ("alpha", "beta"))
+    self.high, self.middle = ones("high", self.experts), zeros("middle")
+    self.typical, self.longest = ones("typical"), ones("longest")
+
+  def __call__(self, query_QD: jax.Array, train: bool = False) -> Adaptation:
+    """Returns the adaptation of Q queries (any float dtype, QD), K + 1 dimensions wider."""
+    map_KDD, mean_KD = self.map.value, self.query_mean.value
+    weight_KD = self.ratio.value / (1 + 2 * self.ratio.value)
+
+    def block(x_BD: jax.Array) -> jax.Array:
+      expert_B = jnp.argmax(self._nearness(x_BD), axis=1)
+      map_BDD = jnp.take(map_KDD, expert_B, axis=0)
+      y_BD = jnp.einsum("BD,BDE->BE", x_BD - jnp.take(mean_KD, expert_B, axis=0), map_BDD, precision=HIGHEST)
+      w_BD = jnp.einsum("BE,BDE->BD", y_BD * jnp.take(weight_KD, expert_B, axis=0), map_BDD, precision=HIGHEST)
+      one_BK = self.typical.value * self._one_hot(expert_B)
+      return normalise(jnp.concatenate([w_BD, one_BK, 0 * one_BK[:, :1]], axis=1))
+
+    return plain(in_blocks(block, self.head.prepare(query_QD)))
+
+  def prepare(self, gallery_ND: jax.Array) -> jax.Array:
+    """Returns the unit items (NF, float32, F = D + K + 1) that the adaptation is for."""
+
+    def block(x_BD: jax.Array) -> jax.Array:
+      off_BK = jnp.minimum(self.taken_off(x_BD), self.high.value[None]) - self.middle.value[None]
+      row_BE = jnp.concatenate([x_BD, -off_BK / self.typical.value], axis=1) / self.longest.value
+      length_B1 = jnp.linalg.norm(row_BE, axis=1, keepdims=True)
+      row_BE *= jnp.minimum(1, GREATEST / jnp.maximum(length_B1, TINY))
+      rest_B1 = jnp.sqrt(1 - jnp.sum(jnp.square(row_BE), axis=1, keepdims=True))
+      return normalise(jnp.concatenate([row_BE, rest_B1], axis=1))
+
+    return in_blocks(block, self.head.prepare(gallery_ND))
+
+  def taken_off(self, x_ND: jax.Array) -> jax.Array:
+    """Returns s (NK), what each expert takes off the scores of prepared rows x."""
+
+    def one(expert: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+      mean_D, map_DD, ratio_D, total_D, offset = expert
+      square_ND = jnp.square(jnp.matmul(x_ND - mean_D[None], map_DD, precision=HIGHEST))
+      weight_D = jnp.square(ratio_D) / ((1 + 2 * ratio_D) * (1 + ratio_D))
+      half_N = jnp.sum(weight_D[None] * square_ND, axis=1) / 2
+      return half_N, offset - jnp.sum(square_ND / total_D[None], axis=1) / 2
+
+    of_each = (self.mean, self.map, self.ratio, self.total, self.offset)
+    # one expert after the other: N × K × D numbers are never held
+    half_KN, density_KN = jax.lax.map(one, tuple(variable.value for variable in of_each))
+    posterior_NK = jnp.maximum(jax.nn.log_softmax(density_KN.T, axis=1), FLOOR)
+    crisp_NK = self._one_hot(jnp.argmax(self._nearness(x_ND), axis=1))
+    return half_KN.T - self.alpha.value * posterior_NK - self.beta.value * crisp_NK
+
+  def expert(self, query_QD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the number of the expert that serves each query (Q), and its cosine with the mean of those images (Q)."""
+    x_QD = self.head.prepare(query_QD)
+    expert_Q = jnp.argmax(self._nearness(x_QD), axis=1)
+    return expert_Q, jnp.sum(x_QD * normalise(jnp.take(self.query_mean.value, expert_Q, axis=0)), axis=1)
+
+  def _nearness(self, x_ND: jax.Array) -> jax.Array:
+    return jnp.matmul(x_ND, self.direction.value.T, precision=HIGHEST) + self.bias.value[None]
+
+  def _one_hot(self, expert_N: jax.Array) -> jax.Array:
+    return (expert_N[:, None] == jnp.arange(self.experts)[None]).astype(jnp.float32)
