@@ -104,8 +104,8 @@ def candidates(config: ConfigDict, material: Material, folder: pathlib.Path) -> 
     if not material.made_views:  # which have the directions of real ones, not their size, which its lengths rest on
       grid = {"shrinkage": list(discriminant.PLDA_SHRINKAGE)}
       add("plda", grid, lambda: discriminant.probabilistic(training, gate))
-      if experts.suffices(training):
-        add("experts", experts.GRID, lambda: experts.experts(training, gate))
+  if not material.made_views and experts.suffices(training):
+    add("experts", experts.GRID, lambda: experts.experts(training, gate))
   if perfect := [name for name, one in fitted.items() if (one.precision_Q == 1).all()]:
     if exchange.first():
       tqdm.write(f"{training.query_type}: {perfect[0]} answers every validation query perfectly; nothing else is tried")
@@ -125,7 +125,7 @@ def candidates(config: ConfigDict, material: Material, folder: pathlib.Path) -> 
         settings["members"] = config.ensemble
         fit = partial(ensembles.by_members, fit, config.ensemble)
       add(name, settings, partial(fit, schedule, folder / name), together=True)
-      if name == "static_mapped" and "experts" in fitted and best_static(fitted) == name:
+      if name == "static_mapped" and "experts" in fitted and training.relevant is None and best_static(fitted) == name:
         mapped, info = fitted[name].head, fitted[name].adapter.info
         settings = {"beside": info["settings"], "experts": experts.GRID}
         add(f"{name}_experts", settings, partial(experts.experts, training, gate, mapped), info["offline_seconds"])

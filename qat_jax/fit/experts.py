@@ -75,7 +75,9 @@ class Sums(NamedTuple):
 
 
 def suffices(training: Training) -> bool:
-  """Says whether second views suffice for two experts; text queries have none."""
+  """Says whether second views, or lists of relevant images, suffice for two experts; text queries have none."""
+  if training.relevant is not None:
+    return training.query_type == "image" and _freedom(training.relevant.positives) >= FREEDOM * min(NUMBERS)
   freedom = len(training.instance) - len(np.unique(training.instance))
   return training.query_type == "image" and freedom >= FREEDOM * min(NUMBERS)
 
@@ -83,10 +85,12 @@ def suffices(training: Training) -> bool:
 def experts(training: Training, validator: Validator, base: Head = PLAIN) -> Head | None:
   """Returns experts on what `base` makes of items, as wide as features; the numbers are the best on validation.
 
-  None where second views do not suffice.
+  Queries with lists of relevant images get `intents`, on plain items. None where second views do not suffice.
   """
   if not suffices(training):
     return None
+  if training.relevant is not None:
+    return intents(training.queries, training.relevant.positives, training.images, validator)
   rows = Rows(training.images, training.instance, base)
   numbers = [number for number in NUMBERS if number * FREEDOM <= rows.freedom]
   spaces = {"raw": np.eye(training.width), "lda": rows.lda()}
@@ -99,7 +103,7 @@ def intents(queries: Any, relevant: Sequence[np.ndarray], images: Any, validator
   Clusters are the queries'. Items have one mean and one covariance; those within are of relevant images around their
   mean. None where relevant images do not suffice for two experts.
   """
-  freedom = sum(max(len(rows) - 1, 0) for rows in relevant)
+  freedom = _freedom(relevant)
   if freedom < FREEDOM * min(NUMBERS):
     return None
   numbers = [number for number in NUMBERS if number * FREEDOM <= freedom]
@@ -335,6 +339,10 @@ def _relevant_sums(
         group.append(np.asarray(relevant[query], int))
         rows += len(relevant[query])
   return within_KDD, freedom_K
+
+
+def _freedom(relevant: Sequence[np.ndarray]) -> int:
+  return sum(max(len(rows) - 1, 0) for rows in relevant)
 
 
 def _means(x_ND: np.ndarray, count_I: np.ndarray) -> np.ndarray:

@@ -185,6 +185,8 @@ def test_intents_over_one_gallery_beat_every_static_head():
   expert_Q, _ = head.module(width).apply(head.variables, jnp.asarray(val_query), method="expert")
   means = [np.mean(val_query[np.asarray(expert_Q) == k, 8] > 0) for k in np.unique(expert_Q)]
   assert all(share in (0, 1) for share in means)
+  listed = Training("image", query_QD, image_ND, np.arange(400), Relevance(relevant, [np.array([], int)] * 200))
+  assert experts.experts(listed, validator).fingerprint == head.fingerprint
   assert experts.intents(query_QD, [rows[:1] for rows in relevant], image_ND, validator) is None
 
 
