@@ -37,6 +37,7 @@ from qat_jax.search.rank import rank, rerank, score
 from qat_jax.search.sums import Term, rank_sum
 from qat_jax.sharing.share import export, push
 from qat_jax.types import Adaptation, Gallery, Ranking, SemiPositives, as_gallery
+from qat_jax.words import by_words
 
 if TYPE_CHECKING:
   from qat_jax.encoders import load_encoder
@@ -60,6 +61,7 @@ __all__ = [
   "Term",
   "__version__",
   "as_gallery",
+  "by_words",
   "export",
   "fold",
   "load",

@@ -92,6 +92,7 @@ ORDER = (
   "sharing.share",
   "validation",
   "fit.training",
+  "words",
   "fit.candidates",
   "fit.parts",
   "fit.discriminant",
