@@ -25,7 +25,6 @@ import numpy as np
 from qat_jax.adaptation import power_of_two, unit
 from qat_jax.adapter import check_queries
 from qat_jax.features.store import FeatureStore
-from qat_jax.fit.training import evenly
 from qat_jax.types import Adaptation, EncoderName, Gallery, as_gallery, check_encoders
 
 ASPECTS = pathlib.Path(__file__).parent / "aspects.json"
@@ -288,7 +287,7 @@ def _sample(gallery: Gallery | np.ndarray, width: int) -> np.ndarray:
   if len(rows) < LEAST or rows.width != width or rows.space not in (None, "frozen"):
     got = f"{len(rows)} items, {rows.width} wide, in the space {rows.space or 'frozen'}"
     raise ValueError(f"the gallery for words has {got}; wanted {LEAST} frozen items or more, {width} wide")
-  return unit(np.asarray(rows[evenly(len(rows), SAMPLE)]))
+  return unit(np.asarray(rows[np.linspace(0, len(rows) - 1, min(len(rows), SAMPLE)).astype(int)]))
 
 
 def _left(x_QD: np.ndarray, what: str) -> np.ndarray:
