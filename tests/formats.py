@@ -54,8 +54,9 @@ def write(folder: pathlib.Path) -> None:
   assert not plan.claimed(folder / "claimed", {"format": plan.FORMAT, "settings": {}})
   os.replace(folder / "claimed" / plan.MADE_FROM, folder / f"candidate-{plan.FORMAT}" / plan.MADE_FROM)
   (folder / "claimed").rmdir()
-  kept = checkpoints.Checkpoints(folder / f"checkpoints-{checkpoints.FORMAT}")
+  kept = checkpoints.Checkpoints(folder / "checkpoints-1")
   kept.save(3, {"x": jnp.arange(3.0)}, {"step": 3})
+  kept.close()
   mining.save(
     SemiPositives(np.array([[1], [0]], np.int32), np.ones((2, 1), np.float32)), folder / "semi-1.npz", {"format": 1}
   )

@@ -232,8 +232,9 @@ class Desk:
 
   def close(self) -> None:
     """Closes what is open."""
-    if hasattr(self, "log"):
-      self.log.close()
+    for name in ("checkpoints", "log"):
+      if hasattr(self, name):
+        getattr(self, name).close()
 
 
 class MetricsLog:

@@ -16,7 +16,7 @@ import pytest
 import qat_jax
 from qat_jax.adapter import Adapter, Head
 from qat_jax.models import forms
-from qat_jax.models.checkpoints import Checkpoints, read_tree
+from qat_jax.models.checkpoints import Checkpoints, _told_once
 
 
 def test_a_checkpoint_comes_back_whole_and_another_shape_is_refused(tmp_path):
@@ -28,16 +28,19 @@ def test_a_checkpoint_comes_back_whole_and_another_shape_is_refused(tmp_path):
   checkpoints.save(5, state, {"val_map": {"5": 0.1}})
   assert checkpoints.latest().name == "5" and checkpoints.note() == {"val_map": {"5": 0.1}}
   chex.assert_trees_all_equal(checkpoints.restore(start), state)
-  with pytest.raises(ValueError, match=r"\(2, 2\) for state/b/c, the model wants \(2, 3\)"):
+  with pytest.raises(ValueError, match=r"\(2, 2\) for b/c, the model wants \(2, 3\)"):
     checkpoints.restore({"a": jnp.zeros(3), "b": {"c": jnp.zeros((2, 3))}})
+  checkpoints.close()
 
 
 def test_a_checkpoint_that_a_kill_left_unfinished_is_not_taken(tmp_path):
   checkpoints = Checkpoints(tmp_path / "checkpoints")
   checkpoints.save(1, {"a": jnp.ones(2)})
-  shutil.copytree(tmp_path / "checkpoints" / "1", tmp_path / "checkpoints" / "2.tmp")
+  checkpoints.close()
+  shutil.copytree(tmp_path / "checkpoints" / "1", tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp")
   again = Checkpoints(tmp_path / "checkpoints")
-  assert again.latest().name == "1" and not (tmp_path / "checkpoints/2.tmp").exists()
+  assert again.latest().name == "1"
+  again.close()
 
 
 def cut(path):
@@ -51,11 +54,13 @@ def change(path):
 
 
 HURT = {
-  "cut short": lambda folder: cut(next(folder.glob("params-*"))),
-  "a bit changed": lambda folder: change(next(folder.glob("params-*"))),
-  "no state": lambda folder: next(folder.glob("params-*")).unlink(),
-  "no record": lambda folder: (folder / "checkpoint.json").unlink(),
-  "a record cut short": lambda folder: cut(folder / "checkpoint.json"),
+  "cut short": lambda folder: cut(next((folder / "state").rglob("d/*"))),
+  "a bit changed": lambda folder: change(next((folder / "state").rglob("d/*"))),
+  "no metadata": lambda folder: (folder / "state/_METADATA").unlink(),
+  "no manifest": lambda folder: (folder / "state/manifest.ocdbt").unlink(),
+  "no state": lambda folder: shutil.rmtree(folder / "state"),
+  "no checksums": lambda folder: (folder / "checksums.json").unlink(),
+  "checksums cut short": lambda folder: cut(folder / "checksums.json"),
   "empty": lambda folder: [shutil.rmtree(folder), folder.mkdir()],
 }
 
@@ -65,27 +70,43 @@ def test_of_a_damaged_checkpoint_a_line_says_so_and_the_one_before_it_counts(hur
   checkpoints = Checkpoints(tmp_path / "checkpoints")
   for step in (1, 2):
     checkpoints.save(step, {"a": jnp.full(500, step, jnp.float32)})
+  checkpoints.close()
   hurt(tmp_path / "checkpoints/2")
   again = Checkpoints(tmp_path / "checkpoints")
   chex.assert_trees_all_equal(again.restore({"a": jnp.zeros(500)}), {"a": jnp.ones(500)})
   assert "checkpoints/2 is left out and removed" in capsys.readouterr().out
   again.save(2, {"a": jnp.full(500, 7.0)})  # its number is free again
+  again.close()
   again = Checkpoints(tmp_path / "checkpoints")
   chex.assert_trees_all_equal(again.restore({"a": jnp.zeros(500)}), {"a": jnp.full(500, 7.0)})
+  again.close()
 
 
-def test_the_newest_two_are_kept(tmp_path):
+def test_no_room_for_a_checkpoint_is_said_in_one_line(tmp_path, monkeypatch):
   checkpoints = Checkpoints(tmp_path / "checkpoints")
-  for step in (8, 9, 10):
-    checkpoints.save(step, {"a": jnp.full(2, step, jnp.float32)})
-  assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"9", "10"}
-  assert Checkpoints(tmp_path / "checkpoints").restore({"a": jnp.zeros(2)})["a"].tolist() == [10, 10]
+  monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
+  with pytest.raises(OSError, match=r"no room for the checkpoint .*/1 .*free some space and run again"):
+    checkpoints.save(1, {"a": jnp.ones(5)})
+  checkpoints.close()
+
+
+def test_threads_of_a_failed_write_are_not_heard_afterwards_but_others_are(capsys, monkeypatch):
+  monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+  with _told_once(pathlib.Path("c"), 1):
+    pass
+  assert sys.excepthook is sys.__excepthook__
+  with pytest.raises(OSError, match="no room"), _told_once(pathlib.Path("c"), 1):
+    raise ValueError("RESOURCE_EXHAUSTED")
+  for error in (RuntimeError("Event loop is closed"), RuntimeError("another")):  # as C extensions report theirs
+    sys.excepthook(type(error), error, None)
+  assert capsys.readouterr().err == "RuntimeError: another\n"
 
 
 def test_a_disk_that_gets_full_while_a_checkpoint_is_written_is_one_line(tmp_path):
   """A real small disk, in a name space of its own: it needs no root where the system allows that to users."""
   program = (
     "import jax.numpy as jnp, pathlib, sys; from qat_jax.models import checkpoints;"
+    "checkpoints.shutil.disk_usage = lambda _: checkpoints.shutil._ntuple_diskusage(1 << 40, 0, 1 << 40);"
     "from qat_jax.runs import explained\n"
     "with explained(): checkpoints.Checkpoints(pathlib.Path('c')).save(1, {'a': jnp.arange(50_000.0)})"
   )
@@ -98,34 +119,30 @@ def test_a_disk_that_gets_full_while_a_checkpoint_is_written_is_one_line(tmp_pat
   done = subprocess.run([*alone, words], capture_output=True, text=True, env=environment)
   assert done.returncode == 1
   said = [line for line in done.stderr.splitlines() if line.strip()]
-  assert len(said) == 1 and "no room for" in said[0], done.stderr
-  assert [path.name for path in (tmp_path / "c").glob("*")] == []
+  assert len(said) == 1 and "no room for the checkpoint" in said[0], done.stderr
 
 
-@pytest.fixture
-def by_orbax(tmp_path):
-  """A run's checkpoint as earlier versions wrote it."""
-  written = pathlib.Path(__file__).parents[2] / "data/formats/checkpoints-1"
-  return pathlib.Path(shutil.copytree(written, tmp_path / "checkpoints"))
+def test_a_run_goes_on_only_where_it_reads_the_same(tmp_path):
+  def opened(made_with):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", made_with)
+    latest = checkpoints.latest()
+    return checkpoints, latest
 
-
-def test_a_checkpoint_of_orbax_is_gone_on_with(by_orbax):
-  checkpoints = Checkpoints(by_orbax)
-  assert checkpoints.note() == {"step": 3}
-  checkpoints.save(4, checkpoints.restore({"x": jnp.zeros(3)}), {"step": 4})
-  again = Checkpoints(by_orbax)
-  assert again.note() == {"step": 4} and again.restore({"x": jnp.zeros(3)})["x"].tolist() == [0, 1, 2]
-
-
-def test_a_damaged_checkpoint_of_orbax_is_left_out(by_orbax, capsys):
-  change(next((by_orbax / "3/state").rglob("d/*")))
-  assert Checkpoints(by_orbax).latest() is None
-  assert "checkpoints/3 is left out and removed" in capsys.readouterr().out
-
-
-def test_a_checkpoint_of_orbax_of_another_model_is_refused(by_orbax):
-  with pytest.raises(ValueError, match=r"has \(3,\) for x, the model wants \(4,\)"):
-    read_tree(by_orbax / "3/state", {"x": np.zeros(4)})
+  for made_with in ({"steps": 1}, {"steps": 2}):  # nothing is saved yet, so nothing can be mixed
+    checkpoints, latest = opened(made_with)
+    assert latest is None
+    checkpoints.close()
+  checkpoints, _ = opened({"steps": 2})
+  checkpoints.save(1, {"a": jnp.ones(2)})
+  checkpoints.close()
+  checkpoints, latest = opened({"steps": 2})
+  assert latest.name == "1"
+  checkpoints.close()
+  with pytest.raises(ValueError, match=r"checkpoints was made with other inputs or settings: steps was 2, is 3\."):
+    opened({"steps": 3})
+  (tmp_path / "checkpoints/made_with.json").unlink()  # an older version's
+  with pytest.raises(ValueError, match="steps was not there, is 2"):
+    opened({"steps": 2})
 
 
 @pytest.fixture
