@@ -29,6 +29,7 @@ DISTRIBUTIONS = {
 # Which dependencies a folder may count on; the first prefix that fits.
 MAY_USE = {
   "qat_jax/encoders/": ("core", "encoders"),
+  "qat_jax/datasets/__init__": ("core", "encoders", "heif"),  # on use
   "qat_jax/datasets/": ("core", "encoders"),
   **{f"qat_jax/search/indexes/{name}": ("core", name) for name, kind in INDEXES.items() if kind.packages},
   "qat_jax/serve/": ("core", "serve"),

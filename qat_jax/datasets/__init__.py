@@ -6,11 +6,14 @@ A source is anything with `len(source)` and `source[i]` → {"id": str, "image":
 
 from __future__ import annotations
 
+import functools
 import io
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image, ImageOps
+
+HEIF = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")  # kinds of HEIC that Pillow lacks
 
 
 class Source(Protocol):
@@ -46,11 +49,23 @@ def decode(record: dict[str, Any]) -> Image.Image:
   image = record["image"]
   try:
     if isinstance(image, bytes | bytearray | memoryview):
+      if bytes(image[4:8]) == b"ftyp" and bytes(image[8:12]) in HEIF:
+        _know_heif()
       image = Image.open(io.BytesIO(image))
     kind = _kind_of_samples(image)
     return _rgb(_upright(image), kind)
   except Exception as error:  # broken bytes make Pillow's decoders raise anything: RuntimeError, struct.error, KeyError
     raise UnreadableImage(str(record["id"]), f"{type(error).__name__}: {error}") from error
+
+
+@functools.cache
+def _know_heif() -> None:
+  """Tells Pillow how to open HEIC; raises ImportError where the extra `heif` is missing."""
+  try:
+    import pillow_heif
+  except ImportError as error:
+    raise ImportError("it is HEIC, which pip install 'qat-jax[heif]' opens") from error
+  pillow_heif.register_heif_opener()
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -1,14 +1,55 @@
-"""Files of a corpus, on this machine or wherever fsspec reaches: listed in order, read by ranges."""
+"""Files of a corpus, here or wherever fsspec reaches: listed in order, read by ranges; and what is left out of it."""
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
+# What Pillow opens by itself, and what it opens with the extra `heif`: the one list of endings of pictures.
+HEIF = (".heic", ".heif")
+PILLOW = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".j2k")
+IMAGES = (*PILLOW, ".jpx", *HEIF)
+# Folders that a system or a NAS keeps for itself.
+SYSTEM = {"@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found", "__macosx"}
+
+
+@functools.cache
+def opened_endings() -> tuple[str, ...]:
+  """Returns the endings of pictures that can be opened here: HEIC wants the package of the extra `heif`."""
+  heif = importlib.util.find_spec("pillow_heif") is not None
+  return tuple(ending for ending in IMAGES if heif or ending not in HEIF)
+
+
+def hidden(path: str) -> bool:
+  """Says whether a path lies in a system's own folder, or a part of it is hidden by a period."""
+  parts = [part for part in path.split("/") if part not in ("", ".", "..")]
+  return any(part.startswith(".") or part.lower() in SYSTEM for part in parts)
+
+
+class LeftOut(dict[str, list[str]]):
+  """What a source did not take: kind → names."""
+
+  def add(self, kind: str, names: Iterable[str]) -> None:
+    """Adds names to a kind."""
+    if new := [name.encode("utf-8", "backslashreplace").decode() for name in names]:
+      self.setdefault(kind, []).extend(new)
+
+  def add_file(self, name: str) -> None:
+    """Adds a file that is not opened, by its ending."""
+    ending = os.path.splitext(name)[1].lower()
+    advice = "; pip install 'qat-jax[heif]' opens them" if ending in HEIF else ""
+    self.add("system and hidden files" if hidden(name) else f"{ending or 'unnamed'} files{advice}", [name])
+
+  def lines(self) -> list[str]:
+    """Returns what was left out, a line a kind: its count and its first names."""
+    shown = lambda names: ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    return [f"left out: {len(names)} {kind} ({shown(names)})" for kind, names in self.items()]
 
 
 @dataclass(frozen=True)
@@ -33,27 +74,45 @@ class File:
     """Returns the file, to be read anywhere."""
     return self.system.open(self.path, "rb")
 
+  def for_arrow(self) -> Any:
+    """Returns what Arrow opens. A local file is Arrow's own: its threads abort a program that ends with Python's."""
+    import pyarrow as pa
 
-def listed(where: str | os.PathLike, ending: str) -> list[File]:
+    return pa.OSFile(self.path) if "file" in (protocol := self.system.protocol) or protocol == "local" else self.open()
+
+
+def listed(where: str | os.PathLike, ending: str, left_out: LeftOut | None = None) -> list[File]:
   """Returns the files of a folder with an ending, one file, or those of a pattern with *, in the order of their paths.
 
-  Raises FileNotFoundError where there are none, ImportError where the kind of address wants a package.
+  A folder's other files are added to `left_out`. Raises FileNotFoundError where there are no such files, ImportError
+  where the kind of address wants a package.
   """
   import fsspec.core
 
-  address = os.path.expanduser(os.fspath(where))
-  system, path = fsspec.core.url_to_fs(address)
-  if not any(sign in path for sign in "*?["):
-    path = f"{path.rstrip('/')}/*{ending}" if system.isdir(path) else path
-  found = system.glob(path, detail=True)
-  infos = [info for info in found.values() if info["type"] == "file" and info["name"].endswith(ending)]
-  if not infos:
+  system, path = fsspec.core.url_to_fs(os.path.expanduser(os.fspath(where)))
+  if system.isdir(path):
+    found = system.ls(path, detail=True)
+  elif system.isfile(path):
+    found = [system.info(path)]
+  else:
+    found = system.glob(_escaped(system, path), detail=True).values()
+  files = {info["name"]: info for info in found if info["type"] == "file"}
+  taken = {n for n in files if n.lower().endswith(ending) and not n.rsplit("/", 1)[-1].startswith(".")}
+  if not taken:
     raise FileNotFoundError(f"no {ending} files at {where}; give a folder of them, one of them, or a pattern with *")
+  for name in sorted(files.keys() - taken if left_out is not None else ()):
+    left_out.add_file(name.rsplit("/", 1)[-1])  # type: ignore[union-attr]
   dates = ("mtime", "ETag", "etag", "md5Hash", "LastModified", "updated", "created")
-  return [
-    File(system, info["name"], info["size"], str(next((info[date] for date in dates if info.get(date)), "")))
-    for info in sorted(infos, key=lambda info: info["name"])
-  ]
+  date = lambda info: str(next((info[date] for date in dates if info.get(date)), ""))
+  return [File(system, name, files[name]["size"], date(files[name])) for name in sorted(taken)]
+
+
+def _escaped(system: Any, pattern: str) -> str:
+  """Returns a pattern in which the folders that are there with these very names are no patterns."""
+  folder = pattern
+  while folder and not system.isdir(folder):
+    folder = folder.rpartition("/")[0]
+  return folder.replace("[", "[[]") + pattern[len(folder) :]
 
 
 def splits_of(files: Sequence[File]) -> list[str | None]:
@@ -64,8 +123,8 @@ def splits_of(files: Sequence[File]) -> list[str | None]:
 
 def stems(files: Sequence[File], ending: str) -> list[str]:
   """Returns a name a file, without its ending: the last part of the path, or all of it below what they share."""
-  names = [file.name.removesuffix(ending) for file in files]
+  names = [file.name[: -len(ending)] for file in files]
   if len(set(names)) == len(names):
     return names
   shared = os.path.commonpath([file.path for file in files])
-  return [file.path[len(shared) :].lstrip("/").removesuffix(ending) for file in files]
+  return [file.path[len(shared) :].lstrip("/")[: -len(ending)] for file in files]

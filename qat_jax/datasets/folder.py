@@ -6,47 +6,52 @@ pictures/captions.csv      file,caption,instance     (or .tsv, .jsonl, .parquet;
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import os
 from pathlib import Path
 from typing import Any
 
-from qat_jax.datasets import UnreadableImage
-from qat_jax.sealed import readable
+from qat_jax.datasets import UnreadableImage, tables
+from qat_jax.datasets.files import IMAGES, LeftOut, hidden, opened_endings
+from qat_jax.datasets.tables import FILE_COLUMNS
 
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-TABLES = ("captions.csv", "captions.tsv", "captions.jsonl", "captions.parquet")
-FILE_COLUMNS = ("file", "file_name", "image", "image_path", "path")
+TABLES = tuple(f"{stem}.{ending}" for stem in ("captions", "metadata") for ending in ("csv", "tsv", "jsonl", "parquet"))
+TEXTS = (".txt", ".caption", ".text")  # endings of a caption's file
 
 
 class FolderSource:
   """Random access to the images in a folder; ids are their paths within it, "/" between the parts.
 
-  Hidden files, which begin with a dot, are passed over. With a table there is one row a line, in its order, and its
-  further columns come along. Without one there is a row
-  an image, in the order of the paths; the caption is the text file of the same name, if any.
+  With a table there is one row a line, in its order. Without one there is a row an image, in the order of the paths;
+  the caption is the text file of the same name, if any. `left_out` has what was not taken.
   """
 
   def __init__(
     self, folder: str | os.PathLike, captions: str | os.PathLike | None = None, instance_by_folder: bool = False
   ) -> None:
-    """Lists the images; `captions` is the table (None: captions.csv, .tsv, .jsonl or .parquet in the folder, if any).
+    """Lists the images; `captions` is the table (None: captions.* or an image folder's metadata.*, if any).
 
     With `instance_by_folder` images in one subfolder are of one instance, unless the table says otherwise.
 
     Raises FileNotFoundError for a missing folder or table, or images that the table names and the folder lacks;
     ValueError for a table without a column of file names, or a line that cannot be read; it is named.
     """
-    self.folder = Path(folder)
+    self.folder, self.left_out = Path(folder), LeftOut()
     if not self.folder.is_dir():
       raise FileNotFoundError(f"no folder {self.folder}; give one with images")
-    table = Path(captions) if captions else next((p for n in TABLES if (p := self.folder / n).is_file()), None)
-    self.rows = _listed(self.folder) if table is None else _named(self.folder, table)
+    files = self._files()
+    images = [file for file in files if file.lower().endswith(opened_endings())]
+    self.texts = {file.lower(): file for file in files if file.lower().endswith(TEXTS)}
+    self.table, rows = self._table(captions, files)
+    self.rows = [{"file": image} for image in images] if rows is None else rows
     if not self.rows:
-      raise FileNotFoundError(f"no images in {table or self.folder}; these endings are known: {', '.join(IMAGES)}")
+      self._leave_out(files, images)
+      told = "; ".join([f"these endings are known: {', '.join(IMAGES)}", *self.left_out.lines()])
+      raise FileNotFoundError(f"no images in {self.table or self.folder}; {told}")
+    for file in images if rows is None else ():
+      if not tables.is_utf8(file):
+        raise ValueError(f"the file name {file!r} in {folder} is not UTF-8; rename the file")
     self.instance_by_folder = instance_by_folder
+    self._leave_out(files, images)
 
   def __len__(self) -> int:
     return len(self.rows)
@@ -54,12 +59,12 @@ class FolderSource:
   def about(self, position: int) -> dict[str, Any]:
     """Returns the record of a row without its image, which is not looked at."""
     row = self.rows[position]
-    beside = (self.folder / row["file"]).with_suffix(".txt")
-    caption = _text(row.get("caption"))
-    if "caption" not in row and beside.is_file():
-      caption = _decoded(beside).strip()
-    instance = _text(row.get("instance")) or (str(Path(row["file"]).parent) if self.instance_by_folder else None)
-    return {**row, "id": _text(row.get("id")) or row["file"], "caption": caption, "instance": instance}
+    record = tables.described(row, row["file"], f"{self.table or self.folder}: {row['file']}")
+    if tables.caption_column(row, self.table) is None and (beside := self._beside(row["file"])):
+      path = self.folder / beside
+      record["caption"] = next(iter(tables.texts(tables.decoded(path.read_bytes(), path), path)), None)
+    folder = str(Path(row["file"]).parent) if self.instance_by_folder else None
+    return {**record, "instance": record["instance"] or folder}
 
   def stamp(self, position: int) -> dict[str, Any]:
     """Returns what changes when a row does: its record, and size and date of its image."""
@@ -82,92 +87,77 @@ class FolderSource:
       raise UnreadableImage(record["id"], error.strerror or str(error)) from error
     return {**record, "image": image}
 
+  def _beside(self, file: str) -> str | None:
+    """Returns the text file of an image: a.txt or a.jpg.txt."""
+    names = (f"{stem}{ending}".lower() for ending in TEXTS for stem in (os.path.splitext(file)[0], file))
+    return next((self.texts[name] for name in names if name in self.texts), None)
 
-def _text(value: Any) -> str | None:
-  """Returns what a table says as text; an empty cell and a missing one are alike."""
-  return None if value is None or value == "" else str(value)
+  def _files(self) -> list[str]:
+    """Returns the paths of all files that are no system's, sorted; links to folders are followed, a folder once."""
+    files: list[str] = []
+    seen: set[tuple[int, int]] = set()
+    waiting = [self.folder]
+    for start in waiting:  # which grows: links wait until what is here in person is read
+      for at, folders, names in os.walk(start):
+        place, about = Path(at), os.stat(at)
+        within = "" if place == self.folder else place.relative_to(self.folder).as_posix() + "/"
+        if (about.st_dev, about.st_ino) in seen:
+          self.left_out.add("links to folders that are read already, or in circles", [within])
+          folders.clear()
+          continue
+        seen.add((about.st_dev, about.st_ino))
+        self.left_out.add("system and hidden folders", (within + name for name in sorted(folders) if hidden(name)))
+        shown = sorted(name for name in folders if not hidden(name))
+        waiting += [place / name for name in shown if (place / name).is_symlink()]
+        folders[:] = [name for name in shown if not (place / name).is_symlink()]
+        files += [within + name for name in names if not hidden(name) and (place / name).is_file()]
+        for name in sorted(names):
+          if hidden(name):
+            self.left_out.add_file(within + name)
+          elif not (place / name).is_file():
+            self.left_out.add("links to nothing", [within + name])
+    return sorted(files)
 
+  def _table(
+    self, given: str | os.PathLike | None, files: list[str]
+  ) -> tuple[Path | None, list[dict[str, Any]] | None]:
+    """Returns the table of captions and its rows; a metadata.* that names no files is no such table."""
+    for path in [Path(given)] if given else [self.folder / name for name in TABLES if name in files]:
+      rows = tables.read(path)
+      column = next((name for name in FILE_COLUMNS if rows and name in rows[0]), None)
+      if rows and column is None and path.stem == "metadata" and not given:
+        continue
+      return path, self._named(path, rows, column)
+    return None, None
 
-def _listed(folder: Path) -> list[dict[str, Any]]:
-  paths = (p.relative_to(folder) for p in folder.rglob("*") if p.suffix.lower() in IMAGES and p.is_file())
-  names = sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
-  for name in names:
-    if not _is_text(name):
-      raise ValueError(f"the file name {name!r} in {folder} is not UTF-8; rename the file")
-  return [{"file": name} for name in names]
+  def _named(self, table: Path, rows: list[dict[str, Any]], column: str | None) -> list[dict[str, Any]]:
+    if rows and column is None:
+      raise ValueError(f"{table} has the columns {list(rows[0])}; one of {FILE_COLUMNS} must name the image files")
+    named = []
+    for number, row in enumerate(rows, start=1):
+      file = tables.name(row.get(column or ""), f"{table}, row {number}")
+      if not file:
+        raise ValueError(f"row {number} of {table} names no image: its {column!r} is empty; give it or remove the row")
+      named.append({"file": file, **{key: value for key, value in row.items() if key != column}})
+    missing = [row["file"] for row in named if not (self.folder / row["file"]).is_file()]
+    if missing:
+      shown = ", ".join(missing[:5])
+      raise FileNotFoundError(f"{table} names {len(missing)} files that are not in {self.folder}: {shown}")
+    return named
 
+  def _leave_out(self, files: list[str], images: list[str]) -> None:
+    """Notes the files that no row takes: not the table, the pictures of the rows, and the texts beside these."""
+    taken = {Path(row["file"]).as_posix() for row in self.rows}
+    by_text = {self._beside(file) for file in taken} if self.table is None or not self._captioned() else set()
+    pictures = set(images)
+    for file in files:
+      if file in taken or file in by_text or self.folder / file == self.table:
+        continue
+      if file in pictures:
+        self.left_out.add(f"pictures that {self.table} does not name", [file])
+      else:
+        self.left_out.add_file(file)
+    self.left_out.add("columns of no plain values", tables.odd_columns(self.rows))
 
-def _named(folder: Path, table: Path) -> list[dict[str, Any]]:
-  rows = _read(table)
-  column = next((name for name in FILE_COLUMNS if rows and name in rows[0]), None)
-  if not rows:
-    return []
-  if column is None:
-    raise ValueError(f"{table} has the columns {list(rows[0])}; one of {FILE_COLUMNS} must name the image files")
-  for number, row in enumerate(rows, start=1):
-    if not row.get(column):
-      raise ValueError(f"row {number} of {table} names no image: its {column!r} is empty; give it or remove the row")
-  rows = [{"file": str(row[column]), **{k: v for k, v in row.items() if k != column}} for row in rows]
-  missing = [row["file"] for row in rows if not (folder / row["file"]).is_file()]
-  if missing:
-    raise FileNotFoundError(f"{table} names {len(missing)} files that are not in {folder}: {', '.join(missing[:5])}")
-  return rows
-
-
-def _read(table: Path) -> list[dict[str, Any]]:
-  if not table.is_file():
-    raise FileNotFoundError(f"no captions file {table}")
-  if table.suffix == ".parquet":
-    import pyarrow.parquet as pq
-
-    with readable(table):
-      return pq.read_table(table).to_pylist()
-  if table.suffix == ".jsonl":
-    return [_object(table, number, line) for number, line in enumerate(_decoded(table).split("\n"), 1) if line.strip()]
-  if table.suffix not in (".csv", ".tsv"):
-    raise ValueError(f"{table} is no .csv, .tsv, .jsonl or .parquet file")
-  reader = csv.DictReader(io.StringIO(_decoded(table), newline=""), delimiter="\t" if table.suffix == ".tsv" else ",")
-  rows = []
-  try:
-    for row in reader:
-      if None in row:
-        raise ValueError(
-          f"{table}, line {reader.line_num}: more cells than the {len(reader.fieldnames or ())} columns; put text with "
-          "a comma in quotes"
-        )
-      rows.append(row)
-  except csv.Error as error:
-    raise ValueError(f"{table}, line {reader.line_num}: {error}; save it as plain CSV") from error
-  return rows
-
-
-def _object(table: Path, number: int, line: str) -> dict[str, Any]:
-  try:
-    row = json.loads(line)
-  except json.JSONDecodeError as error:
-    raise ValueError(f"{table}, line {number}, is no JSON: {error.msg} at character {error.colno}; mend it") from error
-  if not isinstance(row, dict):
-    raise ValueError(f"{table}, line {number}, is a JSON {type(row).__name__}; wanted an object a line")
-  return row
-
-
-def _decoded(path: Path) -> str:
-  """Returns a text file's content; raises ValueError that names the line where it is not UTF-8."""
-  data = path.read_bytes()
-  if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-    raise ValueError(f"{path} is UTF-16; save it as UTF-8")
-  try:
-    return data.decode("utf-8-sig")
-  except UnicodeDecodeError as error:
-    line = data.count(b"\n", 0, error.start) + 1
-    raise ValueError(
-      f"{path}, line {line}, is not UTF-8 (byte {data[error.start]:#04x}); save it as UTF-8, it may be Latin-1"
-    ) from error
-
-
-def _is_text(name: str) -> bool:
-  try:
-    name.encode()
-  except UnicodeEncodeError:
-    return False
-  return True
+  def _captioned(self) -> bool:
+    return any(tables.caption_column(row, self.table) for row in self.rows)

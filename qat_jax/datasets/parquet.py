@@ -11,13 +11,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from qat_jax.datasets import UnreadableImage
-from qat_jax.datasets.files import File, listed, splits_of, stems
+from qat_jax.datasets import UnreadableImage, tables
+from qat_jax.datasets.files import File, LeftOut, listed, splits_of, stems
+from qat_jax.datasets.tables import ID_COLUMNS
 from qat_jax.sealed import readable
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "image_bytes", "bytes")
-CAPTION_COLUMNS = ("caption", "text", "captions", "sentences")
-ID_COLUMNS = ("id", "key", "image_id", "file_name")
 HELD = 4  # row groups that are kept in memory: readers ahead are seldom in more
 
 
@@ -34,26 +33,33 @@ class ParquetSource:
     `image` and `caption` name columns other than those known. Raises FileNotFoundError where there are no files,
     ValueError where one is broken or has no such column.
     """
-    self.files = listed(where, ".parquet")
+    self.left_out = LeftOut()
+    footers = [(file, _footer(file)) for file in listed(where, ".parquet", self.left_out)]
+    named = [(file, footer, _images(footer.schema.to_arrow_schema(), image, file)) for file, footer in footers]
+    if not any(column for _, _, column in named):
+      file, footer = footers[0]
+      there = ", ".join(f"{field.name} {field.type}" for field in footer.schema.to_arrow_schema())
+      wanted = " or ".join(IMAGE_COLUMNS[:2])
+      raise ValueError(f"{file.path} has no column {image or 'of image bytes'!s} ({there}); name it {wanted}")
+    self.left_out.add("Parquet files without image bytes", [file.name for file, _, column in named if not column])
+    chosen = [(file, footer, column) for file, footer, column in named if column is not None]
+    self.files = [file for file, _, _ in chosen]
+    self.images = [column for _, _, column in chosen]
     self.names, self.splits = stems(self.files, ".parquet"), splits_of(self.files)
     self.groups: list[tuple[int, int]] = []  # file and row group
     self.starts, self.first = [0], [0]  # position of each group's first row; each file's first group
-    schema: pa.Schema | None = None
-    for number, file in enumerate(self.files):
-      footer = _footer(file)
-      if schema is not None and not footer.schema.to_arrow_schema().equals(schema):
-        raise ValueError(f"{file.path} has other columns than {self.files[0].path}; give files of one schema")
-      schema = footer.schema.to_arrow_schema()
+    self.columns: list[dict[str, str]] = []  # of each file: clean name → written name
+    for number, (file, footer, column) in enumerate(chosen):
       for group in range(footer.num_row_groups):
         self.groups.append((number, group))
         self.starts.append(self.starts[-1] + footer.row_group(group).num_rows)
       self.first.append(len(self.groups))
-    assert schema is not None
-    self.image = _chosen(schema, image, IMAGE_COLUMNS, self.files[0])
-    self.caption = _named(schema, caption, CAPTION_COLUMNS)
-    self.id = _named(schema, None, ID_COLUMNS)
-    kept = [field.name for field in schema if field.name in (self.id, self.caption, "instance") or _simple(field.type)]
-    self.columns = [name for name in kept if name != self.image]
+      self.columns.append(self._kept(footer.schema.to_arrow_schema(), file, column, caption))
+    self.left_out["columns of no plain values"] = list(
+      dict.fromkeys(self.left_out.pop("columns of no plain values", []))
+    )
+    if not self.left_out["columns of no plain values"]:
+      del self.left_out["columns of no plain values"]
     self._held: collections.OrderedDict[tuple[int, bool], pa.Table] = collections.OrderedDict()
     self._lock = threading.Lock()
 
@@ -69,18 +75,21 @@ class ParquetSource:
   def about(self, position: int) -> dict[str, Any]:
     """Returns the record of a row without its image, which is not read."""
     table, row, file = self._row(position, images=False)
-    record = table.slice(row, 1).to_pylist()[0]
     number = position - self.starts[self.first[file]]
-    caption = record.pop(self.caption) if self.caption else None
-    caption = next(iter(caption), None) if isinstance(caption, list) else caption
-    name, instance = record.get(self.id) if self.id else None, record.get("instance")
-    own = {
-      "id": f"{self.names[file]}/{number}" if name is None else str(name),
-      "caption": None if caption in (None, "") else str(caption),
-      "instance": None if instance in (None, "") else str(instance),
-    }
+    place = f"{self.names[file]}/{number}"
+    where = f"{self.files[file].path}, row {number}"
+    fields = {}
+    for name, written in self.columns[file].items():
+      try:
+        fields[name] = table.column(written)[row].as_py()
+      except UnicodeDecodeError as error:
+        if name in (*tables.KNOWN, "caption"):
+          raise ValueError(
+            f"{where}: the column {written!r} is not UTF-8 ({error.reason}); it may be Latin-1"
+          ) from error
+    record = tables.described(fields, place, where, ID_COLUMNS)
     split = record.get("split") or self.splits[file]
-    return {**record, **own, **({} if split is None else {"split": split})}
+    return {**record, **({} if split is None else {"split": split})}
 
   def stamp(self, position: int) -> dict[str, Any]:
     """Returns what changes when a row does: its place, and size and date of its file. Reads nothing."""
@@ -94,12 +103,27 @@ class ParquetSource:
     Raises UnreadableImage where the row has no image.
     """
     record = self.about(position)
-    table, row, _ = self._row(position, images=True)
-    image = table.column(self.image)[row].as_py()
+    table, row, file = self._row(position, images=True)
+    image = table.column(self.images[file])[row].as_py()
     image = image.get("bytes") if isinstance(image, dict) else image
     if not image:
-      raise UnreadableImage(record["id"], f"the column {self.image!r} is empty")
+      raise UnreadableImage(record["id"], f"the column {self.images[file]!r} is empty")
     return {**record, "image": image}
+
+  def _kept(self, schema: pa.Schema, file: File, image: str, caption: str | None) -> dict[str, str]:
+    """Returns the columns of a file that are read, clean name → written name; notes those that cannot be kept."""
+    columns = tables.clean(schema.names, file.path)
+    if caption:
+      if caption not in columns:
+        raise ValueError(f"no column {caption!r}; {file.path} has {schema.names}")
+      columns = {name: written for name, written in columns.items() if name != "caption"}
+      columns = {"caption" if name == caption else name: written for name, written in columns.items()}
+    named = tables.caption_column(columns, file.path)
+    known = (named, "instance", "split", next((name for name in ID_COLUMNS if name in columns), None))
+    kept = {n: w for n, w in columns.items() if w != image and (n in known or _simple(schema.field(w).type))}
+    odd = (name for name, written in columns.items() if name not in kept and written != image)
+    self.left_out.add("columns of no plain values", odd)
+    return kept
 
   def _row(self, position: int, images: bool) -> tuple[pa.Table, int, int]:
     """Returns the row group that a row is in, its place there, and its file; images and the rest are read apart."""
@@ -109,8 +133,8 @@ class ParquetSource:
     file, number = self.groups[group]
     with self._lock:
       if (group, images) not in self._held:
-        with readable(self.files[file].path), self.files[file].open() as opened:
-          columns = [self.image] if images else self.columns
+        with readable(self.files[file].path), self.files[file].for_arrow() as opened:
+          columns = [self.images[file]] if images else list(self.columns[file].values())
           self._held[group, images] = pq.ParquetFile(opened).read_row_group(number, columns=columns)
         while len(self._held) > 2 * HELD:
           self._held.popitem(last=False)
@@ -120,30 +144,31 @@ class ParquetSource:
 
 def _footer(file: File) -> pq.FileMetaData:
   try:
-    with file.open() as opened:
+    with file.for_arrow() as opened:
       return pq.ParquetFile(opened).metadata
   except (pa.ArrowException, OSError) as error:
     raise ValueError(f"{file.path} is no whole Parquet file ({error}); write or fetch it again") from error
 
 
-def _named(schema: pa.Schema, asked: str | None, known: tuple[str, ...]) -> str | None:
-  if asked and asked not in schema.names:
-    raise ValueError(f"no column {asked!r}; the files have {schema.names}")
-  return asked or next((name for name in known if name in schema.names), None)
+def _images(schema: pa.Schema, given: str | None, file: File) -> str | None:
+  """Returns the column of image bytes as it is written in a file, None where there is none."""
+  columns = tables.clean(schema.names, file.path)
+  for name in [given] if given else IMAGE_COLUMNS:
+    field = schema.field(columns[name]) if name in columns else None
+    kind = None if field is None else field.type
+    if kind is not None and pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+      kind = kind.field("bytes").type
+    if kind is not None and (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+      return columns[name]
+  return None
 
 
-def _chosen(schema: pa.Schema, asked: str | None, known: tuple[str, ...], file: File) -> str:
-  """Returns the column of images; raises ValueError where there is none, or it holds no bytes."""
-  name = _named(schema, asked, known)
-  kind = None if name is None else schema.field(name).type
-  if kind is not None and pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-    kind = kind.field("bytes").type
-  if name is None or not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-    there = ", ".join(f"{field.name} {field.type}" for field in schema)
-    raise ValueError(f"{file.path} has no column of image bytes ({there}); name it {' or '.join(known[:2])}")
-  return name
+def holds_images(path: str | os.PathLike) -> bool:
+  """Says whether some Parquet file of a folder has a column of image bytes."""
+  return any(_images(_footer(file).schema.to_arrow_schema(), None, file) for file in listed(path, ".parquet"))
 
 
 def _simple(kind: pa.DataType) -> bool:
+  kind = kind.value_type if pa.types.is_dictionary(kind) else kind
   tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
   return any(test(kind) for test in tests)

@@ -66,6 +66,7 @@ class Rows:
 
   def __init__(self, source: Any, positions: Sequence[int], change: Callable[[dict], dict]) -> None:
     self.source, self.positions, self.change = source, positions, change
+    self.left_out: dict[str, list[str]] = {}
     if hasattr(source, "stamp"):
       self.stamp = lambda position: change(source.stamp(positions[position]))
 
@@ -119,13 +120,23 @@ def open_source(kind: str, name: str, where: str | os.PathLike) -> Any:
 
 
 def _kind_of(where: str | os.PathLike) -> str:
+  from qat_jax.datasets.folder import TABLES
+  from qat_jax.datasets.parquet import holds_images
+
   address = os.fspath(where)
-  for kind, ending in (("webdataset", ".tar"), ("parquet", ".parquet")):
-    folder = pathlib.Path(address)
-    inside = [path.name for path in folder.glob(f"*{ending}")] if folder.is_dir() else []
-    if address.endswith(ending) or set(inside) - {"captions.parquet"}:
-      return kind
+  folder = pathlib.Path(address).expanduser()
+  inside = [path.name for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else [address]
+  if any(name.lower().endswith(".tar") for name in inside):
+    return "webdataset"
+  if any(name.lower().endswith(".parquet") and name not in TABLES for name in inside):
+    return "parquet" if not folder.is_dir() or holds_images(folder) or not _has_pictures(folder) else "folder"
   return "folder"
+
+
+def _has_pictures(folder: pathlib.Path) -> bool:
+  from qat_jax.datasets.files import IMAGES
+
+  return any(name.lower().endswith(IMAGES) for _, _, names in os.walk(folder, followlinks=False) for name in names)
 
 
 def _by_instance(source: Any, folder: str | os.PathLike, made_views: int) -> Places:
@@ -172,7 +183,9 @@ def _by_instance(source: Any, folder: str | os.PathLike, made_views: int) -> Pla
       "which images show the same thing: a column `instance`, or a subfolder each and --config.data.name=subfolders. "
       "Or learn from made views of each image: --config.data.views=3"
     )
-  found: Places = {"train": (Rows(source, parts["train"], _own), ("img", "text") if "text" in asked else ("img",))}
+  train = Rows(source, parts["train"], _own)
+  train.left_out = getattr(source, "left_out", {})  # said once, with the first place
+  found: Places = {"train": (train, ("img", "text") if "text" in asked else ("img",))}
   for part in ("val", "test"):
     found[f"{part}/gallery"] = (Rows(source, parts[part], _own), ("img",))
     if "text" in asked:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import read_only_builder
+
+from qat_jax.datasets import tables
 
 
 class TfdsSource:
@@ -65,13 +66,13 @@ class TfdsSource:
       raise IndexError(f"position {position} asked of a source of {len(self)}")
     number, which = divmod(position, self.captions)
     record = self.records[number]
-    name = _texts(_field(record, self.id))[0]
-    texts = _texts(_field(record, self.caption)) if self.caption else []
+    name = tables.texts(_field(record, self.id), self.id)[0]
+    texts = tables.texts(_field(record, self.caption), f"{name!r}") if self.caption else []
     return {
       "id": name if self.captions == 1 else f"{name}-{which}",
       "image": record[self.image],
       "caption": texts[which % len(texts)] if texts else None,
-      "instance": name if self.instance is None else _texts(_field(record, self.instance))[0],
+      "instance": name if self.instance is None else tables.texts(_field(record, self.instance), name)[0],
     }
 
 
@@ -104,9 +105,3 @@ def _field(record: dict[str, Any], field: str) -> Any:
   outer, _, inner = field.partition("/")
   value = record[outer]
   return value[inner] if isinstance(value, dict) else [item[inner] for item in value]
-
-
-def _texts(value: Any) -> list[str]:
-  """Returns one or several texts or numbers as a list of str; TFDS gives texts as bytes."""
-  values = value if np.ndim(value) else [value]
-  return [item.decode() if isinstance(item, bytes) else str(item) for item in values]

@@ -6,17 +6,19 @@ A shard's headers are read once, when it is opened; after that an item is one re
 from __future__ import annotations
 
 import bisect
-import json
 import logging
 import os
+import re
 import tarfile
 from typing import Any
 
-from qat_jax.datasets import UnreadableImage
-from qat_jax.datasets.files import File, listed, splits_of, stems
-from qat_jax.datasets.folder import IMAGES
+from qat_jax.datasets import UnreadableImage, tables
+from qat_jax.datasets.files import IMAGES, File, LeftOut, hidden, listed, opened_endings, splits_of, stems
 
 CAPTIONS = ("txt", "caption", "text")  # endings of a caption's member
+WORD = re.compile(
+  r"[A-Za-z_][\w-]*"
+)  # what a part of an ending looks like: `depth` in 0.depth.png, not ` Who` in Dr. Who.jpg
 
 _log = logging.getLogger(__name__)
 _Member = tuple[int, int]  # where its bytes begin, and how many there are
@@ -35,12 +37,13 @@ class WebdatasetSource:
     Raises FileNotFoundError where there are none, ValueError for a compressed tar (which has no random access), one
     that is none, or no images at all. A shard that was cut short gives what it has; a line of the log names it.
     """
-    self.shards = listed(where, ".tar")
+    self.left_out = LeftOut()
+    self.shards = listed(where, ".tar", self.left_out)
     self.names, self.splits = stems(self.shards, ".tar"), splits_of(self.shards)
     self.keys: list[list[str]] = []
     self.members: list[list[dict[str, _Member]]] = []
     for shard in self.shards:
-      records = {key: members for key, members in _records(shard).items() if _image_of(members)}
+      records = _chosen(_records(shard, self.left_out), shard.name, self.left_out)
       self.keys.append(list(records))
       self.members.append(list(records.values()))
     self.starts = [0]
@@ -55,19 +58,14 @@ class WebdatasetSource:
   def about(self, position: int) -> dict[str, Any]:
     """Returns the record of an item without its image, which is not looked at."""
     shard, row = self._place(position)
-    members = self.members[shard][row]
-    fields, texts = self._fields(shard, row), [members[ending] for ending in CAPTIONS if ending in members]
-    caption = fields.get("caption", fields.get("text"))
-    if texts:
-      caption = self.shards[shard].read(*texts[0]).decode("utf-8", "replace").strip()
-    instance = fields.get("instance")
-    own = {
-      "id": self._name(shard, row),
-      "caption": None if caption in (None, "") else str(caption),
-      "instance": None if instance in (None, "") else str(instance),
-    }
-    split = fields.get("split", self.splits[shard])
-    return {**fields, **own, **({} if split is None else {"split": split})}
+    members, name = self.members[shard][row], self._name(shard, row)
+    where, fields = f"{self.shards[shard].path}, {self.keys[shard][row]!r}", self._fields(shard, row)
+    record = tables.described(fields, name, where, ids=())
+    if "text" in members:
+      text = tables.decoded(self.shards[shard].read(*members["text"]), f"{where}, its text")
+      record["caption"] = next(iter(tables.texts(text, where)), None)
+    split = record.get("split") or self.splits[shard]
+    return {**record, "id": name, **({} if split is None else {"split": split})}
 
   def stamp(self, position: int) -> dict[str, Any]:
     """Returns what changes when an item does: its place, and size and date of its shard. Reads nothing."""
@@ -86,22 +84,29 @@ class WebdatasetSource:
     last = max(start + length for start, length in members.values())
     if last > file.size:
       raise UnreadableImage(record["id"], f"{file.name} was cut short: it has {file.size} of {last} bytes")
-    if "json" in members and not self._fields(shard, row):
-      raise UnreadableImage(record["id"], "its .json is no object with fields")
+    if "json" in members:
+      try:
+        self._parsed(shard, row)
+      except ValueError as error:
+        raise UnreadableImage(record["id"], str(error)) from error
     try:
-      image = file.read(*_image_of(members))  # type: ignore[misc]
+      image = file.read(*members["image"])
     except OSError as error:
       raise UnreadableImage(record["id"], error.strerror or str(error)) from error
     return {**record, "image": image}
 
   def _fields(self, shard: int, row: int) -> dict[str, Any]:
-    """Returns the simple fields of a record's .json; none where there is none, or it cannot be read."""
-    member = self.members[shard][row].get("json")
+    """Returns the fields of a record's .json; none where it cannot be read, which reading the picture will say."""
     try:
-      content = json.loads(self.shards[shard].read(*member)) if member else {}
-      return {name: value for name, value in content.items() if type(value) in (str, int, float, bool)}
-    except (ValueError, AttributeError):
+      return self._parsed(shard, row)
+    except ValueError:
       return {}
+
+  def _parsed(self, shard: int, row: int) -> dict[str, Any]:
+    member = self.members[shard][row].get("json")
+    where = f"its .json in {self.shards[shard].name}"
+    data = self.shards[shard].read(*member) if member else b"{}"
+    return tables.parse_object(tables.decoded(data, where), where)
 
   def _place(self, position: int) -> tuple[int, int]:
     if not 0 <= position < len(self):
@@ -113,9 +118,9 @@ class WebdatasetSource:
     return f"{self.names[shard]}/{self.keys[shard][row]}"
 
 
-def _records(shard: File) -> dict[str, dict[str, _Member]]:
+def _records(shard: File, left_out: LeftOut) -> dict[str, dict[str, _Member]]:
   """Returns key → ending → where a member's bytes lie, of every record of a shard, in order."""
-  found: dict[str, dict[str, _Member]] = {}
+  records: dict[str, dict[str, _Member]] = {}
   with shard.open() as file:
     try:
       tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115
@@ -127,15 +132,75 @@ def _records(shard: File) -> dict[str, dict[str, _Member]]:
       raise ValueError(f"{shard.path} is no tar file ({error}); write it again or leave it out") from error
     try:
       while (member := tar.next()) is not None:
-        if member.isfile():
-          folder, _, name = member.name.rpartition("/")
-          key, _, ending = name.partition(".")
-          found.setdefault(f"{folder}/{key}".strip("/"), {})[ending.lower()] = (member.offset_data, member.size)
+        key, ending = cut(member.name)
+        if member.isdir():
+          pass
+        elif hidden(member.name) or not ending:
+          left_out.add_file(f"{shard.name}/{member.name}")
+        elif not member.isfile():
+          left_out.add("links and devices in tars", [f"{shard.name}/{member.name}"])
+        else:
+          endings = records.setdefault(key, {})
+          if ending in endings:
+            left_out.add("members that occur twice, of which the last counts", [f"{shard.name}/{member.name}"])
+          endings[ending] = (member.offset_data, member.size)
         tar.members = []  # type: ignore[attr-defined]  # it would keep every one
     except tarfile.ReadError as error:
-      _log.warning("%s was cut short after %d records (%s); the rest of it is missing", shard.path, len(found), error)
-  return found
+      _log.warning("%s was cut short after %d records (%s); the rest of it is missing", shard.path, len(records), error)
+  return records
 
 
-def _image_of(members: dict[str, _Member]) -> _Member | None:
-  return next((members[ending] for ending in members if f".{ending.rsplit('.', 1)[-1]}" in IMAGES), None)
+def cut(path: str) -> tuple[str, str]:
+  """Returns key and ending (lower case) of a member: an ending is the words after periods at its end.
+
+  0.depth.png is 0 and depth.png; Mug 2.0 (front).jpg is Mug 2.0 (front) and jpg.
+  """
+  folder, _, name = path.rpartition("/")
+  parts = name.split(".")
+  first = len(parts) - 1
+  while first > 1 and WORD.fullmatch(parts[first - 1]):
+    first -= 1
+  key = ".".join(parts[:first]) if first else name
+  return f"{folder}/{key}".strip("/"), ".".join(parts[first:]).lower() if first else ""
+
+
+def _chosen(records: dict[str, dict[str, _Member]], shard: str, left_out: LeftOut) -> dict[str, dict[str, _Member]]:
+  """Returns the records that have a picture: where `image`, `text` and `json` lie. The rest is left out, and named.
+
+  The picture is the one with a plain ending, else the first. Where no ending is plain and several pictures have texts
+  of their own, each is a record: St.Paul.jpg beside St.Paul.txt.
+  """
+  chosen = {}
+  for key, endings in records.items():
+    images = [ending for ending in endings if f".{ending.rpartition('.')[2]}" in opened_endings()]
+    plain = [ending for ending in images if "." not in ending]
+    alone = [image for image in images if _text_of(image, endings)] if not plain else []
+    pictures = alone if len(alone) > 1 else (plain or images)[:1]
+    taken: set[str] = set(pictures)
+    for image in pictures:
+      text = _text_of(image, endings) or next((ending for ending in CAPTIONS if ending in endings), None)
+      about = next((ending for ending in (f"{_stem(image)}json", "json") if ending in endings), None)
+      taken |= {text, about} - {None}  # type: ignore[arg-type]
+      name = key if len(pictures) == 1 else f"{key}.{_stem(image)[:-1]}"
+      places = {"image": image, "text": text, "json": about}
+      chosen[name] = {what: endings[ending] for what, ending in places.items() if ending is not None}
+    rest = {ending: f"{shard}/{key}.{ending}" for ending in endings if ending not in taken}
+    for ending, name in rest.items():
+      if ending in images:
+        left_out.add("further pictures of records in tars", [name])
+      elif ending.endswith(CAPTIONS):
+        left_out.add("texts in tars that are no caption of a picture", [name])
+      else:
+        left_out.add_file(name)
+  return chosen
+
+
+def _stem(ending: str) -> str:
+  """Returns an ending without its last part: `depth.` of depth.png."""
+  return ending[: ending.rfind(".") + 1]
+
+
+def _text_of(image: str, endings: dict[str, _Member]) -> str | None:
+  """Returns the ending of a picture's own text: left.txt or left.png.txt beside left.png."""
+  names = (f"{start}{ending}" for ending in CAPTIONS for start in (_stem(image), f"{image}."))
+  return next((name for name in names if name in endings), None)

@@ -21,6 +21,7 @@ import tqdm
 
 from qat_jax.cluster.work import LOCAL, reach, run
 from qat_jax.datasets import Source, UnreadableImage
+from qat_jax.datasets.files import LeftOut
 from qat_jax.encoders import Encoder
 from qat_jax.features import records
 from qat_jax.features.encoding import Encoding
@@ -31,6 +32,7 @@ from qat_jax.features.writer import FeatureWriter
 from qat_jax.stages import check_same, lock, write_json
 
 UNREADABLE = "unreadable.json"
+LEFT_OUT = "left_out.json"  # kind → names of all that the source holds and was not taken
 MOST_UNREADABLE = 0.01  # a larger share is a broken source, not a few broken files
 MOST_WITHOUT_CAPTION = 0.5  # with more the captions are somewhere else
 AGAIN = "Delete it or choose another folder; told to reuse this one, that encodes what is new alone"
@@ -104,7 +106,7 @@ class _Shards:
     encoded: Encoded | None,
   ) -> None:
     self.source, self.encoder, self.writer, self.plan, self.encoded = source, encoder, writer, plan, encoded
-    self.threads, self.beside, self.schema = threads, beside, records.schema(source)
+    self.threads, self.beside = threads, beside
     reports = writer.reports()
     self.unreadable = [entry for report in reports for entry in report["unreadable"]]
     self.bare = [name for report in reports for name in report["without_caption"]]
@@ -148,10 +150,10 @@ class _Shards:
         encoding.add(record)
       digests.append(record.get(records.CONTENT, UNKNOWN))
       report["reused"] += record.get(records.REUSED) is not None
-      rows.append({name: record.get(name) for name in self.schema.names})
+      rows.append({name: value for name, value in record.items() if name != "image"})
     features = {kind: encoding.features() for kind, encoding in of_kind.items()}
     report |= {"truncated": self.encoder.truncated - truncated_before, "content": b"".join(digests).hex()}
-    self.writer.write(shard, features, records.table(rows, self.schema), report)
+    self.writer.write(shard, features, records.table(rows), report)
     self.unreadable += report["unreadable"]
     self.bare += report["without_caption"]
     return seconds()
@@ -225,9 +227,16 @@ def _finish(shards: _Shards, speed: dict[str, float]) -> None:
     write_json(writer.folder / UNREADABLE, shards.unreadable)
     names = _first([entry["id"] for entry in shards.unreadable])
     tqdm.tqdm.write(f"{len(shards.unreadable)} unreadable images left out ({names}): {writer.folder / UNREADABLE}")
+  left_out = LeftOut({kind: list(names) for kind, names in getattr(shards.source, "left_out", {}).items()})
+  for line in left_out.lines():
+    tqdm.tqdm.write(f"{writer.folder}: {line}")
+  left_out.add("pictures that cannot be read", (f"{entry['id']}: {entry['reason']}" for entry in shards.unreadable))
+  left_out.add("items without a caption", shards.bare)
+  if left_out:
+    write_json(writer.folder / LEFT_OUT, left_out)
   if shards.bare:
-    left_out = f"{len(shards.bare)} of {len(shards.source)} left out of {writer.folder}"
-    tqdm.tqdm.write(f"{left_out}: no caption ({_first(shards.bare)})")
+    told = f"{len(shards.bare)} of {len(shards.source)} left out of {writer.folder}"
+    tqdm.tqdm.write(f"{told}: no caption ({_first(shards.bare)})")
   if truncated:
     tqdm.tqdm.write(f"{truncated} captions were longer than the {encoder.max_tokens} tokens that are read; cut")
   about = {"encoder": plan["encoder"], "revision": plan["revision"], "space": "frozen"}

@@ -31,8 +31,8 @@ def shared(data: RetrievalSet) -> dict[str, dict[str, list[str]]]:
     split, own = data.split(name), {}
     stores = [split.gallery, *(store for kind, store in split.queries.items() if kind == "image")]
     everything = (split.gallery, *split.queries.values())
-    columns = [store.arrow_column("instance") for store in everything if "instance" in store.columns]
-    own["instances"] = _common(columns, data.train_images.arrow_column("instance"))
+    columns = [store.names("instance") for store in everything if "instance" in store.columns]
+    own["instances"] = _common(columns, data.train_images.names("instance"))
     pairs = list(itertools.product(stores, trained))
     named = [(store, known) for store, known in pairs if not (_numbered(store) and _numbered(known))]
     ids = (item for store, known in named for item in _common([store.arrow_ids()], known.arrow_ids()))
@@ -61,8 +61,8 @@ def check(data: RetrievalSet, allowed: bool) -> dict[str, dict[str, int]]:
 
 
 def _common(columns: list[pa.ChunkedArray], trained: pa.ChunkedArray) -> list[str]:
-  known = pc.unique(trained.cast(pa.string()))
-  values = [pc.unique(column.cast(pa.string())) for column in columns]
+  known = pc.unique(trained)
+  values = [pc.unique(column) for column in columns]
   there = {name for one in values for name in one.filter(pc.is_in(one, value_set=known, skip_nulls=True)).to_pylist()}
   return sorted(name for name in there if name is not None)
 

@@ -9,12 +9,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from qat_jax.datasets import Source, UnreadableImage, decode
+from qat_jax.datasets import Source, UnreadableImage, decode, tables
 from qat_jax.features import reuse
 from qat_jax.features.reuse import Encoded
 
 CONTENT, REUSED = "\0content", "\0reused"  # keys of a record that no source has
-TYPES = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
 
 
 def read_ahead(
@@ -54,24 +53,12 @@ def record(
     return error
 
 
-def schema(source: Source) -> pa.Schema:
-  """Returns the metadata columns: id, instance, caption; of the first record `relevant` and the other scalar fields."""
-  fields = {name: pa.string() for name in ("id", "instance", "caption")}
-  first = record(source, 0)
-  for name, value in ({} if isinstance(first, UnreadableImage) else first).items():
-    if name == "relevant":
-      fields[name] = pa.list_(pa.string())
-    elif type(value) in TYPES:
-      fields.setdefault(name, TYPES[type(value)])
-  return pa.schema(fields)
-
-
-def table(rows: list[dict[str, Any]], columns: pa.Schema) -> pa.Table:
-  """Returns records as rows of metadata; raises ValueError where a field is of another type than the first item's."""
-  try:
-    return pa.Table.from_pylist(rows, schema=columns)
-  except (pa.ArrowException, TypeError) as error:
-    first, last = rows[0]["id"], rows[-1]["id"]
-    raise ValueError(
-      f"a field of the items {first!r} to {last!r} is not of the first item's type ({error}); wanted {columns}"
-    ) from error
+def table(rows: list[dict[str, Any]]) -> pa.Table:
+  """Returns records as rows of metadata: id, instance, caption, plain fields, and lists `relevant`."""
+  hidden = ("image", CONTENT, REUSED)
+  plain = [{k: v for k, v in row.items() if k not in hidden} for row in rows]
+  metadata = tables.table(plain, ("id", "instance", "caption"))
+  if any("relevant" in row for row in rows):
+    lists = pa.array([row.get("relevant") for row in rows], pa.list_(pa.string()))
+    metadata = metadata.append_column("relevant", lists)
+  return metadata

@@ -19,8 +19,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from qat_jax.datasets import tables
 from qat_jax.datasets.splits import CAPTION
-from qat_jax.features.shards import KINDS, cast
+from qat_jax.features.shards import KINDS
 from qat_jax.features.store import FeatureStore
 from qat_jax.types import KIND_OF_QUERY, QUERY_TYPES, EncoderName, Relevance, check_encoders
 
@@ -153,9 +154,9 @@ def relevance(queries: FeatureStore, gallery: FeatureStore) -> Relevance:
   """
   if _has_lists(queries):
     return _listed(queries, gallery)
-  code_Q, instances = _factorise(queries.arrow_column("instance"))
+  code_Q, instances = _factorise(queries.names("instance"))
   own_code_Q, ids = _factorise(queries.arrow_ids())
-  matching, code_of_matching = _occurrences(gallery.arrow_column("instance"), instances)
+  matching, code_of_matching = _occurrences(gallery.names("instance"), instances)
   order = np.argsort(code_of_matching, kind="stable")
   matching, code_of_matching = matching[order], code_of_matching[order]
   first_Q = np.searchsorted(code_of_matching, code_Q, "left")
@@ -176,7 +177,7 @@ def _listed(queries: FeatureStore, gallery: FeatureStore) -> Relevance:
   lists = queries.arrow_column(RELEVANT).combine_chunks()
   if not (pa.types.is_list(lists.type) or pa.types.is_large_list(lists.type)):
     raise ValueError(f"{_name(queries)}: the column `{RELEVANT}` holds {lists.type}; give each query a list of ids")
-  names = cast(pa.chunked_array([pc.list_flatten(lists)]), pa.string(), f"{queries.folder}, column {RELEVANT!r},")
+  names = tables.names(pa.chunked_array([pc.list_flatten(lists)]), f"{queries.folder}, column {RELEVANT!r},")
   query_M = pc.list_parent_indices(lists).to_numpy()
   position_M = pc.index_in(names, value_set=gallery.arrow_ids().combine_chunks()).fill_null(-1).to_numpy()
   if (position_M < 0).any():
@@ -197,17 +198,13 @@ def _listed(queries: FeatureStore, gallery: FeatureStore) -> Relevance:
 
 def _factorise(values: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
   """Returns a code for each value (int64, −1 where missing) and the values that the codes stand for."""
-  encoded = cast(values, pa.string(), "the retrieval set").combine_chunks().dictionary_encode()
+  encoded = values.combine_chunks().dictionary_encode()
   return encoded.indices.fill_null(-1).to_numpy().astype(np.int64), encoded.dictionary
 
 
 def _occurrences(values: pa.ChunkedArray, wanted: pa.Array) -> tuple[np.ndarray, np.ndarray]:
   """Returns the positions of the values that are among the wanted ones, ascending, and which of them each is."""
-  code_N = (
-    pc.index_in(cast(values, pa.string(), "the retrieval set"), value_set=wanted, skip_nulls=True)
-    .fill_null(-1)
-    .to_numpy()
-  )
+  code_N = pc.index_in(values, value_set=wanted, skip_nulls=True).fill_null(-1).to_numpy()
   positions = np.flatnonzero(code_N >= 0)
   return positions, code_N[positions]
 
@@ -253,7 +250,7 @@ def _check_store(store: FeatureStore, every_item: bool, wants_instance: bool) ->
       f"{_name(store)} has no metadata column `id`, only {store.columns}; a query must know its own image"
     )
   if wants_instance:
-    missing = store.arrow_column("instance").is_null().to_numpy()
+    missing = store.names("instance").is_null().to_numpy()
     if missing.all() or (every_item and missing.any()):
       raise ValueError(
         f"{_name(store)}: {missing.sum()} items have no instance, the first is {store.ids[missing.argmax()]!r}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import mmap
 import os
 import re
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from qat_jax.datasets import tables
 from qat_jax.sealed import UNREADABLE, read_record, readable
 
 KINDS = ("img", "text")
@@ -114,7 +116,30 @@ def shard_files(folder: Path, stem: str, ending: str) -> list[Path]:
   """Returns the shards `<stem>/<stem>_<number>.<ending>` in the order of their numbers, however wide these are."""
   name = re.compile(rf"(?:{stem})_(\d+)\.{ending}")
   there = [(match, path) for path in (folder / stem).glob(f"*.{ending}") if (match := name.fullmatch(path.name))]
-  return [path for _, path in sorted((int(match[1]), path) for match, path in there)]
+  paths = [path for _, path in sorted((int(match[1]), path) for match, path in there)]
+  for first, second in itertools.pairwise(paths):
+    if number(first) == number(second):
+      raise ValueError(f"{first} and {second.name} have the same number; remove one of them")
+  return paths
+
+
+def number(path: Path) -> int:
+  """Returns the number of a shard."""
+  return int(path.stem.rpartition("_")[2])
+
+
+def check_numbers(first: list[Path], second: list[Path]) -> None:
+  """Raises ValueError that names the shards of one kind which the other kind lacks. One file may go with several."""
+  if min(len(first), len(second)) < 2 and len(first) != len(second):
+    return
+  numbers = [{number(path): path for path in paths} for paths in (first, second)]
+  alone = [sorted(one.keys() - other.keys()) for one, other in (numbers, numbers[::-1])]
+  if any(alone):
+    names = [paths[n].name for paths, missing in zip(numbers, alone, strict=True) for n in missing[:3]]
+    raise ValueError(
+      f"{first[0].parents[1]}: {', '.join(names)} have no partner of their number in {first[0].parent.name}/ and "
+      f"{second[0].parent.name}/; shards pair by their numbers: restore the missing ones, or remove these"
+    )
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
@@ -179,29 +204,19 @@ def _squares(features_ND: np.ndarray) -> np.ndarray:
   return square_N
 
 
-def read_schema(path: Path) -> pa.Schema:
-  """Returns the columns of one metadata shard."""
+def read_columns(path: Path) -> dict[str, str]:
+  """Returns the clean name → the written name of the columns of one metadata shard."""
   with readable(path):
-    return pq.read_schema(path)
+    return tables.clean(pq.read_schema(path).names, path)
 
 
 def read_column(path: Path, name: str) -> pa.ChunkedArray:
-  """Returns a column of one metadata shard; raises ValueError where it has no such column."""
+  """Returns a column of one metadata shard, by its written name; raises ValueError where it is not UTF-8."""
   with readable(path):
-    file = pq.ParquetFile(path)
-  if name not in file.schema_arrow.names:
-    raise ValueError(f"{path} has no column {name!r}, only {file.schema_arrow.names}, unlike the shards before it")
-  with readable(path):
-    column = file.read(columns=[name]).column(0)  # as a dictionary it would lose what is missing on the way to NumPy
-  return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
-
-
-def cast(values: pa.ChunkedArray, kind: pa.DataType, where: Path | str) -> pa.ChunkedArray:
-  """Returns values as another type; raises ValueError that says where they are, for those that cannot be it."""
-  try:
-    return values.cast(kind)
-  except pa.ArrowException as error:
-    raise ValueError(f"{where} has values of the type {values.type}, which are no {kind} ({error})") from error
+    column = pq.ParquetFile(path).read(columns=[name]).column(0)
+  if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+    tables.check_utf8(column, f"{path}, column {name!r},")
+  return column
 
 
 def parquet_rows(path: Path) -> int:
@@ -211,7 +226,7 @@ def parquet_rows(path: Path) -> int:
 
 
 def check_counts(
-  folder: Path, kind: str, described: Mapping[str, Any], shards: list[Shard], tables: list[Path]
+  folder: Path, kind: str, described: Mapping[str, Any], shards: list[Shard], metadata: list[Path]
 ) -> None:
   """Raises an error where meta.json, the shards of one kind and the metadata's do not tell the same story.
 
@@ -222,13 +237,14 @@ def check_counts(
     if not path.exists():
       raise FileNotFoundError(f"{path} is missing, {META} lists it; restore it or write the folder again")
   if described:
-    paths = [*(shard.path for shard in shards), *tables]
+    paths = [*(shard.path for shard in shards), *metadata]
     stray = [path for path in paths if path.relative_to(folder).as_posix() not in described]
     if stray:
       raise ValueError(f"{META} of {folder} does not list {stray[0].name}; remove the shard, or {META} to reread")
-  if not tables:
+  if not metadata:
     return
-  counts = [parquet_rows(path) for path in tables]
+  check_numbers([shard.path for shard in shards], metadata)
+  counts = [parquet_rows(path) for path in metadata]
   pairs = zip(shards, counts, strict=True) if len(counts) == len(shards) else []
   for shard, count in pairs:
     if shard.rows != count:

@@ -16,9 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from qat_jax.datasets import tables
 from qat_jax.datasets.splits import CAPTION, drawn
 from qat_jax.features.retrieval_set import RELEVANT, relevance
-from qat_jax.features.shards import META, cast, parquet_rows, read_meta, read_schema, shard_files
+from qat_jax.features.shards import META, parquet_rows, read_columns, read_meta, shard_files
 from qat_jax.features.store import ROWS_PER_SHARD, FeatureStore
 from qat_jax.features.writer import FeatureWriter
 from qat_jax.sealed import check_format, read_record, readable, write_record
@@ -115,8 +116,7 @@ def _instances(images: FeatureStore, by: str | None) -> pa.ChunkedArray:
   name = by or ("instance" if "instance" in images.columns else None)
   if name is None:
     return ids
-  given = cast(images.arrow_column(name), pa.string(), f"{images.folder}, column {name!r},")
-  given = pc.if_else(pc.equal(given, ""), pa.scalar(None, pa.string()), given)
+  given = images.names(name)
   alone = pc.if_else(pc.is_null(given), ids, pa.scalar(None, pa.string()))
   both = pc.is_in(alone, value_set=given.unique().drop_null(), skip_nulls=True)
   if pc.any(both).as_py():
@@ -186,10 +186,14 @@ def _listed_queries(images: FeatureStore, part_N: np.ndarray) -> dict[str, Place
 
 def _captioned(images: FeatureStore) -> np.ndarray:
   """Says which rows have a caption: those whose text is known to be empty have none (N)."""
-  if "caption" not in images.columns:
+  column = tables.caption_column(images.columns, images.folder)
+  if column is None:
     return np.ones(len(images), bool)
-  caption = cast(images.arrow_column("caption"), pa.string(), f"{images.folder}, column 'caption',")
-  return pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(caption)), 0).fill_null(False).to_numpy()
+  values = images.arrow_column(column)
+  if pa.types.is_nested(values.type):
+    where = f"{images.folder}, column {column!r},"
+    return np.array([bool(tables.texts(value, where)) for value in values.to_pylist()])
+  return images.names(column).is_valid().to_numpy()
 
 
 def _write(
@@ -234,23 +238,29 @@ class Metadata:
   def __init__(self, store: FeatureStore) -> None:
     self.paths = store.metadata_shards
     self.starts = np.concatenate([[0], np.cumsum([parquet_rows(path) for path in self.paths])]).astype(np.int64)
-    schemas = [read_schema(path).remove_metadata() for path in self.paths]
-    whole = pa.unify_schemas(schemas, promote_options="permissive") if schemas else pa.schema([])
-    plain = lambda kind: kind.value_type if pa.types.is_dictionary(kind) else kind
-    self.types = {field.name: plain(field.type) for field in whole if field.name not in ("id", "instance", RELEVANT)}
+    self.columns = [read_columns(path) for path in self.paths]
+    self.names = list(dict.fromkeys(name for columns in self.columns for name in columns))
 
   def take(self, rows: np.ndarray) -> dict[str, pa.ChunkedArray]:
-    """Returns the columns of ascending rows by name, but for ids and instances; null where a shard lacks one."""
-    found: dict[str, list[pa.ChunkedArray]] = {name: [] for name in self.types}
+    """Returns the columns of ascending rows by name, but for ids and instances; null where a shard lacks one.
+
+    A column whose types have nothing in common from shard to shard is left out; a line of the log names it.
+    """
+    parts: dict[str, list[pa.ChunkedArray]] = {
+      name: [] for name in self.names if name not in ("id", "instance", RELEVANT)
+    }
     cuts = np.searchsorted(rows, self.starts)
     for shard in np.flatnonzero(np.diff(cuts)):
       with readable(self.paths[shard]):
         table = pq.ParquetFile(self.paths[shard]).read()
       table = table.take(pa.array(rows[cuts[shard] : cuts[shard + 1]] - self.starts[shard]))
-      for name, kind in self.types.items():
-        there = name in table.column_names
-        found[name].append(table.column(name).cast(kind) if there else pa.chunked_array([pa.nulls(len(table), kind)]))
-    return {
-      name: pa.chunked_array([c for part in parts for c in part.chunks], self.types[name])
-      for name, parts in found.items()
-    }
+      for name, values in parts.items():
+        written = self.columns[shard].get(name)
+        values.append(table.column(written) if written else pa.chunked_array([pa.nulls(len(table))]))
+    columns = {}
+    for name, values in parts.items():
+      try:
+        columns[name] = tables.widened(values, f"the column {name!r}")
+      except ValueError as error:
+        tables.log.warning("a column is left out: %s", error)
+    return columns

@@ -17,22 +17,23 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from qat_jax.datasets import tables
 from qat_jax.features.shards import (
   INCOMPLETE,
   KINDS,
   META,
   Shard,
   as_table,
-  cast,
   check_counts,
   check_ids,
+  check_numbers,
   check_rows,
   describe,
   is_unit,
   parquet_rows,
   read_column,
+  read_columns,
   read_meta,
-  read_schema,
   shard_files,
 )
 from qat_jax.features.writer import FeatureWriter, RowStream
@@ -69,6 +70,10 @@ class FeatureStore:
         )
     self._starts = np.concatenate([[0], np.cumsum([shard.rows for shard in self.shards])]).astype(np.int64)
     self._columns: dict[str, np.ndarray] = {}
+    for other in KINDS:
+      paths = shard_files(folder, f"{other}_emb", "npy")
+      if other != kind and paths:
+        check_numbers([shard.path for shard in self.shards], paths)
     check_counts(folder, kind, meta.get("files", {}), self.shards, self.metadata_shards)
 
   @classmethod
@@ -137,24 +142,41 @@ class FeatureStore:
     features, metadata = digest_of_files(shard.path for shard in self.shards), digest_of_files(self.metadata_shards)
     return {"kind": self.kind, "rows": len(self), "space": self.space, "features": features, "metadata": metadata}
 
+  @functools.cached_property
+  def _written(self) -> list[dict[str, str]]:
+    return [read_columns(path) for path in self.metadata_shards]
+
   @property
   def columns(self) -> list[str]:
-    """The names of the metadata columns."""
-    return read_schema(self.metadata_shards[0]).names if self.metadata_shards else []
+    """The names of the metadata columns that some shard has, stripped; known ones are lower case."""
+    return list(dict.fromkeys(name for columns in self._written for name in columns))
 
   @property
   def id_column(self) -> str | None:
     """The metadata column that names the items, None where they are only numbered."""
     return next((name for name in ID_COLUMNS if name in self.columns), None)
 
-  def arrow_column(self, name: str) -> pa.ChunkedArray:
-    """Returns a metadata column as Arrow holds it, read at each call; raises KeyError where there is none."""
+  def _parts(self, name: str) -> Iterator[pa.ChunkedArray]:
+    """Yields a column shard by shard, null where a shard lacks it; raises KeyError where all do."""
     if name not in self.columns:
       raise KeyError(f"no metadata column {name!r} in {self.folder}; there are {self.columns}")
-    parts = [read_column(path, name) for path in self.metadata_shards]
-    kind = next((part.type for part in parts if not pa.types.is_null(part.type)), pa.string())
+    for path, columns in zip(self.metadata_shards, self._written, strict=True):
+      there = name in columns
+      yield read_column(path, columns[name]) if there else pa.chunked_array([pa.nulls(parquet_rows(path))])
+
+  def arrow_column(self, name: str) -> pa.ChunkedArray:
+    """Returns a metadata column as Arrow holds it, read at each call; where the types of shards differ, widened.
+
+    Raises KeyError where there is none, ValueError where the shards' types have nothing in common, or for other text
+    than UTF-8.
+    """
+    return tables.widened(list(self._parts(name)), f"{self.folder}, column {name!r},")
+
+  def names(self, name: str) -> pa.ChunkedArray:
+    """Returns a column as the text of names: 3, 3.0 and "3" are the same; null where it is missing, NaN or blank."""
     where = f"{self.folder}, column {name!r},"
-    return pa.chunked_array([chunk for part in parts for chunk in cast(part, kind, where).chunks], kind)
+    chunks = [chunk for part in self._parts(name) for chunk in tables.names(part, where).chunks]
+    return pa.chunked_array(chunks, pa.string())
 
   def column(self, name: str) -> np.ndarray:
     """Returns a metadata column (N; text as an object array of str, None where missing), kept after the first use."""
@@ -163,15 +185,24 @@ class FeatureStore:
     return self._columns[name]
 
   def metadata(self) -> pa.Table:
-    """Returns all metadata, with the ids in a column `id`; a folder without metadata gives row numbers."""
-    table = pa.table({name: self.arrow_column(name) for name in self.columns if name != "id"})
-    return table.add_column(0, "id", self.arrow_ids()) if table.num_columns else pa.table({"id": self.arrow_ids()})
+    """Returns all metadata, with the ids in a column `id`; a folder without metadata gives row numbers.
+
+    A column whose types have nothing in common from shard to shard is left out; a line of the log names it.
+    """
+    columns = {"id": self.arrow_ids()}
+    for name in self.columns:
+      try:
+        columns.setdefault(name, self.arrow_column(name) if name != "id" else columns["id"])
+      except ValueError as error:
+        if name in ("caption", "instance"):
+          raise
+        tables.log.warning("a column is left out: %s", error)
+    return pa.table(columns)
 
   def arrow_ids(self) -> pa.ChunkedArray:
     """Returns the items' ids as Arrow strings: the column `id`, else `key`, else `image_path`, else row numbers."""
     name = self.id_column
-    values = pa.chunked_array([pa.array(np.arange(len(self)))]) if name is None else self.arrow_column(name)
-    return cast(values, pa.string(), f"{self.folder}, column {name!r},")
+    return pa.chunked_array([pa.array(np.arange(len(self))).cast(pa.string())]) if name is None else self.names(name)
 
   @functools.cached_property
   def ids(self) -> np.ndarray:

@@ -41,9 +41,9 @@ class Items:
   @classmethod
   def of(cls, store: FeatureStore) -> Items:
     """Returns the items of a feature folder: its scalar columns alone."""
-    columns = {name: store.arrow_column(name) for name in store.columns if name != "id"}
-    plain = {name: column for name, column in columns.items() if not pa.types.is_nested(column.type)}
-    return cls(store.arrow_ids(), pa.table(plain), str(store.folder))
+    table = store.metadata()
+    plain = [field.name for field in table.schema if field.name != "id" and not pa.types.is_nested(field.type)]
+    return cls(table.column("id"), table.select(plain), str(store.folder))
 
   def __len__(self) -> int:
     return len(self.ids)

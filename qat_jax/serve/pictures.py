@@ -15,7 +15,8 @@ from typing import Any
 from PIL import Image
 
 from qat_jax.datasets import UnreadableImage, decode
-from qat_jax.datasets.folder import FILE_COLUMNS, IMAGES
+from qat_jax.datasets.files import IMAGES
+from qat_jax.datasets.tables import FILE_COLUMNS
 from qat_jax.serve.limits import Refused, invalid
 
 # Pillow's names of the formats that may be sent or shown. Left out are those that run a program (EPS) or name other

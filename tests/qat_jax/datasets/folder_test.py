@@ -157,3 +157,33 @@ def test_missing_and_empty_folders_are_refused(tmp_path):
     FolderSource(tmp_path)
   with pytest.raises(FileNotFoundError, match="no captions file"):
     FolderSource(tmp_path, tmp_path / "none.csv")
+
+
+def test_links_are_followed_and_folders_of_systems_are_left_out(folder, tmp_path_factory):
+  far = tmp_path_factory.mktemp("far")
+  (far / "d.avif").write_bytes(b"")
+  (folder / "link").symlink_to(far)
+  (folder / "more/up").symlink_to(folder)
+  (folder / "@eaDir").mkdir()
+  (folder / "@eaDir/b.jpg").write_bytes(b"")
+  source = FolderSource(folder)
+  assert [row["file"] for row in source.rows] == ["a.JPG", "b.jpg", "link/d.avif", "more/c.png"]
+  assert source.left_out == {
+    "system and hidden folders": ["@eaDir"],
+    "links to folders that are read already, or in circles": ["more/up/"],
+    ".md files": ["notes.md"],
+  }
+
+
+def test_an_open_quote_is_named_with_its_line(folder):
+  for end in ("", 'a.JPG,12"\n'):
+    (folder / "captions.csv").write_text(f'file,caption\na.JPG,a\nb.jpg,"12 inch\nmore/c.png,c\n{end}')
+    with pytest.raises(ValueError, match=r"captions\.csv, line 3: .*a quote (there )?stays open"):
+      FolderSource(folder)
+
+
+def test_metadata_of_an_image_folder_with_semicolons_and_a_mark(folder):
+  (folder / "metadata.csv").write_text("\ufefffile_name;Text\nb.jpg;a blue one\n", encoding="utf-8")
+  source = FolderSource(folder)
+  assert source[0]["caption"] == "a blue one"
+  assert source.left_out[f"pictures that {folder / 'metadata.csv'} does not name"] == ["a.JPG", "more/c.png"]

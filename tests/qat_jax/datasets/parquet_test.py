@@ -52,16 +52,23 @@ def test_other_layouts_are_understood(tmp_path):
     ParquetSource(tmp_path / "q", image="picture", caption="title")
 
 
-def test_what_is_no_parquet_of_one_schema_is_refused(tmp_path):
+def test_what_is_no_parquet_is_refused(tmp_path):
   folder = parquet_files(tmp_path / "p")
   whole = (folder / "a.parquet").read_bytes()
   (folder / "a.parquet").write_bytes(whole[:-20])
   with pytest.raises(ValueError, match=r"a\.parquet is no whole Parquet file"):
     ParquetSource(folder)
   (folder / "a.parquet").write_bytes(whole)
-  parquet_files(folder, names=("c",), colour=str)
-  with pytest.raises(ValueError, match=r"c\.parquet has other columns than .*a\.parquet"):
-    ParquetSource(folder)
+
+
+def test_files_may_have_other_columns(tmp_path):
+  folder = parquet_files(tmp_path / "p")
+  parquet_files(folder, names=("c",), colour=str, price=lambda i: f"{i} EUR")
+  pq.write_table(pa.table({"url": ["http://x"]}), folder / "d.parquet")
+  source = ParquetSource(folder)
+  assert len(source) == 18 and source.left_out == {"Parquet files without image bytes": ["d.parquet"]}
+  assert "colour" not in source.about(0) and source.about(12)["colour"] == "0"
+  assert (source.about(0)["price"], source.about(12)["price"]) == (0.0, "0 EUR")
 
 
 def test_files_make_a_retrieval_set_by_their_names(tmp_path):

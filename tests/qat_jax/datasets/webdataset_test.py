@@ -114,3 +114,32 @@ def test_shards_make_a_retrieval_set_by_their_names_or_by_instance(tmp_path):
   places = sources("webdataset", "", str(folder))
   assert [len(places[p][0]) for p in ("train", "val/gallery", "test/gallery")] == [10, 10, 10]
   assert places["val/gallery"][0][0]["id"].startswith("validation-0/")
+
+
+def test_pictures_are_cut_from_their_names_and_what_is_left_out_is_named(tmp_path):
+  records = {
+    "Mug 2.0 (front)": {"png": picture(1), "txt": "front"},
+    "Mug 2.0 (back)": {"png": picture(2), "txt": "back"},
+    "0": {"depth.png": picture(3), "png": picture(4), "txt": "plain", "cls": "7"},
+    "f": {"left.png": picture(5), "right.png": picture(6)},
+    "._0": {"png": b"of macOS"},
+    "St": {"Paul.png": picture(7), "Paul.txt": "Paul", "Peter.PNG": picture(8), "Peter.txt": "Peter"},
+  }
+  write_tar(tmp_path / "a.tar", records)
+  source = WebdatasetSource(tmp_path)
+  read = [
+    (r["id"][2:], r["caption"], decode(r).getpixel((0, 0))[0]) for r in map(source.__getitem__, range(len(source)))
+  ]
+  assert read == [
+    ("Mug 2.0 (front)", "front", 1),
+    ("Mug 2.0 (back)", "back", 2),
+    ("0", "plain", 4),
+    ("f", None, 5),
+    ("St.paul", "Paul", 7),
+    ("St.peter", "Peter", 8),
+  ]
+  assert source.left_out == {
+    "system and hidden files": ["a.tar/._0.png"],
+    "further pictures of records in tars": ["a.tar/0.depth.png", "a.tar/f.right.png"],
+    ".cls files": ["a.tar/0.cls"],
+  }

@@ -259,11 +259,6 @@ def test_cut_captions_are_counted_and_reported(tmp_path, capsys):
       {},
       r"2 items of 3 .* more than half: 'item0', 'item2'.*'img'",
     ),
-    (
-      Source(30, at7={"year": "long ago"}),
-      {},
-      "a field of the items 'item0' to 'item9' is not of the first item's type",
-    ),
     (Source(0), {}, "the source is empty"),
     (Source(3), {"kinds": ("image",)}, r"kinds is \('image',\)"),
     (Source(3), {"dtype": "int8"}, "dtype is 'int8'"),

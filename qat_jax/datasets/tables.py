@@ -1,0 +1,276 @@
+"""The one reader of captions, names and columns, whatever holds them: docs/data.md has its rules as a table.
+
+A text is UTF-8. A column's name is stripped, and known names are lower case. A caption is one text, or a list of texts
+of which the first counts. An id or an instance is a text: 3, 3.0 and "3" are the same. Other columns stop nothing.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from qat_jax.sealed import readable
+
+FILE_COLUMNS = ("file", "file_name", "filename", "image", "image_path", "path")
+CAPTION_COLUMNS = ("caption", "text", "captions", "sentences")
+ID_COLUMNS = ("id", "key", "image_id", "file_name")
+KNOWN = {*FILE_COLUMNS, *CAPTION_COLUMNS, *ID_COLUMNS, "instance", "split"}
+SIGNED = 1 << 63  # whole numbers from here on do not fit into int64, and become text
+EXACT = 1 << 53  # whole numbers up to here are exact as floats
+SEPARATORS = (",", ";", "\t")
+SWALLOWED = re.compile(r"\n[^\n]{1,255}\.(jpe?g|png|webp|gif|bmp|tiff?|avif|jfif|heic)\"?[,;\t]", re.IGNORECASE)
+
+log = logging.getLogger(__name__)
+
+
+def decoded(data: bytes, where: object) -> str:
+  """Returns UTF-8 text without its byte order mark; raises ValueError that names the line of any other text."""
+  if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+    raise ValueError(f"{where} is UTF-16; save it as UTF-8")
+  if b"\0" in data:
+    line = data.count(b"\n", 0, data.index(b"\0")) + 1
+    raise ValueError(f"{where}, line {line}, has a NUL byte; save it as UTF-8")
+  try:
+    return data.decode("utf-8-sig")
+  except UnicodeDecodeError as error:
+    line = data.count(b"\n", 0, error.start) + 1
+    byte = data[error.start]
+    raise ValueError(
+      f"{where}, line {line}, is not UTF-8 (byte {byte:#04x}); save it as UTF-8, it may be Latin-1"
+    ) from error
+
+
+def clean(names: Iterable[str], where: object) -> dict[str, str]:
+  """Returns the clean name → the written name of each column; raises ValueError where two become the same.
+
+  Spaces around a name and a byte order mark go; a known name becomes lower case unless it is there in lower case too.
+  """
+  written = list(names)
+  cleaned: dict[str, str] = {}
+  for name in written:
+    short = str(name).lstrip("\ufeff").strip()
+    lower = short.lower()
+    short = lower if lower in KNOWN and (lower not in written or lower == name) else short
+    if short in cleaned:
+      raise ValueError(f"{where} has the columns {cleaned[short]!r} and {name!r}, which are one name; rename one")
+    cleaned[short] = name
+  return cleaned
+
+
+def caption_column(names: Iterable[str], where: object) -> str | None:
+  """Returns which of some clean columns holds captions; raises ValueError where it may be several."""
+  there = [name for name in CAPTION_COLUMNS if name in set(names)]
+  if len(there) > 1 and there[0] != "caption":
+    raise ValueError(f"{where} may have its captions in {' or '.join(map(repr, there))}; name one of them `caption`")
+  return there[0] if there else None
+
+
+def texts(value: Any, where: object) -> list[str]:
+  """Returns the texts of a caption: none where it is missing or blank, several of a list; refuses an object by name."""
+  if isinstance(value, Mapping):
+    raise ValueError(f"{where} has a caption that is an object with the fields {list(value)}; give its text alone")
+  if isinstance(value, list | tuple) or (hasattr(value, "ndim") and value.ndim):
+    return [text for item in value for text in texts(item, where)]
+  text = name(value, where)
+  return [] if text is None or not text.strip() else [text.strip()]
+
+
+def name(value: Any, where: object) -> str | None:
+  """Returns a value as the text of a name: None where it is missing, NaN or blank.
+
+  Raises ValueError for a list, an object, and text with half a surrogate pair.
+  """
+  value = value.item() if hasattr(value, "item") else value
+  if value is None or (isinstance(value, float) and math.isnan(value)):
+    return None
+  if isinstance(value, float) and value.is_integer():
+    value = int(value)
+  if isinstance(value, bytes):
+    value = decoded(value, where)
+  if isinstance(value, Mapping | list | tuple):
+    raise ValueError(f"{where} has a {type(value).__name__} where a name is wanted; give text or a number")
+  text = str(value)
+  if not is_utf8(text):
+    raise ValueError(f"{where} has text with half a surrogate pair, {text[:40]!r}; it is no UTF-8, mend it")
+  return text if text.strip() else None
+
+
+def described(fields: Mapping[str, Any], place: str, where: object, ids: Sequence[str] = ("id",)) -> dict[str, Any]:
+  """Returns a record's plain fields with id, caption, instance and split, from fields with clean names.
+
+  Args:
+    fields: what the source says of the item; a missing id is the place.
+    place: the item's name where it has no other.
+    where: what an error names.
+    ids: the columns that may hold an id, in order.
+  """
+  caption = caption_column(fields, where)
+  own = {column: name(fields.get(column), f"{where}, {column!r},") for column in ("instance", "split")}
+  given = next((column for column in ids if column in fields), None)
+  identity = name(fields[given], f"{where}, {given!r},") if given else None
+  captions = texts(fields[caption], where) if caption else []
+  dropped = {caption, "instance", "split"}
+  rest = {key: value for key, value in fields.items() if key not in dropped and is_plain(value)}
+  record = {**rest, "id": identity or place, "caption": next(iter(captions), None), "instance": own["instance"]}
+  return record if own["split"] is None else {**record, "split": own["split"]}
+
+
+def is_plain(value: Any) -> bool:
+  """Says whether a value can be kept as metadata: text, a number, or true and false."""
+  return isinstance(value, str | bool | int | float)
+
+
+def odd_columns(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+  """Returns the columns with values that cannot be kept as metadata, but for captions."""
+  odd = (key for row in rows for key, value in row.items() if value is not None and not is_plain(value))
+  return [key for key in dict.fromkeys(odd) if key not in CAPTION_COLUMNS]
+
+
+def parse_object(data: str, where: object) -> dict[str, Any]:
+  """Returns the JSON object in a text, with clean names; raises ValueError that says what else it is."""
+  try:
+    content = json.loads(data)
+  except json.JSONDecodeError as error:
+    raise ValueError(f"{where}, is no JSON: {error.msg} at character {error.colno}; mend it") from error
+  except RecursionError as error:
+    raise ValueError(f"{where}, is JSON of too many levels; mend it") from error
+  if not isinstance(content, dict):
+    raise ValueError(f"{where}, is a JSON {type(content).__name__}; wanted an object a line")
+  return {short: content[key] for short, key in clean(content, where).items()}
+
+
+def read(table: Path) -> list[dict[str, Any]]:
+  """Returns the rows of a .csv, .tsv, .jsonl or .parquet file, with clean names; a ValueError names the line."""
+  if not table.is_file():
+    raise FileNotFoundError(f"no captions file {table}")
+  ending = table.suffix.lower()
+  if ending == ".parquet":
+    with readable(table):
+      content = pq.read_table(table)
+      content = content.select(list(clean(content.column_names, table).values()))
+      return content.rename_columns(list(clean(content.column_names, table))).to_pylist()
+  if ending not in (".csv", ".tsv", ".jsonl"):
+    raise ValueError(f"{table} is no .csv, .tsv, .jsonl or .parquet file")
+  text = decoded(table.read_bytes(), table)
+  if ending == ".jsonl":
+    lines = enumerate(text.split("\n"), 1)
+    return [parse_object(line, f"{table}, line {number}") for number, line in lines if line.strip()]
+  return _separated(table, text, SEPARATORS if ending == ".csv" else ("\t",))
+
+
+def _separated(table: Path, text: str, separators: Sequence[str]) -> list[dict[str, Any]]:
+  """Returns the rows of CSV. The separator is the first that gives the header a known column of files."""
+  header = text.partition("\n")[0]
+  known = lambda mark: {cell.strip(' "\r').lower() for cell in header.split(mark)} & set(FILE_COLUMNS)
+  mark = next((mark for mark in separators if mark in header and known(mark)), separators[0])
+  reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
+  rows: list[dict[str, Any]] = []
+  names: list[str] = []
+  begin = 1
+  try:
+    for cells in reader:
+      if not names:
+        names = list(clean(cells, table)) if cells else []
+      elif cells:
+        if len(cells) > len(names):
+          raise ValueError(
+            f"{table}, line {begin}: more cells than the {len(names)} columns; put text with a comma in quotes"
+          )
+        if any(SWALLOWED.search(cell) for cell in cells):
+          raise ValueError(f"{table}, line {begin}: a quote stays open there and takes in the rows after it; close it")
+        rows.append(dict(zip(names, [*cells, *[None] * (len(names) - len(cells))], strict=True)))
+      begin = reader.line_num + 1
+  except csv.Error as error:
+    raise ValueError(f"{table}, line {begin}: {error}; a quote there stays open, or is not doubled: mend it") from error
+  return rows
+
+
+def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pa.Table:
+  """Returns records as a table: the columns named, and every other plain one; types are widened over the rows."""
+  names = dict.fromkeys([*columns, *(key for row in rows for key, value in row.items() if is_plain(value))])
+  return pa.table({key: typed([row.get(key) for row in rows]) for key in names})
+
+
+def typed(values: Sequence[Any]) -> pa.Array:
+  """Returns values as the narrowest of bool, int64, float64 and text that holds all; what is not plain is null."""
+  plain = [value if is_plain(value) and value == value else None for value in values]  # NaN is missing
+  kinds = {type(value) for value in plain if value is not None}
+  whole = [value for value in plain if isinstance(value, int)]
+  if kinds == {bool}:
+    return pa.array(plain, pa.bool_())
+  if kinds == {int} and all(-SIGNED <= value < SIGNED for value in whole):
+    return pa.array(plain, pa.int64())
+  if kinds and kinds <= {int, float} and float in kinds and all(-EXACT <= value <= EXACT for value in whole):
+    return pa.array(plain, pa.float64())
+  shown = [value if value is None or isinstance(value, str) else name(value, "") for value in plain]
+  return pa.array([text if text is None or is_utf8(text) else None for text in shown], pa.string())
+
+
+def widened(parts: Sequence[pa.ChunkedArray], where: object) -> pa.ChunkedArray:
+  """Returns parts of one column, of files whose types differ, as the narrowest type that holds all of them, or as text.
+
+  Raises ValueError where they cannot be told as one, such as lists beside numbers.
+  """
+  parts = [_undone(part) for part in parts]
+  kinds = list(dict.fromkeys(part.type for part in parts if part.null_count < len(part)))
+  chunks = lambda kind: [chunk for part in parts for chunk in part.cast(kind).chunks]
+  if len(kinds) < 2:
+    kinds = kinds or [part.type for part in parts if not pa.types.is_null(part.type)]
+    kind = kinds[0] if kinds else pa.string()
+    return pa.chunked_array(chunks(kind), kind)
+  parts = [part if part.null_count < len(part) else pa.chunked_array([pa.nulls(len(part))]) for part in parts]
+  try:
+    schemas = [pa.schema({"x": kind}) for kind in kinds]
+    kind = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+    return pa.chunked_array(chunks(kind), kind)
+  except pa.ArrowException:
+    pass
+  if any(pa.types.is_nested(kind) or pa.types.is_binary(kind) for kind in kinds):
+    raise ValueError(f"{where} is {' and '.join(map(str, kinds))} in different files, which are no one type")
+  return pa.chunked_array([chunk for part in parts for chunk in names(part, where).chunks], pa.string())
+
+
+def names(column: pa.ChunkedArray, where: object) -> pa.ChunkedArray:
+  """Returns a column as the text of names or captions, as `name` does; null where there is none."""
+  column = _undone(column)
+  if pa.types.is_integer(column.type):
+    return column.cast(pa.string())
+  if any(test(column.type) for test in (pa.types.is_temporal, pa.types.is_decimal)):
+    return column.cast(pa.string())
+  if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+    check_utf8(column, where)
+    column = column.cast(pa.string())
+    return pc.if_else(pc.equal(pc.utf8_trim_whitespace(column), ""), pa.scalar(None, pa.string()), column)
+  return pa.chunked_array([[name(value, where) for value in column.to_pylist()]], pa.string())
+
+
+def check_utf8(column: pa.ChunkedArray, where: object) -> None:
+  """Raises ValueError for a text column with bytes that are not UTF-8."""
+  try:
+    column.validate(full=True)
+  except pa.ArrowInvalid as error:
+    raise ValueError(f"{where} is not UTF-8 ({error}); write it as UTF-8, it may be Latin-1") from error
+
+
+def _undone(column: pa.ChunkedArray) -> pa.ChunkedArray:
+  return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+
+
+def is_utf8(text: str) -> bool:
+  """Says whether text can be written as UTF-8: half a surrogate pair cannot."""
+  try:
+    text.encode()
+  except UnicodeEncodeError:
+    return False
+  return True
