@@ -84,6 +84,7 @@ def get_config() -> ConfigDict:
       "distractors": "",  # a folder of features behind the gallery's (Oxford, Paris)
       "distractor_files": 100,  # ILIAS: how many, of a million each
       "mini_ids": "",  # ILIAS: the list of the 5M set
+      "linear_layer": "",  # a published static layer, a .pth file, for the row published_linear
       "split": "test",  # INQUIRE
     }
   )

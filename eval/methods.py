@@ -41,6 +41,7 @@ NO_FEATURES = "there are no training features to fit it on; give --config.data.r
 CANNOT = "it cannot be fitted on this training set"
 STATIC = ("static", "static_mapped", "closed_form_both", "plda")
 QUERY_ONLY = ("query_only", "closed_form")
+FORMS = tuple(name + end for name in ("adaptive", "gated", "paper") for end in ("", "_mapped"))
 HEADS: dict[str, Callable[[Training, Validator], Head | None]] = {
   "neighbours": memory.neighbours,
   "csls": levels.csls,
@@ -71,6 +72,7 @@ class Run(NamedTuple):
   seed: int
   scratch: pathlib.Path  # for galleries that are mapped into a file
   made_from: dict[str, Any]  # the fingerprint of what methods are fitted and tuned on
+  linear_layer: Head | None = None  # a published one
 
   def candidate(self, query_type: str, name: str) -> Adapter | None:
     """Returns a candidate of training; None where there is none of that name."""
@@ -136,6 +138,18 @@ def static(run: Run, problem: Problem) -> Method | str:
 def query_only(run: Run, problem: Problem) -> Method | str:
   """A better query vector on an untouched gallery, T = I, of the adapter's size: the best on validation."""
   return _best_candidate(run, problem, QUERY_ONLY)
+
+
+def trained_form(run: Run, problem: Problem) -> Method | str:
+  """The hypernetwork that the run trained, without parts, whether it serves or not: the best on validation."""
+  return _best_candidate(run, problem, FORMS)
+
+
+def published_linear(run: Run, problem: Problem) -> Method | str:
+  """The static layer of a file, on queries and items."""
+  if run.linear_layer is None:
+    return "no layer is given; name one with --config.benchmark.linear_layer=FILE.pth"
+  return of_head(run.linear_layer, run, problem)._replace(seconds=0.0)
 
 
 def adapted(run: Run, problem: Problem) -> Method:
@@ -259,6 +273,7 @@ def scann_bytes(items: int, width: int) -> float:
 
 _MADE: dict[str, Callable[[Run, Problem], Method | str]] = {
   **{f.__name__: f for f in (plain, static, query_only, adapted, adapted_shortlist, fold_only)},
+  **{f.__name__: f for f in (trained_form, published_linear)},
   **{f.__name__: f for f in (head_alone, head_with_memory, head_with_captions)},
   **{name: functools.partial(fitted, fit) for name, fit in HEADS.items()},
   **{name: functools.partial(tuned, fit) for name, fit in SEARCHES.items()},

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from eval import check, measure, methods
 from eval.benchmarks import official
+from eval.benchmarks.uned import read_linear_layer
 from eval.problem import Problem, of_split
 from eval.report import pictures
 from eval.report.page import gather_curves, write_report
@@ -23,7 +24,7 @@ from qat_jax.datasets.splits import sources
 from qat_jax.features.retrieval_set import RetrievalSet
 from qat_jax.features.store import FeatureStore
 from qat_jax.runs import provenance
-from qat_jax.stages import differences
+from qat_jax.stages import differences, digest_of_files
 from qat_jax.types import check_encoders
 
 MADE_VIEWS = (
@@ -107,6 +108,10 @@ def opened(config: ConfigDict, workdir: pathlib.Path) -> methods.Run:
   if others := differences(trained_on, parts.get("train", trained_on)):
     print(f"{workdir} was trained on other features than those of {root}: {'; '.join(others)}")
   made_from = {name: part for name, part in parts.items() if name != "test"}
+  path = config.benchmark.linear_layer
+  layer = read_linear_layer(path, adapter.width) if path else None
+  if path:
+    made_from["linear_layer"] = digest_of_files([path])
   return methods.Run(
     adapter,
     workdir / "candidates",
@@ -116,6 +121,7 @@ def opened(config: ConfigDict, workdir: pathlib.Path) -> methods.Run:
     config.seed,
     scratch,
     made_from,
+    layer,
   )
 
 

@@ -33,6 +33,7 @@ class Settings(NamedTuple):
   distractor_files: int = 100  # of ILIAS: how many million
   mini_ids: str = ""  # of ILIAS: the list of the 5M set
   split: str = "test"  # of INQUIRE
+  linear_layer: str = ""  # a published static layer, for a row of its own
 
 
 def check(settings: Settings) -> None:

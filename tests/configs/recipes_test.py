@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from configs import benchmark, features
+from configs import benchmark, features, uned
 from eval import check as eval_check
 from eval.benchmarks import official
 from train import check
@@ -48,6 +48,15 @@ def test_the_argument_of_the_benchmark_recipe_names_the_benchmark_and_the_encode
   config = benchmark.get_config("gldv2")
   assert (config.benchmark.name, config.encoder.name, config.form) == ("gldv2", benchmark.ENCODER, "adaptive")
   assert {*benchmark.PUBLISHED, *benchmark.OTHERS} == set(official.NAMES)
+
+
+def test_the_argument_of_the_recipe_for_uned_names_the_encoder_and_the_form():
+  config = uned.get_config(f"{SIGLIP},paper")
+  assert (config.benchmark.name, config.encoder.name, config.form) == ("ilias", SIGLIP, "paper")
+  config = uned.get_config("some/encoder")
+  assert (config.encoder.name, config.form) == ("some/encoder", "gated")
+  with pytest.raises(LookupError, match="names the form 'papers'; use gated or paper"):
+    uned.get_config(f"{SIGLIP},papers")
 
 
 def test_a_wrong_argument_is_one_line_and_a_right_one_names_the_run(tmp_path):

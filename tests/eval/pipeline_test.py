@@ -39,12 +39,23 @@ def test_every_method_has_a_row_or_a_reason_and_its_costs(config, workdir, monke
     assert cost["extra_bytes_per_item"] is not None
     assert cost["parameters"] is not None
   without = {"lda", "head_alone", "head_with_memory", "head_with_captions"}  # this run's adapter has no parts
+  without |= {"published_linear", "trained_form"}
   assert left_out == {(q, m) for q in ("text", "image") for m in {*without, "experts"}} | {("text", "plda")}
   costs = {c["method"]: c for c in metrics["costs"]}
   assert (costs["whitening"]["parameters"], costs["whitening"]["extra_bytes_per_item"]) == (7, 3.0)
   assert costs["plain"]["parameters"] == 0
   assert costs["static"]["offline_seconds"] >= 1.5  # its training, and the gallery's map
   assert costs["adapted_shortlist"]["extra_bytes_per_item"] == 4 * WIDTH
+
+
+def test_the_trained_form_has_a_row_where_another_head_serves(config, workdir):
+  for name, value in (("paper", 0.3), ("paper_mapped", 0.2)):
+    info = {"name": name, "val_map": value, "offline_seconds": 2.0}
+    Adapter(WIDTH, {"image": PLAIN}, info).save(workdir / "candidates/image" / name)
+  config.eval.methods = ("plain", "trained_form")
+  metrics = run(config, workdir)
+  assert values(metrics, "map", "trained_form") == {("image", ""): values(metrics, "map")["image", ""]}
+  assert [c["note"] for c in metrics["costs"] if c["method"] == "trained_form"] == ["paper"]
 
 
 def test_a_killed_evaluation_goes_on_with_the_methods_that_are_missing(config, workdir, tmp_path, monkeypatch):
