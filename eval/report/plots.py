@@ -25,6 +25,7 @@ COLOURS = {
   "lda": "#4f7a28",
   "lda_query": "#2f9e6e",
   "plda": "#1d7a6b",
+  "experts": "#0b8f5a",
   "ilias_linear": "#7a5230",
   "published_linear": "#9c6b3e",
   "query_expansion": "#d0785a",
