@@ -44,7 +44,7 @@ class Settings:
   encoder: str | None = None
   index: str = "exact"
   prepared: str | None = None  # where galleries are written that the adapter maps
-  aspects: str | None = None  # a file of aspects, {name: [phrases]}; default: aspects.json beside the adapter
+  aspects: str | None = None  # a file of aspects, {name: [phrases]}; default: beside the adapter, or the package's
   keep_marks: str | None = None  # a folder that marks are appended to; None: they are kept nowhere
   verify: bool = True  # read the checksums of all features first
 
@@ -151,11 +151,9 @@ def _encoder(settings: Settings, adapter: Adapter, store: FeatureStore) -> Encod
 
 
 def _aspects(settings: Settings) -> dict[str, Aspect]:
-  """Returns the aspects that searches may name: those of the file named, else of aspects.json beside the adapter."""
+  """Returns the aspects that searches may name: of the file named, of aspects.json beside the adapter, or our own."""
   beside = Path(settings.adapter) / "aspects.json"
-  if settings.aspects is None and not beside.is_file():
-    return {}
-  return read_aspects(settings.aspects or beside)
+  return read_aspects(settings.aspects or (beside if beside.is_file() else None))
 
 
 def _shown(name: str) -> str:

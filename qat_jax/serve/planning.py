@@ -7,20 +7,23 @@ import functools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from qat_jax.adaptation import plain, unit
 from qat_jax.adapter import Adapter, check_queries
-from qat_jax.serve import aspects, encoding
+from qat_jax.fit.training import evenly
+from qat_jax.serve import encoding
 from qat_jax.serve.aspects import Aspect, Words
 from qat_jax.serve.encoding import Encoding
 from qat_jax.serve.limits import Refused, invalid
 from qat_jax.serve.searches import Found, Part, Search
 from qat_jax.serve.summands import Summand, fewer, rows_of
 from qat_jax.types import Adaptation, Gallery, as_gallery
+from qat_jax.words import LEAST, NOTHING, SAMPLE, by_words, named_aspect
 
-DIRECTIONS, MAPS = 256, 64  # of aspects, kept
+KEPT = 256  # aspects whose features are kept
 LEVELLED = 2.0  # a levelled item scores (cosine − level) / 2, which counts twice beside scores of other galleries
 
 
@@ -29,9 +32,9 @@ class Planner:
 
   def __init__(self, adapter: Adapter, galleries: Mapping[str, Gallery], encoding_: Encoding) -> None:
     self.adapter, self.galleries, self.encoding = adapter, galleries, encoding_
-    self.maps = aspects.Maps(np.asarray(galleries["frozen"][: aspects.SAMPLE], np.float32))
-    self._direction = functools.lru_cache(DIRECTIONS)(self._direction_of)
-    self._map = functools.lru_cache(MAPS)(self._map_of)
+    frozen = galleries["frozen"]
+    self.sample = np.asarray(frozen[evenly(len(frozen), SAMPLE)]) if len(frozen) >= LEAST else None
+    self._rows = functools.lru_cache(KEPT)(self._rows_of)
 
   def features(self, jobs: Sequence[Search]) -> list[Found | Exception]:
     """Returns the features and the types of each search's parts, or why there are none."""
@@ -152,36 +155,74 @@ class Planner:
     marks = [one for one in found.parts if one[0].mark]
     parts = [one for one in found.parts if not one[0].mark]
     change = words.change
-    if change or words.guess:
-      told = [one for one in parts if one[0].text is not None]
-      shown = [one for one in parts if one[0].text is None]
-      if not told or not shown:
-        raise invalid("change wants a picture, an item or a vector, and a text that says what is other about it")
-      text_D, shown_D = (np.sum([p.weight * row_D for p, _, row_D in some], axis=0) for some in (told, shown))
-      if change is None:
-        row_WDs = [np.stack(list(self.encoding.texts(one.phrases).values())) for one in words.guess]
-        change = aspects.guessed(words.guess, row_WDs, text_D)
-        found.notes.append(f'the text was taken to change {change.name!r}; name another with "change"')
-      if "image" in self.adapter.heads and not words.ignore:
-        return [_weighted(plain_summand(row_D), part.weight) for part, _, row_D in told], [*shown, *marks]
-      t = self._map((), words.ignore, True)
-      changed_D = aspects.changed(t, self._direction(change), unit(shown_D), unit(text_D))
-      weight = sum(abs(part.weight) for part, _, _ in parts)
-      terms = [Summand(aspects.adaptation_of(t, changed_D), "frozen", weight)]
-    else:
-      t = self._map(words.alike, words.ignore, False)
-      terms = [self._mapped(t, one) for one in parts]
-    return [*terms, *(self._mapped(t, one) for one in marks)], []
+    if not change and not words.guess:
+      some = [one for one in (*parts, *marks) if one[0].weight]
+      return self._mapped(some, self._by_words(some[0][2], words.ignore, words.alike)), []
+    told = [one for one in parts if one[0].text is not None]
+    shown = [one for one in parts if one[0].text is None]
+    if not told or not shown:
+      raise invalid("change wants a picture, an item or a vector, and a text that says what is other about it")
+    text_D, shown_D = (np.sum([p.weight * row_D for p, _, row_D in some], axis=0) for some in (told, shown))
+    if change is None:
+      row_WDs = {one.name: self._rows(one) for one in words.guess}
+      ((name, _),) = named_aspect(text_D[None], row_WDs)
+      change = next(one for one in words.guess if one.name == name)
+      found.notes.append(f'the text was taken to change {name!r}; name another with "change"')
+    if "image" in self.adapter.heads and not words.ignore:
+      return [_weighted(plain_summand(row_D), part.weight) for part, _, row_D in told], [*shown, *marks]
+    changed = self._by_words(shown_D, words.ignore, change=text_D, changed=change)
+    weight = sum(abs(part.weight) for part, _, _ in parts)
+    return [Summand(changed, "frozen", weight), *self._mapped(marks, changed)], []
 
-  def _mapped(self, t: Mapping[str, np.ndarray], one: tuple[Part, str, np.ndarray]) -> Summand:
-    """Returns the term of a part under T."""
-    return Summand(aspects.adaptation_of(t, aspects.mapped(t, one[2].astype(np.float64))), "frozen", one[0].weight)
+  def _mapped(self, parts: list[tuple[Part, str, np.ndarray]], told: Adaptation) -> list[Summand]:
+    """Returns the summand of each part under the map of an adaptation; raises Refused where nothing is left."""
+    summands = []
+    for part, _, row_D in parts:
+      query_D = np.asarray(told.gate[0] * row_D + told.left[0] @ (told.right[0].T @ row_D))
+      if not np.linalg.norm(query_D) > NOTHING:
+        raise invalid("of a part of the query nothing is left by these words; ask with others")
+      summands.append(Summand(told.replace(query=unit(query_D, np.float32)[None]), "frozen", part.weight))
+    return summands
 
-  def _direction_of(self, aspect: Aspect) -> aspects.Direction:
-    return aspects.direction(aspect, np.stack(list(self.encoding.texts(aspect.phrases).values())))
+  def _by_words(
+    self,
+    query_D: np.ndarray,
+    ignore: tuple[Aspect, ...],
+    alike: tuple[Aspect, ...] = (),
+    change: np.ndarray | None = None,
+    changed: Aspect | None = None,
+  ) -> Adaptation:
+    """Returns what `by_words` makes of one query and aspects, in NumPy arrays; raises Refused where it refuses.
 
-  def _map_of(self, alike: tuple[Aspect, ...], ignore: tuple[Aspect, ...], centred: bool) -> Mapping[str, np.ndarray]:
-    return self.maps.of([self._direction(one) for one in alike], [self._direction(one) for one in ignore], centred)
+    One query at a time: eager JAX compiles for each number of queries.
+
+    Args:
+      query_D: a feature.
+      ignore: aspects that do not count.
+      alike: aspects that alone count.
+      change: the feature (D) of the text that says what is other.
+      changed: the aspect that it is about.
+    """
+    rows = {one.name: self._rows(one) for one in (*alike, *ignore, *filter(None, [changed]))}
+    try:
+      adaptation = by_words(
+        query_D[None].astype(np.float32),
+        [one.name for one in alike],
+        [one.name for one in ignore],
+        change,
+        changed=None if changed is None else changed.name,
+        aspects=rows,
+        gallery=self.sample,
+      )
+    except ValueError as error:
+      raise invalid(str(error)) from error
+    return jax.tree.map(np.asarray, adaptation)
+
+  def _rows_of(self, aspect: Aspect) -> np.ndarray:
+    """Returns the features of an aspect's values (WD): each the unit mean of its phrases."""
+    feature_of = self.encoding.texts([phrase for value in aspect.values for phrase in value])
+    mean = lambda value: unit(np.mean([unit(feature_of[phrase]) for phrase in value], axis=0))
+    return np.stack([mean(value) for value in aspect.values]).astype(np.float32)
 
   def prepared(self, term: Summand, rows_ND: np.ndarray) -> Gallery:
     """Returns unit rows as the gallery of a term."""

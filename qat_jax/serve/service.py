@@ -33,6 +33,7 @@ from qat_jax.serve.ranking import DEPTH, KS, Ranker
 from qat_jax.serve.searches import Found, Part, Search
 from qat_jax.serve.summands import Summand, rows_of
 from qat_jax.types import Gallery
+from qat_jax.words import by_words
 
 
 class Service:
@@ -100,12 +101,16 @@ class Service:
   def _warm_map(self, size: int, rank: int) -> None:
     """Compiles for maps made of words, with one number of columns."""
     row_QD = jnp.asarray(np.random.default_rng(0).standard_normal((size, self.adapter.width)), jnp.float32)
+    if rank < self.adapter.width:  # what `by_words` itself compiles
+      rows = {"any": np.random.default_rng(0).standard_normal((rank + 1, self.adapter.width)).astype(np.float32)}
+      for about in ({"alike": "any"}, {"ignore": "any"}):
+        by_words(np.asarray(row_QD[:1]), aspects=rows, gallery=self.planner.sample, **about)
     map_QDR = np.full((size, self.adapter.width, rank), self.adapter.width**-1.0, np.float32)
     told = plain(row_QD).replace(gate=np.ones((size, 1), np.float32), left=map_QDR, right=map_QDR)
     warm(told, self.frozen)
-    rows = [Summand(row, "frozen") for row in rows_of(told, size)]
+    summands = [[Summand(row, "frozen")] for row in rows_of(told, size)]
     for k in KS:
-      self.ranker.rank([Search((), k)] * size, [[row] for row in rows])
+      self.ranker.rank([Search((), k)] * size, summands)
 
   def _checked(self, jobs: list[Search]) -> None:
     for found in self.search(jobs):

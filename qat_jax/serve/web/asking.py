@@ -122,7 +122,7 @@ def job_of(
 
 def _words(service: Service, asked: schemas.Asked) -> Words:
   """Returns the aspects that a request names; raises Refused for unknown ones, and for those that contradict."""
-  there = service.aspects | {name: Aspect(name, tuple(phrases)) for name, phrases in asked.aspects.items()}
+  there = service.aspects | {name: Aspect.of(name, phrases) for name, phrases in asked.aspects.items()}
   listed = {name: _as_list(getattr(asked, name)) for name in ("alike", "ignore")}
   listed["change"] = [asked.change] if isinstance(asked.change, str) else []
   names = [name for some in listed.values() for name in some]

@@ -7,92 +7,18 @@ import pytest
 
 import qat_jax
 from qat_jax.serve import aspects
-from qat_jax.serve.aspects import Aspect, Maps, Words, direction
-from qat_jax.serve.limits import Refused
+from qat_jax.serve.aspects import Aspect, Words
 from qat_jax.serve.searches import Part, Search
 from qat_jax.serve.service import Service
-
-WIDTH = 24
-RNG = np.random.default_rng(0)
-ITEMS = RNG.standard_normal((500, WIDTH)) + 0.5
-ITEMS /= np.linalg.norm(ITEMS, axis=1, keepdims=True)
-ROWS = {name: RNG.standard_normal((count, WIDTH)) for name, count in (("colour", 6), ("shape", 5))}
-MEAN = ITEMS.mean(axis=0) / np.linalg.norm(ITEMS.mean(axis=0))
-CENTRE = np.eye(WIDTH) - np.outer(MEAN, MEAN)
-
-
-def by_hand(name):
-  """Returns V and c = S / S₁ of an aspect's rows."""
-  row_WD = ROWS[name] / np.linalg.norm(ROWS[name], axis=1, keepdims=True)
-  _, strength_R, along_RD = np.linalg.svd(row_WD - row_WD.mean(axis=0), full_matrices=False)
-  return along_RD[:-1].T, strength_R[:-1] / strength_R[0]
-
-
-def directions(*names):
-  return [direction(Aspect(name, ()), ROWS[name]) for name in names]
-
-
-def dense(t):
-  return t["gate"][0, 0] * np.eye(WIDTH) + t["left"][0] @ t["right"][0].T
-
-
-def test_ignore_takes_the_strong_directions_off_and_nothing_else():
-  along_DR, strength_R = by_hand("colour")
-  strong_DR = along_DR[:, strength_R > 0.2]
-  t = Maps(ITEMS).of((), directions("colour"))
-  np.testing.assert_allclose(dense(t), np.eye(WIDTH) - strong_DR @ strong_DR.T, atol=1e-6)
-  assert t["left"].shape == (1, WIDTH, 16)
-
-
-def test_alike_stacks_aspects_of_one_size_and_compares_in_their_directions():
-  blocks = []
-  for name in ("colour", "shape"):
-    along_DR, strength_R = by_hand(name)
-    row_RD = np.sqrt(strength_R)[:, None] * along_DR.T @ CENTRE
-    blocks.append(row_RD / np.sqrt((np.linalg.norm(ITEMS @ row_RD.T, axis=1) ** 2).mean()))
-  stack_RD = np.vstack(blocks)
-  map_DD = dense(Maps(ITEMS).of(directions("colour", "shape"), ()))
-  np.testing.assert_allclose(map_DD.T @ map_DD, stack_RD.T @ stack_RD, atol=1e-5)
-
-
-def test_alike_without_what_is_ignored_has_nothing_of_it():
-  along_DR, strength_R = by_hand("shape")
-  map_DD = dense(Maps(ITEMS).of(directions("colour"), directions("shape")))
-  assert np.abs(map_DD @ along_DR[:, strength_R > 0.2]).max() < 1e-5 < np.abs(map_DD).max()
-
-
-def test_change_puts_the_text_s_value_where_the_picture_s_was():
-  along_DR, _ = by_hand("colour")
-  project = along_DR @ along_DR.T
-  off_DR = by_hand("shape")[0][:, by_hand("shape")[1] > 0.2]
-  map_DD = (np.eye(WIDTH) - off_DR @ off_DR.T) @ CENTRE
-  t = Maps(ITEMS).of((), directions("shape"), True)
-  np.testing.assert_allclose(dense(t), map_DD, atol=1e-6)
-  picture_D, text_D = ITEMS[0], ITEMS[1]
-  unit = lambda x: x / np.linalg.norm(x)
-  mean_D = (ROWS["colour"] / np.linalg.norm(ROWS["colour"], axis=1, keepdims=True)).mean(axis=0)
-  expected_D = unit(map_DD @ (picture_D - project @ picture_D)) + 0.75 * unit(map_DD @ project @ (text_D - mean_D))
-  got_D = aspects.changed(t, directions("colour")[0], picture_D, text_D)
-  np.testing.assert_allclose(got_D, expected_D, atol=1e-6)
-
-
-def test_what_no_map_can_be_made_of_is_refused():
-  with pytest.raises(Refused, match="'odd' are all alike"):
-    direction(Aspect("odd", ()), np.ones((4, WIDTH)))
-  two = direction(Aspect("two", ()), ROWS["colour"][:2])
-  with pytest.raises(Refused, match="is all ignored"):
-    Maps(ITEMS).of([two], [two])
-  t = Maps(ITEMS).of((), [two])
-  with pytest.raises(Refused, match="nothing of the query is left"):
-    aspects.adaptation_of(t, aspects.mapped(t, two.along_DR[:, 0]))
+from qat_jax.words import by_words
 
 
 @pytest.mark.parametrize(
   ("content", "words"),
   [
     ("{", "is no JSON"),
-    ("[]", "holds a list"),
-    ('{"a": ["one"]}', "'a' must be a list of 2 to 256"),
+    ("[]", "no file of aspects"),
+    ('{"a": ["one"]}', "'a' has 1 values; give 2 to 256"),
     ('{"a": ["x", 3]}', "'a'"),
   ],
 )
@@ -104,13 +30,13 @@ def test_a_file_of_aspects_that_is_wrong_is_named(tmp_path, content, words):
   assert str(path) in str(error.value)
 
 
-COLOUR = Aspect("colour", ("a red box", "a green box", "a blue box", "a yellow box", "a white box"))
-SHAPE = Aspect("shape", ("a round thing", "a square thing", "a long thing"))
+COLOUR = Aspect.of("colour", ("a red box", "a green box", "a blue box", "a yellow box", "a white box"))
+SHAPE = Aspect.of("shape", ("a round thing", "a square thing", "a long thing"))
 
 
 def test_an_adapter_s_file_is_read_and_the_request_s_words_search_by_it(open_shop, shop, tmp_path):
   path = tmp_path / "mine.json"
-  path.write_text(json.dumps({"colour": list(COLOUR.phrases)}))
+  path.write_text(json.dumps({"colour": list(COLOUR.values)}))
   assert open_shop(aspects=str(path)).aspects == {"colour": COLOUR}
 
 
@@ -120,8 +46,8 @@ def test_parts_and_marks_under_aspects_are_one_exact_search_of_the_frozen_galler
   (found,) = served.search([job])
   (term,) = found.terms["adapted"]
   features = [one for _, _, one in found.parts]
-  t = served.planner._map(words.alike, words.ignore, False)
-  map_DD = t["gate"][0, 0] * np.eye(served.adapter.width) + t["left"][0].astype(float) @ t["right"][0].T
+  t, width = served.planner._by_words(features[0], words.ignore, words.alike), served.adapter.width
+  map_DD = t.gate[0, 0] * np.eye(width) + t.left[0].astype(float) @ t.right[0].T
   unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
   item_ND = unit(np.asarray(served.frozen[:], np.float64) @ map_DD.T)
   weights = [1, 0.5, 1.5, 1.5]  # of the two marks together twice that of the parts
@@ -135,11 +61,14 @@ def test_a_change_without_a_head_for_pictures_is_a_query_of_its_own(served):
   adapter = qat_jax.Adapter(served.adapter.width, {"text": served.adapter.heads["text"]})
   other = Service(adapter, served.items, served.frozen, {"text": served.prepared["text"]}, served.encoder)
   job = Search((Part(position=3), Part(text="a blue box")), k=12, words=Words(change=COLOUR))
+  (refused,) = other.search([job])
+  assert "100 items or more" in str(refused)  # of which the mean is taken out
+  other.planner.sample = np.tile(np.asarray(served.frozen[:]), (3, 1))
   (found,) = other.search([job])
-  (picture_D, text_D), planner = (one for _, _, one in found.parts), other.planner
-  t = planner._map((), (), True)
-  query_D = aspects.changed(t, planner._direction(COLOUR), picture_D, text_D)
-  score_N = np.asarray(qat_jax.score(aspects.adaptation_of(t, query_D), other.frozen))[0]
+  picture_D, text_D = (one for _, _, one in found.parts)
+  told = {"changed": "colour", "aspects": {"colour": other.planner._rows(COLOUR)}, "gallery": other.planner.sample}
+  adaptation = by_words(picture_D[None], change=text_D, **told)
+  score_N = np.asarray(qat_jax.score(adaptation, other.frozen))[0]
   assert found.adapted.ids.tolist() == np.argsort(-score_N, kind="stable")[:12].tolist()
   guess = Search((Part(position=3), Part(text="a blue box")), k=12, words=Words(guess=(SHAPE, COLOUR)))
   (again,) = other.search([guess])

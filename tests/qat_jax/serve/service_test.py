@@ -12,8 +12,8 @@ from qat_jax.serve.limits import Refused
 from qat_jax.serve.searches import Part, Search
 from qat_jax.types import ArrayGallery
 
-MANY = Aspect("many", tuple(f"a {colour} {thing}" for colour in ("red", "blue", "green") for thing in "abcdefghi"))
-TWO = Aspect("two", ("a red box", "a blue box"))
+MANY = Aspect.of("many", tuple(f"a {colour} {thing}" for colour in ("red", "blue", "green") for thing in "abcdefghi"))
+TWO = Aspect.of("two", ("a red box", "a blue box"))
 WORDS = (Words(alike=(TWO,)), Words(ignore=(TWO, MANY)), Words((MANY,), (TWO,)))
 
 
