@@ -11,8 +11,11 @@ import sys
 import time
 import urllib.request
 
+import jax
 import numpy as np
 import pytest
+
+from qat_jax.serve.web import server
 
 PROGRAM = """
 from qat_jax.serve import encoding
@@ -105,3 +108,17 @@ def test_after_sigkill_it_starts_again_and_sigterm_answers_what_was_accepted(set
   for one in answers:  # what was not accepted was told so, by a closed door
     reason = getattr(one.exception(), "reason", one.exception())
     assert reason is None or isinstance(reason, ConnectionRefusedError)
+
+
+def test_a_user_without_a_home_keeps_nothing_compiled_and_goes_on(monkeypatch):
+  def homeless(path):
+    raise RuntimeError("Could not determine home directory.")
+
+  monkeypatch.setattr("pathlib.Path.expanduser", homeless)
+  kept = jax.config.jax_compilation_cache_dir
+  jax.config.update("jax_compilation_cache_dir", None)
+  try:
+    server._keep_compiled()
+    assert jax.config.jax_compilation_cache_dir is None
+  finally:
+    jax.config.update("jax_compilation_cache_dir", kept)
