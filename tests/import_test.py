@@ -96,6 +96,7 @@ ORDER = (
   "fit.candidates",
   "fit.parts",
   "fit.discriminant",
+  "fit.clusters",
   "fit.experts",
   "fit.whitening",
   "fit.linear",

@@ -52,18 +52,21 @@ class Experts(nn.Module):
 
   def __call__(self, query_QD: jax.Array, train: bool = False) -> Adaptation:
     """Returns the adaptation of Q queries (any float dtype, QD), K + 1 dimensions wider."""
-    map_KDD, mean_KD = self.map.value, self.query_mean.value
+    mean_KD, map_KDD = self.query_mean.value, self.map.value
     weight_KD = self.ratio.value / (1 + 2 * self.ratio.value)
 
-    def block(x_BD: jax.Array) -> jax.Array:
-      expert_B = jnp.argmax(self._nearness(x_BD), axis=1)
-      map_BDD = jnp.take(map_KDD, expert_B, axis=0)
-      y_BD = jnp.einsum("BD,BDE->BE", x_BD - jnp.take(mean_KD, expert_B, axis=0), map_BDD, precision=HIGHEST)
-      w_BD = jnp.einsum("BE,BDE->BD", y_BD * jnp.take(weight_KD, expert_B, axis=0), map_BDD, precision=HIGHEST)
-      one_BK = self.typical.value * self._one_hot(expert_B)
-      return normalise(jnp.concatenate([w_BD, one_BK, 0 * one_BK[:, :1]], axis=1))
+    def one(x_D: jax.Array, expert: jax.Array) -> jax.Array:
+      map_DD = map_KDD[expert]
+      y_D = jnp.matmul(x_D - mean_KD[expert], map_DD, precision=HIGHEST)
+      return jnp.matmul(map_DD, weight_KD[expert] * y_D, precision=HIGHEST)
 
-    return plain(in_blocks(block, self.head.prepare(query_QD)))
+    x_QD = self.head.prepare(query_QD)
+    expert_Q = jnp.argmax(self._nearness(x_QD), axis=1)
+    # One query after the other, so that no map is copied for each. The converter to ONNX has no such loop.
+    any_number = jax.export.is_symbolic_dim(x_QD.shape[0])
+    w_QD = jax.vmap(one)(x_QD, expert_Q) if any_number else jax.lax.map(lambda each: one(*each), (x_QD, expert_Q))
+    one_QK = self.typical.value * self._one_hot(expert_Q)
+    return plain(normalise(jnp.concatenate([w_QD, one_QK, 0 * one_QK[:, :1]], axis=1)))
 
   def prepare(self, gallery_ND: jax.Array) -> jax.Array:
     """Returns the unit items (NF, float32, F = D + K + 1) that the adaptation is for."""

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from qat_jax.adaptation import unit
-from qat_jax.fit import discriminant, experts
-from qat_jax.fit.experts import Rows, Setting
+from qat_jax.fit import clusters, discriminant, experts
+from qat_jax.fit.clusters import Rows
+from qat_jax.fit.experts import Setting
 from qat_jax.fit.training import PLAIN, Training, covariance_of, mean_of
 from qat_jax.types import Relevance
 from qat_jax.validation import Validator
@@ -57,7 +58,7 @@ def test_experts_of_mixed_domains_beat_one_plda(training, validator):
 
 @pytest.mark.parametrize("chunk", [5, 64, 10_000])
 def test_sums_are_those_of_the_definition(training, chunk, monkeypatch):
-  monkeypatch.setattr(experts, "CHUNK", chunk)
+  monkeypatch.setattr(clusters, "CHUNK", chunk)
   sums = Rows(training.images, training.instance, PLAIN).sums(2, np.eye(WIDTH))
   x_ND = unit(training.images).astype(np.float64)
   mean_ID = np.array([x_ND[training.instance == i].mean(axis=0) for i in range(60)])
@@ -137,8 +138,8 @@ def test_a_fit_is_the_same_bit_for_bit(training, validator):
 
 
 def test_clusters_of_equal_points_are_no_error():
-  clusters = experts.cluster(np.ones((10, 3)), 4, np.eye(3))
-  assert clusters.direction_KD.shape == (4, 3) and (clusters.of(np.ones((10, 3))) == 0).all()
+  cells = clusters.cluster(np.ones((10, 3)), 4, np.eye(3))
+  assert cells.direction_KD.shape == (4, 3) and (cells.of(np.ones((10, 3))) == 0).all()
 
 
 @pytest.mark.parametrize("change", ["text", "few"])
@@ -191,11 +192,11 @@ def test_intents_over_one_gallery_beat_every_static_head():
 
 
 def test_relevant_sums_are_those_of_the_definition(monkeypatch):
-  monkeypatch.setattr(experts, "CHUNK", 7)
+  monkeypatch.setattr(clusters, "CHUNK", 7)
   rng = np.random.default_rng(0)
   image_ND, relevant = rng.normal(size=(20, 3)), [rng.choice(20, n, replace=False) for n in (1, 4, 6, 3, 2, 9)]
   cluster_Q = np.array([0, 1, 0, 0, 1, 0])
-  within_KDD, freedom_K = experts._relevant_sums(image_ND, relevant, cluster_Q, 2)
+  within_KDD, freedom_K = clusters.relevant_sums(image_ND, relevant, cluster_Q, 2)
   for k in range(2):
     groups = [unit(image_ND)[relevant[q]] for q in np.flatnonzero(cluster_Q == k)]
     deviation = np.concatenate([x - x.mean(axis=0) for x in groups])
