@@ -34,6 +34,10 @@ def test_right_marks_add_the_mean_of_their_image_scores_twice(client, served, qu
   gone = [0, 1, 2, 4, 8, *([3] if "item" in query else [])]
   order = [i for i in np.argsort(-score_N, kind="stable").tolist() if i not in gone]
   assert ids(answer) == [f"shop/{i}" for i in order] and answer.json()["notes"] == []
+  query_type = "text" if "text" in query else "image"  # of the query: marks stay pictures
+  marks = {"right": right, "wrong": wrong, "seen": seen}
+  named = client.post("/v1/search", json={"query": query, "query_type": query_type, "k": 36, **marks})
+  assert ids(named) == ids(answer)
 
 
 def test_without_a_right_mark_scores_are_the_same_bit_for_bit(client):
