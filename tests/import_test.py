@@ -103,6 +103,7 @@ ORDER = (
   "fit.memory",
   "fit.levels",
   "serve.batch",
+  "serve.refined",
   "serve.limits",
   "serve.queue",
   "serve.items",

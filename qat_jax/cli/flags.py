@@ -46,9 +46,10 @@ def place(word: str) -> str:
   return word
 
 
-def add_adapter(parser: argparse.ArgumentParser) -> None:
+def add_adapter(parser: argparse.ArgumentParser, required: bool = True) -> None:
   """Adds --adapter."""
-  parser.add_argument("--adapter", metavar="FOLDER", required=True, help="a run's folder, or an exported adapter's")
+  text = "a run's folder, or an exported adapter's"
+  parser.add_argument("--adapter", metavar="FOLDER", required=required, help=text)
 
 
 def add_gallery(parser: argparse.ArgumentParser) -> None:

@@ -20,7 +20,7 @@ def add_rank(commands: argparse._SubParsersAction) -> None:
     ),
     _rank,
   )
-  add_adapter(parser)
+  add_adapter(parser, required=False)
   text = "frozen query features: a .npy file or a feature folder"
   parser.add_argument("--queries", metavar="PATH", required=True, help=text)
   add_gallery(parser)
@@ -32,6 +32,14 @@ def add_rank(commands: argparse._SubParsersAction) -> None:
   parser.add_argument("--block", metavar="N", type=int, default=64, help=text)
   parser.add_argument("--out", metavar="FILE", type=place, required=True, help="the Parquet file to write")
   add_cluster(parser)
+  words = parser.add_argument_group("words and marks", "Queries told in words need no adapter (docs/words.md).")
+  words.add_argument("--alike", metavar="ASPECT", action="append", help="an aspect that alone counts, such as colour")
+  words.add_argument("--ignore", metavar="ASPECT", action="append", help="an aspect that does not count, such as scene")
+  words.add_argument("--change", metavar="WORDS", help='what to put in place of the query\'s own, such as "blue"')
+  words.add_argument("--aspects", metavar="FILE", help="aspects, {name: [phrases]}; by default the package's own")
+  words.add_argument("--encoder", metavar="NAME", help="the encoder of the words; by default the gallery's own")
+  text = "items that were marked as right: Parquet with query_id and item_id (docs/marks.md)"
+  words.add_argument("--right", metavar="FILE", help=text)
 
 
 def add_serve(commands: argparse._SubParsersAction) -> None:
@@ -79,6 +87,19 @@ def add_serve(commands: argparse._SubParsersAction) -> None:
 
 
 def _rank(**flags: object) -> str:
+  told = {name: flags.pop(name) for name in ("alike", "ignore", "change", "aspects", "encoder", "right")}
+  if any(told[name] for name in ("alike", "ignore", "change", "right")):
+    if flags.pop("shortlist") or flags.pop("cluster") != "local":
+      raise ValueError("--shortlist and --cluster do not go with words and marks; leave them out")
+    flags.pop("block")
+    from qat_jax.serve.refined import rank_refined
+
+    told |= {name: told[name] or () for name in ("alike", "ignore")}
+    return f"rankings are in {rank_refined(**flags, **told)}"  # type: ignore[arg-type]
+  if told["aspects"] or told["encoder"]:
+    raise ValueError("--aspects and --encoder go with --alike, --ignore or --change; name an aspect")
+  if flags["adapter"] is None:
+    raise ValueError("--adapter is missing; give a run's folder, or rank by words: --alike, --ignore or --change")
   from qat_jax.serve.batch import rerank_files
 
   return f"rankings are in {rerank_files(**flags)}"  # type: ignore[arg-type]

@@ -1,0 +1,92 @@
+"""Rankings of queries that are told in words or refined by marks, as a batch job: files → a Parquet file.
+
+All queries are ranked and then written at once. Words and marks are seldom told for more queries than fit in memory.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from qat_jax.adapter import Adapter, load
+from qat_jax.features.store import FeatureStore
+from qat_jax.marks import refine
+from qat_jax.models.head import Head
+from qat_jax.search.rank import rank
+from qat_jax.search.sums import rank_sum
+from qat_jax.serve.batch import _as_parquet, _ids, _open_queries, _table, read_shortlist
+from qat_jax.stages import write_whole
+from qat_jax.types import QUERY_TYPES, check_encoders
+from qat_jax.words import by_words
+
+BESIDE = "aspects.json"  # of an adapter: its own aspects
+
+
+def rank_refined(
+  queries: str | os.PathLike,
+  gallery: str | os.PathLike,
+  out: str | os.PathLike,
+  adapter: str | os.PathLike | None = None,
+  right: str | os.PathLike | None = None,
+  alike: Sequence[str] = (),
+  ignore: Sequence[str] = (),
+  change: str | None = None,
+  aspects: str | os.PathLike | None = None,
+  encoder: str | None = None,
+  query_type: str | None = None,
+  k: int = 100,
+) -> Path:
+  """Writes the ranking of every query to `out`, as `rerank_files` does, and returns its path.
+
+  Args:
+    queries: frozen features, a .npy file or a feature folder.
+    gallery: a feature folder, frozen.
+    out: the Parquet file to write.
+    adapter: a folder; None: the plain features. Queries told in words are ranked without it.
+    right: Parquet with query_id and item_id: the items that were marked as right. They are not found again.
+    alike: aspects that alone count.
+    ignore: aspects that do not count.
+    change: words to put in place of the query's own, such as "blue".
+    aspects: a JSON file of aspects. None: aspects.json beside the adapter, else the package's own.
+    encoder: of the words; None: the gallery's own.
+    query_type: "text" or "image", where it is not clear.
+    k: how many items of each query to keep.
+
+  Raises as `rerank_files` and `by_words` do.
+  """
+  store = FeatureStore.open(gallery)
+  plain = {name: Head("plain", {}, {}) for name in QUERY_TYPES}
+  model = load(adapter) if adapter else Adapter(store.width, plain)
+  query, query_type = _open_queries(Path(queries), model, query_type)
+  check_encoders(f"the queries {queries}", getattr(query, "encoder", None), f"the gallery {gallery}", store.encoder)
+  query_ids, item_ids = _ids(query), store.arrow_ids()
+  marked_QS = None if right is None else read_shortlist(Path(right), query_ids, item_ids)
+  none = np.zeros(0, int)
+  marked = [none] * len(query) if marked_QS is None else [row[row >= 0] for row in marked_QS]
+  rows = [np.asarray(store[one], np.float32).reshape(-1, store.width) for one in marked]
+  if alike or ignore or change is not None:
+    from qat_jax.encoders import load_encoder
+
+    name = encoder or (store.encoder and store.encoder[0])
+    if not name:
+      raise ValueError(f"{gallery} does not say its encoder; name the one that reads the words: encoder")
+    beside = Path(adapter or "") / BESIDE
+    book = aspects or (beside if adapter and beside.is_file() else None)
+    told = by_words(
+      query, alike, ignore, change, aspects=book, encoder=load_encoder(name), gallery=store if len(store) > 99 else None
+    )
+    ranking = rank(refine(told, rows), store, k, exclude=marked_QS)
+  else:
+    adaptation = model(np.asarray(query[:], np.float32), query_type)
+    folder = Path(out).with_name(Path(out).name + ".gallery")
+    galleries = {
+      one: model.prepare(store, one, folder.with_name(f"{folder.name}-{one}"))
+      for one in {query_type or "image", "image"}
+    }
+    terms = model.refine_terms(adaptation, rows, galleries, query_type or "image")
+    ranking, _ = rank_sum(terms, k, exclude=marked_QS)
+  write_whole(Path(out), _as_parquet([_table(ranking, query_ids, item_ids)]))
+  return Path(out)
