@@ -29,7 +29,7 @@ from qat_jax.types import Adaptation, EncoderName, Gallery, as_gallery, check_en
 
 ASPECTS = pathlib.Path(__file__).parent / "aspects.json"
 IGNORED = 0.2  # of the first singular value, above which a direction of an ignored aspect is taken out
-EVEN = 0.005  # root mean square difference of an aspect's unit rows from their mean, below which its words are all alike
+EVEN = 0.005  # root mean square distance of an aspect's rows from their mean, below which its words are all alike
 CHANGED = 0.75  # how much the text counts beside the picture where something is changed
 LEAST, SAMPLE = 100, 2048  # items that the gallery's mean needs, and that are looked at
 LEAST_RANK = 8  # maps are padded to 8, 16, 32, … columns, so that other aspects compile nothing anew
