@@ -24,7 +24,6 @@ import numpy as np
 
 from qat_jax.adaptation import power_of_two, unit
 from qat_jax.adapter import check_queries
-from qat_jax.features.store import FeatureStore
 from qat_jax.types import Adaptation, EncoderName, Gallery, as_gallery, check_encoders
 
 ASPECTS = pathlib.Path(__file__).parent / "aspects.json"
@@ -55,7 +54,7 @@ class Directions(NamedTuple):
 
 
 def by_words(
-  query_QD: np.ndarray | FeatureStore,
+  query_QD: np.ndarray | Gallery,
   alike: Aspect | Sequence[Aspect] = (),
   ignore: Aspect | Sequence[Aspect] = (),
   change: str | np.ndarray | None = None,
