@@ -238,7 +238,7 @@ def widened(parts: Sequence[pa.ChunkedArray], where: object) -> pa.ChunkedArray:
     pass
   if any(pa.types.is_nested(kind) or pa.types.is_binary(kind) for kind in kinds):
     raise ValueError(f"{where} is {' and '.join(map(str, kinds))} in different files, which are no one type")
-  return pa.chunked_array([chunk for part in parts for chunk in names(part, where).chunks], pa.string())
+  return pa.chunked_array([chunk for part in parts for chunk in cast(part, pa.string(), where).chunks], pa.string())
 
 
 def names(column: pa.ChunkedArray, where: object) -> pa.ChunkedArray:
@@ -248,11 +248,26 @@ def names(column: pa.ChunkedArray, where: object) -> pa.ChunkedArray:
     return column.cast(pa.string())
   if any(test(column.type) for test in (pa.types.is_temporal, pa.types.is_decimal)):
     return column.cast(pa.string())
-  if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+  if _is_text(column.type):
     check_utf8(column, where)
     column = column.cast(pa.string())
     return pc.if_else(pc.equal(pc.utf8_trim_whitespace(column), ""), pa.scalar(None, pa.string()), column)
   return pa.chunked_array([[name(value, where) for value in column.to_pylist()]], pa.string())
+
+
+def first_captions(column: pa.ChunkedArray, where: object) -> pa.ChunkedArray:
+  """Returns a column of captions as text: of a list the first, of blank text none. Refuses objects; keeps numbers."""
+  column = _undone(column)
+  if pa.types.is_nested(column.type):
+    return pa.chunked_array([[next(iter(texts(value, where)), None) for value in column.to_pylist()]], pa.string())
+  return names(column, where) if _is_text(column.type) else column
+
+
+def cast(column: pa.ChunkedArray, kind: pa.DataType, where: object) -> pa.ChunkedArray:
+  """Returns a part of a column as the type that `widened` found for all of it."""
+  column = _undone(column)
+  as_text = pa.types.is_string(kind) and not _is_text(column.type)
+  return names(column, where) if as_text else column.cast(kind)
 
 
 def check_utf8(column: pa.ChunkedArray, where: object) -> None:
@@ -261,6 +276,10 @@ def check_utf8(column: pa.ChunkedArray, where: object) -> None:
     column.validate(full=True)
   except pa.ArrowInvalid as error:
     raise ValueError(f"{where} is not UTF-8 ({error}); write it as UTF-8, it may be Latin-1") from error
+
+
+def _is_text(kind: pa.DataType) -> bool:
+  return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _undone(column: pa.ChunkedArray) -> pa.ChunkedArray:

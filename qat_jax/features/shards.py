@@ -210,10 +210,24 @@ def read_columns(path: Path) -> dict[str, str]:
     return tables.clean(pq.read_schema(path).names, path)
 
 
-def read_column(path: Path, name: str) -> pa.ChunkedArray:
-  """Returns a column of one metadata shard, by its written name; raises ValueError where it is not UTF-8."""
+def read_kind(path: Path, written: str) -> pa.DataType:
+  """Returns the type of a column of one metadata shard, of a dictionary its values'."""
   with readable(path):
-    column = pq.ParquetFile(path).read(columns=[name]).column(0)
+    kind = pq.read_schema(path).field(written).type
+  return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def read_column(path: Path, columns: Mapping[str, str], name: str) -> pa.ChunkedArray:
+  """Returns a column of one metadata shard, null where `columns`, clean → written names, lack it.
+
+  Of a list of captions it is the first. Raises ValueError for captions that are objects, and other text than UTF-8.
+  """
+  if name not in columns:
+    return pa.chunked_array([pa.nulls(parquet_rows(path))])
+  with readable(path):
+    column = pq.ParquetFile(path).read(columns=[columns[name]]).column(0)
+  if name in tables.CAPTION_COLUMNS:
+    column = tables.first_captions(column, f"{path}, column {name!r},")
   if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
     tables.check_utf8(column, f"{path}, column {name!r},")
   return column

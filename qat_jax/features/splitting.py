@@ -14,15 +14,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from qat_jax.datasets import tables
 from qat_jax.datasets.splits import CAPTION, drawn
+from qat_jax.datasets.tables import CAPTION_COLUMNS
 from qat_jax.features.retrieval_set import RELEVANT, relevance
-from qat_jax.features.shards import META, parquet_rows, read_columns, read_meta, shard_files
+from qat_jax.features.shards import META, parquet_rows, read_column, read_columns, read_kind, read_meta, shard_files
 from qat_jax.features.store import ROWS_PER_SHARD, FeatureStore
 from qat_jax.features.writer import FeatureWriter
-from qat_jax.sealed import check_format, read_record, readable, write_record
+from qat_jax.sealed import check_format, read_record, write_record
 from qat_jax.stages import check_same, empty, fingerprint, lock
 
 MADE_FROM = "split.json"
@@ -189,10 +189,6 @@ def _captioned(images: FeatureStore) -> np.ndarray:
   column = tables.caption_column(images.columns, images.folder)
   if column is None:
     return np.ones(len(images), bool)
-  values = images.arrow_column(column)
-  if pa.types.is_nested(values.type):
-    where = f"{images.folder}, column {column!r},"
-    return np.array([bool(tables.texts(value, where)) for value in values.to_pylist()])
   return images.names(column).is_valid().to_numpy()
 
 
@@ -233,34 +229,43 @@ def _write(
 
 
 class Metadata:
-  """The other columns of a store's rows, read one metadata shard at a time."""
+  """The other columns of a store's rows, read a shard at a time, with types of the whole store."""
 
   def __init__(self, store: FeatureStore) -> None:
     self.paths = store.metadata_shards
     self.starts = np.concatenate([[0], np.cumsum([parquet_rows(path) for path in self.paths])]).astype(np.int64)
     self.columns = [read_columns(path) for path in self.paths]
-    self.names = list(dict.fromkeys(name for columns in self.columns for name in columns))
+    self.kinds: dict[str, pa.DataType] = {}
+    for name in store.columns:
+      try:
+        self.kinds |= {} if name in ("id", "instance", RELEVANT) else {name: self._kind(store, name)}
+      except ValueError as error:
+        if name == "caption":
+          raise
+        tables.log.warning("a column is left out: %s", error)
+
+  def _kind(self, store: FeatureStore, name: str) -> pa.DataType:
+    """Returns the type of a column over all shards; its values are read only where the shards' types differ."""
+    pairs = zip(self.paths, self.columns, strict=True)
+    kinds = {read_kind(path, columns[name]) for path, columns in pairs if name in columns}
+    read = len(kinds) > 1 or pa.null() in kinds or (name in CAPTION_COLUMNS and any(map(pa.types.is_nested, kinds)))
+    return store.arrow_column(name).type if read else kinds.pop()
 
   def take(self, rows: np.ndarray) -> dict[str, pa.ChunkedArray]:
     """Returns the columns of ascending rows by name, but for ids and instances; null where a shard lacks one.
 
-    A column whose types have nothing in common from shard to shard is left out; a line of the log names it.
+    Each has one type, whichever rows are taken. What is not UTF-8 is null, and a line of the log names it.
     """
-    parts: dict[str, list[pa.ChunkedArray]] = {
-      name: [] for name in self.names if name not in ("id", "instance", RELEVANT)
-    }
+    parts: dict[str, list[pa.ChunkedArray]] = {name: [] for name in self.kinds}
     cuts = np.searchsorted(rows, self.starts)
     for shard in np.flatnonzero(np.diff(cuts)):
-      with readable(self.paths[shard]):
-        table = pq.ParquetFile(self.paths[shard]).read()
-      table = table.take(pa.array(rows[cuts[shard] : cuts[shard + 1]] - self.starts[shard]))
-      for name, values in parts.items():
-        written = self.columns[shard].get(name)
-        values.append(table.column(written) if written else pa.chunked_array([pa.nulls(len(table))]))
-    columns = {}
-    for name, values in parts.items():
-      try:
-        columns[name] = tables.widened(values, f"the column {name!r}")
-      except ValueError as error:
-        tables.log.warning("a column is left out: %s", error)
-    return columns
+      path, own = self.paths[shard], pa.array(rows[cuts[shard] : cuts[shard + 1]] - self.starts[shard])
+      for name, kind in self.kinds.items():
+        try:
+          column = read_column(path, self.columns[shard], name).take(own)
+          parts[name].append(tables.cast(column, kind, f"{path}, column {name!r},"))
+        except ValueError as error:
+          tables.log.warning("values are left out: %s", error)
+          parts[name].append(pa.chunked_array([pa.nulls(len(own), kind)]))
+    chunks = {name: [chunk for value in values for chunk in value.chunks] for name, values in parts.items()}
+    return {name: pa.chunked_array(chunks[name], kind) for name, kind in self.kinds.items()}

@@ -161,8 +161,7 @@ class FeatureStore:
     if name not in self.columns:
       raise KeyError(f"no metadata column {name!r} in {self.folder}; there are {self.columns}")
     for path, columns in zip(self.metadata_shards, self._written, strict=True):
-      there = name in columns
-      yield read_column(path, columns[name]) if there else pa.chunked_array([pa.nulls(parquet_rows(path))])
+      yield read_column(path, columns, name)
 
   def arrow_column(self, name: str) -> pa.ChunkedArray:
     """Returns a metadata column as Arrow holds it, read at each call; where the types of shards differ, widened.

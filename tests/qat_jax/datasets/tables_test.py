@@ -62,6 +62,8 @@ def features_with(root, name, values):
 def split_with(root, name, values):
   split(features_with(root / "f", name, values), root / "set")
   stores = [FeatureStore.open(root / "set" / part, "img") for part in ("train", "val/gallery", "test/gallery")]
+  clean = name.strip().lower()
+  assert len({store.arrow_column(clean).type for store in stores}) == 1  # whichever rows a part has
   rows = {row["id"]: row for store in stores for row in store.metadata().to_pylist()}
   return [rows[f"item{i}"] for i in range(len(values))]
 
