@@ -11,7 +11,7 @@ Hardware:  meant for one GPU. A million features of width 1024 in fp16 are 2 GB;
 Result:    not yet run here: the files were not at hand. The paper (arXiv 2505.21647) has 31.3 for the linear layer and
            50.0 for its own form, with image queries of SigLIP2 L/16 on all of ILIAS.
 
-A run fits plain, static maps, PLDA and all else in closed form beside FORM; validation chooses among them.
+A run fits plain, static maps, PLDA and experts beside FORM, and validation chooses among them.
 """
 
 from ml_collections import ConfigDict
