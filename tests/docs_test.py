@@ -173,13 +173,13 @@ def run_snippets(page, given):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-  """A folder where docs/data.md has been followed, and README's two commands have trained and measured on it."""
+  """A folder where docs/data.md has been followed, and the tutorial's two commands have trained and measured on it."""
   folder = tmp_path_factory.mktemp("made")
   (folder / "configs").symlink_to(ROOT / "configs")
   with pytest.MonkeyPatch.context() as patch:
     patch.chdir(folder)
     run_snippets("docs/data.md", arrays())
-    train(*config_of(shown_in("README.md", "python -m train.main --config configs/features.py"), *SHORT))
+    train(*config_of(shown_in("docs/tutorial.md", "python -m train.main --config configs/features.py"), *SHORT))
   return folder
 
 
@@ -191,11 +191,11 @@ def place(made, tmp_path, monkeypatch):
   return tmp_path / "place"
 
 
-def test_readmes_commands_measure_and_rank(place):
-  config, workdir = config_of(shown_in("README.md", "python -m eval.main --config configs/features.py"), *SHORT)
+def test_the_tutorials_commands_measure_and_rank(place):
+  config, workdir = config_of(shown_in("docs/tutorial.md", "python -m eval.main --config configs/features.py"), *SHORT)
   config.eval.methods = ("plain", "adapted")
   assert evaluate(config, workdir)
-  command = shown_in("README.md", "qat-jax rank")
+  command = shown_in("docs/tutorial.md", "qat-jax rank")
   program = "from qat_jax.cli import main; main()"
   done = subprocess.run([sys.executable, "-c", program, *command.words[1:]], capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
@@ -204,7 +204,8 @@ def test_readmes_commands_measure_and_rank(place):
   }
 
 
-PAGES_WITH_SNIPPETS = sorted({name.rsplit(":", 1)[0] for name, _ in SNIPPETS} - {"docs/data.md"})
+ELSEWHERE = {"docs/data.md", "docs/tutorial.md", "README.md"}  # tried by tests of their own, README's by make demo
+PAGES_WITH_SNIPPETS = sorted({name.rsplit(":", 1)[0] for name, _ in SNIPPETS} - ELSEWHERE)
 
 
 @pytest.mark.parametrize("page", PAGES_WITH_SNIPPETS)
@@ -217,7 +218,23 @@ def test_a_pages_snippets_run(page, place):
   if page == "docs/search.md":
     given["query_QD"] = rows(2, "test caption")[0]
   run_snippets(page, given)
-  assert "ranking" in given or page in ("docs/benchmarks.md", "docs/encoders.md", "docs/first_day.md")
+  assert "ranking" in given or page in ("docs/benchmarks.md", "docs/encoders.md")
+
+
+def test_the_tutorial_runs_as_it_is_printed(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "configs").symlink_to(ROOT / "configs")
+  draw, *searching = [text for name, text in SNIPPETS if name.startswith("docs/tutorial.md:")]
+  exec(compile(draw.replace("[:200]", "[:60]"), "draw.py", "exec"), {})
+  for command in ("qat-jax extract", "qat-jax split"):
+    cli.main(list(shown_in("docs/tutorial.md", command).words[1:]))
+  adapter = train(*config_of(shown_in("docs/tutorial.md", "python -m train.main"), *SHORT))
+  assert set(adapter.heads) == {"text", "image"}
+  given = {}
+  for text in searching:
+    there = given["pictures"].ids[0] if given else ""  # of so few toys, another one is in the gallery
+    exec(compile(text.replace("family0001_1_1.png", there), "docs/tutorial.md", "exec"), given)
+  assert given["ranking"].ids.shape == (1, 3) and (given["ranking"].ids >= 0).all()
 
 
 def test_the_documented_command_for_pictures_of_ones_own_trains_an_adapter(tmp_path, monkeypatch):
