@@ -64,7 +64,7 @@ def add_serve(commands: argparse._SubParsersAction) -> None:
   parser.add_argument("--index", metavar="NAME", default="exact", help=text)
   text = "where to write a gallery that the adapter maps; by default in the gallery's folder"
   parser.add_argument("--prepared", metavar="FOLDER", help=text)
-  text = "aspects that searches may name, {name: [phrases]}; by default aspects.json beside the adapter, else the package's own"
+  text = "aspects that searches may name, {name: [phrases]}; else aspects.json beside the adapter, or the package's"
   parser.add_argument("--aspects", metavar="FILE", help=text)
   text = "append the marks of searches to this folder, with query and item, nothing about who marked"
   parser.add_argument("--keep-marks", metavar="FOLDER", help=text)
