@@ -50,7 +50,7 @@ def decode(record: dict[str, Any]) -> Image.Image:
   try:
     if isinstance(image, bytes | bytearray | memoryview):
       if bytes(image[4:8]) == b"ftyp" and bytes(image[8:12]) in HEIF:
-        _know_heif()
+        know_heif()
       image = Image.open(io.BytesIO(image))
     kind = _kind_of_samples(image)
     return _rgb(_upright(image), kind)
@@ -59,7 +59,7 @@ def decode(record: dict[str, Any]) -> Image.Image:
 
 
 @functools.cache
-def _know_heif() -> None:
+def know_heif() -> None:
   """Tells Pillow how to open HEIC; raises ImportError where the extra `heif` is missing."""
   try:
     import pillow_heif

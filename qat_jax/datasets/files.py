@@ -11,10 +11,17 @@ from dataclasses import dataclass
 from typing import Any
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
-# What Pillow opens by itself, and what it opens with the extra `heif`: the one list of endings of pictures.
-HEIF = (".heic", ".heif")
-PILLOW = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".j2k")
-IMAGES = (*PILLOW, ".jpx", *HEIF)
+# What Pillow opens by itself, and what it opens with the extra `heif`: the one list of pictures.
+# Endings → Pillow's name of the format. Left out are formats that run a program (EPS) or name other files.
+PILLOW = {
+  **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "JPEG"),
+  **{".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".gif": "GIF", ".tif": "TIFF", ".tiff": "TIFF", ".avif": "AVIF"},
+  **dict.fromkeys((".jp2", ".j2k", ".jpx"), "JPEG2000"),
+  **{".ppm": "PPM", ".pgm": "PPM", ".tga": "TGA"},
+}
+HEIF = {".heic": "HEIF", ".heif": "HEIF"}
+IMAGES = (*PILLOW, *HEIF)
+FORMATS = tuple(dict.fromkeys((*PILLOW.values(), *HEIF.values())))
 # Folders that a system or a NAS keeps for itself.
 SYSTEM = {"@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found", "__macosx"}
 
@@ -50,6 +57,11 @@ class LeftOut(dict[str, list[str]]):
     """Returns what was left out, a line a kind: its count and its first names."""
     shown = lambda names: ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
     return [f"left out: {len(names)} {kind} ({shown(names)})" for kind, names in self.items()]
+
+
+def left_out_of(source: Any) -> LeftOut:
+  """Returns a copy of what a source did not take; nothing of one that does not say."""
+  return LeftOut({kind: list(names) for kind, names in getattr(source, "left_out", {}).items()})
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 pictures/a.jpg, pictures/more/b.png, …
 pictures/captions.csv      file,caption,instance     (or .tsv, .jsonl, .parquet; `caption` and `instance` optional)
+pictures/train/metadata.csv, pictures/test/metadata.csv, …     where the folder itself has no table
 """
 
 from __future__ import annotations
@@ -41,12 +42,13 @@ class FolderSource:
     files = self._files()
     images = [file for file in files if file.lower().endswith(opened_endings())]
     self.texts = {file.lower(): file for file in files if file.lower().endswith(TEXTS)}
-    self.table, rows = self._table(captions, files)
+    self.tables: dict[str, Path] = {}  # the beginning of the paths that a table speaks of → the table
+    rows = self._read_tables(captions, files, images)
     self.rows = [{"file": image} for image in images] if rows is None else rows
     if not self.rows:
       self._leave_out(files, images)
       told = "; ".join([f"these endings are known: {', '.join(IMAGES)}", *self.left_out.lines()])
-      raise FileNotFoundError(f"no images in {self.table or self.folder}; {told}")
+      raise FileNotFoundError(f"no images in {next(iter(self.tables.values()), self.folder)}; {told}")
     for file in images if rows is None else ():
       if not tables.is_utf8(file):
         raise ValueError(f"the file name {file!r} in {folder} is not UTF-8; rename the file")
@@ -59,8 +61,9 @@ class FolderSource:
   def about(self, position: int) -> dict[str, Any]:
     """Returns the record of a row without its image, which is not looked at."""
     row = self.rows[position]
-    record = tables.described(row, row["file"], f"{self.table or self.folder}: {row['file']}")
-    if tables.caption_column(row, self.table) is None and (beside := self._beside(row["file"])):
+    where = f"{self._table_of(row['file']) or self.folder}: {row['file']}"
+    record = tables.described(row, row["file"], where)
+    if tables.caption_column(row, where) is None and (beside := self._beside(row["file"])):
       path = self.folder / beside
       record["caption"] = next(iter(tables.texts(tables.decoded(path.read_bytes(), path), path)), None)
     folder = str(Path(row["file"]).parent) if self.instance_by_folder else None
@@ -118,19 +121,33 @@ class FolderSource:
             self.left_out.add("links to nothing", [within + name])
     return sorted(files)
 
-  def _table(
-    self, given: str | os.PathLike | None, files: list[str]
-  ) -> tuple[Path | None, list[dict[str, Any]] | None]:
-    """Returns the table of captions and its rows; a metadata.* that names no files is no such table."""
-    for path in [Path(given)] if given else [self.folder / name for name in TABLES if name in files]:
-      rows = tables.read(path)
-      column = next((name for name in FILE_COLUMNS if rows and name in rows[0]), None)
-      if rows and column is None and path.stem == "metadata" and not given:
-        continue
-      return path, self._named(path, rows, column)
-    return None, None
+  def _read_tables(
+    self, given: str | os.PathLike | None, files: list[str], images: list[str]
+  ) -> list[dict[str, Any]] | None:
+    """Fills `tables` with the given table, the folder's own, or those of its folders; returns the rows, None of none.
 
-  def _named(self, table: Path, rows: list[dict[str, Any]], column: str | None) -> list[dict[str, Any]]:
+    A picture outside of all tables' folders is a row. What names no files is no table, but the folder's own captions.*.
+    """
+    there, rows = set(files), []
+    for within in [""] if given else sorted({"", *(file[: file.rfind("/") + 1] for file in files)}):
+      names = [name for name in TABLES if within + name in there and not within.startswith(tuple(self.tables))]
+      for path in [Path(given)] if given else [self.folder / (within + name) for name in names]:
+        content = tables.read(path)
+        column = next((name for name in FILE_COLUMNS if content and name in content[0]), None)
+        if content and column is None and (path.stem == "metadata" or within) and not given:
+          continue
+        self.tables[within] = path
+        rows += self._named(path, content, column, within)
+        break
+    rows += [{"file": image} for image in images if self.tables and self._table_of(image) is None]
+    return rows if self.tables else None
+
+  def _table_of(self, file: str) -> Path | None:
+    beginnings = ("", *(file[: place + 1] for place, letter in enumerate(file) if letter == "/"))
+    return next((self.tables[within] for within in beginnings if within in self.tables), None)
+
+  def _named(self, table: Path, rows: list[dict[str, Any]], column: str | None, within: str) -> list[dict[str, Any]]:
+    """Returns rows with the paths of their files as `file`: a table's names begin at its own folder, `within`."""
     if rows and column is None:
       raise ValueError(f"{table} has the columns {list(rows[0])}; one of {FILE_COLUMNS} must name the image files")
     named = []
@@ -138,7 +155,7 @@ class FolderSource:
       file = tables.name(row.get(column or ""), f"{table}, row {number}")
       if not file:
         raise ValueError(f"row {number} of {table} names no image: its {column!r} is empty; give it or remove the row")
-      named.append({"file": file, **{key: value for key, value in row.items() if key != column}})
+      named.append({"file": within + file, **{key: value for key, value in row.items() if key != column}})
     missing = [row["file"] for row in named if not (self.folder / row["file"]).is_file()]
     if missing:
       shown = ", ".join(missing[:5])
@@ -148,16 +165,16 @@ class FolderSource:
   def _leave_out(self, files: list[str], images: list[str]) -> None:
     """Notes the files that no row takes: not the table, the pictures of the rows, and the texts beside these."""
     taken = {Path(row["file"]).as_posix() for row in self.rows}
-    by_text = {self._beside(file) for file in taken} if self.table is None or not self._captioned() else set()
+    bare = [row["file"] for row in self.rows if tables.caption_column(row, self._table_of(row["file"])) is None]
+    by_text, read = {self._beside(file) for file in bare}, set(self.tables.values())
     pictures = set(images)
     for file in files:
-      if file in taken or file in by_text or self.folder / file == self.table:
+      if file in taken or file in by_text or self.folder / file in read:
         continue
       if file in pictures:
-        self.left_out.add(f"pictures that {self.table} does not name", [file])
+        self.left_out.add(f"pictures that {self._table_of(file)} does not name", [file])
+      elif os.path.basename(file) in TABLES:
+        self.left_out.add("tables of captions that are not read", [file])
       else:
         self.left_out.add_file(file)
     self.left_out.add("columns of no plain values", tables.odd_columns(self.rows))
-
-  def _captioned(self) -> bool:
-    return any(tables.caption_column(row, self.table) for row in self.rows)

@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from qat_jax.datasets.files import left_out_of
 from qat_jax.datasets.views import label_free
 
 _log = logging.getLogger(__name__)
@@ -57,16 +58,18 @@ def sources(kind: str, name: str, folder: str | os.PathLike, limit: int = 0, vie
     found = {"toybox": _toybox, "tfds": _tfds}[kind](name, pathlib.Path(folder).expanduser())
     found = label_free(found, views, labelled=kind == "toybox") if views else found
   if limit:
-    found = {place: (Rows(s, range(min(limit, len(s))), dict), kinds) for place, (s, kinds) in found.items()}
+    first = lambda source: Rows(source, range(min(limit, len(source))), dict, left_out_of(source))
+    found = {place: (first(source), kinds) for place, (source, kinds) in found.items()}
   return found
 
 
 class Rows:
-  """Chosen rows of a source, each changed to what its place wants."""
+  """Chosen rows of a source, each changed to what its place wants; `left_out` is said with one place of a source."""
 
-  def __init__(self, source: Any, positions: Sequence[int], change: Callable[[dict], dict]) -> None:
-    self.source, self.positions, self.change = source, positions, change
-    self.left_out: dict[str, list[str]] = {}
+  def __init__(
+    self, source: Any, positions: Sequence[int], change: Callable[[dict], dict], left_out: dict | None = None
+  ) -> None:
+    self.source, self.positions, self.change, self.left_out = source, positions, change, left_out or {}
     if hasattr(source, "stamp"):
       self.stamp = lambda position: change(source.stamp(positions[position]))
 
@@ -183,8 +186,7 @@ def _by_instance(source: Any, folder: str | os.PathLike, made_views: int) -> Pla
       "which images show the same thing: a column `instance`, or a subfolder each and --config.data.name=subfolders. "
       "Or learn from made views of each image: --config.data.views=3"
     )
-  train = Rows(source, parts["train"], _own)
-  train.left_out = getattr(source, "left_out", {})  # said once, with the first place
+  train = Rows(source, parts["train"], _own, left_out_of(source))  # said once, with the first place
   found: Places = {"train": (train, ("img", "text") if "text" in asked else ("img",))}
   for part in ("val", "test"):
     found[f"{part}/gallery"] = (Rows(source, parts[part], _own), ("img",))

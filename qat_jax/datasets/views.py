@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 
 from qat_jax.datasets import decode
+from qat_jax.datasets.files import left_out_of
 
 RECIPE = 1  # counts the changes of `view`: features of another recipe are not taken for these
 VIEW = "#view"  # what the id of a made view ends with, before its number
@@ -66,7 +67,7 @@ class Views:
 
   def __init__(self, source: Any, numbers: Sequence[int]) -> None:
     """`numbers` are the views of each item, 0 for the picture as it is."""
-    self.source, self.numbers = source, tuple(numbers)
+    self.source, self.numbers, self.left_out = source, tuple(numbers), left_out_of(source)
 
   def __len__(self) -> int:
     return len(self.source) * len(self.numbers)

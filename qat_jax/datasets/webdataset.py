@@ -16,9 +16,8 @@ from qat_jax.datasets import UnreadableImage, tables
 from qat_jax.datasets.files import IMAGES, File, LeftOut, hidden, listed, opened_endings, splits_of, stems
 
 CAPTIONS = ("txt", "caption", "text")  # endings of a caption's member
-WORD = re.compile(
-  r"[A-Za-z_][\w-]*"
-)  # what a part of an ending looks like: `depth` in 0.depth.png, not ` Who` in Dr. Who.jpg
+WORD = re.compile(r"[A-Za-z_][\w-]*")  # a part of an ending: `depth` in 0.depth.png, not ` Who` in Dr. Who.jpg
+NAME = re.compile(r"[A-Z][a-z].*")  # a part that is rather a name: `Paul` in St.Paul.jpg
 
 _log = logging.getLogger(__name__)
 _Member = tuple[int, int]  # where its bytes begin, and how many there are
@@ -76,7 +75,7 @@ class WebdatasetSource:
   def __getitem__(self, position: int) -> dict[str, Any]:
     """Returns the record of an item: id, image (encoded), caption, instance, further fields.
 
-    Raises UnreadableImage where its bytes are not all there, or its .json is none.
+    Raises UnreadableImage where its bytes are not all there, or its .json is none; ValueError where text is not UTF-8.
     """
     record = self.about(position)
     shard, row = self._place(position)
@@ -85,8 +84,9 @@ class WebdatasetSource:
     if last > file.size:
       raise UnreadableImage(record["id"], f"{file.name} was cut short: it has {file.size} of {last} bytes")
     if "json" in members:
+      text, where = self._json(shard, row)
       try:
-        self._parsed(shard, row)
+        tables.parse_object(text, where)
       except ValueError as error:
         raise UnreadableImage(record["id"], str(error)) from error
     try:
@@ -96,17 +96,19 @@ class WebdatasetSource:
     return {**record, "image": image}
 
   def _fields(self, shard: int, row: int) -> dict[str, Any]:
-    """Returns the fields of a record's .json; none where it cannot be read, which reading the picture will say."""
+    """Returns the fields of a record's .json; none where it is no JSON, which reading the picture will say."""
+    text, where = self._json(shard, row)
     try:
-      return self._parsed(shard, row)
+      return tables.parse_object(text, where)
     except ValueError:
       return {}
 
-  def _parsed(self, shard: int, row: int) -> dict[str, Any]:
+  def _json(self, shard: int, row: int) -> tuple[str, str]:
+    """Returns the text of a record's .json, and what an error names; raises ValueError for other text than UTF-8."""
     member = self.members[shard][row].get("json")
     where = f"its .json in {self.shards[shard].name}"
     data = self.shards[shard].read(*member) if member else b"{}"
-    return tables.parse_object(tables.decoded(data, where), where)
+    return tables.decoded(data, f"{self.shards[shard].path}, {self.keys[shard][row]!r}, its .json"), where
 
   def _place(self, position: int) -> tuple[int, int]:
     if not 0 <= position < len(self):
@@ -161,20 +163,23 @@ def cut(path: str) -> tuple[str, str]:
   while first > 1 and WORD.fullmatch(parts[first - 1]):
     first -= 1
   key = ".".join(parts[:first]) if first else name
-  return f"{folder}/{key}".strip("/"), ".".join(parts[first:]).lower() if first else ""
+  ending = [part if NAME.fullmatch(part) else part.lower() for part in parts[first:-1]] + [parts[-1].lower()]
+  return f"{folder}/{key}".strip("/"), ".".join(ending) if first else ""
 
 
 def _chosen(records: dict[str, dict[str, _Member]], shard: str, left_out: LeftOut) -> dict[str, dict[str, _Member]]:
   """Returns the records that have a picture: where `image`, `text` and `json` lie. The rest is left out, and named.
 
   The picture is the one with a plain ending, else the first. Where no ending is plain and several pictures have texts
-  of their own, each is a record: St.Paul.jpg beside St.Paul.txt.
+  of their own, or names without a text in common, each is a record: St.Paul.jpg and St.Peter.jpg.
   """
   chosen = {}
   for key, endings in records.items():
     images = [ending for ending in endings if f".{ending.rpartition('.')[2]}" in opened_endings()]
     plain = [ending for ending in images if "." not in ending]
-    alone = [image for image in images if _text_of(image, endings)] if not plain else []
+    common = plain or [ending for ending in (*CAPTIONS, "json") if ending in endings]
+    named = lambda image, common=common: not common and NAME.match(image)
+    alone = [image for image in images if _text_of(image, endings) or named(image)] if not plain else []
     pictures = alone if len(alone) > 1 else (plain or images)[:1]
     taken: set[str] = set(pictures)
     for image in pictures:

@@ -21,7 +21,7 @@ import tqdm
 
 from qat_jax.cluster.work import LOCAL, reach, run
 from qat_jax.datasets import Source, UnreadableImage
-from qat_jax.datasets.files import LeftOut
+from qat_jax.datasets.files import left_out_of
 from qat_jax.encoders import Encoder
 from qat_jax.features import records
 from qat_jax.features.encoding import Encoding
@@ -227,7 +227,7 @@ def _finish(shards: _Shards, speed: dict[str, float]) -> None:
     write_json(writer.folder / UNREADABLE, shards.unreadable)
     names = _first([entry["id"] for entry in shards.unreadable])
     tqdm.tqdm.write(f"{len(shards.unreadable)} unreadable images left out ({names}): {writer.folder / UNREADABLE}")
-  left_out = LeftOut({kind: list(names) for kind, names in getattr(shards.source, "left_out", {}).items()})
+  left_out = left_out_of(shards.source)
   for line in left_out.lines():
     tqdm.tqdm.write(f"{writer.folder}: {line}")
   left_out.add("pictures that cannot be read", (f"{entry['id']}: {entry['reason']}" for entry in shards.unreadable))

@@ -129,8 +129,12 @@ def number(path: Path) -> int:
 
 
 def check_numbers(first: list[Path], second: list[Path]) -> None:
-  """Raises ValueError that names the shards of one kind which the other kind lacks. One file may go with several."""
-  if min(len(first), len(second)) < 2 and len(first) != len(second):
+  """Raises ValueError that names the shards of one kind which the other kind lacks.
+
+  One file may go with several whose numbers follow its own without a gap: they are all that it was made of.
+  """
+  one, several = sorted((first, second), key=len)
+  if len(one) == 1 and [number(path) - number(one[0]) for path in several] == list(range(len(several))):
     return
   numbers = [{number(path): path for path in paths} for paths in (first, second)]
   alone = [sorted(one.keys() - other.keys()) for one, other in (numbers, numbers[::-1])]

@@ -14,14 +14,11 @@ from typing import Any
 
 from PIL import Image
 
-from qat_jax.datasets import UnreadableImage, decode
-from qat_jax.datasets.files import IMAGES
+from qat_jax.datasets import UnreadableImage, decode, know_heif
+from qat_jax.datasets.files import FORMATS, IMAGES, opened_endings
 from qat_jax.datasets.tables import FILE_COLUMNS
 from qat_jax.serve.limits import Refused, invalid
 
-# Pillow's names of the formats that may be sent or shown. Left out are those that run a program (EPS) or name other
-# files. HEIF is known where pillow-heif is installed.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "HEIF", "ICO", "PPM", "TGA")
 BROWSERS = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "AVIF": "avif"}
 LONGEST_SIDE = 1 << 17  # pixels: twice what a JPEG can have; decoders and resizing take memory for each row and column
 SIDE = 320  # of a thumbnail, its longer one
@@ -113,6 +110,8 @@ def read(data: bytes, pixels: int) -> Image.Image:
 def _formats() -> list[str]:
   """Returns the formats of FORMATS that this installation of Pillow can open."""
   Image.init()
+  if ".heic" in opened_endings():
+    know_heif()
   return [name for name in FORMATS if name in Image.OPEN]
 
 

@@ -187,3 +187,23 @@ def test_metadata_of_an_image_folder_with_semicolons_and_a_mark(folder):
   source = FolderSource(folder)
   assert source[0]["caption"] == "a blue one"
   assert source.left_out[f"pictures that {folder / 'metadata.csv'} does not name"] == ["a.JPG", "more/c.png"]
+
+
+def test_tables_in_subfolders_speak_of_their_own_folders(folder):
+  for part, text in (("train", "file_name,text\nx.png,a red one\n"), ("test", "file_name,text\nin/y.png,a blue one\n")):
+    (folder / part / "in").mkdir(parents=True)
+    for name in ("x.png", "in/y.png"):
+      (folder / part / name).write_bytes((folder / "more/c.png").read_bytes())
+    (folder / part / "metadata.csv").write_text(text)
+  (folder / "more/metadata.csv").write_text("size\n3\n")
+  source = FolderSource(folder)
+  read = {record["id"]: record["caption"] for record in map(source.__getitem__, range(len(source)))}
+  alone = {"a.JPG": None, "b.jpg": None, "more/c.png": None}
+  assert read == alone | {"train/x.png": "a red one", "test/in/y.png": "a blue one"}
+  assert source.left_out[f"pictures that {folder / 'test/metadata.csv'} does not name"] == ["test/x.png"]
+  assert source.left_out["tables of captions that are not read"] == ["more/metadata.csv"]
+  (folder / "captions.csv").write_text("file,caption\nb.jpg,mine\n")
+  source = FolderSource(folder)
+  assert [row["file"] for row in source.rows] == ["b.jpg"]  # the folder's own table speaks of all
+  tables = source.left_out["tables of captions that are not read"]
+  assert tables == [f"{part}/metadata.csv" for part in ("more", "test", "train")]

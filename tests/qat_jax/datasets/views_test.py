@@ -106,3 +106,12 @@ def test_pictures_alone_become_a_retrieval_set(tmp_path):
   labelled = sources("webdataset", "", str(tar_shards(tmp_path / "s", shards=3, rows=20)), views=1)
   assert sorted(labelled) == ["test/gallery", "test/image_queries", "train", "val/gallery", "val/image_queries"]
   assert "#view" not in labelled["test/image_queries"][0][0]["id"]
+
+
+@pytest.mark.parametrize("settings", [{}, {"limit": 2}, {"views": 1}, {"views": 1, "limit": 2}])
+def test_what_a_source_left_out_is_said_once_with_views_and_with_a_limit(tmp_path, settings):
+  tar_shards(tmp_path, shards=3, rows=10)
+  (tmp_path / "notes.md").write_text("no pictures")
+  places = sources("webdataset", "", tmp_path, **settings)
+  told = {place: source.left_out for place, (source, _) in places.items()}
+  assert told.pop("train") == {".md files": ["notes.md"]} and not any(told.values())

@@ -135,11 +135,27 @@ def test_pictures_are_cut_from_their_names_and_what_is_left_out_is_named(tmp_pat
     ("Mug 2.0 (back)", "back", 2),
     ("0", "plain", 4),
     ("f", None, 5),
-    ("St.paul", "Paul", 7),
-    ("St.peter", "Peter", 8),
+    ("St.Paul", "Paul", 7),
+    ("St.Peter", "Peter", 8),
   ]
   assert source.left_out == {
     "system and hidden files": ["a.tar/._0.png"],
     "further pictures of records in tars": ["a.tar/0.depth.png", "a.tar/f.right.png"],
     ".cls files": ["a.tar/0.cls"],
   }
+
+
+def test_names_with_periods_are_pictures_of_their_own_unless_a_text_is_for_all(tmp_path):
+  pair = {"Paul.png": picture(1), "Peter.png": picture(2)}
+  write_tar(tmp_path / "a.tar", {"St": pair, "Sts": {**pair, "txt": "both"}, "0": {"DEPTH.png": picture(3)}})
+  source = WebdatasetSource(tmp_path)
+  read = [(r["id"], r["caption"], decode(r).getpixel((0, 0))[0]) for r in map(source.__getitem__, range(len(source)))]
+  assert read == [("a/St.Paul", None, 1), ("a/St.Peter", None, 2), ("a/Sts", "both", 1), ("a/0", None, 3)]
+  assert source.left_out == {"further pictures of records in tars": ["a.tar/Sts.Peter.png"]}
+
+
+@pytest.mark.parametrize("ending", ["json", "txt"])
+def test_other_text_than_utf8_is_refused_whichever_member_has_it(tmp_path, ending):
+  write_tar(tmp_path / "a.tar", {"0": {"png": picture(1), ending: b'{"caption":\n"caf\xe9"}'}})
+  with pytest.raises(ValueError, match=r"a\.tar, '0', its \.?(json|text), line 2, is not UTF-8 \(byte 0xe9\)"):
+    WebdatasetSource(tmp_path).about(0)

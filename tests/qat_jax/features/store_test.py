@@ -341,3 +341,18 @@ def test_shards_pair_by_their_numbers(foreign):
   (foreign / "metadata/metadata_4.parquet").rename(foreign / "metadata/metadata_15.parquet")
   with pytest.raises(ValueError, match=r"img_emb_4\.npy, metadata_15\.parquet have no partner"):
     FeatureStore.open(foreign)
+
+
+def test_one_file_goes_with_several_only_if_none_of_them_is_missing(tmp_path):
+  for part, first in (("a", 0), ("b", 1)):
+    store = write_features(tmp_path / part, {"img": np.eye(6, dtype="f4")}, {"id": list("abcdef")}, rows_per_shard=2)
+    (store.folder / "meta.json").unlink()
+    whole = store[:]
+    for path in sorted((store.folder / "img_emb").iterdir()):
+      path.unlink()
+    np.save(store.folder / "img_emb/img_emb_0.npy", whole)
+    for path in sorted((store.folder / "metadata").iterdir(), reverse=True):
+      path.rename(path.with_name(f"metadata_{int(path.stem[-4:]) + first}.parquet"))
+  assert FeatureStore.open(tmp_path / "a").ids.tolist() == list("abcdef")
+  with pytest.raises(ValueError, match=r"img_emb_0\.npy, metadata_1\.parquet, .*have no partner"):
+    FeatureStore.open(tmp_path / "b")

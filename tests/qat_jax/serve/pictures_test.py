@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qat_jax.datasets.files import FORMATS, PILLOW
 from qat_jax.serve import pictures
 from qat_jax.serve.limits import Refused
 from qat_jax.serve.pictures import Pictures, from_base64, read
@@ -147,3 +148,9 @@ def test_a_side_has_a_limit_of_its_own(size):
 def test_a_long_strip_has_a_thumbnail(tmp_path, size, small):
   (tmp_path / "a.png").write_bytes(written(size, "PNG"))
   assert Image.open(io.BytesIO(Pictures(tmp_path, 10**7).thumbnail(item("a")))).size == small
+
+
+def test_what_a_folder_gives_is_what_the_service_opens():
+  Image.init()
+  assert {ending: Image.EXTENSION[ending] for ending in PILLOW} == PILLOW  # as Pillow says
+  assert set(pictures._formats()) | {"HEIF"} == set(FORMATS) == {*PILLOW.values(), "HEIF"}
