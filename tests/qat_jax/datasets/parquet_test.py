@@ -1,4 +1,6 @@
 import concurrent.futures
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -6,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from qat_jax.datasets import UnreadableImage, decode
+from qat_jax.datasets.files import listed
 from qat_jax.datasets.parquet import ParquetSource
 from qat_jax.datasets.splits import sources
 from tests.qat_jax.datasets.corpora import parquet_files, picture
@@ -76,3 +79,13 @@ def test_files_make_a_retrieval_set_by_their_names(tmp_path):
   places = sources("parquet", "", str(parquet_files(tmp_path / "p", names=names)))
   assert [len(places[p][0]) for p in ("train", "val/gallery", "test/gallery")] == [6, 6, 6]
   assert places["test/text_queries"][0][0]["caption"] == "toy no. 12"
+
+
+def test_a_short_program_that_reads_pictures_ends_as_it_should(tmp_path):
+  folder = parquet_files(tmp_path / "p", names=("a",), rows=2)
+  with listed(folder, ".parquet")[0].for_arrow() as opened:
+    assert isinstance(opened, pa.NativeFile)  # Arrow's threads outlive Python's files, which aborts one run of eight
+  script = "import sys; from qat_jax.datasets.parquet import ParquetSource; print(ParquetSource(sys.argv[1])[1]['id'])"
+  for _ in range(3):
+    ran = subprocess.run([sys.executable, "-c", script, str(folder)], capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (0, "a/1\n")
