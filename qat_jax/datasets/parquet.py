@@ -55,11 +55,7 @@ class ParquetSource:
         self.starts.append(self.starts[-1] + footer.row_group(group).num_rows)
       self.first.append(len(self.groups))
       self.columns.append(self._kept(footer.schema.to_arrow_schema(), file, column, caption))
-    self.left_out["columns of no plain values"] = list(
-      dict.fromkeys(self.left_out.pop("columns of no plain values", []))
-    )
-    if not self.left_out["columns of no plain values"]:
-      del self.left_out["columns of no plain values"]
+    self.left_out.update({kind: list(dict.fromkeys(names)) for kind, names in self.left_out.items()})
     self._held: collections.OrderedDict[tuple[int, bool], pa.Table] = collections.OrderedDict()
     self._lock = threading.Lock()
 

@@ -62,7 +62,7 @@ class WebdatasetSource:
     record = tables.described(fields, name, where, ids=())
     if "text" in members:
       text = tables.decoded(self.shards[shard].read(*members["text"]), f"{where}, its text")
-      record["caption"] = next(iter(tables.texts(text, where)), None)
+      record["caption"] = next(iter(tables.texts(text, where)), record["caption"])
     split = record.get("split") or self.splits[shard]
     return {**record, "id": name, **({} if split is None else {"split": split})}
 
@@ -155,9 +155,9 @@ def _records(shard: File, left_out: LeftOut) -> dict[str, dict[str, _Member]]:
 def cut(path: str) -> tuple[str, str]:
   """Returns key and ending (lower case) of a member: an ending is the words after periods at its end.
 
-  0.depth.png is 0 and depth.png; Mug 2.0 (front).jpg is Mug 2.0 (front) and jpg.
+  ./0.depth.png is 0 and depth.png; Mug 2.0 (front).jpg is Mug 2.0 (front) and jpg.
   """
-  folder, _, name = path.rpartition("/")
+  folder, _, name = path.removeprefix("./").rpartition("/")
   parts = name.split(".")
   first = len(parts) - 1
   while first > 1 and WORD.fullmatch(parts[first - 1]):

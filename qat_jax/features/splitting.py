@@ -85,12 +85,13 @@ def split(
     return rows
   instance = _instances(images, by)
   places = _places(images, texts, instance, drawn(instance.unique().to_pylist(), val, test, seed))
-  parts = root.with_name(root.name + ".parts")
+  parts, metadata = root.with_name(root.name + ".parts"), Metadata(images)
   with lock(parts):
     if rows := _rows_of(root, made_from):  # somebody else has just made it
       return rows
     for name, place in places.items():
-      _write(parts / "set" / name, stores, place, instance, {"place": name, **made_from}, rows_per_shard)
+      plan = {"place": name, **made_from, "rows_per_shard": rows_per_shard}
+      _write(parts / "set" / name, stores, metadata, place, instance, plan)
     rows = {name: len(place.rows) for name, place in places.items()}
     write_record(parts / "set" / MADE_FROM, {"format": FORMAT, "made_from": made_from, "rows": rows})
     os.replace(parts / "set", root)
@@ -195,13 +196,13 @@ def _captioned(images: FeatureStore) -> np.ndarray:
 def _write(
   folder: Path,
   stores: Sequence[FeatureStore],
+  metadata: Metadata,
   place: Place,
   instance: pa.ChunkedArray,
   plan: dict[str, Any],
-  rows_per_shard: int,
 ) -> None:
   """Writes one folder of the set, shard by shard; what is there already is left as it is."""
-  plan = {**plan, "rows_per_shard": rows_per_shard}
+  rows_per_shard = plan["rows_per_shard"]
   if (folder / META).exists():
     check_same(folder, read_meta(folder)["split"], plan, ADVICE)
     try:
@@ -211,7 +212,7 @@ def _write(
       raise ValueError(f"{str(error).partition(';')[0]}; delete {folder}, and run again") from error
     return
   starts = range(0, len(place.rows), rows_per_shard)
-  writer, metadata = FeatureWriter(folder, plan, len(starts)), Metadata(stores[0])
+  writer = FeatureWriter(folder, plan, len(starts))
   ids = stores[0].arrow_ids()
   for shard in writer.missing():
     rows = place.rows[starts[shard] : starts[shard] + rows_per_shard]

@@ -145,6 +145,15 @@ def test_pictures_are_cut_from_their_names_and_what_is_left_out_is_named(tmp_pat
   }
 
 
+def test_a_member_with_a_dot_for_its_folder_is_the_same_member_and_blank_text_is_none(tmp_path):
+  first = {"png": picture(1), "json": '{"caption": "of the fields"}', "txt": " "}
+  write_tar(tmp_path / "a.tar", {"0": first, "x": {"png": picture(3)}, "./0": {"png": picture(2)}})
+  source = WebdatasetSource(tmp_path)
+  assert [source.about(i)["id"] for i in range(len(source))] == ["a/0", "a/x"]
+  assert source[0]["caption"] == "of the fields" and decode(source[0]).getpixel((0, 0))[0] == 2
+  assert source.left_out == {"members that occur twice, of which the last counts": ["a.tar/./0.png"]}
+
+
 def test_names_with_periods_are_pictures_of_their_own_unless_a_text_is_for_all(tmp_path):
   pair = {"Paul.png": picture(1), "Peter.png": picture(2)}
   write_tar(tmp_path / "a.tar", {"St": pair, "Sts": {**pair, "txt": "both"}, "0": {"DEPTH.png": picture(3)}})
