@@ -26,6 +26,11 @@ def get_config() -> ConfigDict:
   # Features → semi-positives: the nearest `keep` training images of other instances. 0: none; the paper has 10.
   config.semi_positives = ConfigDict({"keep": 0, "neighbours": 100, "temperature": 0.1, "share": 0.2})
 
+  # Aspects that do not count, told in words (docs/words.md): `ignore` is a tuple of names, such as ("scene",). A head
+  # that leaves them out is tried for both query types. It serves only where validation says so, and needs no labels.
+  # `file`: your own aspects, JSON; "": the package's own, for photographs. The features' encoder must read texts.
+  config.aspects = ConfigDict({"file": "", "ignore": ()})
+
   # The hypernetwork. `form` is trained beside its baselines: a static map, and a query head alone of the same size.
   config.form = "adaptive"
   config.forms = ConfigDict(

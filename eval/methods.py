@@ -39,7 +39,7 @@ HELD = 0.25  # of the device's memory: what a method that cannot stream may hold
 GRAPH_ITEMS = 200_000  # a graph of more takes hours: every pair of items is compared
 NO_FEATURES = "there are no training features to fit it on; give --config.data.root=FOLDER"
 CANNOT = "it cannot be fitted on this training set"
-STATIC = ("static", "static_mapped", "closed_form_both", "plda")
+STATIC = ("static", "static_mapped", "closed_form_both", "plda", "off_words")
 QUERY_ONLY = ("query_only", "closed_form")
 FORMS = tuple(name + end for name in ("adaptive", "gated", "paper") for end in ("", "_mapped"))
 HEADS: dict[str, Callable[[Training, Validator], Head | None]] = {

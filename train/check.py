@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from qat_jax.datasets.splits import KINDS
 from qat_jax.models import forms as hypernetwork
+from train import material
 
 CHOICES = {
   "form": ("static", "query_only", "adaptive", "gated", "paper"),
@@ -43,6 +44,7 @@ def config(config: ConfigDict, devices: int) -> None:
       hypernetwork.FORMS[form](2, **dict(settings))
     except TypeError as error:
       raise ValueError(f"config.forms.{form}: {error}; see qat_jax.models.forms.{form}") from None
+  material.ignored(config)
   batch_size = config.train.batch_size
   if batch_size % devices:
     below = batch_size - batch_size % devices

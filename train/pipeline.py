@@ -25,7 +25,8 @@ from qat_jax.validation import Validator
 from train import check
 from train.gate import choose, others
 from train.hosts import exchange
-from train.plan import Material, candidates
+from train.material import Material, off_words
+from train.plan import candidates
 
 
 def train(config: ConfigDict, workdir: pathlib.Path) -> Adapter:
@@ -39,11 +40,12 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> Adapter:
   images, path = data.train_images, workdir / "semi_positives.npz"
   semi = exchange.in_turn("semi-positives", lambda: mining.ensure(config.semi_positives, images, path))
   made = any(VIEW in str(name) for name in images.ids)
+  told = off_words(config, data)
   heads, chosen = {}, {}
   for query_type in types:
     of = functools.partial(Validator.of, data.split("val"), query_type, seed=config.seed)
     validator, gate = of(limit=config.validation.queries), of(limit=config.validation.gate_queries)
-    material = Material(Training.of(data, query_type), data.train_texts, semi, validator, gate, made_from, made)
+    material = Material(Training.of(data, query_type), data.train_texts, semi, validator, gate, made_from, made, told)
     fitted = candidates(config, material, workdir / "candidates" / query_type)
     chosen[query_type] = choose(query_type, fitted, gate)
     heads[query_type] = fitted[chosen[query_type]["name"]].head

@@ -7,7 +7,6 @@ what is trained by gradient is trained by all.
 
 from __future__ import annotations
 
-import math
 import pathlib
 import shutil
 import time
@@ -15,8 +14,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -25,38 +22,29 @@ from qat_jax.adapter import Adapter
 from qat_jax.fit import discriminant, experts, levels, memory
 from qat_jax.fit.candidates import read_candidate, write_candidate
 from qat_jax.fit.parts import with_part
-from qat_jax.fit.training import PLAIN, Training, evenly
+from qat_jax.fit.training import PLAIN, Training
 from qat_jax.models import forms
 from qat_jax.models.head import Head
 from qat_jax.sealed import read_record, write_record
 from qat_jax.stages import check_same, fingerprint
-from qat_jax.types import SemiPositives
-from qat_jax.validation import Validator
-from train import batches, ensembles, loop
+from train import ensembles
+from train.gradient import by_gradient, loop_settings
 from train.hosts import exchange
-from train.step import Batch, LossSettings
+from train.material import Material
+from train.step import LossSettings
 
 FORMAT = 5  # of candidates; higher where the same settings, which numbers are tried included, make another head
 MADE_FROM = "made_from.json"
 ADVICE = "Use another --workdir, or what it was made with"
 ENOUGH_SECOND_VIEWS = 0.5  # of the training images, for a trained image head to be worth trying
-FEWEST_STEPS = 200
-STATIC = ("plda", "closed_form_both", "static_mapped")  # one map of queries and gallery, the same for all queries
+STATIC = (
+  "plda",
+  "closed_form_both",
+  "static_mapped",
+  "off_words",
+)  # one map of queries and gallery, the same for all queries
 SHRINKAGE = [0.01, 0.03, 0.1, 0.3, 1.0]
 RESIDUAL = [0.0, 0.25, 0.5, 0.75, 1.0, 1.5]
-STATISTICS_ROWS = 100_000  # training queries that the input's mean and scale are taken over
-
-
-class Material(NamedTuple):
-  """What the candidates of one query type are made from and compared on."""
-
-  training: Training
-  captions: Any | None  # of the training images (ND), where there are any
-  semi: SemiPositives | None
-  validator: Validator  # for a head while it trains
-  gate: Validator  # with more queries, for what is chosen once
-  made_from: dict[str, Any]  # the fingerprint of all of them
-  made_views: bool = False  # whether instances are pictures and views that were made of them
 
 
 class Candidate(NamedTuple):
@@ -96,6 +84,8 @@ def candidates(config: ConfigDict, material: Material, folder: pathlib.Path) -> 
     return add(with_part(name, part), settings, lambda: fit(training, gate, head), info["offline_seconds"])
 
   add("plain", {}, lambda: PLAIN)
+  if material.off_words is not None:
+    add("off_words", material.off_words.settings, material.off_words.fit)
   if training.query_type == "image" and training.second_views:
     grid: dict[str, Any] = {"shrinkage": SHRINKAGE, "residual": RESIDUAL}
     add("closed_form", grid, lambda: discriminant.query_alone(training, gate, SHRINKAGE, RESIDUAL))
@@ -215,52 +205,6 @@ def to_beat(fitted: dict[str, Candidate], maps_gallery: bool) -> float:
   return fitted[bases(fitted)[-1 if maps_gallery else 0]].adapter.info["train_val_map"]
 
 
-def by_gradient(
-  material: Material,
-  form: str,
-  settings: dict,
-  batch_size: int,
-  loss: LossSettings,
-  schedule: loop.LoopSettings,
-  folder: pathlib.Path,
-) -> Head:
-  """Returns a form trained with the contrastive loss: the best on validation of its run."""
-  training, validator = material.training, material.validator
-  semi = material.semi if training.relevant is None else None  # those of an image may be in the query's list
-  queries = training.queries
-  assert queries is not None, "text queries without captions cannot be trained"
-  module = forms.FORMS[form](training.width, **settings)
-  variables = forms.initialise(module, jax.random.key(schedule.seed))
-  if "standardise" in variables["constants"]:
-    rows = evenly(len(queries), STATISTICS_ROWS)
-    variables["constants"] = forms.with_statistics(variables["constants"], jnp.asarray(queries[rows]))
-  pairs, part = batches.pairs_of(training), (jax.process_index(), jax.process_count())
-  size = fit_to_devices(min(batch_size, len(pairs)), jax.device_count())
-
-  def batch_at(step: int) -> Batch:
-    rows = batches.draw(pairs, size, schedule.seed, step)
-    own, listed_QN = batches.share(rows, *part), batches.no_negatives(pairs, rows, *part)
-    return batches.read(own, queries, training.images, semi, jax.local_device_count(), listed_QN)
-
-  trained = loop.train(
-    module,
-    variables,
-    batch_at,
-    lambda variables: validator(Head(form, settings, variables)),
-    loss,
-    schedule,
-    folder,
-    f"{training.query_type}/{folder.name}",
-  )
-  note = ""
-  if schedule.target is not None and trained.steps < schedule.steps and trained.value < schedule.target:
-    note = f"stopped at step {trained.steps:,} of {schedule.steps:,}, with no prospect of winning"
-    if exchange.first():
-      reached = f"{100 * trained.value:.1f}, to beat {100 * schedule.target:.1f}"
-      tqdm.write(f"{training.query_type}/{folder.name}: {note} ({reached})")
-  return Head(form, settings, {"params": trained.params, "constants": variables["constants"]}, note)
-
-
 def trained_forms(config: ConfigDict, training: Training) -> dict[str, tuple[str, dict]]:
   """Returns the forms to train by name, the cheap first: the baselines, the config's form, each with a gallery map."""
   settings = {name: dict(values) for name, values in config.forms.items()}
@@ -285,27 +229,3 @@ def wants_training(config: ConfigDict, training: Training) -> bool:
     enough = training.query_type == "text" or training.relevant is not None
     return enough or training.second_views >= ENOUGH_SECOND_VIEWS
   return choice == "always"
-
-
-def loop_settings(config: ConfigDict, form: str, query_type: str, rows: int) -> loop.LoopSettings:
-  """Returns how a form trains on so many rows: the static map, which is quick, has a schedule of its own.
-
-  Few rows are learned by heart in few steps: a schedule that looks at each more than `epochs` times is shortened, and
-  validation and patience with it, patience to no less than half of it: a head may dip before it rises.
-  """
-  values = {name: value for name, value in config.train.items() if name != "batch_size"}
-  epochs, steps, every = config.epochs[query_type], values["steps"], config.validation.every
-  if form == "static":
-    return loop.LoopSettings(seed=config.seed, validate_every=every, **(values | dict(config.static_train)))
-  enough = max(FEWEST_STEPS, math.ceil(epochs * rows / config.train.batch_size))
-  if epochs and enough < steps:
-    share = enough / steps
-    every = max(1, round(share * every))
-    patience = values["patience"] and min(values["patience"], max(math.ceil(share * values["patience"]), enough // 2))
-    values |= {"steps": enough, "patience": patience}
-  return loop.LoopSettings(seed=config.seed, validate_every=every, **values)
-
-
-def fit_to_devices(batch_size: int, devices: int) -> int:
-  """Returns the largest multiple of `devices` that is no more than `batch_size`."""
-  return max(devices, batch_size - batch_size % devices)

@@ -2,12 +2,13 @@
 
 Trained on images; a text query enters at the images' mean, shifted by what the means of captions and images differ (the
 modality gap). A step costs O(B·C·E) for a batch of B and C training instances; the classifier is thrown away. Offline
-O(N·D·E) for N items, online one D×E product a query.
+O(N·D·E) for N items, online one D×E product a query. `without` trains nothing: its map is made of words.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from qat_jax.fit.training import Training
 from qat_jax.models.closed_forms import affine_variables
 from qat_jax.models.head import Head
 from qat_jax.validation import Validator
+from qat_jax.words import Maps, directions
 
 WIDTH = 512
 SCALE = 16.0
@@ -67,6 +69,17 @@ def layer_head(params: dict, shift_D: np.ndarray, note: str = "") -> Head:
   """Returns the head that applies a layer, {kernel: DE, bias: E}, to both sides; queries lose the shift first."""
   variables = affine_variables(shift_D, np.zeros_like(shift_D), params["kernel"], params["bias"])
   return Head("affine", {"dimensions": params["kernel"].shape[1], "bias": True}, variables, note)
+
+
+def without(aspects: Mapping[str, np.ndarray]) -> Head:
+  """Returns the head that leaves aspects out of queries and items alike: normalise(x (I − V Vᵀ)).
+
+  V are the directions that `qat_jax.words` ignores: those that the aspects' rows of text features (WD) vary along.
+  """
+  told = [directions(row_WD, name) for name, row_WD in aspects.items()]
+  width = len(told[0].mean_D)
+  zero_D, map_DD = np.zeros(width), Maps(width).of([], told)(np.eye(width))
+  return Head("affine", {"dimensions": width}, affine_variables(zero_D, zero_D, map_DD), f"off {', '.join(aspects)}")
 
 
 def start(key: jax.Array, width: int, instances: int) -> dict:

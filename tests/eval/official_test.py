@@ -170,7 +170,7 @@ def test_an_adapter_without_training_features_is_measured_on_a_benchmark(config,
   metrics = run(config, tmp_path / "run", root=str(tmp_path / "root"), **settings)
   assert values(metrics, metric) == pytest.approx(expected, abs=1e-6)
   assert {s["method"]: s["reason"].split(";")[0] for s in metrics["skipped"]} == {
-    "static": "none of static, static_mapped, closed_form_both, plda was trained in this run",
+    "static": "none of static, static_mapped, closed_form_both, plda, off_words was trained in this run",
     "neighbours": "there are no training features to fit it on",
   }
 

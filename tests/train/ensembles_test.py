@@ -16,6 +16,7 @@ from qat_jax.validation import Validator
 from train import plan
 from train.ensembles import averaged, by_members
 from train.loop import LoopSettings
+from train.material import Material
 
 WIDTH = 8
 
@@ -90,7 +91,7 @@ def test_a_run_that_asks_for_an_ensemble_serves_one(tmp_path):
   short = {"ensemble": 2, "form": "query_only", "train.steps": 4, "static_train.steps": 2, "validation.every": 2}
   config.update_from_flattened_dict(short | {"train.warmup_steps": 1, "forms.query_only.hidden": 8, "epochs.text": 0})
   config.memory.text = config.captions.text = config.levelled.text = 0
-  material = plan.Material(training, None, None, validator, validator, {})
+  material = Material(training, None, None, validator, validator, {})
   fitted = plan.candidates(config, material, tmp_path)
   assert fitted["query_only"].head.form == "ensemble"
   assert fitted["static"].head.form == fitted["static_mapped"].head.form == "static"

@@ -239,6 +239,23 @@ def test_made_views_are_known_from_the_features(run, tmp_path, monkeypatch):
     train(config, tmp_path / "views")
 
 
+def test_aspects_that_a_recipe_ignores_reach_the_candidates(tmp_path, monkeypatch):
+  def told(config, material, folder):
+    raise KeyboardInterrupt(material.off_words and sorted(material.off_words.settings["ignore"]))
+
+  monkeypatch.setattr(pipeline, "candidates", told)
+  config = recipe.get_config()
+  config.data.root = str(retrieval_set(tmp_path / "set"))
+  with pytest.raises(KeyboardInterrupt, match="None"):
+    train(config, tmp_path / "run")
+  config.aspects.ignore = ("scene", "lighting")
+  with pytest.raises(ValueError, match="config.aspects.ignore needs the encoder of the features, and those in "):
+    train(config, tmp_path / "run")
+  config.encoder.name = "toy_clip"
+  with pytest.raises(KeyboardInterrupt, match="lighting.*scene"):
+    train(config, tmp_path / "run")
+
+
 def test_a_set_that_training_has_seen_is_refused_or_said_to_be(run, tmp_path):
   config = run[0].copy_and_resolve_references()
   config.data.root = str(shutil.copytree(config.data.root, tmp_path / "set"))

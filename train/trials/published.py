@@ -24,8 +24,9 @@ from qat_jax.fit.training import Training
 from qat_jax.models.forms import hidden_of_size, size_of
 from qat_jax.runs import end_on_signals, explained, read_metrics
 from qat_jax.validation import Validator
+from train.gradient import by_gradient
 from train.loop import LoopSettings
-from train.plan import Material, by_gradient
+from train.material import Material
 from train.step import LossSettings
 from train.trials.records import chosen, claim, read, table
 

@@ -79,3 +79,21 @@ def test_text_queries_enter_at_the_mean_of_the_images():
 def test_one_instance_cannot_train_a_classifier(train):
   validator = Validator(train.images, train.images, Relevance([np.arange(3)] * 30, [np.array([], int)] * 30), 0, 0)
   assert linear.fit(train._replace(instance=np.zeros(30)), validator) is None
+
+
+def test_aspects_are_left_out_of_queries_and_items_by_hand():
+  rows_WD = np.array([[0.8, 0.6, 0.0, 0.0], [0.8, -0.6, 0.0, 0.0], [0.8, 0.6, 0.0, 0.0], [0.8, -0.6, 0.0, 0.0]])
+  other_WD = np.array([[0.0, 0.6, 0.0, 0.8], [0.0, 0.6, 0.0, -0.8]])
+  x_ND = np.array([[2.0, 4.0, 1.0, 2.0], [0.0, 0.0, 3.0, 4.0]], np.float32)
+  for aspects, left in (
+    ({"scene": rows_WD}, [[2 / 3, 0, 1 / 3, 2 / 3], [0, 0, 0.6, 0.8]]),  # the second direction is out
+    ({"scene": rows_WD, "light": other_WD}, [[2 / 5**0.5, 0, 1 / 5**0.5, 0], [0, 0, 1, 0]]),  # and the fourth
+  ):
+    head = linear.without(aspects)
+    assert head.note == f"off {', '.join(aspects)}" and head.items_wide(4) == 4 and head.space != "frozen"
+    module = head.module(4)
+    items_NE = module.apply(head.variables, x_ND, method="prepare")
+    np.testing.assert_allclose(items_NE, left, atol=1e-6)
+    adaptation = module.apply(head.variables, x_ND)
+    np.testing.assert_allclose(adaptation.query, left, atol=1e-6)
+    assert adaptation.left.shape[2] == 0 and (adaptation.gate == 1).all()
