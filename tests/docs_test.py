@@ -20,6 +20,8 @@ from PIL import Image
 import qat_jax
 from eval.pipeline import evaluate
 from qat_jax import cli
+from qat_jax.adaptation import unit
+from qat_jax.features.store import write_features
 from train.pipeline import train
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -211,8 +213,13 @@ PAGES_WITH_SNIPPETS = sorted({name.rsplit(":", 1)[0] for name, _ in SNIPPETS} - 
 @pytest.mark.parametrize("page", PAGES_WITH_SNIPPETS)
 def test_a_pages_snippets_run(page, place):
   """With what the pages take as given: names of arrays, and folders of features in the working folder."""
-  shutil.copytree("ROOT/test/gallery", "gallery")
-  shutil.copytree("ROOT/test/text_queries", "queries")
+  if page == "docs/words.md":  # as wide as the encoder that stands in, and enough items for their mean
+    for name, count in (("gallery", 100), ("queries", 4)):
+      rows_ND = np.random.default_rng(count).normal(size=(count, 128)).astype(np.float32)
+      write_features(name, {"img": unit(rows_ND, np.float32)}, {"id": [f"{name}{i}" for i in range(count)]})
+  else:
+    shutil.copytree("ROOT/test/gallery", "gallery")
+    shutil.copytree("ROOT/test/text_queries", "queries")
   given = arrays() | {"qat_jax": qat_jax, "np": np, "picture": Image.new("RGB", (40, 30), "red")}
   given |= dict.fromkeys(("query_QD", "gallery_ND"), np.eye(32, dtype=np.float32))  # 32: the released reference's width
   if page == "docs/search.md":
