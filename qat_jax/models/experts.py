@@ -52,8 +52,8 @@ class Experts(nn.Module):
 
   def __call__(self, query_QD: jax.Array, train: bool = False) -> Adaptation:
     """Returns the adaptation of Q queries (any float dtype, QD), K + 1 dimensions wider."""
-    mean_KD, map_KDD = self.query_mean.value, self.map.value
-    weight_KD = self.ratio.value / (1 + 2 * self.ratio.value)
+    mean_KD, map_KDD, ratio_KD = (jnp.asarray(one.value) for one in (self.query_mean, self.map, self.ratio))
+    weight_KD = ratio_KD / (1 + 2 * ratio_KD)
 
     def one(x_D: jax.Array, expert: jax.Array) -> jax.Array:
       map_DD = map_KDD[expert]

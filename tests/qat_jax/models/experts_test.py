@@ -135,3 +135,11 @@ def test_experts_stand_on_another_form(rows):
   query = lambda one, x: one.module(WIDTH).apply(one.variables, jnp.asarray(x, jnp.float32)).query
   np.testing.assert_allclose(query(mapped, rows[0]), query(plain, moved.prepare(rows[0])), atol=1e-6)
   assert len({mapped.space, plain.space, moved.space}) == 3
+
+
+def test_variables_may_be_numpy_arrays_as_files_give_them(rows):
+  one = head(constants())
+  as_read = Head("experts", one.settings, jax.tree.map(np.asarray, one.variables))
+  module = one.module(WIDTH)
+  expected = module.apply(one.variables, jnp.asarray(rows[0]))
+  np.testing.assert_array_equal(module.apply(as_read.variables, jnp.asarray(rows[0])).query, expected.query)
