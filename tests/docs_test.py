@@ -233,7 +233,7 @@ def test_the_tutorial_runs_as_it_is_printed(tmp_path, monkeypatch):
   (tmp_path / "configs").symlink_to(ROOT / "configs")
   draw, *searching = [text for name, text in SNIPPETS if name.startswith("docs/tutorial.md:")]
   exec(compile(draw.replace("[:200]", "[:60]"), "draw.py", "exec"), {})
-  for command in ("qat-jax extract", "qat-jax split"):
+  for command in ("qat-jax extract pictures", "qat-jax split features"):
     cli.main(list(shown_in("docs/tutorial.md", command).words[1:]))
   adapter = train(*config_of(shown_in("docs/tutorial.md", "python -m train.main"), *SHORT))
   assert set(adapter.heads) == {"text", "image"}

@@ -112,7 +112,7 @@ def semi_positives(path):
     (endless_heap, "has an entry of no length"),
     (ranks, "is not a whole .npy"),
     (features, "is truncated or no .npy file"),
-    (ids_of_lists, "column 'id', has values of the type list"),
+    (ids_of_lists, "has a list where a name is wanted"),
     (settings_of_a_list, "its head for 'text' has no form or no settings"),
     (later_meta, "is of version 2, and this one reads 1: upgrade"),
     (damaged_metadata, r"metadata_0000\.parquet is truncated or no Parquet file"),

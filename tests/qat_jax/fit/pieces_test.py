@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from qat_jax import validation
-from qat_jax.fit import discriminant, experts, levels, linear, memory, training, whitening
+from qat_jax.fit import clusters, discriminant, experts, levels, linear, memory, training, whitening
 from qat_jax.fit.training import PLAIN, Training
 from qat_jax.types import Relevance
 from qat_jax.validation import Validator
@@ -36,7 +36,7 @@ def small(monkeypatch):
   monkeypatch.setattr(discriminant, "LENGTH_ROWS", PIECE)
   monkeypatch.setattr(linear, "BATCH", PIECE // 4)
   monkeypatch.setattr(linear, "READ", 4)
-  monkeypatch.setattr(experts, "CHUNK", PIECE)
+  monkeypatch.setattr(clusters, "CHUNK", PIECE)
   monkeypatch.setattr(experts, "FREEDOM", 10)
   monkeypatch.setattr(levels, "BLOCK", PIECE)
   monkeypatch.setattr(levels, "CENTRE_ROWS", PIECE)

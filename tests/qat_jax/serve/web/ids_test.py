@@ -7,7 +7,7 @@ import pytest
 import qat_jax
 from tests.qat_jax.serve.web.clients import client_of, code, ids, png
 
-IDS = ["a", "a/picture", "a/picture/picture", "a/thumbnail", "/picture", "picture", "thumbnail", "", "..", ".", "../a"]
+IDS = ["a", "a/picture", "a/picture/picture", "a/thumbnail", "/picture", "picture", "thumbnail", "..", ".", "../a"]
 IDS += [
   "a?b=c",
   "a#b",
@@ -21,7 +21,6 @@ IDS += [
   "é",
   "e\u0301",
   "\\",
-  "\n",
   "7",
   "07",
   "7.0",
@@ -55,7 +54,7 @@ def test_any_item_is_had_by_its_id_and_no_other(client):
 
 def test_a_path_that_writes_a_slash_as_percent_2f_is_of_that_id_alone(client):
   for i, name in enumerate(IDS):
-    if name in ("", ".", ".."):  # which clients take for steps of the path
+    if name in (".", ".."):  # which clients take for steps of the path
       continue
     where = "/v1/items/" + urllib.parse.quote(name, safe="")
     assert client.get(where).json()["id"] == name
@@ -67,10 +66,10 @@ def test_a_path_with_bare_slashes_ends_in_what_is_asked_for(client):
   picture_of = lambda name: png((IDS.index(name), 0, 0))
   assert client.get("/v1/items/a/picture").content == picture_of("a")
   assert client.get("/v1/items/a/picture/picture").content == picture_of("a/picture")
-  assert client.get("/v1/items//picture").content == picture_of("")
+  assert client.get("/v1/items//picture").content == picture_of("/picture")
   assert client.get("/v1/items/picture").json()["id"] == "picture"
   assert client.get("/v1/items/a//b").json()["id"] == "a//b"
-  assert client.get("/v1/items/").json()["id"] == ""
+  assert code(client.get("/v1/items/")) == (404, "no_item")
   for path in ("/v1/items/b", "/v1/items/b/picture", "/v1/items/%ff", "/v1/items/a%2Fthumb", "/v1/items/a%252Fpictur"):
     assert code(client.get(path)) == (404, "no_item")
 
