@@ -83,8 +83,8 @@ def provenance(config: dict[str, Any], seed: int) -> dict[str, Any]:
 def hardware() -> str:
   """Returns the devices and the processor in words, such as `4 × cpu (2 cores, x86_64)`, and in how many processes."""
   devices, processes = jax.local_devices(), jax.process_count()
-  own = f"{len(devices)} × {devices[0].device_kind} ({os.cpu_count()} cores, {platform.machine()})"
-  return own if processes == 1 else f"{processes} processes of {own}"
+  devices_here = f"{len(devices)} × {devices[0].device_kind} ({os.cpu_count()} cores, {platform.machine()})"
+  return devices_here if processes == 1 else f"{processes} processes of {devices_here}"
 
 
 def commit() -> str:

@@ -68,20 +68,20 @@ def readable(path: str | os.PathLike, what: str = "Parquet file") -> Iterator[No
     raise ValueError(f"{path} is truncated or no {what} ({error}); restore it, or write it again") from error
 
 
-def check_format(what: str | os.PathLike, found: object, newest: int, older: str, oldest: int | None = None) -> None:
+def check_format(what: str | os.PathLike, number: object, newest: int, older: str, oldest: int | None = None) -> None:
   """Raises ValueError if this version does not read a format.
 
   Args:
     what: the name of the file or folder, for the message.
-    found: the format that it says it has.
+    number: the format that it says it has.
     newest: the newest format that this version reads.
     older: the advice for an older format.
     oldest: the oldest format that this version reads; `newest` if None.
   """
-  if type(found) is not int or not (newest if oldest is None else oldest) <= found <= newest:
+  if type(number) is not int or not (newest if oldest is None else oldest) <= number <= newest:
     reads = newest if oldest is None else f"up to {newest}"
-    advice = older if type(found) is int and found < newest else "upgrade qat-jax"
-    raise ValueError(f"{what} is of format {found!r}, and this version reads {reads}: {advice}")
+    advice = older if type(number) is int and number < newest else "upgrade qat-jax"
+    raise ValueError(f"{what} is of format {number!r}, and this version reads {reads}: {advice}")
 
 
 def write_sealed(path: str | os.PathLike, data: bytes | memoryview) -> None:

@@ -46,32 +46,32 @@ def fingerprint(**reads: object) -> dict[str, Any]:
 
 
 def differences(
-  made_with: Mapping[str, object], wanted: Mapping[str, object], words: str = "{name} was {old}, is {new}"
+  made_with: Mapping[str, object], inputs: Mapping[str, object], words: str = "{name} was {old}, is {new}"
 ) -> list[str]:
   """Returns a text for each difference of two fingerprints, such as `noise.scale was 0.5, is 0.3`."""
-  old, new = _leaves(fingerprint(**made_with)), _leaves(fingerprint(**wanted))
+  old, new = _leaves(fingerprint(**made_with)), _leaves(fingerprint(**inputs))
   names = [name for name in sorted(old.keys() | new.keys()) if old.get(name, _ABSENT) != new.get(name, _ABSENT)]
   return [words.format(name=name, old=_shown(old, name), new=_shown(new, name)) for name in names]
 
 
-def made(what: str | os.PathLike, made_with: Mapping[str, object] | None, wanted: Mapping[str, object]) -> bool:
-  """Says whether a result can be used again: whether its fingerprint (None: there is no result) is the wanted one.
+def made(what: str | os.PathLike, made_with: Mapping[str, object] | None, inputs: Mapping[str, object]) -> bool:
+  """Says whether a result can be used again: whether its fingerprint, `made_with`, equals that of `inputs`.
 
-  If they differ, a line of the log names `what` and all differences.
+  None means that there is no result. If the two differ, a line of the log names `what` and all differences.
   """
   if made_with is None:
     return False
-  differing = differences(made_with, wanted)
+  differing = differences(made_with, inputs)
   if differing:
     _log.warning("%s is made anew: %s", what, "; ".join(differing))
   return not differing
 
 
 def check_same(
-  what: str | os.PathLike, made_with: Mapping[str, object], wanted: Mapping[str, object], advice: str
+  what: str | os.PathLike, made_with: Mapping[str, object], inputs: Mapping[str, object], advice: str
 ) -> None:
   """Raises ValueError if two fingerprints differ; it names all differences and ends with the advice."""
-  if differing := differences(made_with, wanted):
+  if differing := differences(made_with, inputs):
     raise ValueError(f"{what} was made with other inputs or settings: {'; '.join(differing)}. {advice}")
 
 
@@ -91,8 +91,8 @@ def checksums(paths: Iterable[str | os.PathLike]) -> list[str]:
 
 def changed(written: Mapping[Path, str]) -> Path | None:
   """Returns the first file whose checksum is not the one in `written`; None if all are equal."""
-  found = checksums(written)
-  return next((path for path, now in zip(written, found, strict=True) if written[path] != now), None)
+  now_in_files = checksums(written)
+  return next((path for path, now in zip(written, now_in_files, strict=True) if written[path] != now), None)
 
 
 def write_whole(path: str | os.PathLike, *pieces: bytes | memoryview | np.ndarray) -> str:
@@ -263,8 +263,8 @@ def _remove_left(path: Path) -> None:
   """Removes temporary files of `path` whose process, on this host, is gone."""
   host = socket.gethostname()
   for left in path.parent.glob(f"{glob.escape(path.name)}.{glob.escape(host)}-*.tmp"):
-    found = re.fullmatch(r"(\d+)-\d+\.tmp", left.name.removeprefix(f"{path.name}.{host}-"))
-    if found and not _alive(int(found[1])):
+    parts = re.fullmatch(r"(\d+)-\d+\.tmp", left.name.removeprefix(f"{path.name}.{host}-"))
+    if parts and not _alive(int(parts[1])):
       left.unlink(missing_ok=True)
 
 

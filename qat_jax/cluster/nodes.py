@@ -70,12 +70,12 @@ def all_slots(ray: Any) -> list[Slot]:
   """
   nodes = [(node["NodeID"], node["Resources"]) for node in ray.nodes() if node["Alive"]]
   nodes.sort()
-  found = [Slot(name, {"CPU": 1, "GPU": 1}, "gpu") for name, has in nodes for _ in range(int(has.get("GPU", 0)))]
-  found += [Slot(name, {"CPU": 1, "TPU": has["TPU"]}, "tpu") for name, has in nodes if has.get("TPU")]
-  found = found or [Slot(name, {"CPU": 1}, None) for name, has in nodes if has.get("CPU", 0) >= 1]
-  if not found:
+  slots = [Slot(name, {"CPU": 1, "GPU": 1}, "gpu") for name, has in nodes for _ in range(int(has.get("GPU", 0)))]
+  slots += [Slot(name, {"CPU": 1, "TPU": has["TPU"]}, "tpu") for name, has in nodes if has.get("TPU")]
+  slots = slots or [Slot(name, {"CPU": 1}, None) for name, has in nodes if has.get("CPU", 0) >= 1]
+  if not slots:
     raise ConnectionError(f"the cluster has {len(nodes)} nodes, none with a core or an accelerator; add one")
-  return found
+  return slots
 
 
 def starter(ray: Any, payload: Any) -> Callable[[Slot], Any]:
@@ -87,7 +87,7 @@ def starter(ray: Any, payload: Any) -> Callable[[Slot], Any]:
 
   # by value, so that an actor can compare versions before anything of ours is imported
   ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-  remote, own, threads = ray.remote(Actor), versions(), os.environ.get("OMP_NUM_THREADS")
+  remote, versions_here, threads = ray.remote(Actor), versions(), os.environ.get("OMP_NUM_THREADS")
 
   def start(slot: Slot) -> Any:
     options = ray_options(slot.resources) | {
@@ -95,7 +95,7 @@ def starter(ray: Any, payload: Any) -> Callable[[Slot], Any]:
       "max_task_retries": 0,  # the caller asks again: another actor, if one is free
       "scheduling_strategy": NodeAffinitySchedulingStrategy(slot.node, soft=True),
     }
-    return remote.options(**options).remote([payload], own, os.getcwd(), slot.accelerator, threads)
+    return remote.options(**options).remote([payload], versions_here, os.getcwd(), slot.accelerator, threads)
 
   return start
 
@@ -138,9 +138,10 @@ class Actor:
       raise (type(error)(error.errno, text) if error.errno else type(error)(text)) from error
 
   def _begun(self, node: str) -> Callable[..., Any]:
-    different = {name: (own, its) for name, own in self.versions.items() if own != (its := versions().get(name))}
+    here = versions()
+    different = {name: (v, here.get(name)) for name, v in self.versions.items() if v != here.get(name)}
     if different:
-      which = "; ".join(f"{name} {its}, this process {own}" for name, (own, its) in different.items())
+      which = "; ".join(f"{name} {its}, this process {expected}" for name, (expected, its) in different.items())
       raise ImportError(f"the node {node} has {which}: install the same on all nodes")
     with contextlib.suppress(OSError):  # absolute paths are found from anywhere
       os.chdir(self.folder)
@@ -159,7 +160,7 @@ class Actor:
 
 def versions() -> dict[str, str]:
   """Returns what has to be the same on all nodes, with a digest of our own code; "none" where something is missing."""
-  found = {}
+  by_package = {}
   spec = importlib.util.find_spec("qat_jax")
   places = spec.submodule_search_locations if spec else None
   if places:
@@ -167,11 +168,11 @@ def versions() -> dict[str, str]:
     for path in sorted(folder.rglob("*.py")):
       digest.update(f"{path.relative_to(folder)}".encode() + path.read_bytes())
     number = re.search(r'__version__ = "(.+)"', (folder / "__init__.py").read_text())
-    found["qat-jax"] = f"{number[1] if number else 'of unknown version'} (code {digest.hexdigest()})"
+    by_package["qat-jax"] = f"{number[1] if number else 'of unknown version'} (code {digest.hexdigest()})"
   for name in ("jax", "jaxlib", "numpy"):
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-      found[name] = importlib.metadata.version(name)
-  return {name: found.get(name, "none") for name in ("qat-jax", "jax", "jaxlib", "numpy")}
+      by_package[name] = importlib.metadata.version(name)
+  return {name: by_package.get(name, "none") for name in ("qat-jax", "jax", "jaxlib", "numpy")}
 
 
 def cause(error: Any) -> BaseException:

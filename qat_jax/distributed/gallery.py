@@ -112,17 +112,17 @@ class Gallery:
     if position_N.size and not 0 <= position_N.min() <= position_N.max() < len(self):
       raise IndexError(f"positions {position_N.min()} to {position_N.max()} asked of {len(self)} items; −1 is padding")
     place_N = np.searchsorted(self._starts, position_N, "right") - 1
-    found_ND = np.empty((len(position_N), self.width), self.dtype)
-    wanted = {place: np.flatnonzero(place_N == place) for place in np.unique(place_N).tolist()}
-    for place, rows_ND in self._all("rows", {p: (position_N[w] - self._starts[p],) for p, w in wanted.items()}).items():
-      found_ND[wanted[place]] = rows_ND
-    return found_ND
+    all_ND = np.empty((len(position_N), self.width), self.dtype)
+    order = {place: np.flatnonzero(place_N == place) for place in np.unique(place_N).tolist()}
+    for place, rows_ND in self._all("rows", {p: (position_N[i] - self._starts[p],) for p, i in order.items()}).items():
+      all_ND[order[place]] = rows_ND
+    return all_ND
 
   @functools.cached_property
   def ids(self) -> np.ndarray:
     """The items' ids (N, object array of str), which travel once."""
-    found = self._all("ids")
-    return np.concatenate([found[place] for place in sorted(found)])
+    ids = self._all("ids")
+    return np.concatenate([ids[place] for place in sorted(ids)])
 
   def rank(self, adaptation: Adaptation, k: int, masks: Masks) -> Ranking:
     """Returns what `qat_jax.rank` does, of arguments that it has checked.
@@ -130,8 +130,8 @@ class Gallery:
     Where the gallery's adapter makes the same maps of the adaptation's `frozen` queries, to `CLOSE`, those travel.
     """
     host = jax.tree.map(np.asarray, adaptation)
-    asked = {block: lightest(self.adapter, host[block.start : block.stop]) for block in blocks(len(adaptation))}
-    return self._rank(asked.__getitem__, len(adaptation), k, masks)
+    light = {block: lightest(self.adapter, host[block.start : block.stop]) for block in blocks(len(adaptation))}
+    return self._rank(light.__getitem__, len(adaptation), k, masks)
 
   def search(
     self,
@@ -174,17 +174,18 @@ class Gallery:
 
   def _rank(self, asked_of: Callable[[range], Any], queries: int, k: int, masks: Masks) -> Ranking:
     """Returns the ranking of blocks of queries, which go from shard to shard, each time with what was found so far."""
-    own, places = blocks(queries), range(len(self.paths))
-    best = [TopK.empty(len(block), min(k, len(self))) for block in own]
-    request = functools.partial(self._request, asked_of, own, masks, best, k >= DEEP * len(self))
+    query_blocks, places = blocks(queries), range(len(self.paths))
+    best = [TopK.empty(len(block), min(k, len(self))) for block in query_blocks]
+    request = functools.partial(self._request, asked_of, query_blocks, masks, best, k >= DEEP * len(self))
     tasks = [
       _Task(place, number, functools.partial(request, place, number))
       for place in places
-      for number in sorted(range(len(own)), key=lambda number: (number - place) % len(own))  # each begins with another
+      # each shard begins with another block
+      for number in sorted(range(len(query_blocks)), key=lambda number: (number - place) % len(query_blocks))
     ]
     with self._lock:
       unable: set[int] = set()
-      for task, reply in self._run(tasks, -(-len(places) // len(own)), unable):
+      for task, reply in self._run(tasks, -(-len(places) // len(query_blocks)), unable):
         ids_QK, score_QK = pickle.loads(reply)
         ids_QK = np.where(ids_QK < 0, -1, ids_QK.astype(np.int64) + self._starts[task.place])
         best[task.group] = best[task.group].merge(TopK(ids_QK, score_QK, best[task.group].floor))
@@ -198,14 +199,14 @@ class Gallery:
   def _request(
     self,
     asked_of: Callable[[range], Any],
-    own: list[range],
+    query_blocks: list[range],
     masks: Masks,
     best: list[TopK],
     deep: bool,
     place: int,
     number: int,
   ) -> tuple:
-    block, top = own[number], best[number]
+    block, top = query_blocks[number], best[number]
     theirs = masks.of_queries(block).within(self._starts[place], self._starts[place + 1] - self._starts[place])
     wanted = None if theirs.wanted_N is None else np.packbits(theirs.wanted_N)
     request = (asked_of(block), top.ids.shape[1], top.threshold, theirs._replace(wanted_N=wanted), deep)
@@ -235,8 +236,8 @@ class Gallery:
     for task in tasks:
       left[task.place].append(task)
     running, losses, why = collections.Counter[int](), collections.Counter[_Task](), dict[int, BaseException]()
-    asked, call = set[_Task](), object()
-    while asked or any(left.values()):
+    pending, call = set[_Task](), object()
+    while pending or any(left.values()):
       for place, waiting in left.items():
         while self._crew.idle(place):
           ready = [task for task in waiting if running[task.group] < at_once]
@@ -244,14 +245,14 @@ class Gallery:
             break
           task = ready[0]
           waiting.remove(task)
-          asked.add(task)
+          pending.add(task)
           running[task.group] += 1
           self._crew.ask(place, (call, task), *task.arguments())
       for answer in self._crew.answers():
         whose, task = answer.question
         if whose is not call:  # of a call that ended with an error
           continue
-        asked.remove(task)
+        pending.remove(task)
         running[task.group] -= 1
         if not isinstance(answer.value, BaseException | Lost):
           yield task, answer.value

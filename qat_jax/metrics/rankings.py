@@ -57,9 +57,9 @@ def recall_at(ids_QK: np.ndarray, relevance: Relevance, k: int) -> np.ndarray:
   """Returns 1.0 for each query with a positive among its first k items (ignored ones removed), else 0.0 (Q)."""
   if k < 1:
     raise ValueError(f"recall_at: k is {k}; give 1 or more")
-  found_Q = np.zeros(len(ids_QK))
-  found_Q[_hits(ids_QK, relevance).within(k).row] = 1.0
-  return np.where(_counts(relevance.positives) > 0, found_Q, np.nan)
+  recall_Q = np.zeros(len(ids_QK))
+  recall_Q[_hits(ids_QK, relevance).within(k).row] = 1.0
+  return np.where(_counts(relevance.positives) > 0, recall_Q, np.nan)
 
 
 def trapezoid_average_precision(ids_QK: np.ndarray, relevance: Relevance) -> np.ndarray:
