@@ -6,12 +6,12 @@ from typing import Any
 
 from qat_jax.fit.parts import ladder, part_of
 from qat_jax.validation import Validator
-from train.plan import Candidate
+from train.plan import Fitted
 
 RULE = "the simplest that is within one standard error of the best on validation"
 
 
-def choose(query_type: str, fitted: dict[str, Candidate], gate: Validator) -> dict[str, Any]:
+def choose(query_type: str, fitted: dict[str, Fitted], gate: Validator) -> dict[str, Any]:
   """Returns the account of the choice among candidates, given from the simplest on; its `name` is what serves.
 
   By the one-standard-error rule: the best mean average precision on validation, or a simpler candidate whose loss

@@ -10,7 +10,7 @@ from __future__ import annotations
 import pathlib
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -37,17 +37,23 @@ FORMAT = 5  # of candidates; higher where the same settings, which numbers are t
 MADE_FROM = "made_from.json"
 ADVICE = "Use another --workdir, or what it was made with"
 ENOUGH_SECOND_VIEWS = 0.5  # of the training images, for a trained image head to be worth trying
-STATIC = (
-  "plda",
-  "closed_form_both",
-  "static_mapped",
-  "off_words",
-)  # one map of queries and gallery, the same for all queries
+MOST_OF_PARTS = 0.1  # mAP; parts have never added more, so a head further behind the best is no base for them
+STATIC = ("plda", "closed_form_both", "static_mapped", "off_words")  # one map of queries and gallery for all queries
 SHRINKAGE = [0.01, 0.03, 0.1, 0.3, 1.0]
 RESIDUAL = [0.0, 0.25, 0.5, 0.75, 1.0, 1.5]
 
 
 class Candidate(NamedTuple):
+  """A head that may be tried: its name, all that it depends on, and how it is fitted."""
+
+  name: str
+  settings: dict[str, Any]
+  fit: Callable[..., Head | None]  # takes the head that it stands beside, if any
+  beside: str = ""  # the name of that head's candidate
+  together: bool = False  # whether all processes fit it
+
+
+class Fitted(NamedTuple):
   """A head that was fitted, and what it reaches on the gate's validation queries (average precision, Q)."""
 
   adapter: Adapter
@@ -60,94 +66,135 @@ class Candidate(NamedTuple):
     return head
 
 
-def candidates(config: ConfigDict, material: Material, folder: pathlib.Path) -> dict[str, Candidate]:
-  """Returns every candidate of the query type, by name, fitted or read from `folder`; the simplest first."""
-  training, gate, semi = material.training, material.gate, material.semi
-  fitted: dict[str, Candidate] = {}
+class Plan(NamedTuple):
+  """What candidates are made of, and those that are fitted so far, by name."""
 
-  def add(
-    name: str, settings: dict[str, Any], fit: Callable[[], Head | None], before: float = 0.0, together: bool = False
-  ) -> str:
-    made_from = fingerprint(format=FORMAT, settings=settings, **material.made_from)
-    if not exchange.sent(f"is {name} there", lambda: claimed(folder / name, made_from)):
-      began = time.perf_counter()
-      head = fit() if together else None
-      seconds = before + time.perf_counter() - began
-      fitted_here = fit if head is None else lambda: head
-      exchange.sent(name, lambda: measure(folder / name, material, settings, fitted_here, seconds))
-    fitted[name] = Candidate(*read_candidate(folder / name))
-    return name
+  config: ConfigDict
+  material: Material
+  folder: pathlib.Path
+  fitted: dict[str, Fitted]
 
-  def beside(name: str, part: str, settings: dict[str, Any], fit: Callable[..., Head]) -> str:
-    head, info = fitted[name].head, fitted[name].adapter.info
-    settings = {"beside": info["settings"], part: settings}
-    return add(with_part(name, part), settings, lambda: fit(training, gate, head), info["offline_seconds"])
 
-  add("plain", {}, lambda: PLAIN)
-  if material.off_words is not None:
-    add("off_words", material.off_words.settings, material.off_words.fit)
-  if training.query_type == "image" and training.second_views:
-    grid: dict[str, Any] = {"shrinkage": SHRINKAGE, "residual": RESIDUAL}
-    add("closed_form", grid, lambda: discriminant.query_alone(training, gate, SHRINKAGE, RESIDUAL))
-    grid = {"shrinkage": SHRINKAGE}
-    add("closed_form_both", grid, lambda: discriminant.both_sides(training, gate, SHRINKAGE))
-    if not material.made_views:  # which have the directions of real ones, not their size, which its lengths rest on
-      grid = {"shrinkage": list(discriminant.PLDA_SHRINKAGE)}
-      add("plda", grid, lambda: discriminant.probabilistic(training, gate))
-  if not material.made_views and experts.suffices(training):
-    add("experts", experts.GRID, lambda: experts.experts(training, gate))
-  if perfect := [name for name, one in fitted.items() if (one.precision_Q == 1).all()]:
-    if exchange.first():
-      tqdm.write(f"{training.query_type}: {perfect[0]} answers every validation query perfectly; nothing else is tried")
-    return fitted
-  if wants_training(config, training):
-    loss = LossSettings(
-      config.noise.kind, config.noise.scale, config.semi_positives.share if semi and training.relevant is None else 0.0
-    )
-    for name, (form, own) in trained_forms(config, training).items():
-      schedule = loop_settings(config, form, training.query_type, training.pairs)
-      size = config.train.batch_size
-      if form != "static":  # which is quick, and what the others are compared with
-        schedule = schedule._replace(target=to_beat(fitted, own["maps_gallery"]))
-      settings = {"form": form, form: own, **loss._asdict(), **schedule._asdict(), "batch_size": size}
-      fit = partial(by_gradient, material, form, own, size, loss)
-      if config.ensemble > 1 and form != "static" and not own["maps_gallery"]:
-        settings["members"] = config.ensemble
-        fit = partial(ensembles.by_members, fit, config.ensemble)
-      add(name, settings, partial(fit, schedule, folder / name), together=True)
-      if name == "static_mapped" and "experts" in fitted and training.relevant is None and best_static(fitted) == name:
-        mapped, info = fitted[name].head, fitted[name].adapter.info
-        settings = {"beside": info["settings"], "experts": experts.GRID}
-        add(f"{name}_experts", settings, partial(experts.experts, training, gate, mapped), info["offline_seconds"])
-  for name in bases(fitted):
-    with_parts = [name]
-    pairs = config.memory[training.query_type]
-    if pairs and memory.can_remember(training, fitted[name].head):
-      with_parts.append(
-        beside(name, "remembering", {"pairs": pairs} | memory.REMEMBERING, partial(memory.remembering, most=pairs))
-      )
-    pairs, captions, narrow = config.captions[training.query_type], material.captions, config.captions.width
-    if pairs and captions is not None and memory.can_be_captioned(training, fitted[name].head, narrow):
-      fit = partial(memory.captioned, texts=captions, most=pairs, narrow=narrow)
-      settings = {"pairs": pairs} | ({"width": narrow} if narrow else {}) | memory.CAPTIONED
-      with_parts.append(beside(with_parts[-1], "captioned", settings, fit))
-    queries = config.levelled[training.query_type]
-    if queries and training.queries is not None and len(np.unique(training.instance)) > 1:
-      for one in with_parts:
-        beside(one, "levelled", {"queries": queries} | levels.LEVELLED, partial(levels.levelled, queries=queries))
+def candidates(config: ConfigDict, material: Material, folder: pathlib.Path) -> dict[str, Fitted]:
+  """Returns every candidate of the query type, by name, fitted or read from `folder`; the simplest first.
+
+  Each kind sees those before it. No further kind is tried where a candidate answers every query perfectly.
+  """
+  fitted: dict[str, Fitted] = {}
+  for kind in (untrained, mixed, trained, parts):
+    for one in kind(Plan(config, material, folder, fitted)):
+      fitted[one.name] = fit(one, material, folder / one.name, fitted.get(one.beside))
+    if kind is not parts and (perfect := [name for name in fitted if (fitted[name].precision_Q == 1).all()]):
+      what = f"{material.training.query_type}: {perfect[0]} answers every validation query perfectly"
+      if exchange.first():
+        tqdm.write(f"{what}; nothing else is tried")
+      break
   return fitted
 
 
-def best_static(fitted: dict[str, Candidate]) -> str:
+def untrained(plan: Plan) -> Iterator[Candidate]:
+  """Yields the plain score and the static closed forms."""
+  material = plan.material
+  training, gate = material.training, material.gate
+  yield Candidate("plain", {}, lambda: PLAIN)
+  if material.off_words is not None:
+    yield Candidate("off_words", *material.off_words)
+  if training.query_type == "image" and training.second_views:
+    grid: dict[str, Any] = {"shrinkage": SHRINKAGE, "residual": RESIDUAL}
+    yield Candidate("closed_form", grid, lambda: discriminant.query_alone(training, gate, SHRINKAGE, RESIDUAL))
+    grid = {"shrinkage": SHRINKAGE}
+    yield Candidate("closed_form_both", grid, lambda: discriminant.both_sides(training, gate, SHRINKAGE))
+    if not material.made_views:  # which have the directions of real ones, not their size, which its lengths rest on
+      grid = {"shrinkage": list(discriminant.PLDA_SHRINKAGE)}
+      yield Candidate("plda", grid, lambda: discriminant.probabilistic(training, gate))
+
+
+def mixed(plan: Plan) -> Iterator[Candidate]:
+  """Yields the experts."""
+  material = plan.material
+  if not material.made_views and experts.suffices(material.training):
+    yield Candidate("experts", experts.GRID, lambda: experts.experts(material.training, material.gate))
+
+
+def trained(plan: Plan) -> Iterator[Candidate]:
+  """Yields the heads that are trained by gradient, and experts on the trained map where that is the best static one."""
+  config, material, folder, fitted = plan
+  training = material.training
+  if not wants_training(config, training):
+    return
+  share = config.semi_positives.share if material.semi and training.relevant is None else 0.0
+  loss, size = LossSettings(config.noise.kind, config.noise.scale, share), config.train.batch_size
+  for name, (form, values) in trained_forms(config, training).items():
+    schedule = loop_settings(config, form, training.query_type, training.pairs)
+    if form != "static":  # which is quick, and what the others are compared with
+      schedule = schedule._replace(target=to_beat(fitted, values["maps_gallery"]))
+    settings = {"form": form, form: values, **loss._asdict(), **schedule._asdict(), "batch_size": size}
+    train = partial(by_gradient, material, form, values, size, loss)
+    if config.ensemble > 1 and form != "static" and not values["maps_gallery"]:
+      settings["members"] = config.ensemble
+      train = partial(ensembles.by_members, train, config.ensemble)
+    yield Candidate(name, settings, partial(train, schedule, folder / name), together=True)
+    if name == "static_mapped" and "experts" in fitted and training.relevant is None and best_static(fitted) == name:
+      on_top = partial(experts.experts, training, material.gate)
+      yield Candidate(f"{name}_experts", {"experts": experts.GRID}, on_top, beside=name)
+
+
+def parts(plan: Plan) -> Iterator[Candidate]:
+  """Yields the parts beside the best heads, one on top of the other."""
+  fitted, training, gate, captions = plan.fitted, plan.material.training, plan.material.gate, plan.material.captions
+  pairs, called, queries = (plan.config[name][training.query_type] for name in ("memory", "captions", "levelled"))
+  narrow = plan.config.captions.width
+
+  def part(base: str, name: str, settings: dict[str, Any], add: Callable[..., Head]) -> Candidate:
+    return Candidate(with_part(base, name), {name: settings}, lambda head: add(training, gate, head), beside=base)
+
+  for base in bases(fitted):
+    steps = [base]
+    if pairs and memory.can_remember(training, fitted[base].head):
+      yield part(base, "remembering", {"pairs": pairs} | memory.REMEMBERING, partial(memory.remembering, most=pairs))
+      steps.append(with_part(base, "remembering"))
+    if called and captions is not None and memory.can_be_captioned(training, fitted[base].head, narrow):
+      settings = {"pairs": called} | ({"width": narrow} if narrow else {}) | memory.CAPTIONED
+      yield part(
+        steps[-1], "captioned", settings, partial(memory.captioned, texts=captions, most=called, narrow=narrow)
+      )
+      steps.append(with_part(steps[-1], "captioned"))
+    if queries and training.queries is not None and len(np.unique(training.instance)) > 1:
+      settings = {"queries": queries} | levels.LEVELLED
+      for step in steps:
+        yield part(step, "levelled", settings, partial(levels.levelled, queries=queries))
+
+
+def fit(one: Candidate, material: Material, folder: pathlib.Path, beside: Fitted | None) -> Fitted:
+  """Returns a candidate, fitted and measured into its folder, or read from there."""
+  settings, arguments, before = one.settings, [], 0.0
+  if beside is not None:
+    info = beside.adapter.info
+    settings, arguments, before = {"beside": info["settings"]} | settings, [beside.head], info["offline_seconds"]
+  made_from = fingerprint(format=FORMAT, settings=settings, **material.made_from)
+  if not exchange.sent(f"is {one.name} there", lambda: claimed(folder, made_from)):
+    began = time.perf_counter()
+    head = one.fit(*arguments) if one.together else None
+    seconds = before + time.perf_counter() - began
+    fit_here = (lambda: head) if one.together else partial(one.fit, *arguments)
+    exchange.sent(one.name, lambda: measure(folder, material, settings, fit_here, seconds))
+  return Fitted(*read_candidate(folder))
+
+
+def best_static(fitted: dict[str, Fitted]) -> str:
   """Returns the best on validation of the heads whose map is the same for all queries."""
   return max((name for name in STATIC if name in fitted), key=lambda name: fitted[name].precision_Q.mean())
 
 
-def bases(fitted: dict[str, Candidate]) -> list[str]:
-  """Returns what parts are tried beside: the best on validation for an untouched gallery, and the best of all."""
-  best = max(fitted, key=lambda name: fitted[name].precision_Q.mean())
-  untouched = [name for name, one in fitted.items() if one.head.space == "frozen"]
-  return list(dict.fromkeys([max(untouched, key=lambda name: fitted[name].precision_Q.mean()), best]))
+def bases(fitted: dict[str, Fitted]) -> list[str]:
+  """Returns what parts are tried beside: the best on validation for an untouched gallery, and the best of all.
+
+  The former only where parts may bring it up to the latter.
+  """
+  reached = {name: one.precision_Q.mean() for name, one in fitted.items()}
+  best = max(fitted, key=lambda name: reached[name])
+  untouched = max((name for name in fitted if fitted[name].head.space == "frozen"), key=lambda name: reached[name])
+  return list(dict.fromkeys([untouched, best] if reached[untouched] + MOST_OF_PARTS > reached[best] else [best]))
 
 
 def claimed(folder: pathlib.Path, made_from: dict[str, Any]) -> bool:
@@ -197,12 +244,17 @@ def measure(
     shutil.rmtree(path, ignore_errors=True)
 
 
-def to_beat(fitted: dict[str, Candidate], maps_gallery: bool) -> float:
+def to_beat(fitted: dict[str, Fitted], maps_gallery: bool) -> float:
   """Returns what a head has to reach on validation while it trains, to be of use: the best so far.
 
-  Parts are tried beside the best head for an untouched gallery too, so such heads compete with each other alone.
+  Parts are tried beside the best head for an untouched gallery too, so such heads compete with each other, as long as
+  parts may bring them up to the best of all.
   """
-  return fitted[bases(fitted)[-1 if maps_gallery else 0]].adapter.info["train_val_map"]
+  reached = {name: one.adapter.info["train_val_map"] for name, one in fitted.items()}
+  *untouched, best = bases(fitted)
+  if maps_gallery:
+    return reached[best]
+  return max([reached[best] - MOST_OF_PARTS, *(reached[name] for name in untouched)])
 
 
 def trained_forms(config: ConfigDict, training: Training) -> dict[str, tuple[str, dict]]:

@@ -105,7 +105,7 @@ class Rows:
     width = len(space_DE)
     total_KDD, between_KDD = np.zeros((2, number, width, width))
     sum_KD, count_K, freedom_K = np.zeros((number, width)), np.zeros(number), np.zeros(number)
-    samples, every, seen = [], max(1, len(self.order_N) // SAMPLE), 0
+    samples, every, seen = [], -(-len(self.order_N) // SAMPLE), 0
     for x_ND, count_I in self.chunks():
       mean_ID = _means(x_ND, count_I)
       cluster_I = clusters.of(mean_ID)

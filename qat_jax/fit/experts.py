@@ -17,7 +17,7 @@ import numpy as np
 
 from qat_jax.adaptation import unit
 from qat_jax.fit.clusters import SAMPLE, Rows, Sums, cluster, group_sums, lda_of, relevant_sums
-from qat_jax.fit.discriminant import inverse_root
+from qat_jax.fit.parts import beside
 from qat_jax.fit.training import PLAIN, Training, covariance_of, evenly, mean_of
 from qat_jax.models.head import Head
 from qat_jax.validation import Validator
@@ -26,7 +26,7 @@ FLOORS = (0.03, 0.001, 0.003, 0.01, 0.1, 0.3)  # s: added to a covariance within
 POOLED = (300.0, 30.0, 2000.0)  # λ: degrees of freedom that the mean of all clusters' covariances counts for
 SPACES = ("raw", "lda")  # where instances are clustered
 OUTSIDE = ((0.1, 0.0), (0.0, 0.0), (1.0, 0.0), (0.0, 3.0), (0.0, 30.0))  # alpha and beta: what is taken off strangers
-NUMBERS = (16, 2, 4, 8, 32)  # of experts
+NUMBERS = (16, 8, 4, 2, 32)  # of experts
 GRID = {"floor": FLOORS, "pooled": POOLED, "space": SPACES, "outside": OUTSIDE, "number": NUMBERS}  # in this order
 FREEDOM = 200  # degrees of freedom within, for each expert, at the least: of fewer no covariance is known
 FEW = 1000  # validation queries that the grid is compared on
@@ -103,59 +103,67 @@ def search(sums: Any, validator: Validator, base: Head, grid: dict[str, Sequence
 
   `sums(number, space)` gives what clusters are known by; it is called once for each pair.
   """
-  few, sums = validator.subset(FEW), functools.cache(sums)
-  heads: dict[Setting, Head] = {}
-
-  @functools.cache
-  def value(setting: Setting) -> float:
-    heads[setting] = head_of(sums(setting.number, setting.space), base, setting)
-    return few(heads[setting])
-
+  few = validator.subset(FEW)
+  sums = functools.lru_cache(2)(sums)
+  maps = functools.lru_cache(1)(lambda number, space, *shrinkage: maps_of(sums(number, space), *shrinkage))
   best = Setting(**{name: values[0] for name, values in grid.items()})
+  head, reached = None, -1.0
   for name, values in grid.items():
-    best = max((best._replace(**{name: one}) for one in values), key=value)
-  return heads[best]
+    for setting in [best._replace(**{name: one}) for one in values[head is not None :]]:
+      made = maps(setting.number, setting.space, setting.floor, setting.pooled)
+      one = head_of(sums(setting.number, setting.space), made, base, setting)
+      if (value := few(one)) > reached:
+        best, head, reached = setting, one, value
+  assert head is not None
+  return head
 
 
-def head_of(sums: Sums, base: Head, setting: Setting) -> Head:
-  """Returns the experts of clusters with a setting of the shrinkage."""
+class Maps(NamedTuple):
+  """What experts see an item by (float64): coordinates, and variances along them."""
+
+  map_KDD: np.ndarray
+  ratio_KD: np.ndarray
+  total_KD: np.ndarray
+  offset_K: np.ndarray
+
+
+def maps_of(sums: Sums, floor: float, pooled: float) -> Maps:
+  """Returns the maps of clusters with a shrinkage.
+
+  Vᵀ W V = I and Vᵀ T V = diag(1 + ℓ), W and T being an expert's covariances within instances and in all: `pooled`
+  degrees of freedom of all clusters' are added to each, then `floor` times its mean variance to W.
+  """
   number, width = sums.mean_KD.shape
   pooled_DD = sums.within_KDD.sum(axis=0) / sums.freedom_K.sum()
   spread_DD = sums.total_KDD.sum(axis=0) / sums.count_K.sum()
-  map_KDD, ratio_KD, total_KD, offset_K = (
-    np.zeros((number, width, width)),
-    *np.zeros((2, number, width)),
-    np.zeros(number),
-  )
+  map_KDD, (value_KD, log_K) = np.zeros((number, width, width)), (np.zeros((number, width)), np.zeros(number))
   for k in range(number):
-    within_DD = (sums.within_KDD[k] + setting.pooled * pooled_DD) / (sums.freedom_K[k] + setting.pooled)
-    total_DD = (sums.total_KDD[k] + setting.pooled * spread_DD) / (sums.count_K[k] + setting.pooled)
-    map_KDD[k], value_D = discriminant_of(within_DD, total_DD, setting.floor)
-    ratio_KD[k], total_KD[k] = np.maximum(value_D, 0), np.maximum(1 + value_D, 1e-6)
-    offset_K[k] = np.linalg.slogdet(map_KDD[k])[1] - np.log(total_KD[k]).sum() / 2
-  (alpha, beta), clusters = setting.outside, sums.clusters
-  found: dict[str, Any] = {"mean": sums.mean_KD, "query_mean": sums.query_mean_KD, "direction": clusters.direction_KD}
-  found |= {"bias": clusters.bias_K, "map": map_KDD, "ratio": ratio_KD, "total": total_KD, "alpha": alpha, "beta": beta}
-  found |= {"offset": offset_K - offset_K.max(), "high": offset_K, "middle": offset_K, "typical": 1.0, "longest": 1.0}
-  found |= lengths(sums, base, found)
-  constants = {name: jnp.asarray(x, jnp.float32) for name, x in found.items()}
-  inner = {name: {"head": tree} if tree else {} for name, tree in base.variables.items()}
-  variables = {"params": inner["params"], "constants": inner["constants"] | constants}
+    within_DD = (sums.within_KDD[k] + pooled * pooled_DD) / (sums.freedom_K[k] + pooled)
+    total_DD = (sums.total_KDD[k] + pooled * spread_DD) / (sums.count_K[k] + pooled)
+    within_DD += floor * np.trace(within_DD) / width * np.eye(width)
+    lower_DD = np.linalg.cholesky(within_DD)
+    whiten_DD, log_K[k] = np.linalg.inv(lower_DD), -np.log(np.diag(lower_DD)).sum()
+    value_KD[k], vector_DD = np.linalg.eigh(whiten_DD @ total_DD @ whiten_DD.T)
+    map_KDD[k] = whiten_DD.T @ vector_DD
+  total_KD = np.maximum(value_KD, 1e-6)
+  return Maps(map_KDD, np.maximum(value_KD - 1, 0), total_KD, log_K - np.log(total_KD).sum(axis=1) / 2)
+
+
+def head_of(sums: Sums, maps: Maps, base: Head, setting: Setting) -> Head:
+  """Returns the experts of clusters, which are known by such sums and maps."""
+  number, (alpha, beta), clusters = setting.number, setting.outside, sums.clusters
+  numbers: dict[str, Any] = {"mean": sums.mean_KD, "query_mean": sums.query_mean_KD, "alpha": alpha, "beta": beta}
+  numbers |= {"direction": clusters.direction_KD, "bias": clusters.bias_K, "map": maps.map_KDD}
+  numbers |= {"ratio": maps.ratio_KD, "total": maps.total_KD, "offset": maps.offset_K - maps.offset_K.max()}
+  ones = {"high": maps.offset_K, "middle": maps.offset_K, "typical": 1.0, "longest": 1.0}  # until they are known
+  numbers |= lengths(sums, numbers | ones)
+  constants = {name: jnp.asarray(x, jnp.float32) for name, x in numbers.items()}
   note = f"{number} experts, clustered in the {setting.space} space, floor {setting.floor}, pooled {setting.pooled:g}"
   settings = {"form": base.form, "settings": base.settings, "experts": number}
-  return Head("experts", settings, variables, f"{note}, alpha {alpha:g}, beta {beta:g}")
+  return Head("experts", settings, beside(base, constants), f"{note}, alpha {alpha:g}, beta {beta:g}")
 
 
-def discriminant_of(within_DD: np.ndarray, total_DD: np.ndarray, floor: float) -> tuple[np.ndarray, np.ndarray]:
-  """Returns coordinates V and values ℓ: Vᵀ W V = I and Vᵀ (T − W) V = diag(ℓ), W being `within` with its floor."""
-  more = floor * np.trace(within_DD) / len(within_DD)
-  whiten_DD = inverse_root(within_DD, more)
-  between_DD = total_DD - within_DD - more * np.eye(len(within_DD))
-  value_D, vector_DD = np.linalg.eigh(whiten_DD @ between_DD @ whiten_DD)
-  return whiten_DD @ vector_DD, value_D
-
-
-def lengths(sums: Sums, base: Head, found: dict[str, Any]) -> dict[str, Any]:
+def lengths(sums: Sums, found: dict[str, Any]) -> dict[str, Any]:
   """Returns how long queries and items get: `typical`, `high` and `middle` of each expert, `longest` of all items."""
   number = len(sums.mean_KD)
   weight_KD = found["ratio"] / (1 + 2 * found["ratio"])

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from qat_jax.adaptation import HIGHEST, TINY, fold, score
-from qat_jax.fit.memory import beside, pairs_kept
+from qat_jax.fit.memory import pairs_kept
+from qat_jax.fit.parts import beside
 from qat_jax.fit.training import PLAIN, Training, evenly
 from qat_jax.models.head import Head
 from qat_jax.models.levels import level_of

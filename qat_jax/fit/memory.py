@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qat_jax.fit.parts import beside
 from qat_jax.fit.training import Training, evenly, mean_of
 from qat_jax.models.head import Head
 from qat_jax.models.memory import PAIRS, Bank, image_bank, text_bank
@@ -131,12 +132,6 @@ def projected(training: Training, head: Head, narrow: int) -> Head:
 def halves(bank: Bank) -> dict[str, jax.Array]:
   """Returns the constants of a form that hold a bank, in half precision."""
   return {name: half.astype(jnp.float16) for name, half in zip(PAIRS, bank, strict=True)}
-
-
-def beside(head: Head, constants: dict[str, jax.Array]) -> dict:
-  """Returns the variables of a form around another one: those of the other, and constants of its own."""
-  inner = {name: {"head": tree} if tree else {} for name, tree in head.variables.items()}
-  return inner | {"constants": inner["constants"] | constants}
 
 
 def can_remember(training: Training, head: Head) -> bool:

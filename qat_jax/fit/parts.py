@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+import jax
+
+from qat_jax.models.head import Head
+
 PARTS = {"remembering": "memory of the query", "captioned": "captions of the items", "levelled": "levelled items"}
 
 
@@ -46,3 +50,9 @@ def part_of(name: str) -> str:
   ('levelled items', 'the head gated_mapped')
   """
   return PARTS.get(name.rpartition("_")[2], f"the head {name}")
+
+
+def beside(head: Head, constants: dict[str, jax.Array]) -> dict:
+  """Returns the variables of a form around another one: those of the other, and constants of its own."""
+  inner = {name: {"head": tree} if tree else {} for name, tree in head.variables.items()}
+  return inner | {"constants": inner["constants"] | constants}

@@ -7,7 +7,7 @@ from qat_jax.fit.training import PLAIN
 from qat_jax.types import Relevance
 from qat_jax.validation import Validator
 from train.gate import choose
-from train.plan import Candidate
+from train.plan import Fitted
 
 QUERIES = 64
 
@@ -28,7 +28,7 @@ def fitted(**gains):
   """Returns candidates, the simplest first, with a mean gain over plain and how much it varies over queries."""
   sign_Q = np.where(np.arange(QUERIES) % 2, 1.0, -1.0)
   return {
-    name: Candidate(Adapter(4, {"text": PLAIN}), 0.3 + gain + spread * sign_Q) for name, (gain, spread) in gains.items()
+    name: Fitted(Adapter(4, {"text": PLAIN}), 0.3 + gain + spread * sign_Q) for name, (gain, spread) in gains.items()
   }
 
 

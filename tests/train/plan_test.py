@@ -50,7 +50,7 @@ def test_what_is_to_be_beaten_by_a_head_for_an_untouched_gallery_is_such_a_head(
   for name, reached, space in (("plain", 0.3, "frozen"), ("static", 0.4, "frozen"), ("mapped", 0.5, "mapped-1")):
     head = SimpleNamespace(space=space)
     adapter = SimpleNamespace(heads={"text": head}, info={"train_val_map": reached + 0.01})
-    known[name] = plan.Candidate(adapter, np.full(3, reached))
+    known[name] = plan.Fitted(adapter, np.full(3, reached))
   assert plan.to_beat(known, maps_gallery=True) == pytest.approx(0.51)
   assert plan.to_beat(known, maps_gallery=False) == pytest.approx(0.41)
 

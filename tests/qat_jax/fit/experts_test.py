@@ -50,6 +50,10 @@ def few(monkeypatch):
   monkeypatch.setattr(experts, "FREEDOM", 20)
 
 
+def made(sums, setting):
+  return experts.head_of(sums, experts.maps_of(sums, setting.floor, setting.pooled), PLAIN, setting)
+
+
 def test_experts_of_mixed_domains_beat_one_plda(training, validator):
   head = experts.experts(training, validator)
   assert validator(head) > validator(discriminant.probabilistic(training, validator)) + 0.05
@@ -81,7 +85,7 @@ def test_sums_are_those_of_the_definition(training, chunk, monkeypatch):
 def test_the_constants_are_those_of_the_formulas(training):
   sums = Rows(training.images, training.instance, PLAIN).sums(2, np.eye(WIDTH))
   setting = Setting(floor=0.1, pooled=30.0, outside=(0.1, 0.0), number=2)
-  found = experts.head_of(sums, PLAIN, setting).variables["constants"]
+  found = made(sums, setting).variables["constants"]
   pooled_DD = sum(sums.within_KDD) / sum(sums.freedom_K)
   spread_DD = sum(sums.total_KDD) / sum(sums.count_K)
   density = []
@@ -108,7 +112,7 @@ def test_the_constants_are_those_of_the_formulas(training):
 
 def test_one_expert_without_strangers_ranks_as_plda(training, validator):
   sums = Rows(training.images, training.instance, PLAIN).sums(1, np.eye(WIDTH))
-  one = experts.head_of(sums, PLAIN, Setting(floor=0.0, pooled=0.0, outside=(0.0, 0.0), number=1))
+  one = made(sums, Setting(floor=0.0, pooled=0.0, outside=(0.0, 0.0), number=1))
   mean_D, within_DD = mean_of(training.images), discriminant.within_covariance(training.images, training.instance)
   between_DD = covariance_of(training.images, mean_D) - within_DD
   variables = discriminant.plda_variables(within_DD, between_DD, mean_D, 0.0, unit(training.images))
@@ -122,7 +126,7 @@ def test_one_expert_without_strangers_ranks_as_plda(training, validator):
 
 def test_no_training_image_is_longer_than_an_item_may_be_but_for_outliers(training):
   sums = Rows(training.images, training.instance, PLAIN).sums(2, np.eye(WIDTH))
-  head = experts.head_of(sums, PLAIN, Setting(number=2))
+  head = made(sums, Setting(number=2))
   constants = {name: np.asarray(x) for name, x in head.variables["constants"].items()}
   off_NK = np.asarray(head.module(WIDTH).apply(head.variables, jnp.asarray(unit(training.images)), method="taken_off"))
   clipped_NK = np.minimum(off_NK, constants["high"]) - constants["middle"]
