@@ -3,12 +3,22 @@
 Each process appends to a file of its own, so several may write to one folder. A line that a kill cut short does not end
 in a line feed, or does not match its checksum: `read_marks` leaves it out and names it in the log.
 
-A record has `query` ({"text": …} where there is one, and "feature", its unit feature, float16 in base64), `item` (an
-id), `right` (true or false), `adapter` (fingerprint of its heads) and `encoder`. Nothing about who marked is in it.
+A record has:
+
+    query     "feature": its unit feature, float16 in base64; "type": text or image; "text", where it is one
+    told      true where the search had several parts or was told in words: then the feature is not all of the query
+    item      an id
+    right     true or false
+    adapter   the fingerprint of its heads
+    encoder   of the features, name and revision
+    format    of the record
+
+Nothing about who marked is in it. A folder takes LIMIT bytes.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -22,6 +32,7 @@ from typing import Any
 from qat_jax.stages import sync_folder
 
 FORMAT = 1
+LIMIT = 1 << 30  # bytes of a folder: some 500,000 marks at 512 wide
 KNOWN = 100_000  # marks that are remembered, so that a page asked for again adds nothing
 
 _log = logging.getLogger(__name__)
@@ -30,9 +41,9 @@ _log = logging.getLogger(__name__)
 class KeptMarks:
   """Appends marks to a folder; for many threads."""
 
-  def __init__(self, folder: str | os.PathLike) -> None:
-    """Makes the folder; raises OSError where that fails."""
-    self.folder = Path(folder)
+  def __init__(self, folder: str | os.PathLike, limit: int = LIMIT) -> None:
+    """Makes the folder, which takes `limit` bytes; raises OSError where that fails."""
+    self.folder, self.limit = Path(folder), limit
     self.folder.mkdir(parents=True, exist_ok=True)
     self._path: Path | None = None
     self._known: dict[str, None] = {}
@@ -54,6 +65,9 @@ class KeptMarks:
 
   def _write(self, data: bytes) -> None:
     """Appends to this process's file and waits for the disk; after a failure the next call begins another file."""
+    there = sum(path.stat().st_size for path in self.folder.glob("marks-*.jsonl"))
+    if there + len(data) > self.limit:
+      raise OSError(errno.EDQUOT, f"{self.folder} has {there:,} bytes of marks, {self.limit:,} are the most; empty it")
     path = self._path or self.folder / f"marks-{os.getpid()}-{secrets.token_hex(8)}.jsonl"
     self._path = None
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)

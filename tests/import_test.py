@@ -102,6 +102,7 @@ ORDER = (
   "fit.linear",
   "fit.memory",
   "fit.levels",
+  "fit.learning",
   "serve.batch",
   "serve.refined",
   "serve.limits",

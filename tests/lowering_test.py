@@ -35,6 +35,7 @@ FORMS = {
   "plda": {},
   "neighbours": {"pairs": 5},
   "remembering": {"form": "query_only", "settings": {"hidden": 8}, "pairs": 5, "captions": "image"},
+  "marked": {"form": "static", "settings": {}, "pairs": 5, "items": WIDTH},
   "projected": {"form": "adaptive", "settings": {"hidden": 8, **TOKENS}, "items": WIDTH, "narrow": 5},
   "ensemble": {"form": "adaptive", "settings": {"hidden": 8, **TOKENS}, "members": 2},
   "levelled": {"form": "static", "settings": {}, "queries": 5, "items": WIDTH, "nearest": 2},

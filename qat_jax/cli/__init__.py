@@ -21,6 +21,7 @@ COMMANDS = (
   *programs.ADD,
   searching.add_rank,
   searching.add_serve,
+  searching.add_learn,
   sharing.add_convert,
   sharing.add_export,
   sharing.add_push,

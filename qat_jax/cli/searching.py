@@ -1,8 +1,9 @@
-"""The commands rank and serve: search with an adapter, for a file of queries or for other programs."""
+"""The commands rank, serve and learn: search with an adapter, and what the marks of searches teach it."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from qat_jax.cli.flags import add_adapter, add_cluster, add_command, add_gallery, add_query_type, place
 
@@ -84,6 +85,49 @@ def add_serve(commands: argparse._SubParsersAction) -> None:
   parser.add_argument("--body-bytes", metavar="N", type=int, default=16 << 20, help="most bytes of a request")
   parser.add_argument("--image-pixels", metavar="N", type=int, default=40_000_000, help="most pixels of a picture sent")
   parser.add_argument("--max-k", metavar="N", type=int, default=1000, help="most results of a search")
+
+
+def add_learn(commands: argparse._SubParsersAction) -> None:
+  """Adds the command learn."""
+  parser = add_command(
+    commands,
+    "learn",
+    "Write an adapter that has learned from the marks that `serve --keep-marks` kept.",
+    ("qat-jax learn --marks marks --adapter runs/mine --gallery gallery runs/mine-marked",),
+    _learn,
+  )
+  parser.description = (
+    f"{parser.description}\nMarks are kept only where others of the same query gain and other queries do not lose "
+    "(docs/marks.md)."
+  )
+  parser.add_argument("--marks", metavar="FOLDER", required=True, help="the folder of --keep-marks")
+  add_adapter(parser)
+  add_gallery(parser)
+  text = "the retrieval set that the adapter was validated on; by default the run's own"
+  parser.add_argument("--data", metavar="ROOT", help=text)
+  parser.add_argument("out", metavar="OUT", type=place, help="the folder for the new adapter")
+
+
+def _learn(marks: str, adapter: str, gallery: str, data: str | None, out: str) -> str:
+  from qat_jax.adapter import load
+  from qat_jax.features.retrieval_set import RetrievalSet
+  from qat_jax.features.store import FeatureStore
+  from qat_jax.fit.learning import learn
+  from qat_jax.keeping import read_marks
+
+  if not Path(marks).is_dir():
+    raise FileNotFoundError(f"no folder {marks}; give the one that `qat-jax serve --keep-marks` writes to")
+  model = load(adapter)
+  root = data or model.info.get("config", {}).get("data", {}).get("root") or Path(adapter) / "features"
+  if not Path(root).is_dir():
+    raise FileNotFoundError(f"no retrieval set in {root}; say where the adapter's validation queries are: --data ROOT")
+  store, val = FeatureStore.open(gallery, "img"), RetrievalSet.open(root).split("val")
+  taught, accounts = learn(model, read_marks(marks), store, val)
+  told = "; ".join(f"{name} queries: {account}" for name, account in accounts.items())
+  if taught is model:
+    raise ValueError(f"{out} is not written. {told}")
+  taught.save(out)
+  return f"the adapter is in {out}. {told}"
 
 
 def _rank(**flags: object) -> str:

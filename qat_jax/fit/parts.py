@@ -55,4 +55,4 @@ def part_of(name: str) -> str:
 def beside(head: Head, constants: dict[str, jax.Array]) -> dict:
   """Returns the variables of a form around another one: those of the other, and constants of its own."""
   inner = {name: {"head": tree} if tree else {} for name, tree in head.variables.items()}
-  return inner | {"constants": inner["constants"] | constants}
+  return inner | {"constants": inner.get("constants", {}) | constants}

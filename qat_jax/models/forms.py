@@ -19,7 +19,7 @@ from qat_jax.models.dropout import Dropout
 from qat_jax.models.ensemble import Ensemble
 from qat_jax.models.experts import Experts
 from qat_jax.models.levels import Levelled
-from qat_jax.models.memory import Neighbours, Remembering
+from qat_jax.models.memory import Marked, Neighbours, Remembering
 from qat_jax.models.projected import Projected
 from qat_jax.models.quari import Released
 from qat_jax.models.tokens import ZERO, Factor, Tokens
@@ -206,6 +206,11 @@ def remembering(
   return Remembering(width, FORMS[form](width, **settings), pairs, moves, captions)
 
 
+def marked(width: int, form: str, settings: dict, pairs: int, items: int) -> Marked:
+  """Another form, of items `items` wide, that remembers `pairs` kept marks of its queries."""
+  return Marked(width, FORMS[form](width, **settings), pairs, items)
+
+
 def projected(width: int, form: str, settings: dict, items: int, narrow: int) -> Projected:
   """Another form, whose items (`items` wide) are projected to be `narrow` wide."""
   return Projected(width, FORMS[form](width, **settings), items, narrow)
@@ -232,7 +237,7 @@ def ensemble(width: int, form: str, settings: dict, members: int) -> Ensemble:
   return Ensemble(width, tuple(FORMS[form](width, **settings) for _ in range(members)))
 
 
-OWN = (static, query_only, adaptive, gated, paper, remembering, projected, levelled, ensemble, experts)
+OWN = (static, query_only, adaptive, gated, paper, remembering, marked, projected, levelled, ensemble, experts)
 FORMS = {f.__name__: f for f in OWN} | {
   "plain": Plain,
   "closed_form": ClosedForm,

@@ -190,6 +190,37 @@ class Remembering(nn.Module):
     return normalise(jnp.concatenate([x_NE, jnp.sqrt(self.share.value) * called_ND], axis=1))
 
 
+class Marked(nn.Module):
+  """Another form with M kept marks: a query t_j, and h_j, which finds what was marked as right for it.
+
+  q'' = normalise(q' + weight · T Σ w_j h_j / max(1, Σ w_j)), w_j = exp((cos(q, t_j) − 1) / temperature). So a query
+  that is asked again is refined by its marks, and one that is far from all of them stays. T and the items stay.
+  """
+
+  width: int
+  head: nn.Module
+  pairs: int
+  items: int
+
+  @nn.compact
+  def __call__(self, query_QD: jax.Array, train: bool = False) -> Adaptation:
+    """Returns the adaptation of Q unit queries (any float dtype, QD)."""
+    half = lambda name, width: self.variable("constants", name, jnp.zeros, (self.pairs, width), jnp.float16).value
+    marked_MD, target_ME = (normalise(half(*one)) for one in (("queries", self.width), ("targets", self.items)))
+    temperature, weight = (self.variable("constants", name, jnp.ones, ()).value for name in ("temperature", "weight"))
+    adaptation = self.head(query_QD, train)
+    cosine_QM = jnp.matmul(normalise(query_QD), marked_MD.T, precision=HIGHEST)
+    weight_QM = jnp.exp((cosine_QM - 1) / temperature)
+    mean_QE = jnp.matmul(weight_QM, target_ME, precision=HIGHEST) / jnp.maximum(weight_QM.sum(axis=1)[:, None], 1)
+    along_QR = jnp.einsum("QE,QER->QR", mean_QE, adaptation.right, precision=HIGHEST)
+    mapped_QE = adaptation.gate * mean_QE + jnp.einsum("QR,QER->QE", along_QR, adaptation.left, precision=HIGHEST)
+    return adaptation.replace(query=normalise(adaptation.query + weight * mapped_QE))
+
+  def prepare(self, gallery_ND: jax.Array) -> jax.Array:
+    """Returns the other form's unit items."""
+    return self.head.prepare(gallery_ND)
+
+
 def widened(adaptation: Adaptation, query_QF: jax.Array) -> Adaptation:
   """Returns the adaptation with a wider unit query, of items that are as wide; T leaves the new dimensions alone.
 

@@ -27,6 +27,7 @@ from qat_jax.serve import aspects, encoding, why
 from qat_jax.serve.aspects import Aspect
 from qat_jax.serve.encoding import Encoding
 from qat_jax.serve.items import Items
+from qat_jax.serve.limits import RIGHT
 from qat_jax.serve.pictures import Pictures
 from qat_jax.serve.planning import Planner
 from qat_jax.serve.ranking import DEPTH, KS, Ranker
@@ -150,22 +151,26 @@ class Service:
       raise results[0]
     return results[0]
 
-  def keep(self, found: Found, right: Sequence[str], wrong: Sequence[str]) -> list[str]:
-    """Keeps the marks of a search on the disk, where that is allowed; returns a note where it failed."""
+  def keep(self, job: Search, found: Found, right: Sequence[str], wrong: Sequence[str]) -> list[str]:
+    """Keeps the marks of a search on the disk, where that is allowed; returns a note where it failed.
+
+    Of the wrong ones only the first RIGHT are kept: a request may have very many, and they teach little.
+    """
     if self.kept is None or not (right or wrong):
       return []
     told = [part.text for part, _, _ in found.parts if part.text is not None]
     feature_D = unit(np.sum([p.weight * row_D for p, _, row_D in found.parts if not p.mark], axis=0))
     query = {"text": told[0]} if told else {}
     query["feature"] = base64.b64encode(feature_D.astype("<f2").tobytes()).decode()
-    about = {
+    about: dict[str, Any] = {
       "query": {**query, "type": found.query_type},
+      **({"told": True} if job.words or sum(not part.mark for part, _, _ in found.parts) > 1 else {}),
       "adapter": self.about.get("adapter", {}).get("fingerprint"),
       "encoder": self.about.get("encoder"),
     }
     try:
-      gone = set(self.items.known([*right, *wrong])[1])
-      marks = [*((name, True) for name in right), *((name, False) for name in wrong)]
+      gone = set(self.items.known([*right, *wrong[:RIGHT]])[1])
+      marks = [*((name, True) for name in right), *((name, False) for name in wrong[:RIGHT])]
       self.kept.append([{**about, "item": name, "right": sign} for name, sign in marks if name not in gone])
     except OSError as error:
       return [f"the marks count in this search but were not kept: {error.strerror or error}"]

@@ -69,6 +69,14 @@ def test_a_full_disk_keeps_none_of_them_and_later_marks_are_whole(tmp_path, monk
   assert marks.append([mark("b" * 5)]) == 1 and sorted(items(tmp_path)) == ["a", "bbbbb"]
 
 
+def test_a_folder_takes_no_more_than_its_limit(tmp_path):
+  marks = KeptMarks(tmp_path, limit=200)
+  assert marks.append([mark("a")]) == 1
+  with pytest.raises(OSError, match="200 are the most; empty it"):
+    KeptMarks(tmp_path, limit=200).append([mark("b"), mark("c")])
+  assert items(tmp_path) == ["a"]
+
+
 def test_after_20_kills_every_accepted_mark_is_there_and_no_half_one(tmp_path):
   accepted = []
   for round_ in range(20):

@@ -124,7 +124,7 @@ class Answers:
     found = await self.state.do(service, job)
     waited = max(0.0, time.perf_counter() - began - sum(found.seconds.values()))
     if service.kept is not None:
-      notes += await asyncio.to_thread(service.keep, found, asked.right, asked.wrong)
+      notes += await asyncio.to_thread(service.keep, job, found, asked.right, asked.wrong)
     return await asyncio.to_thread(views.found_json, service, found, asked.k, notes, waited)
 
   def _job(self, service: Service, asked: schemas.Search, picture: bytes | None) -> tuple[Search, list[str]]:

@@ -94,6 +94,11 @@ def test_marks_are_kept_where_that_is_allowed_and_a_full_disk_is_said_once(serve
   assert set(records[0]) == {"format", "query", "item", "right", "adapter", "encoder"}
   assert "somebody" not in json.dumps(records) and records[0]["query"]["type"] == "text"
 
+  two = [{"text": "a private box"}, {"item": "shop/1"}]  # the feature is not all of such a query: nothing is learned
+  client.post("/v1/search", json={"query": two, "right": ["shop/9"], "wrong": [f"shop/{i}" for i in range(10, 30)] * 6})
+  told = [one for one in read_marks(tmp_path / "marks") if one["item"] not in ("shop/4", "shop/5")]
+  assert {one["told"] for one in told} == {True} and len(told) == 21
+
   def full(*_):
     raise OSError(errno.ENOSPC, "No space left on device")
 
