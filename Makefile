@@ -132,10 +132,10 @@ CONFIG ?= configs/features.py
 SHARES ?= 0.0333 0.1 0.333 1
 which: setup
 	for share in $(SHARES); do \
-	  $(BIN)/python -m eval.which cut $(ROOT) $(OUT)/set-$$share --share $$share && \
+	  $(BIN)/python -m eval.compare cut $(ROOT) $(OUT)/set-$$share --share $$share && \
 	  $(BIN)/python -m train.main --config $(CONFIG) --config.data.root=$(OUT)/set-$$share --workdir $(OUT)/run-$$share || exit 1; \
 	done
-	$(BIN)/python -m eval.which table $(OUT)/which.md $(SHARES:%=$(OUT)/run-%)
+	$(BIN)/python -m eval.compare parts $(OUT)/which.md $(SHARES:%=$(OUT)/run-%)
 
 # the site, in site/; warnings are errors
 docs: .venv/docs

@@ -22,7 +22,6 @@ from eval import galleries
 from eval.baselines import diffusion, expansion
 from eval.problem import Problem
 from eval.ranking import Method, Search
-from eval.report.results import METHOD_NAMES
 from qat_jax.adapter import Adapter, load
 from qat_jax.features.retrieval_set import RetrievalSet
 from qat_jax.fit import discriminant, experts, levels, linear, memory, whitening
@@ -42,23 +41,7 @@ CANNOT = "it cannot be fitted on this training set"
 STATIC = ("static", "static_mapped", "closed_form_both", "plda", "off_words")
 QUERY_ONLY = ("query_only", "closed_form")
 FORMS = tuple(name + end for name in ("adaptive", "gated", "paper") for end in ("", "_mapped"))
-HEADS: dict[str, Callable[[Training, Validator], Head | None]] = {
-  "neighbours": memory.neighbours,
-  "csls": levels.csls,
-  "inverted_softmax": levels.inverted_softmax,
-  "nearest_neighbour_normalisation": levels.nearest_neighbour_normalisation,
-  "whitening": whitening.fit,
-  "lda": discriminant.both_sides,
-  "lda_query": discriminant.query_alone,
-  "plda": discriminant.probabilistic,
-  "experts": experts.experts,
-  "ilias_linear": linear.fit,
-}
-SEARCHES: dict[str, Callable[[Validator], Method | None]] = {
-  "query_expansion": expansion.fit,
-  "diffusion": diffusion.fit,
-  "diffusion_shortlist": diffusion.fit_shortlist,
-}
+Fit = Callable[[Training, Validator], Head | None]
 
 
 class Run(NamedTuple):
@@ -105,15 +88,8 @@ def chosen(names: Iterable[str]) -> tuple[str, ...]:
 
 def method(name: str, run: Run, problem: Problem) -> Method | str:
   """Returns a method, fitted, with how long that took; or in words why it cannot be run on the problem."""
-  items, size = len(problem.gallery), galleries.size_of(problem.gallery)
-  if name.startswith("diffusion") and items > GRAPH_ITEMS:
-    return (
-      f"its graph compares every pair of items, and the gallery has {items:,}; it is run on {GRAPH_ITEMS:,} at most"
-    )
-  if name in SEARCHES and size > held_limit():
-    return f"it holds the gallery, {size / GIB:.1f} GiB as float32, and may hold {held_limit() / GIB:.1f} here"
   began = time.perf_counter()
-  made = METHODS[name](run, problem)
+  made = METHODS[name].make(run, problem)
   if isinstance(made, str) or made.seconds is not None:
     return made
   return made._replace(seconds=time.perf_counter() - began)
@@ -126,62 +102,22 @@ def held_limit() -> float:
 
 
 def plain(run: Run, problem: Problem) -> Method:
-  """The frozen features: cosine."""
+  """Returns the frozen features, ranked by cosine."""
   return of_head(PLAIN, run, problem)._replace(seconds=0.0)
 
 
-def static(run: Run, problem: Problem) -> Method | str:
-  """A linear map for all queries, with or without one for the gallery: the best on validation."""
-  return _best_candidate(run, problem, STATIC)
-
-
-def query_only(run: Run, problem: Problem) -> Method | str:
-  """A better query vector on an untouched gallery, T = I, of the adapter's size: the best on validation."""
-  return _best_candidate(run, problem, QUERY_ONLY)
-
-
-def trained_form(run: Run, problem: Problem) -> Method | str:
-  """The hypernetwork that the run trained, without parts, whether it serves or not: the best on validation."""
-  return _best_candidate(run, problem, FORMS)
-
-
 def published_linear(run: Run, problem: Problem) -> Method | str:
-  """The static layer of a file, on queries and items."""
+  """Returns the static layer of a file, on queries and items."""
   if run.linear_layer is None:
     return "no layer is given; name one with --config.benchmark.linear_layer=FILE.pth"
   return of_head(run.linear_layer, run, problem)._replace(seconds=0.0)
 
 
 def adapted(run: Run, problem: Problem) -> Method:
-  """What the adapter serves, over the whole gallery."""
+  """Returns what the adapter serves, over the whole gallery."""
   name = run.served(problem.query_type)
   made = of_head(run.adapter.head(problem.query_type), run, problem)
   return made._replace(note=f"serves {name}" if name else "", seconds=run.seconds(problem.query_type))
-
-
-def adapted_shortlist(run: Run, problem: Problem) -> Method:
-  """What the adapter serves, on a shortlist: the folded query's items, then the exact adapted score."""
-  return _shortlisted(run, problem, rerank=True)
-
-
-def fold_only(run: Run, problem: Problem) -> Method:
-  """The same shortlist in its own order: inner products with the folded query, without the length of T z."""
-  return _shortlisted(run, problem, rerank=False)
-
-
-def head_alone(run: Run, problem: Problem) -> Method | str:
-  """The head of what the adapter serves, without the parts beside it."""
-  return _without_parts(run, problem, 0)
-
-
-def head_with_memory(run: Run, problem: Problem) -> Method | str:
-  """That head with the memory of the query."""
-  return _without_parts(run, problem, "_remembering")
-
-
-def head_with_captions(run: Run, problem: Problem) -> Method | str:
-  """That head with the captions of the items, and the memory of the query where that is served."""
-  return _without_parts(run, problem, "_captioned")
 
 
 def of_head(head: Head, run: Run, problem: Problem) -> Method:
@@ -197,7 +133,7 @@ def of_head(head: Head, run: Run, problem: Problem) -> Method:
   return Method(prepare, head.note, forms.parameters(head.variables), 4.0 * max(wider, 0))
 
 
-def fitted(fit: Callable[[Training, Validator], Head | None], run: Run, problem: Problem) -> Method | str:
+def fitted(fit: Fit, run: Run, problem: Problem) -> Method | str:
   """Returns the method of a head of qat_jax/fit, fitted on the training features and tuned on validation."""
   if run.data is None:
     return NO_FEATURES
@@ -206,7 +142,14 @@ def fitted(fit: Callable[[Training, Validator], Head | None], run: Run, problem:
 
 
 def tuned(fit: Callable[[Validator], Method | None], run: Run, problem: Problem) -> Method | str:
-  """Returns a way to search of eval/baselines, tuned on validation."""
+  """Returns a way to search of eval/baselines, tuned on validation; or why the gallery is too large."""
+  items, size = len(problem.gallery), galleries.size_of(problem.gallery)
+  if fit in (diffusion.fit, diffusion.fit_shortlist) and items > GRAPH_ITEMS:
+    return (
+      f"its graph compares every pair of items, and the gallery has {items:,}; it is run on {GRAPH_ITEMS:,} at most"
+    )
+  if size > held_limit():
+    return f"it holds the gallery, {size / GIB:.1f} GiB as float32, and may hold {held_limit() / GIB:.1f} here"
   return NO_FEATURES if run.data is None else fit(_validator(run, run.data, problem)) or CANNOT
 
 
@@ -214,7 +157,8 @@ def _validator(run: Run, data: RetrievalSet, problem: Problem) -> Validator:
   return Validator.of(data.split("val"), problem.query_type, run.validation, run.seed)
 
 
-def _best_candidate(run: Run, problem: Problem, names: tuple[str, ...]) -> Method | str:
+def best_candidate(names: tuple[str, ...], run: Run, problem: Problem) -> Method | str:
+  """Returns the candidate of training, of some names, that is the best on validation."""
   there = [one for name in names if (one := run.candidate(problem.query_type, name)) is not None]
   if not there:
     return f"none of {', '.join(names)} was trained in this run"
@@ -224,11 +168,11 @@ def _best_candidate(run: Run, problem: Problem, names: tuple[str, ...]) -> Metho
   return made._replace(note=note, seconds=best.info["offline_seconds"])
 
 
-def _without_parts(run: Run, problem: Problem, step: int | str) -> Method | str:
-  """Returns a step of the gate's ladder to what is served: by its place, or by how its name ends."""
+def without_parts(ending: str, run: Run, problem: Problem) -> Method | str:
+  """Returns a step of the gate's ladder to what is served: the one whose name ends so, or the first for ""."""
   served, query_type = run.served(problem.query_type), problem.query_type
   names = [s["name"] for s in run.adapter.info.get("chosen", {}).get(query_type, {}).get("steps", [])]
-  wanted = names[step : step + 1] if isinstance(step, int) else [name for name in names if name.endswith(step)]
+  wanted = [name for name in names if name.endswith(ending)] if ending else names[:1]
   if not wanted or wanted[0] == served:
     return f"{served or 'what serves'} has no such step before it"
   candidate = run.candidate(query_type, wanted[0])
@@ -238,7 +182,12 @@ def _without_parts(run: Run, problem: Problem, step: int | str) -> Method | str:
   return made._replace(note=info["note"] or info["name"], seconds=info["offline_seconds"])
 
 
-def _shortlisted(run: Run, problem: Problem, rerank: bool) -> Method:
+def shortlisted(rerank: bool, run: Run, problem: Problem) -> Method:
+  """Returns what the adapter serves, on a shortlist: the items of the folded query.
+
+  With `rerank` they are ordered by the exact adapted score; else by inner product with the folded query, which leaves
+  out the length of T z.
+  """
   adapter, query_type, gallery = run.adapter, problem.query_type, problem.gallery
   length = min(run.shortlist, len(gallery))
   exact = galleries.size_of(gallery) > SCANN or importlib.util.find_spec("scann") is None
@@ -271,11 +220,46 @@ def scann_bytes(items: int, width: int) -> float:
   return 4.0 * width + (0 if items < SMALL else width / 4)
 
 
-_MADE: dict[str, Callable[[Run, Problem], Method | str]] = {
-  **{f.__name__: f for f in (plain, static, query_only, adapted, adapted_shortlist, fold_only)},
-  **{f.__name__: f for f in (trained_form, published_linear)},
-  **{f.__name__: f for f in (head_alone, head_with_memory, head_with_captions)},
-  **{name: functools.partial(fitted, fit) for name, fit in HEADS.items()},
-  **{name: functools.partial(tuned, fit) for name, fit in SEARCHES.items()},
-}
-METHODS = {name: _MADE[name] for name in METHOD_NAMES}  # in the order of the table
+class Entry(NamedTuple):
+  """One row of every table: its title, its colour in every plot, and what makes it."""
+
+  title: str
+  colour: str
+  make: Callable[[Run, Problem], Method | str]
+
+
+def _table() -> dict[str, Entry]:
+  """Returns all methods by name, in the order of the tables."""
+  part = functools.partial
+  fit = lambda fit: part(fitted, fit)
+  search = lambda fit: part(tuned, fit)
+  normalised = levels.nearest_neighbour_normalisation
+  return {
+    "plain": Entry("plain score", "#8b949e", plain),
+    "static": Entry("static map", "#c08a2d", part(best_candidate, STATIC)),
+    "whitening": Entry("whitening", "#8fa33a", fit(whitening.fit)),
+    "lda": Entry("LDA, both sides", "#4f7a28", fit(discriminant.both_sides)),
+    "lda_query": Entry("LDA, query only", "#2f9e6e", fit(discriminant.query_alone)),
+    "plda": Entry("PLDA", "#1d7a6b", fit(discriminant.probabilistic)),
+    "experts": Entry("experts", "#0b8f5a", fit(experts.experts)),
+    "ilias_linear": Entry("linear, as ILIAS", "#7a5230", fit(linear.fit)),
+    "published_linear": Entry("linear, as published", "#9c6b3e", published_linear),
+    "query_expansion": Entry("query expansion", "#d0785a", search(expansion.fit)),
+    "diffusion": Entry("diffusion", "#b3446c", search(diffusion.fit)),
+    "diffusion_shortlist": Entry("diffusion, shortlist", "#cf6f92", search(diffusion.fit_shortlist)),
+    "csls": Entry("CSLS", "#6c5b9e", fit(levels.csls)),
+    "inverted_softmax": Entry("inverted softmax", "#a05195", fit(levels.inverted_softmax)),
+    "nearest_neighbour_normalisation": Entry("nearest-neighbour normalisation", "#b58bd0", fit(normalised)),
+    "neighbours": Entry("neighbour residual", "#8e6bbf", fit(memory.neighbours)),
+    "query_only": Entry("query only", "#4aa3df", part(best_candidate, QUERY_ONLY)),
+    "trained_form": Entry("trained form, alone", "#2766a0", part(best_candidate, FORMS)),
+    "head_alone": Entry("head alone", "#5c7fa3", part(without_parts, "")),
+    "head_with_memory": Entry("head, memory of the query", "#2c7fb8", part(without_parts, "_remembering")),
+    "head_with_captions": Entry("head, memory, captions of the items", "#1f6fa8", part(without_parts, "_captioned")),
+    "fold_only": Entry("fold only, shortlist", "#3d4f7c", part(shortlisted, False)),
+    "adapted": Entry("adapted, whole gallery", "#0f5fbf", adapted),
+    "adapted_shortlist": Entry("adapted, shortlist", "#149a94", part(shortlisted, True)),
+  }
+
+
+METHODS = _table()

@@ -33,7 +33,7 @@ MARKERS = {
   "eval/commands_test.py": ("train",),
   "eval/pipeline_test.py": ("train",),
   "eval/speed": ("train",),
-  "eval/which_test.py": ("train",),
+  "eval/compare_test.py": ("train",),
   "faults/campaign_test.py": ("long",),
   "faults/hosts.py": ("train", "long"),
   "faults/search_test.py": ("long",),

@@ -14,7 +14,7 @@ import numpy as np
 
 from eval.benchmarks.task import Task, check_unique, read_csv
 from qat_jax.metrics import bootstrap_interval, landmark_average_precision
-from qat_jax.types import Ranking, Relevance
+from qat_jax.types import Relevance
 
 K = 100
 USAGES = ("Public", "Private", "Ignored")
@@ -37,13 +37,8 @@ def open_task(solution: Path | str, index: Path | str) -> Task:
       )
     positives.append(np.array([place[name] for name in truth[query][0]], np.int64))
   relevance = Relevance(positives, [np.empty(0, np.int64)] * len(positives))
-
-  def precision(ranking: Ranking) -> np.ndarray:
-    return landmark_average_precision(ranking.ids, relevance, K)
-
-  def score(ranking: Ranking) -> dict:
-    return _figures(precision(ranking), [truth[q][1] for q in query_ids])
-
+  precision = lambda ranking: landmark_average_precision(ranking.ids, relevance, K)
+  score = lambda ranking: _figures(precision(ranking), [truth[q][1] for q in query_ids])
   return Task("gldv2", query_ids, gallery_ids, relevance, score, precision, K)
 
 

@@ -1,14 +1,8 @@
-"""ILIAS's files of results and features: similarities as JSON or pickle, features as HDF5.
-
-Similarity files written here are read by the official evaluation, and the ones that it or its search write are read
-here; pickles without running them.
-"""
+"""ILIAS's files of results: similarities as JSON or pickle, as the official search writes them. No pickle is run."""
 
 from __future__ import annotations
 
-import io
 import json
-import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +11,7 @@ import numpy as np
 
 from eval.benchmarks import safe_pickle
 from eval.benchmarks.ilias import Items
-from eval.benchmarks.task import Ids, need
-from qat_jax.stages import write_whole
-from qat_jax.types import Ranking
+from eval.benchmarks.task import need
 
 FORMAT = "give {query: {item: score}} as .json, or query_ids, db_ids, similarities, ranks as .pkl"
 
@@ -33,33 +25,6 @@ def read_similarities(path: Path | str) -> Iterator[tuple[str, Items]]:
     yield from _from_pickle(path)
   else:
     raise ValueError(f"{path} is neither .json nor .pkl; {FORMAT}")
-
-
-def write_similarities(path: Path | str, query_ids: Ids, gallery_ids: Ids, ranking: Ranking) -> None:
-  """Writes a ranking as an official similarity file, JSON or pickle by the name's ending."""
-  path = Path(path)
-  if path.suffix not in (".json", ".pkl"):
-    raise ValueError(f"{path} is neither .json nor .pkl; {FORMAT}")
-  if path.suffix == ".json":
-    content = {
-      query: {str(gallery_ids[int(i)]): float(s) for i, s in zip(ids_K, score_K, strict=True) if i >= 0}
-      for query, ids_K, score_K in zip(query_ids, ranking.ids, ranking.scores, strict=True)
-    }
-    write_whole(path, json.dumps(content).encode())
-    return
-  if (ranking.ids < 0).any():
-    raise ValueError("a pickle of similarities has no empty places; write .json, or rank fewer items")
-  used, ranks_QK = np.unique(ranking.ids, return_inverse=True)
-  similarities_QK = np.asarray(ranking.scores)
-  whole = {
-    "query_ids": list(query_ids),
-    "db_ids": [str(gallery_ids[int(i)]) for i in used],
-    "similarities": similarities_QK,  # the name that the official evaluation takes
-    "ranks": ranks_QK.reshape(ranking.ids.shape),
-  }
-  buffer = io.BytesIO()
-  pickle.dump(whole, buffer)
-  write_whole(path, buffer.getvalue())
 
 
 def _from_json(path: Path) -> Iterator[tuple[str, Items]]:

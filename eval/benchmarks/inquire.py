@@ -131,12 +131,8 @@ def _by_query(ranking: Ranking, relevance: Relevance, k: int) -> Iterator[tuple[
 
 
 def _task(name: str, query_ids: Sequence[str], gallery_ids: Ids, relevance: Relevance, k: int) -> Task:
-  def score(ranking: Ranking) -> dict:
-    return score_ranking(ranking, relevance, k)
-
-  def precision(ranking: Ranking) -> np.ndarray:
-    return precision_of(ranking, relevance, k)
-
+  score = lambda ranking: score_ranking(ranking, relevance, k)
+  precision = lambda ranking: precision_of(ranking, relevance, k)
   return Task(name, query_ids, gallery_ids, relevance, score, precision, k)
 
 

@@ -6,20 +6,21 @@ docs/data.md has them, with the benchmark's own ids.
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from eval.benchmarks import gldv2, ilias_features, instre, revisited
+from eval.benchmarks import gldv2, ilias_features, ilias_files, revisited
+from eval.benchmarks.ilias import Ilias
 from eval.benchmarks.inquire import Inquire
 from eval.benchmarks.joined import Joined
 from eval.benchmarks.task import Ids, Task, check_same_ids, need, with_features
 from eval.problem import Problem, files_of
 from qat_jax.features.store import FeatureStore
 
-OXFORD_PARIS = (*revisited.REVISITED, *revisited.ORIGINAL)
-NAMES = ("ilias", "inquire", "inquire_rerank", *OXFORD_PARIS, "instre", "gldv2")
 QUERY_TYPES = {"i2i": "image", "t2i": "text"}
 
 
@@ -38,8 +39,8 @@ class Settings(NamedTuple):
 
 def check(settings: Settings) -> None:
   """Raises ValueError for a benchmark that is not known, or whose files are not named."""
-  if settings.name not in NAMES:
-    raise ValueError(f"config.benchmark.name is {settings.name!r}; use one of {', '.join(NAMES)}")
+  if settings.name not in BENCHMARKS:
+    raise ValueError(f"config.benchmark.name is {settings.name!r}; use one of {', '.join(BENCHMARKS)}")
   for key in ("root", "features"):
     if not getattr(settings, key):
       raise ValueError(
@@ -50,15 +51,7 @@ def check(settings: Settings) -> None:
 def open_problems(settings: Settings) -> list[Problem]:
   """Returns the problems of the benchmark, every file checked; raises ValueError or FileNotFoundError."""
   check(settings)
-  if settings.name == "ilias":
-    return _ilias(settings)
-  if settings.name == "inquire":
-    return [_inquire(settings)]
-  if settings.name == "inquire_rerank":
-    return [_inquire_rerank(settings)]
-  if settings.name == "gldv2":
-    return [_gldv2(settings)]
-  return [_oxford_paris(settings)]
+  return BENCHMARKS[settings.name].open(settings)
 
 
 def _ilias(settings: Settings) -> list[Problem]:
@@ -74,17 +67,17 @@ def _ilias(settings: Settings) -> list[Problem]:
   return problems
 
 
-def _inquire(settings: Settings) -> Problem:
+def _inquire(settings: Settings) -> list[Problem]:
   benchmark = Inquire.open(settings.root, settings.split)
   queries, gallery = _stores(settings, "text")
   task = benchmark.full_rank(gallery.ids)
   task = with_features(task, _in_order(queries, task.query_ids), gallery)
   files = (*sorted(Path(settings.root).glob("inquire_*.csv")), *files_of(queries), *files_of(gallery))
-  return _problem(settings, f"inquire_{settings.split}", "text", {"": task}, files)
+  return [_problem(settings, f"inquire_{settings.split}", "text", {"": task}, files)]
 
 
-def _inquire_rerank(settings: Settings) -> Problem:
-  """The gallery is what the re-rank set shows; whatever ranks it, a query is answered by its own 100 photos."""
+def _inquire_rerank(settings: Settings) -> list[Problem]:
+  """Returns the problem whose gallery is what the re-rank set shows; a query is answered by its own 100 photos."""
   benchmark = Inquire.open(settings.root, settings.split)
   queries, gallery = _stores(settings, "text")
   _, shown_QK = benchmark.rerank_set(gallery.ids)
@@ -93,10 +86,10 @@ def _inquire_rerank(settings: Settings) -> Problem:
   task = with_features(task, _in_order(queries, task.query_ids), np.asarray(gallery[used]))
   files = (*sorted(Path(settings.root).glob("inquire_*.csv")), *files_of(queries), *files_of(gallery))
   problem = _problem(settings, f"inquire_rerank_{settings.split}", "text", {"": task}, files)
-  return problem._replace(depth=len(used), candidates=candidates_QK)
+  return [problem._replace(depth=len(used), candidates=candidates_QK)]
 
 
-def _gldv2(settings: Settings) -> Problem:
+def _gldv2(settings: Settings) -> list[Problem]:
   root = Path(settings.root)
   solutions = sorted(root.glob("retrieval_solution*.csv"))
   solution = solutions[-1] if solutions else need(root / "retrieval_solution_v2.1.csv", gldv2.SOURCE)
@@ -104,11 +97,11 @@ def _gldv2(settings: Settings) -> Problem:
   queries, gallery = _stores(settings, "img")
   task = with_features(task, _in_order(queries, task.query_ids), gallery)
   files = (solution, root / "index.csv", *files_of(queries), *files_of(gallery))
-  return _problem(settings, "gldv2", "image", {"": task}, files)
+  return [_problem(settings, "gldv2", "image", {"": task}, files)]
 
 
-def _oxford_paris(settings: Settings) -> Problem:
-  """Oxford, Paris (revisited and original) and INSTRE; features as folders, or the published .mat of Q and X."""
+def _oxford_paris(settings: Settings) -> list[Problem]:
+  """Returns the problem of Oxford, Paris or INSTRE; features are folders, or the published .mat of Q and X."""
   name, features = settings.name, Path(settings.features)
   candidates = [Path(settings.root) / f"gnd_{name}{ending}" for ending in (".pkl", ".mat", ".json")]
   gnd = next((path for path in candidates if path.exists()), candidates[0])
@@ -122,11 +115,8 @@ def _oxford_paris(settings: Settings) -> Problem:
   else:
     queries, own = _stores(settings, "img")
     files = (*files_of(queries), *files_of(own))
-  if name == "instre":
-    tasks = {"": instre.open_task(gnd)}
-  else:
-    opened = revisited.open_task(gnd, name, far.ids if far else ())
-    tasks = {task.name.removeprefix(name).strip(): task for task in opened}
+  opened = revisited.open_task(gnd, name, far.ids if far else ())
+  tasks = {task.name.removeprefix(name).strip(): task for task in opened}
   first = next(iter(tasks.values()))
   if not len(first.gallery_ids):
     raise ValueError(f"{gnd} has no imlist, the names of its images; {revisited.SOURCE}")
@@ -136,7 +126,7 @@ def _oxford_paris(settings: Settings) -> Problem:
     own = own if isinstance(own, FeatureStore) else Named(own, first.gallery_ids[: len(own)])
     own, files = Joined([own, far]), (*files, *files_of(far))
   tasks = {label: with_features(task, queries, own) for label, task in tasks.items()}
-  return _problem(settings, name + ("_distractors" if far else ""), "image", tasks, (gnd, *files))
+  return [_problem(settings, name + ("_distractors" if far else ""), "image", tasks, (gnd, *files))]
 
 
 class Named:
@@ -177,3 +167,39 @@ def _in_order(queries: FeatureStore, ids: Ids) -> np.ndarray:
   if len(place) != len(ids) or any(name not in place for name in ids):
     check_same_ids(list(queries.ids), list(ids), f"{queries.folder}, queries")
   return np.asarray(queries[np.array([place[name] for name in ids])], np.float32)
+
+
+class Benchmark(NamedTuple):
+  """What a public benchmark is for `eval.main` and, where it says which flags it needs, for `eval.score`."""
+
+  open: Callable[[Settings], list[Problem]]
+  score: Callable[[argparse.Namespace], dict]  # the figures of the files that the flags name
+  needs: tuple[str, ...] = ()
+
+
+def _score_ilias(flags: argparse.Namespace) -> dict:
+  if flags.k < 1:
+    raise ValueError(f"--k is {flags.k}; give 1 or more")
+  similarities = ilias_files.read_similarities(flags.similarities)
+  return Ilias.open(flags.root).score(similarities, flags.k, flags.similarities)
+
+
+def _score_ranks(flags: argparse.Namespace) -> dict:
+  return revisited.score_ranks(flags.gnd, revisited.read_ranks(flags.ranks), flags.benchmark, flags.distractors)
+
+
+def _unscored(flags: argparse.Namespace) -> dict:
+  raise ValueError(f"{flags.benchmark} has no file of results; give its features to eval.main")
+
+
+def _score_landmarks(flags: argparse.Namespace) -> dict:
+  return gldv2.score_predictions(flags.solution, flags.predictions)
+
+
+BENCHMARKS = {
+  "ilias": Benchmark(_ilias, _score_ilias, ("root", "similarities")),
+  "inquire": Benchmark(_inquire, _unscored),
+  "inquire_rerank": Benchmark(_inquire_rerank, _unscored),
+  **dict.fromkeys(revisited.NAMES, Benchmark(_oxford_paris, _score_ranks, ("gnd", "ranks"))),
+  "gldv2": Benchmark(_gldv2, _score_landmarks, ("solution", "predictions")),
+}

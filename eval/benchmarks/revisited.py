@@ -1,7 +1,8 @@
-"""Oxford and Paris: the revisited sets (Easy, Medium, Hard; +1M) and the original ones (5k, 6k; 105k, 106k).
+"""Oxford and Paris: the revisited sets (Easy, Medium, Hard; +1M) and the original ones (5k, 6k; 105k, 106k); INSTRE.
 
-Both measure the trapezoid average precision and mP@1, 5, 10 with junk removed; a gallery is the set's own images, in
-the order of its ground truth, followed by any distractors.
+INSTRE has 1,250 queries, each a box in a picture, and 27,293 pictures. All measure the trapezoid average precision and
+mP@1, 5, 10 with junk removed. A gallery is the set's own images, in the order of its ground truth, followed by any
+distractors.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import numpy as np
 from eval.benchmarks import safe_pickle
 from eval.benchmarks.task import Ids, Task, need
 from qat_jax.metrics import bootstrap_interval, precision_at_shrinking, trapezoid_average_precision
-from qat_jax.types import Ranking, Relevance
+from qat_jax.sealed import UNREADABLE
+from qat_jax.types import Relevance
 
 REVISITED, ORIGINAL = ("roxford5k", "rparis6k"), ("oxford5k", "paris6k")
+NAMES = (*REVISITED, *ORIGINAL, "instre")
 PROTOCOLS = {  # what counts as positive, and what as junk
   "easy": (("easy",), ("junk", "hard")),
   "medium": (("easy", "hard"), ("junk",)),
@@ -31,23 +34,27 @@ def open_task(gnd: Path | str, name: str = "roxford5k", distractor_ids: Ids = ()
   """Returns the tasks of a ground truth: easy, medium and hard for a revisited set, else one.
 
   `distractor_ids` are those of the images that follow the set's own in the gallery (+1M, or the 100k of Oxford105k).
-  The relevance and the score take rankings of that gallery, as positions.
+  The relevance and the score take rankings of that gallery, as positions. INSTRE's ground truth must name its pictures.
   """
   truth = read_gnd(gnd)
+  missing = [key for key in ("imlist", "qimlist") if key not in truth] if name == "instre" else []
+  if missing:
+    raise ValueError(f"{gnd} has no {' and no '.join(missing)}; give the gnd_instre.mat of the dataset's test script")
   query_ids = truth.get("qimlist", [f"query {i}" for i in range(len(truth["gnd"]))])
   gallery_ids = [*truth.get("imlist", []), *distractor_ids]
-  tasks = []
-  for protocol in protocols(truth, name):
+
+  def task(protocol: str) -> Task:
     relevance = relevance_of(truth, protocol)
+    score = lambda ranking: score_ranking(ranking.ids, relevance)
+    precision = lambda ranking: trapezoid_average_precision(ranking.ids, relevance)
+    return Task(f"{name} {protocol}".strip(), query_ids, gallery_ids, relevance, score, precision)
 
-    def score(ranking: Ranking, relevance: Relevance = relevance) -> dict:
-      return score_ranking(ranking.ids, relevance)
+  return [task(protocol) for protocol in protocols(truth, name)]
 
-    def precision(ranking: Ranking, relevance: Relevance = relevance) -> np.ndarray:
-      return trapezoid_average_precision(ranking.ids, relevance)
 
-    tasks.append(Task(f"{name} {protocol}".strip(), query_ids, gallery_ids, relevance, score, precision))
-  return tasks
+def query_boxes(gnd: Path | str) -> np.ndarray:
+  """Returns the box of each query in its picture (Q4: x, y, width, height, pixels), to crop before encoding."""
+  return np.stack([query["bbx"] for query in read_gnd(gnd)["gnd"]])
 
 
 def score_ranks(gnd: Path | str, ranks: np.ndarray, name: str = "roxford5k", distractors: int = 0) -> dict:
@@ -162,6 +169,15 @@ def read_features(path: Path | str) -> tuple[np.ndarray, np.ndarray]:
     shapes = {name: value.shape for name, value in raw.items() if isinstance(value, np.ndarray)}
     raise ValueError(f"{path} holds {shapes}; it should hold Q and X, of the same width in the first axis")
   return np.ascontiguousarray(raw["Q"].T), np.ascontiguousarray(raw["X"].T)
+
+
+def read_ranks(path: Path | str) -> np.ndarray:
+  """Returns the array of a .npy file; one that holds Python objects is refused."""
+  path = need(Path(path), "save the database positions with numpy.save, database × query")
+  try:
+    return np.load(path, allow_pickle=False)
+  except UNREADABLE as error:
+    raise ValueError(f"{path} is not a whole .npy of numbers ({error}); write it with numpy.save") from error
 
 
 def _query(entry: Any, place: int, path: Path) -> dict[str, np.ndarray]:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+import string
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from pathlib import Path
 
@@ -18,32 +19,39 @@ from eval.report.tables import cost_columns, group_name, method_name, metrics_js
 from qat_jax.runs import read_metrics
 from qat_jax.stages import write_whole
 
-STYLE = Path(__file__).with_name("report.css")  # copied into the page, which needs no other file
+PAGE, STYLE = (Path(__file__).with_name(name) for name in ("page.html", "report.css"))
 SERVES = "serves "  # what the note of the adapter's row begins with, before a candidate's name
 SHORT_NOTE = 45  # characters: a longer note stands below the table
+HEADINGS: dict[str, Callable[[Sheet], bool]] = {
+  "Gained most": lambda sheet: sheet.gain >= 0 and not sheet.typical,
+  "Typical: the queries in the middle": lambda sheet: sheet.typical,
+  "Lost most": lambda sheet: sheet.gain < 0 and not sheet.typical,
+}
 
 
 def write_report(
   folder: Path | str,
   rows: Sequence[Row],
   provenance: dict,
-  title: str = "Query-adaptive retrieval",
   about: str = "",
   sheets: Sequence[Sheet] = (),
   curves: Path | str | None = None,
-  main_method: str = "adapted",
   skipped: Sequence[Skipped] = (),
 ) -> None:
   """Writes metrics.json, table.md and report.html into `folder`, each whole or not at all.
 
-  `about` says what was searched and what serves, a paragraph a line; `curves` is a metrics.jsonl of training, whose
-  lines are such as {"step": 100, "name": "text/adaptive", "loss": 1.2, "val_map": 0.19}; `main_method` the one that the
-  headline and the win/loss plots are about; `skipped` says which methods were not run.
+  Args:
+    folder: where the files go.
+    rows: those of `summarise`.
+    provenance: what made the rows.
+    about: what was searched and what serves, a paragraph a line.
+    sheets: the contact sheets.
+    curves: a metrics.jsonl of training, with lines such as {"step": 100, "name": "text/adaptive", "loss": 1.2}.
+    skipped: the methods that were not run.
   """
   folder = Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
-  lines = read_metrics(curves) if curves else []
-  page = html_page(rows, provenance, title, about, sheets, lines, main_method, skipped)
+  page = html_page(rows, provenance, about, sheets, read_metrics(curves) if curves else [], skipped)
   numbers = json.dumps(metrics_json(rows, provenance, skipped), indent=2, allow_nan=False, default=str) + "\n"
   for name, text in (("metrics.json", numbers), ("table.md", table_markdown(rows)), ("report.html", page)):
     write_whole(folder / name, text.encode())
@@ -59,149 +67,129 @@ def gather_curves(candidates: Path, path: Path) -> Path:
 def html_page(
   rows: Sequence[Row],
   provenance: dict,
-  title: str,
   about: str,
   sheets: Sequence[Sheet],
   lines: Sequence[dict],
-  main_method: str,
   skipped: Sequence[Skipped],
 ) -> str:
   """Returns the whole page; arguments as in `write_report`, `lines` those of the training curves."""
   groups = grouped(rows)
-  parts = [
-    f"<header><h1>{escape(title)}</h1>"
-    + "".join(f"<p>{escape(line)}</p>" for line in about.splitlines())
-    + "</header>",
-    '<div class="tiles">' + "".join(_tile(group, main_method) for group in groups) + "</div>",
-  ]
-  for group in groups:
-    own = [s for s in sheets if s.query_type == group[0].result.query_type]
-    absent = [s for s in skipped if (s.query_type, s.task) == group[0].result.group]
-    parts.append(_section(group, own, main_method, absent))
-  parts.append(_training(lines))
-  parts.append(_reading())
-  record = escape(json.dumps(provenance, indent=2, default=str))
-  parts.append(
-    "<section><details><summary>What made this report</summary>"
-    f'<pre tabindex="0" role="region" aria-label="Provenance">{record}</pre></details></section>'
-  )
-  return (
-    f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-    '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    f"<style>\n{STYLE.read_text()}</style></head>\n<body><main>\n" + "\n".join(parts) + "\n</main></body></html>\n"
+  return string.Template(PAGE.read_text()).substitute(
+    title="Query-adaptive retrieval",
+    style=STYLE.read_text(),
+    about="".join(f"<p>{escape(line)}</p>" for line in about.splitlines()),
+    tiles="".join(map(_tile, groups)),
+    sections="\n".join(_section(group, sheets, skipped) for group in groups),
+    training=_training(lines),
+    provenance=escape(json.dumps(provenance, indent=2, default=str)),
   )
 
 
-def _tile(group: Sequence[Row], main_method: str) -> str:
-  row = _main(group, main_method)
+def _tile(group: Sequence[Row]) -> str:
+  row = _main(group)
   parts = [
     f'<p class="label">{escape(group_name(group))}</p>',
     f'<p class="figure">{100 * row.map.value:.1f}<small>mAP × 100</small></p>',
   ]
   if row.result.note.startswith(SERVES):
     parts.append(f"<p>serves: <b>{escape(row.result.note.removeprefix(SERVES).replace('_', ' '))}</b></p>")
-  other = best_other(group, row)
-  if other is not None:
+  if (other := best_other(group, row)) is not None:
     best, difference = other
     sure = "gain" if difference.low > 0 else "loss" if difference.high < 0 else ""
-    name = escape(method_name(best.result.method))
-    parts.append(f'<p><span class="{sure}">{_difference(difference)}</span> against {name}, the best other row</p>')
+    parts.append(
+      f'<p><span class="{sure}">{_difference(difference)}</span> against {_name(best)}, the best other row</p>'
+    )
     if row.to_plain is not None and best.result.method != "plain":
       parts.append(f"<p>{_difference(row.to_plain)} against the plain score</p>")
   if row.hit10 is not None:
-    plain = next((r for r in group if r.result.method == "plain" and r.hit10 and r is not row), None)
-    before = f"{100 * plain.hit10.value:.1f}% → " if plain and plain.hit10 else ""
+    plain = next((r.hit10 for r in group if r.result.method == "plain" and r.hit10 and r is not row), None)
+    before = f"{100 * plain.value:.1f}% → " if plain else ""
     parts.append(f"<p>{before}{100 * row.hit10.value:.1f}% of queries have a hit in the first 10</p>")
-  parts.append(f'<p class="muted">{escape(method_name(row.result.method))}, {row.queries:,} queries</p>')
+  parts.append(f'<p class="muted">{_name(row)}, {row.queries:,} queries</p>')
   return f'<div class="tile">{"".join(parts)}</div>'
 
 
-def _section(group: Sequence[Row], sheets: Sequence[Sheet], main_method: str, skipped: Sequence[Skipped]) -> str:
-  main = _main(group, main_method)
+def _section(group: Sequence[Row], sheets: Sequence[Sheet], skipped: Sequence[Skipped]) -> str:
+  main = _main(group)
   others = [r for r in group if r.result.method in REFERENCES and r is not main]
   differences = [(method_name(r.result.method), main.result.ap_Q - r.result.ap_Q) for r in others]
-  figures = [
-    ("Accuracy against latency", words.latency(group), plots.accuracy_against_latency(group)),
-    (
-      f"Query by query: {method_name(main.result.method)}",
-      words.wins(differences),
-      plots.wins_and_losses(differences) if differences else "",
-    ),
+  gains = plots.wins_and_losses(differences) if differences else ""
+  reasons = [
+    f"{escape(method_name(s.method))}: {escape(s.reason)}."
+    for s in skipped
+    if (s.query_type, s.task) == group[0].result.group
   ]
   parts = [
     f"<h2>{escape(group_name(group).capitalize())}</h2>",
-    _table(group),
-    _absent(skipped),
-    _own(group),
-    _figures(figures),
+    _figures_of_rows(group),
+    f'<p class="muted">Not run: {" ".join(reasons)}</p>' if reasons else "",
+    _benchmark(group),
+    _figures(
+      ("Accuracy against latency", words.latency(group), plots.accuracy_against_latency(group)),
+      (f"Query by query: {method_name(main.result.method)}", words.wins(differences), gains),
+    ),
   ]
-  for heading, chosen in (
-    ("Gained most", [s for s in sheets if s.gain >= 0 and not s.typical]),
-    ("Typical: the queries in the middle", [s for s in sheets if s.typical]),
-    ("Lost most", [s for s in sheets if s.gain < 0 and not s.typical]),
-  ):
-    if chosen:
-      parts.append(f"<h3>{heading}</h3>" + "".join(_sheet(s) for s in chosen))
+  for heading, belongs in HEADINGS.items():
+    drawn = [_sheet(s) for s in sheets if s.query_type == group[0].result.query_type and belongs(s)]
+    parts += [f"<h3>{heading}</h3>", *drawn] if drawn else []
   return "<section>" + "\n".join(parts) + "</section>"
 
 
-def _table(group: Sequence[Row]) -> str:
+def _figures_of_rows(group: Sequence[Row]) -> str:
+  """Returns the table of a group, and below it the notes that are too long for a cell."""
   scale = max(r.map.high for r in group) or 1.0
   costs = cost_columns(group)
   hits = ["hit in 10"] if any(row.hit10 for row in group) else []
-  head = ["method", "mAP", "95% interval", *hits, "recall@1", "vs plain", "vs static", *(name for name, _ in costs)]
-  lines = []
+  head = ["mAP", "95% interval", *hits, "recall@1", "vs plain", "vs static", *(name for name, _ in costs)]
+  lines, long = [], []
   for place, row in enumerate(group):
-    short = row.result.note if len(row.result.note) <= SHORT_NOTE else ""
-    note = f"<small>{escape(short)}</small>" if short else ""
-    tint = plots.colour(row.result.method, place)
-    cells = [
-      f'<th scope="row"><div><i style="background:{tint}"></i>'
-      f"<span>{escape(method_name(row.result.method))}{note}</span></div></th>",
-      f"<td><b>{_with_interval(percent(row.map))}</b></td>",
-      f'<td class="range">{_range(row.map, scale, tint)}</td>',
-      *(f"<td>{_with_interval(percent(row.hit10))}</td>" for _ in hits),
-      f"<td>{_with_interval(percent(row.recall1))}</td>",
-      *(f"<td>{_difference(d) if d else '–'}</td>" for d in (row.to_plain, row.to_static)),
-      *(f"<td>{texts[place]}</td>" for _, texts in costs),
-    ]
-    lines.append("<tr>" + "".join(cells) + "</tr>")
-  heads = "".join(f'<th scope="col"{" class=range" if h.startswith("95%") else ""}>{h}</th>' for h in head)
+    note, tint = row.result.note, plots.colour(row.result.method, place)
+    if len(note) > SHORT_NOTE:
+      long.append(f"<li><b>{_name(row)}</b>: {escape(note)}</li>")
+      note = ""
+    small = f"<small>{escape(note)}</small>" if note else ""
+    name = f'<div><i style="background:{tint}"></i><span>{_name(row)}{small}</span></div>'
+    cells = [f"<b>{_with_interval(percent(row.map))}</b>", _range(row.map, scale, tint)]
+    cells += [_with_interval(percent(estimate)) for estimate in ([row.hit10] if hits else []) + [row.recall1]]
+    cells += [_difference(estimate) if estimate else "–" for estimate in (row.to_plain, row.to_static)]
+    lines.append((name, [*cells, *(texts[place] for _, texts in costs)]))
   return (
-    f"{_scroll('Table of ' + group_name(group))}<table><thead><tr>{heads}</tr></thead>"
-    f"<tbody>{''.join(lines)}</tbody></table></div>"
-    f'<p class="muted">{group[0].queries:,} queries. Figures × 100 with their 95% bootstrap interval over queries; '
-    "differences are paired, query by query, in mAP.</p>" + _notes(group)
+    _table("Table of " + group_name(group), head, lines)
+    + f'<p class="muted">{group[0].queries:,} queries. Figures × 100 with their 95% bootstrap interval over queries; '
+    "differences are paired, query by query, in mAP.</p>" + (f'<ul class="muted">{"".join(long)}</ul>' if long else "")
   )
 
 
-def _notes(group: Sequence[Row]) -> str:
-  long = [r.result for r in group if len(r.result.note) > SHORT_NOTE]
-  lines = "".join(f"<li><b>{escape(method_name(r.method))}</b>: {escape(r.note)}</li>" for r in long)
-  return f'<ul class="muted">{lines}</ul>' if lines else ""
-
-
-def _own(group: Sequence[Row]) -> str:
+def _benchmark(group: Sequence[Row]) -> str:
   """Returns a table of the benchmark's own figures, in its own unit; breakdowns stay in metrics.json."""
   names = list(dict.fromkeys(name for r in group for name in r.result.figures if name.count("/") == 1))
   if not names:
     return ""
-  heads = "".join(f'<th scope="col">{escape(name.split("/")[1])}</th>' for name in names)
   lines = []
   for row in group:
     figures = [row.result.figures.get(name, {}).get("value") for name in names]
-    cells = "".join(f"<td>{'–' if value is None else f'{value:.4g}'}</td>" for value in figures)
-    lines.append(f'<tr><th scope="row">{escape(method_name(row.result.method))}</th>{cells}</tr>')
+    lines.append((_name(row), ["–" if value is None else f"{value:.4g}" for value in figures]))
+  head = [name.split("/")[1] for name in names]
   return (
     f"<details><summary>The figures of {escape(names[0].split('/')[0])}, in its own unit</summary>"
-    f'{_scroll("The figures of " + group_name(group))}<table><thead><tr><th scope="col">method</th>{heads}</tr></thead>'
-    f"<tbody>{''.join(lines)}</tbody></table></div></details>"
+    f"{_table('The figures of ' + group_name(group), head, lines)}</details>"
   )
 
 
-def _absent(skipped: Sequence[Skipped]) -> str:
-  reasons = [f"{escape(method_name(s.method))}: {escape(s.reason)}." for s in skipped]
-  return f'<p class="muted">Not run: {" ".join(reasons)}</p>' if reasons else ""
+def _table(label: str, head: Sequence[str], lines: Iterable[tuple[str, Sequence[str]]]) -> str:
+  """Returns a table of methods that scrolls sideways, also by keyboard; `lines` hold HTML: a name and its cells."""
+  of_range = lambda column: " class=range" if head[column] == "95% interval" else ""
+  heads = "".join(f'<th scope="col"{of_range(i)}>{escape(name)}</th>' for i, name in enumerate(head))
+  rows = "".join(
+    f'<tr><th scope="row">{name}</th>'
+    + "".join(f"<td{of_range(i)}>{cell}</td>" for i, cell in enumerate(cells))
+    + "</tr>"
+    for name, cells in lines
+  )
+  return (
+    f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}"><table>'
+    f'<thead><tr><th scope="col">method</th>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
+  )
 
 
 def _range(estimate: Estimate, scale: float, tint: str) -> str:
@@ -214,15 +202,11 @@ def _range(estimate: Estimate, scale: float, tint: str) -> str:
   )
 
 
-def _scroll(label: str) -> str:
-  """Returns the opening of an area that scrolls sideways, which the keyboard reaches."""
-  return f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}">'
-
-
-def _figures(figures: Sequence[tuple[str, str, str]]) -> str:
+def _figures(*figures: tuple[str, str, str]) -> str:
   """Returns figures of (heading, what it shows in words, SVG)."""
+  uri = lambda svg: "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
   drawn = [
-    f'<figure><figcaption>{escape(heading)}</figcaption><img alt="{escape(shown)}" src="{_svg_uri(svg)}"></figure>'
+    f'<figure><figcaption>{escape(heading)}</figcaption><img alt="{escape(shown)}" src="{uri(svg)}"></figure>'
     for heading, shown, svg in figures
     if svg
   ]
@@ -234,42 +218,35 @@ def _sheet(sheet: Sheet) -> str:
     query = f"<blockquote>{escape(sheet.query)}</blockquote>"
   else:
     query = f'<img alt="the query" src="{data_uri(sheet.query)}">'
-  rows = []
+  rows = ""
   for name, pictures in ((sheet.before_name, sheet.before), (sheet.after_name, sheet.after)):
     images = "".join(
       f'<span class="{"relevant" if relevant else "other"}">'
       f'<img alt="{rank}{", relevant" if relevant else ""}" src="{data_uri(picture)}"></span>'
       for rank, (picture, relevant) in enumerate(pictures, start=1)
     )
-    rows.append(f'<p class="label">{escape(name)}</p><div class="pictures">{images}</div>')
+    rows += f'<p class="label">{escape(name)}</p><div class="pictures">{images}</div>'
   return (
     f'<article><div class="query"><p class="label">query</p>{query}<p class="muted">{escape(sheet.title)}</p></div>'
-    f"<div>{''.join(rows)}</div></article>"
+    f"<div>{rows}</div></article>"
   )
 
 
 def _training(lines: Sequence[dict]) -> str:
   figures = _figures(
-    [
-      ("Training loss", words.curves(lines, "loss", 1), plots.curves(lines, "loss", "loss", 1)),
-      ("Validation", words.curves(lines, "val_map", 100), plots.curves(lines, "val_map", "mAP × 100", 100)),
-    ]
+    ("Training loss", words.curves(lines, "loss", 1), plots.curves(lines, "loss", "loss", 1)),
+    ("Validation", words.curves(lines, "val_map", 100), plots.curves(lines, "val_map", "mAP × 100", 100)),
   )
   return f"<section><h2>Training</h2>{figures}</section>" if figures else ""
 
 
-def _reading() -> str:
-  return (
-    "<section><h2>How to read this</h2><p>A query's average precision is the mean, over the gallery items that are "
-    "relevant to it, of the precision at each one's rank (a benchmark has a rule of its own); mAP is its mean over "
-    "queries. recall@1 is the share of queries whose first item is relevant. An interval says how far the mean would "
-    "move had other queries of the same kind been asked. A difference whose interval holds zero shows nothing. In the "
-    "rows of pictures a green frame with a tick marks a relevant item.</p></section>"
-  )
+def _main(group: Sequence[Row]) -> Row:
+  """Returns the row that the headline is about: the adapted one, or else the best."""
+  return next((r for r in group if r.result.method == "adapted"), max(group, key=lambda r: r.map.value))
 
 
-def _main(group: Sequence[Row], main_method: str) -> Row:
-  return next((r for r in group if r.result.method == main_method), max(group, key=lambda r: r.map.value))
+def _name(row: Row) -> str:
+  return escape(method_name(row.result.method))
 
 
 def _difference(estimate: Estimate) -> str:
@@ -279,7 +256,3 @@ def _difference(estimate: Estimate) -> str:
 def _with_interval(text: str) -> str:
   value, _, interval = text.partition(" ")
   return f"{value} <small>{interval}</small>" if interval else value
-
-
-def _svg_uri(svg: str) -> str:
-  return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()

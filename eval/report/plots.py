@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from eval.methods import METHODS
 from eval.report.results import Row
 from eval.report.tables import method_name
 
@@ -18,39 +19,13 @@ if TYPE_CHECKING:
 INK, MUTED, LINE = "#1d2530", "#5f6975", "#e3e7ec"
 FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
 GAIN, LOSS = "#15724f", "#b04330"
-COLOURS = {
-  "plain": "#8b949e",
-  "static": "#c08a2d",
-  "whitening": "#8fa33a",
-  "lda": "#4f7a28",
-  "lda_query": "#2f9e6e",
-  "plda": "#1d7a6b",
-  "experts": "#0b8f5a",
-  "ilias_linear": "#7a5230",
-  "published_linear": "#9c6b3e",
-  "query_expansion": "#d0785a",
-  "diffusion": "#b3446c",
-  "diffusion_shortlist": "#cf6f92",
-  "neighbours": "#8e6bbf",
-  "inverted_softmax": "#a05195",
-  "csls": "#6c5b9e",
-  "nearest_neighbour_normalisation": "#b58bd0",
-  "head_alone": "#5c7fa3",
-  "head_with_memory": "#2c7fb8",
-  "head_with_captions": "#1f6fa8",
-  "query_only": "#4aa3df",
-  "trained_form": "#2766a0",
-  "fold_only": "#3d4f7c",
-  "adapted": "#0f5fbf",
-  "adapted_shortlist": "#149a94",
-}
 DASHES = ("-", "--", "-.", ":")
 MORE_COLOURS = ("#b3446c", "#5c7a29", "#7a5230", "#3d4f7c", "#a8643c", "#52767a")
 
 
 def colour(method: str, place: int = 0) -> str:
   """Returns the colour of a method, the same in every plot and table; other methods get one by their place."""
-  return COLOURS.get(method, MORE_COLOURS[place % len(MORE_COLOURS)])
+  return METHODS[method].colour if method in METHODS else MORE_COLOURS[place % len(MORE_COLOURS)]
 
 
 def accuracy_against_latency(rows: Sequence[Row]) -> str:
@@ -124,7 +99,7 @@ def curves(lines: Sequence[dict], field: str, label: str, scale: float) -> str:
   for place, (name, points) in enumerate(sorted(series.items())):
     steps = sorted(points)
     method = name.split("/")[-1]
-    tint = COLOURS.get({"adaptive": "adapted"}.get(method, method), MORE_COLOURS[place % len(MORE_COLOURS)])
+    tint = colour({"adaptive": "adapted"}.get(method, method), place)
     marker = "o" if len(steps) <= 30 else None
     dashes = DASHES[place % len(DASHES)]  # a curve that lies under another is seen between its dashes
     axes.plot(steps, [points[s] for s in steps], dashes, color=tint, linewidth=1.6, marker=marker, markersize=3.5,

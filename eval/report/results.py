@@ -13,32 +13,6 @@ import numpy as np
 
 from qat_jax.metrics import bootstrap_interval, paired_interval
 
-METHOD_NAMES = {
-  "plain": "plain score",
-  "static": "static map",
-  "whitening": "whitening",
-  "lda": "LDA, both sides",
-  "lda_query": "LDA, query only",
-  "plda": "PLDA",
-  "experts": "experts",
-  "ilias_linear": "linear, as ILIAS",
-  "published_linear": "linear, as published",
-  "query_expansion": "query expansion",
-  "diffusion": "diffusion",
-  "diffusion_shortlist": "diffusion, shortlist",
-  "csls": "CSLS",
-  "inverted_softmax": "inverted softmax",
-  "nearest_neighbour_normalisation": "nearest-neighbour normalisation",
-  "neighbours": "neighbour residual",
-  "query_only": "query only",
-  "trained_form": "trained form, alone",
-  "head_alone": "head alone",
-  "head_with_memory": "head, memory of the query",
-  "head_with_captions": "head, memory, captions of the items",
-  "fold_only": "fold only, shortlist",
-  "adapted": "adapted, whole gallery",
-  "adapted_shortlist": "adapted, shortlist",
-}
 WAYS = ("adapted", "adapted_shortlist", "fold_only")  # to search with the head that serves
 REFERENCES = ("plain", "static")  # what every method is compared with in the tables, query by query
 COMPARED = (*REFERENCES, "query_only", "adapted")  # and in metrics.json
@@ -49,7 +23,7 @@ class Result:
   """What one method did for all queries of one type. Costs that were not measured are None."""
 
   query_type: str  # "text" or "image"
-  method: str  # a key of METHOD_NAMES, or any other name
+  method: str  # a key of eval.methods.METHODS, or any other name
   ap_Q: np.ndarray  # average precision of each query, fraction; NaN where a query has no positives
   recall1_Q: np.ndarray  # 1.0 where the first item is a positive
   ms_per_query: float | None = None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Sequence
 
-from eval.report.results import METHOD_NAMES, Estimate, Row, Skipped, grouped
+from eval.methods import METHODS
+from eval.report.results import Estimate, Row, Skipped, grouped
 
 FORMAT = 1  # of metrics.json
 COSTS = {  # fields of Result, and their headings
@@ -111,7 +112,7 @@ def table_markdown(rows: Sequence[Row]) -> str:
 
 def method_name(method: str) -> str:
   """Returns the words for a method."""
-  return METHOD_NAMES.get(method, method.replace("_", " "))
+  return METHODS[method].title if method in METHODS else method.replace("_", " ")
 
 
 def percent(estimate: Estimate | None, sign: bool = False) -> str:

@@ -16,7 +16,7 @@ from train import check
 FOLDER = pathlib.Path(features.__file__).parent
 PLAIN = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "demo_encoder", "benchmark"))
 SIGLIP = "google/siglip2-large-patch16-512"
-ARGUMENTS = [*official.NAMES, f"ilias,{SIGLIP}"]
+ARGUMENTS = [*official.BENCHMARKS, f"ilias,{SIGLIP}"]
 RECIPES = [*((name, ()) for name in PLAIN), *(("benchmark", (argument,)) for argument in ARGUMENTS)]
 
 
@@ -47,7 +47,7 @@ def test_the_argument_of_the_benchmark_recipe_names_the_benchmark_and_the_encode
   assert (config.benchmark.name, config.encoder.name, config.form) == ("inquire", SIGLIP, "paper")
   config = benchmark.get_config("gldv2")
   assert (config.benchmark.name, config.encoder.name, config.form) == ("gldv2", benchmark.ENCODER, "adaptive")
-  assert {*benchmark.PUBLISHED, *benchmark.OTHERS} == set(official.NAMES)
+  assert {*benchmark.PUBLISHED, *benchmark.OTHERS} == set(official.BENCHMARKS)
 
 
 def test_the_argument_of_the_recipe_for_uned_names_the_encoder_and_the_form():

@@ -37,7 +37,7 @@ def trained(tmp_path_factory):
   heads = {name: head(name, settings) for name, settings in (("static", {}), ("query_only", {"hidden": 4}))}
   for query_type in ("text", "image"):
     for name, one in heads.items():
-      info = {"name": name, "val_map": 0.1, "offline_seconds": 1.5}
+      info = {"name": name, "val_map": 0.1, "offline_seconds": 1.5, "parameters": 20_000}
       Adapter(WIDTH, {query_type: one}, info).save(workdir / "candidates" / query_type / name)
   info = {"chosen": {name: {"name": "query_only"} for name in ("text", "image")}}
   Adapter(WIDTH, dict.fromkeys(("text", "image"), heads["query_only"]), info).save(workdir / "adapter")

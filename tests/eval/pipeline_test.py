@@ -24,9 +24,9 @@ def untuned(run, problem):
 
 def test_every_method_has_a_row_or_a_reason_and_its_costs(config, workdir, monkeypatch):
   for name in ("whitening", "ilias_linear", "query_expansion", "diffusion", "diffusion_shortlist"):  # slow to tune
-    monkeypatch.setitem(methods.METHODS, name, untuned)
+    monkeypatch.setitem(methods.METHODS, name, methods.METHODS[name]._replace(make=untuned))
   cannot = functools.partial(methods.fitted, lambda training, validator: None)
-  monkeypatch.setitem(methods.METHODS, "lda", cannot)
+  monkeypatch.setitem(methods.METHODS, "lda", methods.METHODS["lda"]._replace(make=cannot))
   config.eval.methods = ("all",)
   metrics = run(config, workdir)
   rows = {(r["query"], r["method"]) for r in metrics["results"]}

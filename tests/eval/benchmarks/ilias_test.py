@@ -12,7 +12,7 @@ import pytest
 
 from eval.benchmarks.ilias import Ilias, object_of, ranked_items
 from eval.benchmarks.ilias_features import open_tasks
-from eval.benchmarks.ilias_files import read_similarities, write_similarities
+from eval.benchmarks.ilias_files import read_similarities
 from qat_jax.types import Ranking
 
 VECTORS = Path(__file__).parents[2] / "data" / "metric_vectors" / "ilias"
@@ -73,33 +73,25 @@ def ranking():
 
 
 @pytest.mark.parametrize("ending", [".json", ".pkl"])
-def test_written_similarities_score_as_the_ranking_does(tmp_path, ranking, ending):
+def test_similarities_of_the_official_search_score_as_the_ranking_does(tmp_path, ranking, ending):
   benchmark, queries, gallery_ids, found = ranking
   path = tmp_path / f"similarities{ending}"
-  write_similarities(path, queries, gallery_ids, found)
+  if ending == ".json":
+    rows = zip(queries, found.ids, found.scores, strict=True)
+    scores = {q: {gallery_ids[i]: float(s) for i, s in zip(ids, values, strict=True)} for q, ids, values in rows}
+    path.write_text(json.dumps(scores))
+  else:
+    named = {"query_ids": queries, "db_ids": gallery_ids, "similarities": found.scores, "ranks": found.ids}
+    path.write_bytes(pickle.dumps(named))
   direct = benchmark.score(ranked_items(queries, gallery_ids, found))
   assert_close(benchmark.score(read_similarities(path)), direct, "all")
   assert benchmark.task("i2i", queries, gallery_ids).score(found)["map"] == pytest.approx(direct["map"])
 
 
-def test_a_written_pickle_has_the_names_that_the_official_evaluation_takes(tmp_path, ranking):
+def test_empty_places_of_a_ranking_are_left_out(ranking):
   _, queries, gallery_ids, found = ranking
-  write_similarities(tmp_path / "s.pkl", queries, gallery_ids, found)
-  content = pickle.loads((tmp_path / "s.pkl").read_bytes())
-  assert set(content) == {"query_ids", "db_ids", "similarities", "ranks"}
-  for row, query in enumerate(content["query_ids"]):
-    assert query == queries[row]
-    got = [content["db_ids"][i] for i in content["ranks"][row]]
-    assert got == [gallery_ids[i] for i in found.ids[row]]
-
-
-def test_empty_places_of_a_ranking_are_left_out(tmp_path, ranking):
-  _, queries, gallery_ids, found = ranking
-  shorter = Ranking(np.where(np.arange(30) < 20, found.ids, -1), np.where(np.arange(30) < 20, found.scores, -np.inf))
-  write_similarities(tmp_path / "s.json", queries, gallery_ids, shorter)
-  assert {len(ids) for _, (ids, _) in read_similarities(tmp_path / "s.json")} == {20}
-  with pytest.raises(ValueError, match="no empty places"):
-    write_similarities(tmp_path / "s.pkl", queries, gallery_ids, shorter)
+  shorter = Ranking(np.where(np.arange(30) < 20, found.ids, -1), found.scores)
+  assert {len(ids) for _, (ids, _) in ranked_items(queries, gallery_ids, shorter)} == {20}
 
 
 def test_relevance_finds_positives_wherever_they_lie(ranking):

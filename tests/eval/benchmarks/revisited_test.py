@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.io
 
-from eval.benchmarks import instre, revisited
+from eval.benchmarks import revisited
 from eval.benchmarks.joined import Joined
 from eval.benchmarks.task import with_features
 from qat_jax.types import Ranking
@@ -113,11 +113,11 @@ def test_instre_counts_from_one_in_the_file_and_from_zero_here(tmp_path):
   gnd[0, 1]["ok"], gnd[0, 1]["bbx"] = np.array([[2]]), np.array([[1, 2, 3, 4]])
   names = {"imlist": np.array(["a.jpg", "b.jpg", "c.jpg"], object), "qimlist": np.array(["q0.jpg", "q1.jpg"], object)}
   scipy.io.savemat(path, {"gnd": gnd, **names})
-  task = instre.open_task(path)
+  (task,) = revisited.open_task(path, "instre")
   assert task.gallery_ids == ["a.jpg", "b.jpg", "c.jpg"]
   assert [p.tolist() for p in task.relevance.positives] == [[0, 2], [1]]
   assert task.score(Ranking(np.array([[0, 2, 1], [1, 0, 2]]), None))["map"] == pytest.approx(1.0)
-  np.testing.assert_array_equal(instre.query_boxes(path), [[10, 20, 30, 40], [1, 2, 3, 4]])
+  np.testing.assert_array_equal(revisited.query_boxes(path), [[10, 20, 30, 40], [1, 2, 3, 4]])
 
 
 def test_published_features_rank_as_their_dot_product(tmp_path):

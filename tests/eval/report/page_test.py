@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from eval.methods import METHODS
 from eval.report.page import write_report
-from eval.report.plots import COLOURS
-from eval.report.results import METHOD_NAMES, Result, Skipped, summarise
+from eval.report.results import Result, Skipped, summarise
 from eval.report.sheets import Sheet
 
 
@@ -137,6 +137,6 @@ def test_a_long_note_stands_below_the_table(tmp_path):
   assert notes[1] in rest and notes[0] not in rest
 
 
-def test_every_method_has_a_colour_of_its_own():
-  assert COLOURS.keys() == METHOD_NAMES.keys()
-  assert len(set(COLOURS.values())) == len(COLOURS)
+def test_every_method_has_a_colour_and_a_title_of_its_own():
+  for field in ("colour", "title"):
+    assert len({getattr(method, field) for method in METHODS.values()}) == len(METHODS)

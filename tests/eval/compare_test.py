@@ -1,9 +1,14 @@
 import numpy as np
 import pytest
 
-from eval.which import Step, chain, cut, plot, serves, table
+from eval.compare import Step, chain, cut, plot, serves, table_of_forms, table_of_parts
+from qat_jax.adapter import load
 from qat_jax.features.retrieval_set import RetrievalSet
 from qat_jax.features.store import write_features
+from qat_jax.metrics import paired_interval
+from qat_jax.validation import Validator
+
+FORMS = ("static", "query_only")
 
 
 @pytest.fixture
@@ -32,6 +37,19 @@ def test_a_cut_keeps_whole_instances_and_all_that_is_asked(root, tmp_path):
     cut(root, tmp_path / "none", 0.0)
 
 
+def test_forms_are_told_with_their_spread_over_runs_and_paired_with_the_static_map(trained):
+  root, workdir = trained
+  validator = Validator.of(RetrievalSet.open(root).split("test"), "text", limit=0, seed=0)
+  lines = {line.split(" | ")[0]: line for line in table_of_forms([workdir, workdir], "text", validator).splitlines()}
+  static, query_only = (validator.precisions(load(workdir / "candidates/text" / name).head("text")) for name in FORMS)
+  mean, low, high = (100 * x for x in paired_interval(query_only, static))
+  told = f"| query_only | 0.02M | 2 | 10.0 | {100 * query_only.mean():.1f} ± 0.0 (2) | {mean:+.1f} [{low:.1f}, {high:.1f}] | – |"
+  assert lines["| query_only"] == told
+  assert lines["| static"].split(" | ")[5] == "–"
+  with pytest.raises(ValueError, match="no candidates for image queries in "):
+    table_of_forms([root], "image", validator)
+
+
 def test_the_chain_goes_from_the_best_head_part_by_part():
   names = ("plain", "static", "head", "head_remembering", "head_remembering_captioned", "head_levelled")
   names += ("head_remembering_levelled", "head_remembering_captioned_levelled", "head_mapped", "head_mapped_levelled")
@@ -55,7 +73,7 @@ def test_the_table_and_the_plot_say_what_each_part_added():
     Step(2000, "text", "levelled items", (-0.005, 0.004), (-0.01, 0.005), 0.11, False),
     Step(200, "image", "the head closed_form", (0.02, 0.01), (0.01, 0.01), 0.31, True),
   ]
-  lines = table(steps).splitlines()
+  lines = table_of_parts(steps).splitlines()
   assert lines[2] == "| text | 2,000 | the head query_only | +10.0 ± 1.0 | +8.0 ± 2.0 | 12.0 | yes |"
   assert lines[3] == "| text | 2,000 | levelled items | -0.5 ± 0.4 | -1.0 ± 0.5 | 11.0 |  |"
   assert len(lines) == 5
