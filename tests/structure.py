@@ -1,7 +1,7 @@
 """The size and the shape of the code, as a command that CI runs: python -m tests.structure.
 
-Prints lines of product and tests, the longest function and file, what exceeds a limit, and public names that two
-folders define. With CHECKED, it ends with status 1 where a limit is exceeded.
+Prints lines of product and tests, the longest function and file, and public names that two folders define. Ends with
+status 1 where a limit is exceeded, and says what exceeds it.
 """
 
 from __future__ import annotations
@@ -12,9 +12,22 @@ import pathlib
 
 ROOT = pathlib.Path(__file__).parents[1]
 PRODUCT = ("qat_jax", "train", "eval", "configs")
-MOST_LINES = {"product": 20_500, "tests": 16_000}
-CHECKED = False  # True: a limit that is exceeded ends the program with status 1; else it is only printed
+MOST_LINES = {
+  "product": 28_700,
+  "tests": 22_400,
+}  # what there is. Lower them with the code; 20,500 and 16,000 are wanted
 LONGEST_FUNCTION, LONGEST_FILE = 60, 300  # lines; a function's include its decorators and its docstring
+LONGER = {  # what exceeds these, and the lines that it has: it may become shorter, and nothing is added here
+  "qat_jax/search/bounds.py _bounds": 66,
+  "qat_jax/serve/batch.py rerank_files": 75,
+  "qat_jax/serve/refined.py rank_refined": 65,
+  "qat_jax/serve/web/server.py serve": 65,
+  "train/loop.py train": 84,
+  "train/plan.py candidates": 76,
+  "qat_jax/features/store.py": 329,
+  "qat_jax/search/bounds.py": 305,
+  "qat_jax/search/indexes/pgvector.py": 301,
+}
 
 
 def files(*folders: str) -> dict[str, str]:
@@ -24,13 +37,14 @@ def files(*folders: str) -> dict[str, str]:
 
 
 def functions(texts: dict[str, str]) -> dict[str, int]:
-  """Returns the lines of every function, by file and name."""
-  return {
-    f"{name}:{node.lineno} {node.name}": (node.end_lineno or 0) - node.lineno + 1 + len(node.decorator_list)
-    for name, text in texts.items()
-    for node in ast.walk(ast.parse(text))
-    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
-  }
+  """Returns the lines of every function, by file and name; of several of one name the most."""
+  counts: dict[str, int] = collections.Counter()
+  for name, text in texts.items():
+    for node in ast.walk(ast.parse(text)):
+      if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+        lines = (node.end_lineno or 0) - node.lineno + 1 + len(node.decorator_list)
+        counts[f"{name} {node.name}"] = max(counts[f"{name} {node.name}"], lines)
+  return counts
 
 
 def names_taken_twice(texts: dict[str, str]) -> dict[str, list[str]]:
@@ -44,10 +58,12 @@ def names_taken_twice(texts: dict[str, str]) -> dict[str, list[str]]:
 
 
 def exceeded(lines: dict[str, int], function_lines: dict[str, int], file_lines: dict[str, int]) -> list[str]:
-  """Returns a text for each limit that is exceeded, with what exceeds it."""
+  """Returns a text for each limit that is exceeded, with what exceeds it, and for each exception that is past."""
   limits = [(name, count, MOST_LINES[name]) for name, count in lines.items()]
-  limits += [(name, count, LONGEST_FUNCTION) for name, count in function_lines.items()]
-  limits += [(name, count, LONGEST_FILE) for name, count in file_lines.items()]
+  for counts, most in ((function_lines, LONGEST_FUNCTION), (file_lines, LONGEST_FILE)):
+    limits += [(name, count, LONGER.get(name, most)) for name, count in counts.items()]
+    past = [name for name in LONGER if counts.get(name, most + 1) <= most]
+    limits += [(f"LONGER has {name}, which", counts[name], counts[name] - 1) for name in past]
   return [f"{name} has {count:,} lines, {most:,} at most" for name, count, most in limits if count > most]
 
 
@@ -67,7 +83,7 @@ def main() -> None:
     print(f"{name} is defined in {', '.join(folders)}")
   wrong = exceeded(lines, function_lines, file_lines)
   print("\n".join(wrong))
-  raise SystemExit(1 if wrong and CHECKED else 0)
+  raise SystemExit(bool(wrong))
 
 
 if __name__ == "__main__":
