@@ -42,7 +42,7 @@ def test_cheap_heads_are_trained_first_and_all_others_after_them(name):
     training = Training(query_type, np.eye(4), np.eye(4), np.arange(4))
     order = [form for form, _ in plan.trained_forms(config, training).values()]
     assert order == sorted(order, key=lambda form: form != "static") and order.count("static") == 2
-    assert order[-1] == "adaptive"
+    assert order[-1] == config.form
 
 
 def test_what_is_to_be_beaten_by_a_head_for_an_untouched_gallery_is_such_a_head():
