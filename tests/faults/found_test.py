@@ -9,7 +9,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from eval import score
 from eval.benchmarks import gldv2, hdf5, revisited
 from qat_jax.adapter import load
 from qat_jax.features import mining
@@ -59,7 +58,7 @@ def endless_heap(path):
 
 def ranks(path):
   broken_npy(path)
-  score.read_ranks(path)
+  revisited.read_ranks(path)
 
 
 def features(path):
