@@ -32,7 +32,7 @@ MARKERS = {
   "docs_test.py": ("docs",),
   "eval/commands_test.py": ("train",),
   "eval/pipeline_test.py": ("train",),
-  "eval/speed": ("train",),
+  "eval/speed": ("train", "long"),
   "eval/compare_test.py": ("train",),
   "faults/campaign_test.py": ("long",),
   "faults/hosts.py": ("train", "long"),

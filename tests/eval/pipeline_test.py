@@ -12,7 +12,6 @@ from eval import methods
 from eval.pipeline import evaluate
 from eval.ranking import Method
 from qat_jax.adapter import Adapter, load
-from qat_jax.features.retrieval_set import RetrievalSet
 from qat_jax.fit.training import PLAIN
 from qat_jax.sharing.share import report_of
 from tests.eval.tiny import WIDTH, plain_ranking, run, values
@@ -195,7 +194,7 @@ def test_a_gallery_too_large_for_a_method_is_said_and_the_others_run_streamed(co
   monkeypatch.setattr("eval.galleries.RESIDENT", 0)
   monkeypatch.setattr(methods, "HELD", 1e-9)
   monkeypatch.setattr(methods, "GRAPH_ITEMS", 39)
-  config.eval.methods = ("static", "adapted", "neighbours", "whitening", "query_expansion", "diffusion")
+  config.eval.methods = ("static", "adapted", "neighbours", "query_expansion", "diffusion")
   streamed = run(config, workdir)
   reasons = {s["method"]: s["reason"] for s in streamed["skipped"]}
   assert reasons.keys() == {"query_expansion", "diffusion"}
@@ -205,9 +204,5 @@ def test_a_gallery_too_large_for_a_method_is_said_and_the_others_run_streamed(co
   monkeypatch.undo()
   shutil.rmtree(workdir / "eval")
   resident = run(config, workdir)
-  for method in ("static", "adapted", "neighbours", "whitening"):
+  for method in ("static", "adapted", "neighbours"):
     assert values(streamed, "map", method) == pytest.approx(values(resident, "map", method), abs=0.01)
-
-
-def test_the_set_is_right(trained):
-  assert len(RetrievalSet.open(trained[0]).split("test").gallery) == 40
