@@ -23,7 +23,6 @@ LONGER = {  # what exceeds these, and the lines that it has: it may become short
   "qat_jax/serve/refined.py rank_refined": 65,
   "qat_jax/serve/web/server.py serve": 65,
   "train/loop.py train": 84,
-  "train/plan.py candidates": 76,
   "qat_jax/features/store.py": 329,
   "qat_jax/search/bounds.py": 305,
   "qat_jax/search/indexes/pgvector.py": 301,
