@@ -14,8 +14,8 @@ def get_config() -> ConfigDict:
   config = features.get_config()
   config.data.source = "toybox"
   config.encoder.name = "toy_clip"
-  # Only what serves, and what it is compared with. On the toybox the adaptive form is no better than a query head of the
-  # same size and takes twice as long, and neither memory nor captions help (docs/notes/results.md).
+  # Only what serves, and what it is compared with. On the toybox the adaptive form is no better than a query head of
+  # the same size and takes twice as long; neither memory nor captions help (docs/notes/results.md).
   config.form = "query_only"
   config.forms.query_only.hidden = 2391  # the size of the adaptive form at this width
   config.memory.text = 0
