@@ -128,7 +128,18 @@ def commands_of(parser):
 
 def test_every_command_has_examples_that_it_takes_and_flags_with_dashes():
   commands = commands_of(cli.command_line())
-  assert list(commands) == ["extract", "split", "train", "evaluate", "rank", "serve", "convert", "export", "push"]
+  assert list(commands) == [
+    "extract",
+    "split",
+    "train",
+    "evaluate",
+    "rank",
+    "serve",
+    "learn",
+    "convert",
+    "export",
+    "push",
+  ]
   for name, command in commands.items():
     heading, *examples = command.epilog.replace("\\\n", " ").splitlines()
     assert heading == "examples:" and examples
