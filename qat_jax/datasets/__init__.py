@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image, ImageOps
 
+from qat_jax.datasets.files import FORMATS, opened_endings
+
 HEIF = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")  # kinds of HEIC that Pillow lacks
 
 
@@ -49,23 +51,35 @@ def decode(record: dict[str, Any]) -> Image.Image:
   image = record["image"]
   try:
     if isinstance(image, bytes | bytearray | memoryview):
-      if bytes(image[4:8]) == b"ftyp" and bytes(image[8:12]) in HEIF:
-        know_heif()
-      image = Image.open(io.BytesIO(image))
+      image = opened(image)
     kind = _kind_of_samples(image)
     return _rgb(_upright(image), kind)
   except Exception as error:  # broken bytes make Pillow's decoders raise anything: RuntimeError, struct.error, KeyError
     raise UnreadableImage(str(record["id"]), f"{type(error).__name__}: {error}") from error
 
 
+def opened(data: bytes | bytearray | memoryview) -> Image.Image:
+  """Returns an encoded picture, of which only the header is read.
+
+  Raises ValueError for a file that Git LFS has not fetched, ImportError for HEIC where the extra `heif` is missing,
+  UnidentifiedImageError for formats that are not of `formats`.
+  """
+  if bytes(data[:8]) == b"version ":
+    raise ValueError("it is a pointer of Git LFS, not the picture; fetch it with git lfs pull")
+  if bytes(data[4:8]) == b"ftyp" and bytes(data[8:12]) in HEIF and "HEIF" not in formats():
+    raise ImportError("it is HEIC, which pip install 'qat-jax[heif]' opens")
+  return Image.open(io.BytesIO(data), formats=formats())
+
+
 @functools.cache
-def know_heif() -> None:
-  """Tells Pillow how to open HEIC; raises ImportError where the extra `heif` is missing."""
-  try:
+def formats() -> list[str]:
+  """Returns those of FORMATS that this installation of Pillow can open."""
+  Image.init()
+  if ".heic" in opened_endings():
     import pillow_heif
-  except ImportError as error:
-    raise ImportError("it is HEIC, which pip install 'qat-jax[heif]' opens") from error
-  pillow_heif.register_heif_opener()
+
+    pillow_heif.register_heif_opener()
+  return [name for name in FORMATS if name in Image.OPEN]
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
+from qat_jax.datasets.tables import SPLITS
+
 # What Pillow opens by itself, and what it opens with the extra `heif`: the one list of pictures.
 # Endings → Pillow's name of the format. Left out are formats that run a program (EPS) or name other files.
 PILLOW = {
@@ -127,10 +128,14 @@ def _escaped(system: Any, pattern: str) -> str:
   return folder.replace("[", "[[]") + pattern[len(folder) :]
 
 
-def splits_of(files: Sequence[File]) -> list[str | None]:
-  """Returns the split that each file's name begins with, None for all unless there are some of train, val and test."""
-  found = [SPLITS.get(re.split(r"[^a-z]", file.name.lower())[0]) for file in files]
-  return list(found) if None not in found and set(found) == set(SPLITS.values()) else [None] * len(files)
+def named_splits(paths: Sequence[Sequence[str]]) -> list[str | None]:
+  """Returns the split of each path: that of its first part which names one, such as `train`, `val2017`, `test-00.tar`.
+
+  None for all of them unless train and another split are named.
+  """
+  words = [[re.split(r"\d*$|\d*[-_. ]", part.lower())[0] for part in path] for path in paths]
+  splits = [next((SPLITS[word] for word in path if word in SPLITS), None) for path in words]
+  return splits if "train" in splits and {"val", "test"} & set(splits) else [None] * len(splits)
 
 
 def stems(files: Sequence[File], ending: str) -> list[str]:

@@ -8,11 +8,13 @@ pictures/train/metadata.csv, pictures/test/metadata.csv, …     where the folde
 from __future__ import annotations
 
 import os
+import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from qat_jax.datasets import UnreadableImage, tables
-from qat_jax.datasets.files import IMAGES, LeftOut, hidden, opened_endings
+from qat_jax.datasets.files import IMAGES, LeftOut, hidden, named_splits, opened_endings
 from qat_jax.datasets.tables import FILE_COLUMNS
 
 TABLES = tuple(f"{stem}.{ending}" for stem in ("captions", "metadata") for ending in ("csv", "tsv", "jsonl", "parquet"))
@@ -36,7 +38,7 @@ class FolderSource:
     Raises FileNotFoundError for a missing folder or table, or images that the table names and the folder lacks;
     ValueError for a table without a column of file names, or a line that cannot be read; it is named.
     """
-    self.folder, self.left_out = Path(folder), LeftOut()
+    self.folder, self.left_out, self.instance_by_folder = Path(folder), LeftOut(), instance_by_folder
     if not self.folder.is_dir():
       raise FileNotFoundError(f"no folder {self.folder}; give one with images")
     files = self._files()
@@ -45,24 +47,23 @@ class FolderSource:
     self.tables: dict[str, Path] = {}  # the beginning of the paths that a table speaks of → the table
     rows = self._read_tables(captions, files, images)
     self.rows = [{"file": image} for image in images] if rows is None else rows
+    self._leave_out(files, images)
     if not self.rows:
-      self._leave_out(files, images)
       told = "; ".join([f"these endings are known: {', '.join(IMAGES)}", *self.left_out.lines()])
       raise FileNotFoundError(f"no images in {next(iter(self.tables.values()), self.folder)}; {told}")
     for file in images if rows is None else ():
       if not tables.is_utf8(file):
         raise ValueError(f"the file name {file!r} in {folder} is not UTF-8; rename the file")
-    self.instance_by_folder = instance_by_folder
-    self._leave_out(files, images)
+    self.splits = named_splits([row["file"].split("/")[:-1] for row in self.rows])
 
   def __len__(self) -> int:
     return len(self.rows)
 
   def about(self, position: int) -> dict[str, Any]:
     """Returns the record of a row without its image, which is not looked at."""
-    row = self.rows[position]
+    row, split = self.rows[position], self.splits[position]
     where = f"{self._table_of(row['file']) or self.folder}: {row['file']}"
-    record = tables.described(row, row["file"], where)
+    record = tables.described({"split": split, **row} if split else row, row["file"], where)
     if tables.caption_column(row, where) is None and (beside := self._beside(row["file"])):
       path = self.folder / beside
       record["caption"] = next(iter(tables.texts(tables.decoded(path.read_bytes(), path), path)), None)
@@ -100,8 +101,9 @@ class FolderSource:
     files: list[str] = []
     seen: set[tuple[int, int]] = set()
     waiting = [self.folder]
+    closed = lambda error: self.left_out.add("folders that cannot be read", [str(error.filename)])
     for start in waiting:  # which grows: links wait until what is here in person is read
-      for at, folders, names in os.walk(start):
+      for at, folders, names in os.walk(start, onerror=closed):
         place, about = Path(at), os.stat(at)
         within = "" if place == self.folder else place.relative_to(self.folder).as_posix() + "/"
         if (about.st_dev, about.st_ino) in seen:
@@ -113,12 +115,13 @@ class FolderSource:
         shown = sorted(name for name in folders if not hidden(name))
         waiting += [place / name for name in shown if (place / name).is_symlink()]
         folders[:] = [name for name in shown if not (place / name).is_symlink()]
-        files += [within + name for name in names if not hidden(name) and (place / name).is_file()]
         for name in sorted(names):
           if hidden(name):
             self.left_out.add_file(within + name)
           elif not (place / name).is_file():
             self.left_out.add("links to nothing", [within + name])
+          else:
+            files.append(within + name)
     return sorted(files)
 
   def _read_tables(
@@ -128,16 +131,18 @@ class FolderSource:
 
     A picture outside of all tables' folders is a row. What names no files is no table, but the folder's own captions.*.
     """
-    there, rows = set(files), []
+    there = {file.lower(): file for file in files}
+    rows: list[dict[str, Any]] = []
     for within in [""] if given else sorted({"", *(file[: file.rfind("/") + 1] for file in files)}):
-      names = [name for name in TABLES if within + name in there and not within.startswith(tuple(self.tables))]
-      for path in [Path(given)] if given else [self.folder / (within + name) for name in names]:
+      spoken = within.startswith(tuple(self.tables))
+      names = [there[(within + name).lower()] for name in TABLES if (within + name).lower() in there and not spoken]
+      for path in [Path(given)] if given else [self.folder / name for name in names]:
         content = tables.read(path)
         column = next((name for name in FILE_COLUMNS if content and name in content[0]), None)
-        if content and column is None and (path.stem == "metadata" or within) and not given:
+        if content and column is None and (path.stem.lower() == "metadata" or within) and not given:
           continue
         self.tables[within] = path
-        rows += self._named(path, content, column, within)
+        rows += self._once(path, self._named(path, content, column, within))
         break
     rows += [{"file": image} for image in images if self.tables and self._table_of(image) is None]
     return rows if self.tables else None
@@ -150,21 +155,48 @@ class FolderSource:
     """Returns rows with the paths of their files as `file`: a table's names begin at its own folder, `within`."""
     if rows and column is None:
       raise ValueError(f"{table} has the columns {list(rows[0])}; one of {FILE_COLUMNS} must name the image files")
-    named = []
+    named, missing = [], []
     for number, row in enumerate(rows, start=1):
       file = tables.name(row.get(column or ""), f"{table}, row {number}")
       if not file:
         raise ValueError(f"row {number} of {table} names no image: its {column!r} is empty; give it or remove the row")
-      named.append({"file": within + file, **{key: value for key, value in row.items() if key != column}})
-    missing = [row["file"] for row in named if not (self.folder / row["file"]).is_file()]
+      paths = [self._path(form, within) for form in _forms(file)]
+      there = next((path for path in paths if (self.folder / path).is_file()), None)
+      missing += [file] if there is None else []
+      named.append({"file": there, **{key: value for key, value in row.items() if key != column}})
     if missing:
       shown = ", ".join(missing[:5])
       raise FileNotFoundError(f"{table} names {len(missing)} files that are not in {self.folder}: {shown}")
     return named
 
+  def _path(self, name: str, within: str) -> str:
+    """Returns the path in the folder of a name in a table, which may be absolute."""
+    path = os.path.normpath(self.folder / within / name)
+    return os.path.relpath(path, os.path.normpath(self.folder)).replace(os.sep, "/")
+
+  def _once(self, table: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns rows with each item once: of several captions of a picture the first counts, the others are left out.
+
+    Raises ValueError for rows of one id that differ in their file, instance or split.
+    """
+    first: dict[str, dict[str, Any]] = {}
+    for row in rows:
+      name = tables.name(row.get("id"), f"{table}: {row['file']}, 'id',") or row["file"]
+      before = first.setdefault(name, row)
+      if before is row:
+        continue
+      if differing := [key for key in ("file", "instance", "split") if row.get(key) != before.get(key)]:
+        raise ValueError(
+          f"{table} has {name!r} in two rows that differ in {differing[0]!r}; give each row its own `id`"
+        )
+      column = tables.caption_column(row, table)
+      told = f"{name}: {row[column]}" if column else name
+      self.left_out.add("further rows of pictures, of which the first counts", [told])
+    return list(first.values())
+
   def _leave_out(self, files: list[str], images: list[str]) -> None:
     """Notes the files that no row takes: not the table, the pictures of the rows, and the texts beside these."""
-    taken = {Path(row["file"]).as_posix() for row in self.rows}
+    taken = {row["file"] for row in self.rows}
     bare = [row["file"] for row in self.rows if tables.caption_column(row, self._table_of(row["file"])) is None]
     by_text, read = {self._beside(file) for file in bare}, set(self.tables.values())
     pictures = set(images)
@@ -173,8 +205,16 @@ class FolderSource:
         continue
       if file in pictures:
         self.left_out.add(f"pictures that {self._table_of(file)} does not name", [file])
-      elif os.path.basename(file) in TABLES:
+      elif os.path.basename(file).lower() in TABLES:
         self.left_out.add("tables of captions that are not read", [file])
       else:
         self.left_out.add_file(file)
     self.left_out.add("columns of no plain values", tables.odd_columns(self.rows))
+    self.left_out.add(*tables.near_captions(self.rows))
+
+
+def _forms(name: str) -> Iterable[str]:
+  """Yields a file name as a table has it, and as it may be meant: stripped, with slashes, accents composed or not."""
+  short = name.strip()
+  yield from (name, short, short.replace("\\", "/"))
+  yield from (unicodedata.normalize(form, short.replace("\\", "/")) for form in ("NFC", "NFD"))

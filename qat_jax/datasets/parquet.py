@@ -12,11 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from qat_jax.datasets import UnreadableImage, tables
-from qat_jax.datasets.files import File, LeftOut, listed, splits_of, stems
+from qat_jax.datasets.files import File, LeftOut, listed, named_splits, stems
 from qat_jax.datasets.tables import ID_COLUMNS
 from qat_jax.sealed import readable
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "image_bytes", "bytes")
+TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+SIMPLE = (*TEXT, pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
+BINARY = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
 HELD = 4  # row groups that are kept in memory: readers ahead are seldom in more
 
 
@@ -45,7 +48,8 @@ class ParquetSource:
     chosen = [(file, footer, column) for file, footer, column in named if column is not None]
     self.files = [file for file, _, _ in chosen]
     self.images = [column for _, _, column in chosen]
-    self.names, self.splits = stems(self.files, ".parquet"), splits_of(self.files)
+    self.names = stems(self.files, ".parquet")
+    self.splits = named_splits([name.split("/") for name in self.names])
     self.groups: list[tuple[int, int]] = []  # file and row group
     self.starts, self.first = [0], [0]  # position of each group's first row; each file's first group
     self.columns: list[dict[str, str]] = []  # of each file: clean name → written name
@@ -58,6 +62,7 @@ class ParquetSource:
     self.left_out.update({kind: list(dict.fromkeys(names)) for kind, names in self.left_out.items()})
     self._held: collections.OrderedDict[tuple[int, bool], pa.Table] = collections.OrderedDict()
     self._lock = threading.Lock()
+    self._check_ids(where)
 
   def __getstate__(self) -> dict[str, Any]:
     return {name: value for name, value in self.__dict__.items() if name not in ("_held", "_lock")}
@@ -74,15 +79,7 @@ class ParquetSource:
     number = position - self.starts[self.first[file]]
     place = f"{self.names[file]}/{number}"
     where = f"{self.files[file].path}, row {number}"
-    fields = {}
-    for name, written in self.columns[file].items():
-      try:
-        fields[name] = table.column(written)[row].as_py()
-      except UnicodeDecodeError as error:
-        if name in (*tables.KNOWN, "caption"):
-          raise ValueError(
-            f"{where}: the column {written!r} is not UTF-8 ({error.reason}); it may be Latin-1"
-          ) from error
+    fields = {name: table.column(name)[row].as_py() for name in self.columns[file]}
     record = tables.described(fields, place, where, ID_COLUMNS)
     split = record.get("split") or self.splits[file]
     return {**record, **({} if split is None else {"split": split})}
@@ -106,6 +103,17 @@ class ParquetSource:
       raise UnreadableImage(record["id"], f"the column {self.images[file]!r} is empty")
     return {**record, "image": image}
 
+  def _check_ids(self, where: str | os.PathLike) -> None:
+    """Raises ValueError for ids that occur twice, before any picture is read."""
+    chunks: list[pa.Array] = []
+    for file, columns in zip(self.files, self.columns, strict=True):
+      if name := next((name for name in ID_COLUMNS if name in columns), None):
+        with readable(file.path), file.for_arrow() as opened:
+          column = pq.ParquetFile(opened).read(columns=[columns[name]]).column(0)
+        place = f"{file.path}, column {name!r},"
+        chunks += tables.names(tables.utf8(column, name, place), place).drop_null().chunks
+    tables.check_ids(pa.chunked_array(chunks, pa.string()), where)
+
   def _kept(self, schema: pa.Schema, file: File, image: str, caption: str | None) -> dict[str, str]:
     """Returns the columns of a file that are read, clean name → written name; notes those that cannot be kept."""
     columns = tables.clean(schema.names, file.path)
@@ -119,6 +127,8 @@ class ParquetSource:
     kept = {n: w for n, w in columns.items() if w != image and (n in known or _simple(schema.field(w).type))}
     odd = (name for name, written in columns.items() if name not in kept and written != image)
     self.left_out.add("columns of no plain values", odd)
+    text = {n: "" for n, w in kept.items() if n == named or _simple(schema.field(w).type, TEXT)}
+    self.left_out.add(*tables.near_captions([text]))
     return kept
 
   def _row(self, position: int, images: bool) -> tuple[pa.Table, int, int]:
@@ -131,11 +141,19 @@ class ParquetSource:
       if (group, images) not in self._held:
         with readable(self.files[file].path), self.files[file].for_arrow() as opened:
           columns = [self.images[file]] if images else list(self.columns[file].values())
-          self._held[group, images] = pq.ParquetFile(opened).read_row_group(number, columns=columns)
+          content = pq.ParquetFile(opened).read_row_group(number, columns=columns)
+        if not images:
+          content = self._sound(content, file)
+        self._held[group, images] = content
         while len(self._held) > 2 * HELD:
           self._held.popitem(last=False)
       self._held.move_to_end((group, images))
       return self._held[group, images], position - self.starts[group], file
+
+  def _sound(self, content: pa.Table, file: int) -> pa.Table:
+    """Returns the columns of a row group by their clean names, without text that is not UTF-8."""
+    where, columns = self.files[file].path, self.columns[file].items()
+    return pa.table({n: tables.utf8(content.column(w), n, f"{where}, column {w!r},") for n, w in columns})
 
 
 def _footer(file: File) -> pq.FileMetaData:
@@ -154,7 +172,7 @@ def _images(schema: pa.Schema, given: str | None, file: File) -> str | None:
     kind = None if field is None else field.type
     if kind is not None and pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
       kind = kind.field("bytes").type
-    if kind is not None and (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+    if kind is not None and any(test(kind) for test in BINARY):
       return columns[name]
   return None
 
@@ -164,7 +182,6 @@ def holds_images(path: str | os.PathLike) -> bool:
   return any(_images(_footer(file).schema.to_arrow_schema(), None, file) for file in listed(path, ".parquet"))
 
 
-def _simple(kind: pa.DataType) -> bool:
+def _simple(kind: pa.DataType, tests: tuple = SIMPLE) -> bool:
   kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-  tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
   return any(test(kind) for test in tests)

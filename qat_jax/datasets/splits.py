@@ -10,11 +10,14 @@ import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 from qat_jax.datasets.files import left_out_of
 from qat_jax.datasets.views import label_free
 
 _log = logging.getLogger(__name__)
 KINDS = ("toybox", "tfds", "folder", "webdataset", "parquet")
+PARTS = ("train", "val", "test")
 CAPTION = "#caption"  # what the id of an image's caption ends with: it is no image's, so that its image is relevant
 CAPTIONS = 5  # text queries an image of a TFDS set: what COCO has
 MOST_WITHOUT_CAPTION = 0.1  # with more the captions are somewhere else
@@ -123,7 +126,6 @@ def open_source(kind: str, name: str, where: str | os.PathLike) -> Any:
 
 
 def _kind_of(where: str | os.PathLike) -> str:
-  from qat_jax.datasets.folder import TABLES
   from qat_jax.datasets.parquet import holds_images
 
   address = os.fspath(where)
@@ -131,7 +133,7 @@ def _kind_of(where: str | os.PathLike) -> str:
   inside = [path.name for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else [address]
   if any(name.lower().endswith(".tar") for name in inside):
     return "webdataset"
-  if any(name.lower().endswith(".parquet") and name not in TABLES for name in inside):
+  if any(name.lower().endswith(".parquet") for name in inside):
     return "parquet" if not folder.is_dir() or holds_images(folder) or not _has_pictures(folder) else "folder"
   return "folder"
 
@@ -143,20 +145,17 @@ def _has_pictures(folder: pathlib.Path) -> bool:
 
 
 def _by_instance(source: Any, folder: str | os.PathLike, made_views: int) -> Places:
-  """Split by instance: what an item says of its `split` holds, else a tenth of the instances is val and a tenth test.
+  """Split by instance, as `parted`.
 
   Every gallery item that has a caption is a text query, and every one whose instance has another image an image query:
   of either type there are queries in val and test, or none.
   """
   items = [source.about(position) for position in range(len(source))]
   instance_of = [item["instance"] or item["id"] for item in items]
-  parts: dict[str, list[int]] = {"train": [], "val": [], "test": []}
-  part_of = drawn(set(instance_of))
-  for position, item in enumerate(items):
-    part = item.get("split") or part_of[instance_of[position]]
-    if part not in parts:
-      raise ValueError(f"{item['id']!r} has the split {part!r}; use train, val or test")
-    parts[part].append(position)
+  given = [item.get("split", "") for item in items]
+  names, code_N = np.unique(instance_of, return_inverse=True)
+  part_N = parted(names.tolist(), code_N, np.array(given), lambda row: items[row]["id"])
+  parts = {part: np.flatnonzero(part_N == part).tolist() for part in PARTS}
   empty = [part for part, positions in parts.items() if not positions]
   if empty:
     raise ValueError(
@@ -199,11 +198,42 @@ def _by_instance(source: Any, folder: str | os.PathLike, made_views: int) -> Pla
   return found
 
 
+def parted(
+  names: Sequence[str], code_N: np.ndarray, given_N: np.ndarray, id_of: Callable[[int], str], **shares: float
+) -> np.ndarray:
+  """Returns the part of each item (N): train, val or test.
+
+  It is the split that is given to the item, else to another of its instance, else drawn as `drawn`. A part that is
+  given to some item is not drawn; one that is given to none is drawn from the items of train too.
+
+  Args:
+    names: the instances.
+    code_N: the place of each item's instance among them.
+    given_N: the split that each item names, "" where it names none.
+    id_of: returns the id of an item by its place, for an error.
+    shares: as of `drawn`.
+
+  Raises ValueError for a split that is none of train, val and test.
+  """
+  there = set(np.unique(given_N).tolist())
+  if strange := sorted(there - {"", *PARTS}):
+    row = int(np.flatnonzero(given_N == strange[0])[0])
+    raise ValueError(f"{id_of(row)!r} has the split {strange[0]!r}; use train, val or test")
+  free_N = (given_N == "") | ((given_N == "train") & (not {"val", "test"} <= there))
+  part_of = drawn(
+    {names[code] for code in np.unique(code_N[free_N])}, **shares | dict.fromkeys(there & {"val", "test"}, 0)
+  )
+  part_C = np.array([part_of.get(name, "") for name in names], "U5")
+  drawn_N = part_C[code_N]
+  part_C[code_N[~free_N]] = given_N[~free_N]
+  return np.where(given_N == "", part_C[code_N], np.where(free_N, drawn_N, given_N))
+
+
 def drawn(instances: Iterable[str], val: float = 0.1, test: float = 0.1, seed: int = 0) -> dict[str, str]:
   """Returns the part of each instance, the same in every run: shares of them are val and test, the others train."""
   key = b"" if seed == 0 else seed.to_bytes(8, "little", signed=True)
   order = sorted(instances, key=lambda name: hashlib.blake2b(name.encode(), key=key).digest())
-  first, second = (max(1, int(len(order) * share + 1e-9)) for share in (val, test))
+  first, second = (max(1, int(len(order) * share + 1e-9)) if share else 0 for share in (val, test))
   return {name: "val" if i < first else "test" if i < first + second else "train" for i, name in enumerate(order)}
 
 

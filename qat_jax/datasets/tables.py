@@ -7,6 +7,7 @@ of which the first counts. An id or an instance is a text: 3, 3.0 and "3" are th
 from __future__ import annotations
 
 import csv
+import decimal
 import io
 import json
 import logging
@@ -16,20 +17,27 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from qat_jax.sealed import readable
 
-FILE_COLUMNS = ("file", "file_name", "filename", "image", "image_path", "path")
+FILE_COLUMNS = ("file", "file_name", "filename", "image", "image_path", "path", "file_path", "filepath", "image_name")
 CAPTION_COLUMNS = ("caption", "text", "captions", "sentences")
 ID_COLUMNS = ("id", "key", "image_id", "file_name")
-KNOWN = {*FILE_COLUMNS, *CAPTION_COLUMNS, *ID_COLUMNS, "instance", "split"}
+KNOWN = {*FILE_COLUMNS, *CAPTION_COLUMNS, *ID_COLUMNS, "instance", "split", "relevant"}
 SIGNED = 1 << 63  # whole numbers from here on do not fit into int64, and become text
 EXACT = 1 << 53  # whole numbers up to here are exact as floats
-SEPARATORS = (",", ";", "\t")
-SWALLOWED = re.compile(r"\n[^\n]{1,255}\.(jpe?g|png|webp|gif|bmp|tiff?|avif|jfif|heic)\"?[,;\t]", re.IGNORECASE)
+SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val"}
+SPLITS |= {"test": "test", "testing": "test"}
+SEPARATORS = (",", ";", "\t", "|")
+# A cell that has a picture's name at a line's begin or end, with a separator beside it: a quote took in that line.
+_PICTURE = r"[^\n]{1,255}\.(jpe?g|png|webp|gif|bmp|tiff?|avif|jfif|heic)\"?"
+SWALLOWED = re.compile(rf"\n{_PICTURE} *[,;\t|]|[,;\t|]{_PICTURE} *\r?\n", re.IGNORECASE)
+NEAR = re.compile("caption|text|descr|title|prompt|comment|sentence|^alt", re.IGNORECASE)
+WHOLE = re.compile(r"-?[0-9]+\.0+")  # how a table of text shows a whole number that was a float
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +68,8 @@ def clean(names: Iterable[str], where: object) -> dict[str, str]:
   cleaned: dict[str, str] = {}
   for name in written:
     short = str(name).lstrip("\ufeff").strip()
+    if not is_utf8(short):
+      raise ValueError(f"{where} has the column {short!r} with half a surrogate pair; it is no UTF-8, rename it")
     lower = short.lower()
     short = lower if lower in KNOWN and (lower not in written or lower == name) else short
     if short in cleaned:
@@ -94,7 +104,7 @@ def name(value: Any, where: object) -> str | None:
   value = value.item() if hasattr(value, "item") else value
   if value is None or (isinstance(value, float) and math.isnan(value)):
     return None
-  if isinstance(value, float) and value.is_integer():
+  if isinstance(value, float | decimal.Decimal) and math.isfinite(value) and value == int(value):
     value = int(value)
   if isinstance(value, bytes):
     value = decoded(value, where)
@@ -123,7 +133,8 @@ def described(fields: Mapping[str, Any], place: str, where: object, ids: Sequenc
   dropped = {caption, "instance", "split"}
   rest = {key: value for key, value in fields.items() if key not in dropped and is_plain(value)}
   record = {**rest, "id": identity or place, "caption": next(iter(captions), None), "instance": own["instance"]}
-  return record if own["split"] is None else {**record, "split": own["split"]}
+  split = own["split"]
+  return record if split is None else {**record, "split": SPLITS.get(split.strip().lower(), split)}
 
 
 def is_plain(value: Any) -> bool:
@@ -137,10 +148,17 @@ def odd_columns(rows: Iterable[Mapping[str, Any]]) -> list[str]:
   return [key for key in dict.fromkeys(odd) if key not in CAPTION_COLUMNS]
 
 
+def near_captions(rows: Sequence[Mapping[str, Any]]) -> tuple[str, list[str]]:
+  """Returns what a source tells of its columns: those that may hold captions, where none is a known column of them."""
+  captioned = any(column in row for row in rows for column in CAPTION_COLUMNS)
+  near = dict.fromkeys(key for row in rows for key, value in row.items() if isinstance(value, str) and NEAR.search(key))
+  return "columns as captions; call the one that holds them caption", [] if captioned else list(near)
+
+
 def parse_object(data: str, where: object) -> dict[str, Any]:
   """Returns the JSON object in a text, with clean names; raises ValueError that says what else it is."""
   try:
-    content = json.loads(data)
+    content = json.loads(data, object_pairs_hook=lambda pairs: _once(pairs, where))
   except json.JSONDecodeError as error:
     raise ValueError(f"{where}, is no JSON: {error.msg} at character {error.colno}; mend it") from error
   except RecursionError as error:
@@ -150,6 +168,14 @@ def parse_object(data: str, where: object) -> dict[str, Any]:
   return {short: content[key] for short, key in clean(content, where).items()}
 
 
+def _once(pairs: list[tuple[str, Any]], where: object) -> dict[str, Any]:
+  fields = dict(pairs)
+  if len(fields) < len(pairs):
+    names = [key for key, _ in pairs]
+    raise ValueError(f"{where}, has the field {next(n for n in names if names.count(n) > 1)!r} twice; remove one")
+  return fields
+
+
 def read(table: Path) -> list[dict[str, Any]]:
   """Returns the rows of a .csv, .tsv, .jsonl or .parquet file, with clean names; a ValueError names the line."""
   if not table.is_file():
@@ -157,9 +183,9 @@ def read(table: Path) -> list[dict[str, Any]]:
   ending = table.suffix.lower()
   if ending == ".parquet":
     with readable(table):
-      content = pq.read_table(table)
-      content = content.select(list(clean(content.column_names, table).values()))
-      return content.rename_columns(list(clean(content.column_names, table))).to_pylist()
+      content = pq.ParquetFile(table).read()
+    columns = clean(content.column_names, table).items()
+    return pa.table({n: utf8(content.column(w), n, f"{table}, column {w!r},") for n, w in columns}).to_pylist()
   if ending not in (".csv", ".tsv", ".jsonl"):
     raise ValueError(f"{table} is no .csv, .tsv, .jsonl or .parquet file")
   text = decoded(table.read_bytes(), table)
@@ -174,7 +200,7 @@ def _separated(table: Path, text: str, separators: Sequence[str]) -> list[dict[s
   header = text.partition("\n")[0]
   known = lambda mark: {cell.strip(' "\r').lower() for cell in header.split(mark)} & set(FILE_COLUMNS)
   mark = next((mark for mark in separators if mark in header and known(mark)), separators[0])
-  reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
+  reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, skipinitialspace=True, strict=True)
   rows: list[dict[str, Any]] = []
   names: list[str] = []
   begin = 1
@@ -193,6 +219,12 @@ def _separated(table: Path, text: str, separators: Sequence[str]) -> list[dict[s
       begin = reader.line_num + 1
   except csv.Error as error:
     raise ValueError(f"{table}, line {begin}: {error}; a quote there stays open, or is not doubled: mend it") from error
+  for column in ("id", "instance"):  # NaN and 3.0 are how programs write a missing and a whole number into text
+    cells = [row.get(column) or "" for row in rows]
+    cells = ["" if cell in ("nan", "NaN") else cell for cell in cells]
+    whole = all(WHOLE.fullmatch(cell) for cell in cells if cell)
+    for row, cell in zip(rows, cells, strict=True):
+      row |= {column: cell.partition(".")[0] if whole else cell} if column in row else {}
   return rows
 
 
@@ -246,10 +278,9 @@ def names(column: pa.ChunkedArray, where: object) -> pa.ChunkedArray:
   column = _undone(column)
   if pa.types.is_integer(column.type):
     return column.cast(pa.string())
-  if any(test(column.type) for test in (pa.types.is_temporal, pa.types.is_decimal)):
+  if pa.types.is_temporal(column.type):
     return column.cast(pa.string())
   if _is_text(column.type):
-    check_utf8(column, where)
     column = column.cast(pa.string())
     return pc.if_else(pc.equal(pc.utf8_trim_whitespace(column), ""), pa.scalar(None, pa.string()), column)
   return pa.chunked_array([[name(value, where) for value in column.to_pylist()]], pa.string())
@@ -270,12 +301,33 @@ def cast(column: pa.ChunkedArray, kind: pa.DataType, where: object) -> pa.Chunke
   return names(column, where) if as_text else column.cast(kind)
 
 
-def check_utf8(column: pa.ChunkedArray, where: object) -> None:
-  """Raises ValueError for a text column with bytes that are not UTF-8."""
+def utf8(column: pa.ChunkedArray, name: str, where: object) -> pa.ChunkedArray:
+  """Returns a column; one with text that is not UTF-8 is missing, and a line of the log names it.
+
+  Raises ValueError for such text in a known column, those of files, ids, captions, instances and splits.
+  """
   try:
     column.validate(full=True)
-  except pa.ArrowInvalid as error:
-    raise ValueError(f"{where} is not UTF-8 ({error}); write it as UTF-8, it may be Latin-1") from error
+    return column
+  except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+    told = f"{where} is not UTF-8 ({error}); write it as UTF-8, it may be Latin-1"
+  if name in KNOWN:
+    raise ValueError(told)
+  log.warning("values are left out: %s", told)
+  return pa.chunked_array([pa.nulls(len(column), column.type)])
+
+
+def check_ids(ids: pa.ChunkedArray, where: object) -> None:
+  """Raises ValueError that names repeated ids, or the first row that has none."""
+  if ids.null_count:
+    row = int(np.flatnonzero(ids.is_null().to_numpy())[0])
+    raise ValueError(f"{where}: {ids.null_count} items have no id, the first in row {row}; give each its own")
+  if len(ids.unique()) == len(ids):  # much cheaper than to count
+    return
+  counts = ids.value_counts()
+  repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+  names = ", ".join(map(repr, repeated[:5].to_pylist()))
+  raise ValueError(f"{where}: {len(repeated)} ids occur more than once: {names}; give each item its own")
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -13,7 +13,7 @@ import tarfile
 from typing import Any
 
 from qat_jax.datasets import UnreadableImage, tables
-from qat_jax.datasets.files import IMAGES, File, LeftOut, hidden, listed, opened_endings, splits_of, stems
+from qat_jax.datasets.files import IMAGES, File, LeftOut, hidden, listed, named_splits, opened_endings, stems
 
 CAPTIONS = ("txt", "caption", "text")  # endings of a caption's member
 WORD = re.compile(r"[A-Za-z_][\w-]*")  # a part of an ending: `depth` in 0.depth.png, not ` Who` in Dr. Who.jpg
@@ -38,7 +38,8 @@ class WebdatasetSource:
     """
     self.left_out = LeftOut()
     self.shards = listed(where, ".tar", self.left_out)
-    self.names, self.splits = stems(self.shards, ".tar"), splits_of(self.shards)
+    self.names = stems(self.shards, ".tar")
+    self.splits = named_splits([name.split("/") for name in self.names])
     self.keys: list[list[str]] = []
     self.members: list[list[dict[str, _Member]]] = []
     for shard in self.shards:
@@ -49,7 +50,11 @@ class WebdatasetSource:
     for keys in self.keys:
       self.starts.append(self.starts[-1] + len(keys))
     if not len(self):
-      raise ValueError(f"the {len(self.shards)} tar shards at {where} hold no images; known are {', '.join(IMAGES)}")
+      told = "; ".join([f"known are {', '.join(IMAGES)}", *self.left_out.lines()])
+      raise ValueError(f"the {len(self.shards)} tar shards at {where} hold no images; {told}")
+    place = self._place(0)
+    text = {"caption": ""} if "text" in self.members[place[0]][place[1]] else {}
+    self.left_out.add(*tables.near_captions([self._fields(*place) | text]))
 
   def __len__(self) -> int:
     return self.starts[-1]
@@ -135,6 +140,10 @@ def _records(shard: File, left_out: LeftOut) -> dict[str, dict[str, _Member]]:
     try:
       while (member := tar.next()) is not None:
         key, ending = cut(member.name)
+        if not tables.is_utf8(member.name):
+          raise ValueError(
+            f"{shard.path} has a member {member.name!r}, which is not UTF-8; write the tar with UTF-8 names"
+          )
         if member.isdir():
           pass
         elif hidden(member.name) or not ending:

@@ -22,11 +22,12 @@ import tqdm
 from qat_jax.cluster.work import LOCAL, reach, run
 from qat_jax.datasets import Source, UnreadableImage
 from qat_jax.datasets.files import left_out_of
+from qat_jax.datasets.tables import check_ids
 from qat_jax.encoders import Encoder
 from qat_jax.features import records
 from qat_jax.features.encoding import Encoding
 from qat_jax.features.reuse import UNKNOWN, Encoded, write_content
-from qat_jax.features.shards import INCOMPLETE, KINDS, META, check_ids, read_meta
+from qat_jax.features.shards import INCOMPLETE, KINDS, META, read_meta
 from qat_jax.features.store import FeatureStore
 from qat_jax.features.writer import FeatureWriter
 from qat_jax.stages import check_same, lock, write_json

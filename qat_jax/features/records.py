@@ -58,7 +58,7 @@ def table(rows: list[dict[str, Any]]) -> pa.Table:
   hidden = ("image", CONTENT, REUSED)
   plain = [{k: v for k, v in row.items() if k not in hidden} for row in rows]
   metadata = tables.table(plain, ("id", "instance", "caption"))
-  if any("relevant" in row for row in rows):
-    lists = pa.array([row.get("relevant") for row in rows], pa.list_(pa.string()))
-    metadata = metadata.append_column("relevant", lists)
+  lists = [row["relevant"] if isinstance(row.get("relevant"), list) else None for row in rows]
+  if any(lists) and "relevant" not in metadata.column_names:
+    metadata = metadata.append_column("relevant", pa.array(lists, pa.list_(pa.string())))
   return metadata

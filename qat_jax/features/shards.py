@@ -13,7 +13,6 @@ from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from qat_jax.datasets import tables
@@ -113,10 +112,16 @@ def as_table(columns: Mapping[str, object] | pa.Table) -> pa.Table:
 
 
 def shard_files(folder: Path, stem: str, ending: str) -> list[Path]:
-  """Returns the shards `<stem>/<stem>_<number>.<ending>` in the order of their numbers, however wide these are."""
-  name = re.compile(rf"(?:{stem})_(\d+)\.{ending}")
-  there = [(match, path) for path in (folder / stem).glob(f"*.{ending}") if (match := name.fullmatch(path.name))]
-  paths = [path for _, path in sorted((int(match[1]), path) for match, path in there)]
+  """Returns the shards `<stem>/<stem>_<number>.<ending>` in the order of their numbers, however wide these are.
+
+  Raises ValueError for a file with that ending and another name, and for a number that occurs twice.
+  """
+  name = re.compile(rf"{stem}_\d+\.{ending}", re.IGNORECASE)
+  paths = [path for path in (folder / stem).glob("*") if path.name.lower().endswith(f".{ending}")]
+  paths = [path for path in paths if not path.name.startswith(".")]
+  if strange := [path for path in paths if not name.fullmatch(path.name)]:
+    raise ValueError(f"{strange[0]} is no shard, which are called {stem}_0.{ending} and so on; rename or remove it")
+  paths.sort(key=number)
   for first, second in itertools.pairwise(paths):
     if number(first) == number(second):
       raise ValueError(f"{first} and {second.name} have the same number; remove one of them")
@@ -181,19 +186,6 @@ def check_rows(features_ND: np.ndarray, where: str, id_of: Callable[[int], str])
       )
 
 
-def check_ids(ids: pa.ChunkedArray, where: Path | str) -> None:
-  """Raises ValueError that names repeated ids, or the first row that has none."""
-  if ids.null_count:
-    row = int(np.flatnonzero(ids.is_null().to_numpy())[0])
-    raise ValueError(f"{where}: {ids.null_count} items have no id, the first in row {row}; give each its own")
-  if len(ids.unique()) == len(ids):  # much cheaper than to count
-    return
-  counts = ids.value_counts()
-  repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
-  names = ", ".join(map(repr, repeated[:5].to_pylist()))
-  raise ValueError(f"{where}: {len(repeated)} ids occur more than once: {names}; give each item its own")
-
-
 def is_unit(features_ND: np.ndarray) -> bool:
   """Says whether all rows have length 1, as far as fp16 can tell."""
   return bool(np.all(np.abs(np.sqrt(_squares(features_ND)) - 1) < 5e-3))
@@ -224,17 +216,15 @@ def read_kind(path: Path, written: str) -> pa.DataType:
 def read_column(path: Path, columns: Mapping[str, str], name: str) -> pa.ChunkedArray:
   """Returns a column of one metadata shard, null where `columns`, clean → written names, lack it.
 
-  Of a list of captions it is the first. Raises ValueError for captions that are objects, and other text than UTF-8.
+  Of a list of captions it is the first. Raises ValueError for captions that are objects, and as `tables.utf8`.
   """
   if name not in columns:
     return pa.chunked_array([pa.nulls(parquet_rows(path))])
   with readable(path):
     column = pq.ParquetFile(path).read(columns=[columns[name]]).column(0)
-  if name in tables.CAPTION_COLUMNS:
-    column = tables.first_captions(column, f"{path}, column {name!r},")
-  if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-    tables.check_utf8(column, f"{path}, column {name!r},")
-  return column
+  where = f"{path}, column {name!r},"
+  column = tables.utf8(column, name, where)
+  return tables.first_captions(column, where) if name in tables.CAPTION_COLUMNS else column
 
 
 def parquet_rows(path: Path) -> int:

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from qat_jax.datasets import tables
-from qat_jax.datasets.splits import CAPTION, drawn
-from qat_jax.datasets.tables import CAPTION_COLUMNS
+from qat_jax.datasets.splits import CAPTION, parted
+from qat_jax.datasets.tables import CAPTION_COLUMNS, SPLITS
 from qat_jax.features.retrieval_set import RELEVANT, relevance
 from qat_jax.features.shards import META, parquet_rows, read_column, read_columns, read_kind, read_meta, shard_files
 from qat_jax.features.store import ROWS_PER_SHARD, FeatureStore
@@ -84,7 +84,10 @@ def split(
   if rows := _rows_of(root, made_from):
     return rows
   instance = _instances(images, by)
-  places = _places(images, texts, instance, drawn(instance.unique().to_pylist(), val, test, seed))
+  encoded = instance.combine_chunks().dictionary_encode()
+  names, code_N = encoded.dictionary, encoded.indices.to_numpy()
+  part_N = parted(names.to_pylist(), code_N, _given(images), images.ids.__getitem__, val=val, test=test, seed=seed)
+  places = _places(images, texts, code_N, part_N)
   parts, metadata = root.with_name(root.name + ".parts"), Metadata(images)
   with lock(parts):
     if rows := _rows_of(root, made_from):  # somebody else has just made it
@@ -129,12 +132,16 @@ def _instances(images: FeatureStore, by: str | None) -> pa.ChunkedArray:
 
 
 def _places(
-  images: FeatureStore, texts: FeatureStore | None, instance: pa.ChunkedArray, part_of: dict[str, str]
+  images: FeatureStore, texts: FeatureStore | None, code_N: np.ndarray, part_N: np.ndarray
 ) -> dict[str, Place]:
-  """Returns the folders of the set; raises ValueError where there is nothing to search with, or a part is empty."""
-  encoded = instance.combine_chunks().dictionary_encode()
-  code_N, names = encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
-  part_N = np.array([part_of[name] for name in names])[code_N]
+  """Returns the folders of the set; raises ValueError where there is nothing to search with, or a part is empty.
+
+  Args:
+    images: all image features.
+    texts: those of their captions, if any.
+    code_N: a number for each row's instance.
+    part_N: each row's part.
+  """
   several_N = np.bincount(code_N)[code_N] > 1
   captioned_N = _captioned(images) if texts is not None else np.zeros(len(code_N), bool)
   listed = _listed_queries(images, part_N) if RELEVANT in images.columns else {}
@@ -147,7 +154,9 @@ def _places(
     places[f"{part}/gallery"] = Place(np.flatnonzero(own_N), ("img",))
   empty = [name for name, place in places.items() if not len(place.rows)]
   if empty:
-    raise ValueError(f"{images.folder} has {len(names)} instances, and none is left for {', '.join(empty)}; give more")
+    raise ValueError(
+      f"{images.folder} has {len(np.unique(code_N))} instances, and none is left for {', '.join(empty)}; give more"
+    )
   for query_type, kind, able_N in (("text", "text", captioned_N), ("image", "img", several_N)):
     if all((own_N & able_N).any() for own_N in parts.values()):  # a set has the same types in val and test
       for part, own_N in parts.items():
@@ -183,6 +192,15 @@ def _listed_queries(images: FeatureStore, part_N: np.ndarray) -> dict[str, Place
       )
     places[f"{part}/image_queries"] = Place(np.array(list(kept)), ("img",), list(kept.values()))
   return places
+
+
+def _given(images: FeatureStore) -> np.ndarray:
+  """Returns the split that each row's column `split` names (N), "" where it names none."""
+  if "split" not in images.columns:
+    return np.full(len(images), "")
+  encoded = images.names("split").combine_chunks().dictionary_encode()
+  words = [SPLITS.get(word.strip().lower(), word) for word in encoded.dictionary.to_pylist()]
+  return np.array([*words, ""])[encoded.indices.fill_null(-1).to_numpy()]
 
 
 def _captioned(images: FeatureStore) -> np.ndarray:

@@ -25,7 +25,6 @@ from qat_jax.features.shards import (
   Shard,
   as_table,
   check_counts,
-  check_ids,
   check_numbers,
   check_rows,
   describe,
@@ -229,7 +228,7 @@ class FeatureStore:
 
   def check_ids(self) -> None:
     """Raises ValueError that names repeated or missing ids."""
-    check_ids(self.arrow_ids(), self.folder)
+    tables.check_ids(self.arrow_ids(), self.folder)
 
   def write_meta(self, **extra: object) -> None:
     """Writes meta.json for a folder made elsewhere: counts, checksums, and what `extra` says (encoder=…, revision=…).
@@ -311,7 +310,7 @@ def write_features(
   if not features or set(features) - set(KINDS) or rows_per_shard < 1:
     got = f"features of {list(features)}, {rows_per_shard} rows a shard"
     raise ValueError(f"{folder}: got {got}; wanted one or both of {KINDS}, at least 1 row")
-  check_ids(table.column("id"), folder)
+  tables.check_ids(table.column("id"), folder)
   if not len(table):
     raise ValueError(f"{folder}: no items to write; give at least one")
   starts = range(0, len(table), rows_per_shard)

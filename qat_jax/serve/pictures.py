@@ -14,8 +14,8 @@ from typing import Any
 
 from PIL import Image
 
-from qat_jax.datasets import UnreadableImage, decode, know_heif
-from qat_jax.datasets.files import FORMATS, IMAGES, opened_endings
+from qat_jax.datasets import UnreadableImage, decode, formats, opened
+from qat_jax.datasets.files import IMAGES
 from qat_jax.datasets.tables import FILE_COLUMNS
 from qat_jax.serve.limits import Refused, invalid
 
@@ -92,7 +92,7 @@ def read(data: bytes, pixels: int) -> Image.Image:
   The header tells the size before anything is unpacked.
   """
   try:
-    image = Image.open(io.BytesIO(data), formats=_formats())
+    image = opened(data)
     width, height = image.size
     if width * height > pixels:
       raise invalid(f"the picture has {width}×{height} pixels; at most {pixels:,} are read: make it smaller")
@@ -104,15 +104,7 @@ def read(data: bytes, pixels: int) -> Image.Image:
   except UnreadableImage as error:
     raise invalid("the picture is damaged or cut short; send another") from error
   except Exception as error:  # broken headers make Pillow raise anything
-    raise invalid(f"this is no picture that can be read; send one of {', '.join(_formats())}") from error
-
-
-def _formats() -> list[str]:
-  """Returns the formats of FORMATS that this installation of Pillow can open."""
-  Image.init()
-  if ".heic" in opened_endings():
-    know_heif()
-  return [name for name in FORMATS if name in Image.OPEN]
+    raise invalid(f"this is no picture that can be read; send one of {', '.join(formats())}") from error
 
 
 def from_base64(text: str) -> bytes:
@@ -131,7 +123,7 @@ def media_type(path: Path) -> str:
   What browsers do not show, such as a TIFF, is only to be saved.
   """
   try:
-    with Image.open(path, formats=_formats()) as image:
+    with Image.open(path, formats=formats()) as image:
       return f"image/{BROWSERS[image.format or '']}"
   except Exception:  # broken headers make Pillow raise anything
     return "application/octet-stream"

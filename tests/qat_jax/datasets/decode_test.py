@@ -109,3 +109,17 @@ def test_the_one_transparent_colour_of_a_png_is_white_and_no_other_is_changed(bi
   expected = opened(())
   expected[0, place] = 255
   np.testing.assert_array_equal(opened(tuple(sample_HWC[0, place])), expected)
+
+
+@pytest.mark.parametrize(
+  ("data", "reason"),
+  [
+    (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n", "UnidentifiedImageError"),  # Pillow would run Ghostscript
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 3\n", "a pointer of Git LFS"),
+    (b"<html>not found</html>", "UnidentifiedImageError"),
+    (b"", "UnidentifiedImageError"),
+  ],
+)
+def test_what_is_no_picture_is_refused(data, reason):
+  with pytest.raises(UnreadableImage, match=f"'a' cannot be read: .*{reason}"):
+    decode({"id": "a", "image": data})

@@ -207,3 +207,76 @@ def test_tables_in_subfolders_speak_of_their_own_folders(folder):
   assert [row["file"] for row in source.rows] == ["b.jpg"]  # the folder's own table speaks of all
   tables = source.left_out["tables of captions that are not read"]
   assert tables == [f"{part}/metadata.csv" for part in ("more", "test", "train")]
+
+
+@pytest.mark.parametrize(
+  ("name", "text", "expected", "left_out"),
+  [
+    ("captions.csv", "file|caption\n b.jpg |x, y\n", [("b.jpg", "x, y", None)], {}),
+    ("captions.csv", 'file, caption\nb.jpg, "x, y"\n', [("b.jpg", "x, y", None)], {}),
+    ("Captions.CSV", "file,Caption\nmore\\c.png,x\n", [("more/c.png", "x", None)], {}),
+    (
+      "captions.csv",
+      "file,caption\n./more/../b.jpg,x\n{folder}/a.JPG,y\n",
+      [("b.jpg", "x", None), ("a.JPG", "y", None)],
+      {},
+    ),
+    ("captions.csv", "file,caption\nno\u0308.png,x\n", [("n\u00f6.png", "x", None)], {}),
+    (
+      "captions.csv",
+      "file,caption\nb.jpg,x\na.JPG,y\nb.jpg,z\n",
+      [("b.jpg", "x", None), ("a.JPG", "y", None)],
+      {"further rows of pictures, of which the first counts": ["b.jpg: z"]},
+    ),
+    ("captions.csv", "file,id,instance\nb.jpg,nan,3.0\na.JPG,7.0,NaN\n", [("b.jpg", None, "3"), ("7", None, None)], {}),
+    ("captions.csv", "file,instance\nb.jpg,3.0\na.JPG,3.1\n", [("b.jpg", None, "3.0"), ("a.JPG", None, "3.1")], {}),
+    (
+      "captions.csv",
+      "file,description\nb.jpg,x\n",
+      [("b.jpg", None, None)],
+      {"columns as captions; call the one that holds them caption": ["description"]},
+    ),
+  ],
+)
+def test_what_tables_of_other_people_mean(folder, name, text, expected, left_out):
+  (folder / "n\u00f6.png").write_bytes((folder / "more/c.png").read_bytes())
+  (folder / name).write_text(text.replace("{folder}", str(folder)))
+  source = FolderSource(folder)
+  records = [source[i] for i in range(len(source))]
+  assert [(record["id"], record["caption"], record["instance"]) for record in records] == expected
+  assert left_out.items() <= source.left_out.items()
+
+
+@pytest.mark.parametrize(
+  ("name", "text", "words"),
+  [
+    (
+      "captions.csv",
+      "file,instance\nb.jpg,x\nb.jpg,y\n",
+      "captions.csv has 'b.jpg' in two rows that differ in 'instance'",
+    ),
+    ("captions.csv", "file,id\nb.jpg,1\na.JPG,1\n", "captions.csv has '1' in two rows that differ in 'file'"),
+    ("captions.csv", 'caption,file\n"12 inch,b.jpg\n5 x 12",a.JPG\n', "line 2: a quote stays open there"),
+    ("captions.jsonl", '{"file": "b.jpg", "caption": "x", "caption": "y"}', "line 1, has the field 'caption' twice"),
+    ("captions.jsonl", '{"file": "b.jpg", "a\\ud83d": "x"}', "line 1 has the column .* with half a surrogate pair"),
+    (
+      "captions.jsonl",
+      '{"file": "b.jpg", "id": "a\\ud83d"}',
+      "captions.jsonl: b.jpg, 'id', has text with half a surrogate",
+    ),
+  ],
+)
+def test_tables_that_say_two_things_or_no_text_are_refused(folder, name, text, words):
+  (folder / name).write_text(text)
+  with pytest.raises(ValueError, match=words):
+    FolderSource(folder)
+
+
+def test_text_that_is_not_utf8_stops_nothing_but_in_known_columns(folder, caplog):
+  latin = pa.Array.from_buffers(pa.string(), 1, pa.array([b"caf\xe9"]).buffers())
+  pq.write_table(pa.table({"file": ["b.jpg"], "note": latin}), folder / "captions.parquet")
+  assert FolderSource(folder)[0]["id"] == "b.jpg"
+  assert "values are left out" in caplog.text and "captions.parquet, column 'note', is not UTF-8" in caplog.text
+  pq.write_table(pa.table({"file": ["b.jpg"], "caption": latin}), folder / "captions.parquet")
+  with pytest.raises(ValueError, match=r"captions\.parquet, column 'caption', is not UTF-8"):
+    FolderSource(folder)

@@ -1,4 +1,6 @@
 import concurrent.futures
+import decimal
+import shutil
 import subprocess
 import sys
 
@@ -10,7 +12,7 @@ import pytest
 from qat_jax.datasets import UnreadableImage, decode
 from qat_jax.datasets.files import listed
 from qat_jax.datasets.parquet import ParquetSource
-from qat_jax.datasets.splits import sources
+from qat_jax.datasets.splits import open_source, sources
 from tests.qat_jax.datasets.corpora import parquet_files, picture
 
 
@@ -89,3 +91,18 @@ def test_a_short_program_that_reads_pictures_ends_as_it_should(tmp_path):
   for _ in range(3):
     ran = subprocess.run([sys.executable, "-c", script, str(folder)], capture_output=True, text=True)
     assert (ran.returncode, ran.stdout) == (0, "a/1\n")
+
+
+def test_ids_that_repeat_are_refused_at_once_and_odd_types_are_read(tmp_path):
+  (tmp_path / "p").mkdir()
+  latin = pa.Array.from_buffers(pa.string(), 1, pa.array([b"caf\xe9"]).buffers())
+  columns = {"Image": pa.array([picture(3)], pa.binary_view()), "id": [decimal.Decimal("7.00")], "note": latin}
+  for name in "ab":
+    pq.write_table(pa.table(columns), tmp_path / f"p/{name}.parquet")
+  with pytest.raises(ValueError, match="p: 1 ids occur more than once: '7'"):
+    ParquetSource(tmp_path / "p")
+  record = ParquetSource(tmp_path / "p/a.parquet")[0]
+  assert (record["id"], decode(record).getpixel((0, 0))[0]) == ("7", 3) and "note" not in record
+  shutil.move(tmp_path / "p/a.parquet", tmp_path / "p/metadata.parquet")  # a name of tables, with pictures in it
+  (tmp_path / "p/b.parquet").unlink()
+  assert len(open_source("", "", tmp_path / "p")) == 1

@@ -2,13 +2,16 @@ import io
 import re
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.core import registered
 
 from qat_jax.datasets import decode
-from qat_jax.datasets.splits import sources
+from qat_jax.datasets.splits import parted, sources
+from tests.qat_jax.datasets.corpora import picture, write_tar
 
 
 def make_coco(folder, parts):
@@ -150,7 +153,7 @@ def test_there_are_queries_of_a_type_in_both_splits_or_in_none(tmp_path):
   ("row", "words"),
   [
     ("{file},toy {i},toy{i},tset", "'0_0.png' has the split 'tset'; use train, val or test"),
-    ("{file},toy {i},toy{i},train", "has 3 instances and none of them for val, test; add images, or a column `split`"),
+    ("{file},toy {i},toy0,train", "has 1 instances and none of them for train, test; add images, or a column `split`"),
   ],
 )
 def test_a_folder_that_cannot_be_split_is_refused(tmp_path, row, words):
@@ -193,3 +196,54 @@ def test_where_many_captions_are_missing_the_folder_is_refused(tmp_path):
 def test_what_is_not_there_is_named_with_what_to_do(tmp_path, kind, name, error, words):
   with pytest.raises(error, match=words):
     sources(kind, name, tmp_path)
+
+
+@pytest.mark.parametrize(
+  ("names", "parts"),
+  [
+    (("train", "valid", "test2017"), {"train": {0}, "val": {1}, "test": {2}}),
+    (("training", "other", "dev"), {"train": {0, 1}, "val": {2}, "test": {0, 1}}),
+    (("train", "test"), {"train": {0}, "val": {0}, "test": {1}}),
+  ],
+)
+@pytest.mark.parametrize("kind", ["folder", "webdataset", "parquet", "column"])
+def test_names_of_splits_hold_and_what_none_names_is_drawn_from_train(tmp_path, kind, names, parts):
+  pictures = {name: [10 * number + i for i in range(10)] for number, name in enumerate(names)}
+  for name, numbers in pictures.items():
+    if kind == "webdataset":
+      write_tar(tmp_path / f"{name}-0.tar", {i: {"png": picture(i), "txt": "x"} for i in numbers})
+    elif kind == "parquet":
+      columns = {"image": [picture(i) for i in numbers], "caption": ["x"] * len(numbers)}
+      pq.write_table(pa.table(columns), tmp_path / f"{name}-0.parquet")
+    else:
+      (tmp_path / name).mkdir()
+      for i in numbers:
+        (tmp_path / f"{name}/{i}.png").write_bytes(picture(i))
+        (tmp_path / f"{name}/{i}.txt").write_text("x")
+  if kind == "column":
+    rows = [(f"{name}/{i}.png", name.rstrip("2017")) for name, numbers in pictures.items() for i in numbers]
+    lines = [f"{file},x,{'' if split == 'other' else split.title()}" for file, split in rows]
+    (tmp_path / "captions.csv").write_text("\n".join(["file,caption,split", *lines]))
+  found = sources("folder" if kind == "column" else kind, "", tmp_path)
+  shown = lambda place: {decode(found[place][0][i]).getpixel((0, 0))[0] // 10 for i in range(len(found[place][0]))}
+  read = {part: shown("train" if part == "train" else f"{part}/gallery") for part in parts}
+  assert all(there and there <= parts[part] for part, there in read.items())
+  assert sum(len(found[place][0]) for place in ("train", "val/gallery", "test/gallery")) == 10 * len(names)
+
+
+@pytest.mark.parametrize(
+  ("given", "expected"),
+  [
+    ("train test -", "train test test"),  # what names no split goes with its instance
+    ("train val test", "train val test"),
+    ("- - -", "one one one"),
+  ],
+)
+def test_an_instance_goes_whole_where_items_name_no_split(given, expected):
+  given_N = np.array([word.strip("-") for word in given.split()] + [""] * 40)
+  code_N = np.array([0, 1, 1] + [*range(2, 42)])
+  part_N = parted([f"i{code}" for code in range(42)], code_N, given_N, str, val=0.1, test=0.1)
+  if expected.startswith("one"):
+    assert part_N[1] == part_N[2] and set(part_N) == {"train", "val", "test"}
+  else:
+    assert part_N[:3].tolist() == expected.split()

@@ -1,7 +1,9 @@
 import gzip
+import json
 import logging
 import os
 import shutil
+import tarfile
 
 import fsspec
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from qat_jax.datasets import UnreadableImage, decode
 from qat_jax.datasets.splits import sources
 from qat_jax.datasets.webdataset import WebdatasetSource
+from qat_jax.features.records import table
 from tests.qat_jax.datasets.corpora import picture, tar_shards, write_tar
 
 
@@ -168,3 +171,21 @@ def test_other_text_than_utf8_is_refused_whichever_member_has_it(tmp_path, endin
   write_tar(tmp_path / "a.tar", {"0": {"png": picture(1), ending: b'{"caption":\n"caf\xe9"}'}})
   with pytest.raises(ValueError, match=r"a\.tar, '0', its \.?(json|text), line 2, is not UTF-8 \(byte 0xe9\)"):
     WebdatasetSource(tmp_path).about(0)
+
+
+def test_names_that_are_not_utf8_are_refused(tmp_path):
+  with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as tar:
+    tar.addfile(tarfile.TarInfo("caf\xe9.png"))
+  with pytest.raises(ValueError, match=r"a\.tar has a member 'caf\\udce9\.png', which is not UTF-8"):
+    WebdatasetSource(tmp_path)
+
+
+def test_a_field_that_may_be_a_caption_is_named_and_odd_fields_stop_nothing(tmp_path):
+  about = {"description": "a mug", "relevant": True, "image": "x", "split": "Validation"}
+  write_tar(tmp_path / "a.tar", {"0": {"png": picture(1), "json": json.dumps(about)}, "1": {"png.gz": b""}})
+  source = WebdatasetSource(tmp_path)
+  name = "columns as captions; call the one that holds them caption"
+  assert source.left_out == {".gz files": ["a.tar/1.png.gz"], name: ["description"]}
+  record = source[0]
+  assert decode(record).getpixel((0, 0))[0] == 1 and record["split"] == "val"
+  assert table([record]).to_pylist()[0]["relevant"] is True

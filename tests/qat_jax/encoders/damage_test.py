@@ -193,7 +193,8 @@ def test_settings_of_pictures_that_are_not_understood_are_named(folder, settings
 @pytest.mark.parametrize("family", ["clip", "clip_openclip", "siglip", "siglip2_gemma"])
 def test_the_padding_token_is_found_wherever_it_lies(tmp_path, family, form):
   folder = pathlib.Path(shutil.copytree(DATA / family, tmp_path / "it"))
-  expected = load_encoder(str(folder)).texts(["a red star"])
+  ids = lambda: load_encoder(str(folder))._tokens(["a red star"])[0]
+  expected = ids()
   path = folder / "tokenizer_config.json"
   settings = json.loads(path.read_text())
   token = settings.pop("pad_token")
@@ -203,7 +204,7 @@ def test_the_padding_token_is_found_wherever_it_lies(tmp_path, family, form):
     (folder / "special_tokens_map.json").write_text(json.dumps({"pad_token": word}))
   if form == "tokenizer alone":
     path.unlink()
-  np.testing.assert_array_equal(load_encoder(str(folder)).texts(["a red star"]), expected)
+  np.testing.assert_array_equal(ids(), expected)
 
 
 def test_a_padding_token_that_the_tower_does_not_know_is_refused_at_loading(folder):

@@ -243,3 +243,17 @@ def test_lists_that_cannot_be_split_are_refused(tmp_path, lists, words):
   source = clip_retrieval(tmp_path / "source", (50,), texts=False, relevant=lists)
   with pytest.raises(ValueError, match=words):
     split(source, tmp_path / "set")
+
+
+def test_a_column_split_holds_and_what_it_does_not_name_is_drawn_from_train(tmp_path):
+  given = ["Train"] * 30 + ["test"] * 15 + [None] * 5
+  source = clip_retrieval(tmp_path / "source", split=given)
+  rows = split(source, tmp_path / "set")
+  assert rows == {
+    "train": 32,
+    **dict.fromkeys(("val/gallery", "val/text_queries"), 3),
+    **dict.fromkeys(("test/gallery", "test/text_queries"), 15),
+  }
+  assert set(FeatureStore.open(tmp_path / "set/test/gallery").column("split")) == {"test"}
+  with pytest.raises(ValueError, match="'pictures/4.jpg' has the split 'tset'; use train, val or test"):
+    split(clip_retrieval(tmp_path / "other", split=["train"] * 4 + ["tset"] * 46), tmp_path / "another")

@@ -356,3 +356,11 @@ def test_one_file_goes_with_several_only_if_none_of_them_is_missing(tmp_path):
   assert FeatureStore.open(tmp_path / "a").ids.tolist() == list("abcdef")
   with pytest.raises(ValueError, match=r"img_emb_0\.npy, metadata_1\.parquet, .*have no partner"):
     FeatureStore.open(tmp_path / "b")
+
+
+@pytest.mark.parametrize("name", ["img_emb/img_emb_1 (copy).npy", "img_emb/part_0.NPY", "metadata/meta_0.parquet"])
+def test_a_file_of_another_name_among_the_shards_is_refused(foreign, name):
+  (foreign / name).write_bytes(b"")
+  (foreign / "img_emb/._img_emb_0.npy").write_bytes(b"")
+  with pytest.raises(ValueError, match=r"is no shard, which are called (img_emb|metadata)_0\."):
+    FeatureStore.open(foreign)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qat_jax.datasets import formats
 from qat_jax.datasets.files import FORMATS, PILLOW
 from qat_jax.serve import pictures
 from qat_jax.serve.limits import Refused
@@ -153,4 +154,4 @@ def test_a_long_strip_has_a_thumbnail(tmp_path, size, small):
 def test_what_a_folder_gives_is_what_the_service_opens():
   Image.init()
   assert {ending: Image.EXTENSION[ending] for ending in PILLOW} == PILLOW  # as Pillow says
-  assert set(pictures._formats()) | {"HEIF"} == set(FORMATS) == {*PILLOW.values(), "HEIF"}
+  assert set(formats()) | {"HEIF"} == set(FORMATS) == {*PILLOW.values(), "HEIF"}
