@@ -63,6 +63,16 @@ class Head:
     module, row_1D = self.module(width), jax.ShapeDtypeStruct((1, width), np.float32)
     return int(jax.eval_shape(lambda v, x: module.apply(v, x, method="prepare"), self.variables, row_1D).shape[1])
 
+  def inside(self, form: str) -> Head | None:
+    """Returns the head of a form that this one stands on, or itself; None where there is none."""
+    head = self
+    while head.form != form:
+      if "form" not in head.settings or head.form == "ensemble":
+        return None
+      inner = {kind: tree.get("head", {}) for kind, tree in head.variables.items()}
+      head = Head(head.settings["form"], head.settings["settings"], inner)
+    return head
+
   @functools.cached_property
   def fingerprint(self) -> dict[str, Any]:
     """All that the head computes with, as `stages.fingerprint` takes it."""

@@ -186,7 +186,7 @@ class Service:
     if "adapted" in found.terms and (len(job.parts) > 1 or job.words):
       for item, parts in zip(items, why.parts_of(self.planner, self.ranker, job, found, positions), strict=True):
         item["parts"] = parts
-    how: dict[str, Any] = {"cosine": None, "remembered": []}
+    how: dict[str, Any] = {"cosine": None, "remembered": [], "expert": None}
     if found.query_type in self.adapter.heads:
       feature_D = max(found.parts, key=lambda one: abs(one[0].weight) * (not one[0].mark))[2]
       adaptation = self.planner.adapt(found.query_type, feature_D[None])[:1]

@@ -11,6 +11,7 @@ import numpy as np
 
 from qat_jax.adaptation import fold, plain, unit
 from qat_jax.adapter import Adapter
+from qat_jax.models.head import Head
 from qat_jax.models.memory import PAIRS
 from qat_jax.search.rank import rank, score
 from qat_jax.serve.limits import Refused
@@ -104,14 +105,16 @@ def _ranks(terms: Sequence[Summand], ranker: Ranker, positions: np.ndarray) -> l
 def moved(
   adapter: Adapter, query_type: str, query_D: np.ndarray, adaptation: Adaptation, frozen: Gallery
 ) -> dict[str, Any]:
-  """Returns how a query moved: the cosine of before and after, and the training pairs that its head remembered.
+  """Returns how a query moved: the cosine of before and after, its expert, and what its head remembered.
 
-  Of each pair the cosine of its query to this one, its share of the softmax, and the position of the gallery item that
+  The expert, None where the head has none: its number, of how many, the query's cosine with the mean of its training
+  images, and the position of the gallery item that is most like that mean (None where a map comes first). Of each pair the cosine of its query to this one, its share of the softmax, and the position of the gallery item that
   is most like its image. `remembered` is empty where the head has no memory.
   """
   after_D, head = np.asarray(adaptation.query)[0], adapter.heads[query_type]
   same = len(after_D) == len(query_D) and "projected" not in (head.form, head.settings.get("form"))  # same dimensions
   found: dict[str, Any] = {"cosine": float(unit(query_D) @ unit(after_D)) if same else None, "remembered": []}
+  found["expert"] = _expert(head, query_D, frozen)
   bank = _bank(head.variables)
   if bank is None:
     return found
@@ -126,6 +129,18 @@ def moved(
     found["remembered"].append({"query": query_MD[pair], **entry})
   found["pairs"] = len(query_MD)
   return found
+
+
+def _expert(head: Head, query_D: np.ndarray, frozen: Gallery) -> dict[str, Any] | None:
+  """Returns which expert serves a query, as `moved` has it."""
+  if (experts := head.inside("experts")) is None:
+    return None
+  module, variables = experts.module(len(query_D)), jax.tree.map(jax.numpy.asarray, experts.variables)
+  (expert,), (cosine,) = module.apply(variables, jax.numpy.asarray(query_D[None]), method="expert")
+  position, mean_KD = None, variables["constants"]["query_mean"]
+  if experts.settings["form"] == "plain":
+    position = int(rank(plain(mean_KD[int(expert)][None]), frozen, 1).ids[0, 0])
+  return {"number": int(expert), "of": len(mean_KD), "cosine": float(cosine), "position": position}
 
 
 def _bank(variables: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, float] | None:

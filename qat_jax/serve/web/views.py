@@ -118,9 +118,9 @@ def why_json(service: Service, asked: schemas.Why, job: Search, notes: list[str]
   """Returns why items are where they are; runs in the queue's thread."""
   positions = service.items.positions(asked.items)
   found, how, scores = service.why(job, positions)
-  for entry in how["remembered"]:
-    entry.pop("query")
-    entry["like"] = service.items.id(entry.pop("position"))
+  for entry in [*how["remembered"], *filter(None, [how["expert"]])]:
+    entry.pop("query", None)
+    entry["like"] = None if (position := entry.pop("position")) is None else service.items.id(position)
   items = [{"id": service.items.id(p), **both} for p, both in zip(positions.tolist(), scores, strict=True)]
   for item in items:
     for part in item["parts"]:

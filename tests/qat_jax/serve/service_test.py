@@ -183,6 +183,27 @@ def test_a_memory_is_asked_what_it_remembered(served):
   assert first["share"] == max(one["share"] for one in how["remembered"])
 
 
+@pytest.mark.parametrize("levelled", [False, True])
+def test_the_expert_of_a_query_is_named_with_how_alike_its_images_are(served, levelled):
+  width, rng = served.adapter.width, np.random.default_rng(0)
+  frozen_ND = np.asarray(served.frozen[:])
+  mean_KD = frozen_ND[[4, 9, 17]]
+  settings = {"form": "plain", "settings": {}, "experts": 3}
+  head = qat_jax.Head("experts", settings, {"params": {}, "constants": {}})
+  constants = head.initialise(width)["constants"] | {"query_mean": mean_KD, "direction": mean_KD}
+  head = qat_jax.Head("experts", settings, {"params": {}, "constants": constants})
+  if levelled:
+    wide = {"form": "experts", "settings": settings, "queries": 2, "items": width + 4, "nearest": 1}
+    constants = {"head": constants, "queries": rng.normal(size=(2, width + 4)).astype(np.float32)}
+    made = qat_jax.Head("levelled", wide, {"params": {}, "constants": {}}).initialise(width)["constants"]
+    head = qat_jax.Head("levelled", wide, {"params": {}, "constants": made | constants})
+  adapter = qat_jax.Adapter(width, {"image": head})
+  gallery = adapter.prepare(ArrayGallery(frozen_ND), "image")
+  other = service_module.Service(adapter, served.items, served.frozen, {"image": gallery})
+  _, how, _ = other.why(Search((Part(vector=frozen_ND[9], query_type="image"),)), np.array([0]))
+  assert how["expert"] == {"number": 1, "of": 3, "cosine": pytest.approx(1, abs=1e-5), "position": 9}
+
+
 def test_a_projected_query_is_not_compared_with_what_it_was(served):
   width = served.adapter.width
   along = {"directions": np.eye(width, dtype=np.float32)[::-1]}

@@ -60,6 +60,10 @@ export function explained(item, how, notes, entry, picture) {
     parts.push(make("table", {}, head("", "score"), ...sorted.map((part) => make("tr", {}, make("th", { scope: "row" }, name(part)), number(part.score)))));
   }
   if (how.cosine !== null) parts.push(make("p", {}, `The adapted query has a cosine of ${how.cosine.toFixed(3)} with the query as it was.`));
+  if (how.expert) {
+    const { number: which, of, cosine, like } = how.expert;
+    parts.push(make("p", {}, `Expert ${which + 1} of ${of} serves it, the nearest: the mean of its training images has a cosine of ${cosine.toFixed(3)} with the query${like ? `, and ${like} is most like them here` : ""}.`));
+  }
   if (how.remembered.length) {
     const rows = how.remembered.map((pair) => {
       const cell = make("td", {});
@@ -73,7 +77,7 @@ export function explained(item, how, notes, entry, picture) {
     });
     parts.push(make("h3", {}, `What moved it: the nearest of ${how.pairs.toLocaleString()} remembered training pairs`));
     parts.push(make("table", {}, head("most like its image here", "share", "cosine of its query"), ...rows));
-  } else if (item.adapted) parts.push(make("p", { className: "faint" }, "The adapter remembers no training pairs for such queries: what it has learned moved this one as a whole."));
+  } else if (item.adapted && !how.expert) parts.push(make("p", { className: "faint" }, "The adapter remembers no training pairs for such queries: what it has learned moved this one as a whole."));
   for (const note of notes) parts.push(make("p", {}, note));
   return parts;
 }
