@@ -20,6 +20,7 @@ FORMS = {
   "static": ("static", {"maps_gallery": True}),
   "adaptive": ("adaptive", {"hidden": 8, "rank": 2, "token_hidden": 8}),
   "gated": ("gated", {"hidden": 8}),
+  "experts": ("experts", {"form": "static", "settings": {}, "experts": 3}),
   "levelled": ("levelled", {"form": "plain", "settings": {}, "queries": 4, "items": 8, "nearest": 2}),
   "captions": ("remembering", {"form": "plain", "settings": {}, "pairs": 20, "captions": "image"}),
 }

@@ -29,6 +29,14 @@ HEADS = {  # what is served is put together from these; every form alone: tests/
     },
   ),
 }
+EXPERTS = {
+  "form": "experts",
+  "settings": {"form": "static", "settings": {}, "experts": 3},
+}
+SERVED = {
+  "parts": HEADS,
+  "experts": {"image": ("levelled", {**EXPERTS, "queries": 5, "items": WIDTH + 4, "nearest": 2})},
+}
 PROGRAM = {
   "jax": """
 from jax import export
@@ -63,17 +71,18 @@ def adapter_of(forms_of):
   return qat_jax.Adapter(WIDTH, heads)
 
 
+@pytest.mark.parametrize("heads", SERVED)
 @pytest.mark.parametrize("format_", ["jax", "onnx"])
-def test_a_program_folds_any_number_of_queries_where_there_is_no_adapter(format_, tmp_path):
+def test_a_program_folds_any_number_of_queries_where_there_is_no_adapter(format_, heads, tmp_path):
   if format_ == "onnx":
     pytest.importorskip("jax2onnx")
-  adapter = adapter_of(HEADS)
+  adapter = adapter_of(SERVED[heads])
   adapter.save(tmp_path / "run")
   qat_jax.export(tmp_path / "run", tmp_path / "mine", format_=format_)
   about = json.loads((tmp_path / "mine/config.json").read_text())[format_]
   queries = np.random.default_rng(0).standard_normal((7, WIDTH)).astype(np.float32)
   np.save(tmp_path / "queries.npy", queries)
-  paths = {name: tmp_path / "mine" / about[name]["file"] for name in HEADS}
+  paths = {name: tmp_path / "mine" / about[name]["file"] for name in adapter.heads}
   code = PROGRAM[format_] + ALONE + ('assert "jax" not in sys.modules' if format_ == "onnx" else "")
   done = subprocess.run(
     [sys.executable, "-I", "-c", code, *paths.values()], cwd=tmp_path, capture_output=True, text=True
