@@ -83,48 +83,27 @@ def train(
     folder: the place of checkpoints, `metrics.jsonl` and TensorBoard events; a run found there is continued.
     name: the label of progress and metrics.
 
-  Raises:
-    FloatingPointError: the loss was not finite; the message names the step and the last good checkpoint.
-    ValueError: the checkpoint has other shapes than the model.
+  Raises FloatingPointError where the loss is not finite, ValueError where a checkpoint has other shapes.
   """
-  optimiser = make_optimiser(
-    settings.steps,
-    settings.learning_rate,
-    settings.end_learning_rate,
-    settings.warmup_steps,
-    settings.weight_decay,
-    settings.clip,
-  )
+  optimiser = make_optimiser(*settings[1:7])  # from the steps to the clip
   constants = variables["constants"]
   step_fn = make_step(module, constants, optimiser, loss, settings.seed, AXIS)
   parallel_step = jax.pmap(step_fn, axis_name=AXIS, in_axes=(None, 0), out_axes=None)
   desk = Desk(folder, name)
   state = replicated(desk.restore(start(variables["params"], settings.temperature, optimiser)))
   began, values = time.perf_counter() - desk.seconds, desk.values
-  bar = tqdm.tqdm(
-    total=settings.steps,
-    initial=int(state.step),
-    desc=name,
-    unit="step",
-    mininterval=2,
-    leave=False,
-    disable=not exchange.first(),
-  )
-  pending: list[tuple[int, dict]] = []
+  shown = {"desc": name, "unit": "step", "mininterval": 2, "leave": False, "disable": not exchange.first()}
+  bar = tqdm.tqdm(total=settings.steps, initial=int(state.step), **shown)
   # CPU devices share threads: without a wait, devices of one step could block behind those of the next, for ever
   in_turn = jax.default_backend() == "cpu" and jax.local_device_count() > 1
-
-  def finished(state: TrainState) -> bool:
-    step = int(state.step)
-    stale = settings.patience and step - int(state.best_step) >= settings.patience
-    return step >= settings.steps or bool(stale) or not may_reach(settings.target, values, step, settings.steps)
 
   try:
     if int(state.step) == 0:
       state = keep_best(state, exchange.sent("validation at the start", lambda: validate(variables)))
-    while not finished(state):
+    while not finished(settings, values, int(state.step), int(state.best_step)):
       step = int(state.step)
       until = min(settings.steps, step + settings.validate_every - step % settings.validate_every)
+      pending: list[tuple[int, dict]] = []
       for number in range(step, until):
         state, measures = parallel_step(state, batch_at(number))
         if in_turn:
@@ -132,7 +111,6 @@ def train(
         pending.append((number + 1, measures))
         bar.update()
       desk.note(pending)
-      pending.clear()
       current = {"params": jax.device_get(state.params["form"]), "constants": constants}
       value = exchange.sent(f"validation at step {until}", functools.partial(validate, current))
       state, values[until] = keep_best(state, value), value
@@ -141,9 +119,14 @@ def train(
   finally:
     desk.close()
     bar.close()
-  best_params = jax.device_get(state.best_params["form"])  # off the mesh, since one device serves it
-  seconds = time.perf_counter() - began
-  return Trained(best_params, float(state.best_value), int(state.best_step), seconds, int(state.step))
+  best, seconds = jax.device_get(state.best_params["form"]), time.perf_counter() - began  # off the mesh: one serves it
+  return Trained(best, float(state.best_value), int(state.best_step), seconds, int(state.step))
+
+
+def finished(settings: LoopSettings, values: Mapping[int, float], step: int, best_step: int) -> bool:
+  """Says whether a run ends at a step: it is the last, or nothing better came for long, or it cannot win any more."""
+  stale = settings.patience and step - best_step >= settings.patience
+  return step >= settings.steps or bool(stale) or not may_reach(settings.target, values, step, settings.steps)
 
 
 def may_reach(target: float | None, values: Mapping[int, float], step: int, steps: int) -> bool:

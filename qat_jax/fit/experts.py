@@ -160,7 +160,14 @@ def head_of(sums: Sums, maps: Maps, base: Head, setting: Setting) -> Head:
   constants = {name: jnp.asarray(x, jnp.float32) for name, x in numbers.items()}
   note = f"{number} experts, clustered in the {setting.space} space, floor {setting.floor}, pooled {setting.pooled:g}"
   settings = {"form": base.form, "settings": base.settings, "experts": number}
-  return Head("experts", settings, beside(base, constants), f"{note}, alpha {alpha:g}, beta {beta:g}")
+  wanted = jax.eval_shape(lambda: Head("experts", settings, {}).initialise(sums.mean_KD.shape[1]))
+  variables = _those_of(beside(base, constants), wanted)
+  return Head("experts", settings, variables, f"{note}, alpha {alpha:g}, beta {beta:g}")
+
+
+def _those_of(tree: Any, wanted: Any) -> Any:
+  """Returns the arrays of a tree that another one has too: a base's own way with queries is not used."""
+  return {name: _those_of(tree[name], one) for name, one in wanted.items()} if isinstance(wanted, dict) else tree
 
 
 def lengths(sums: Sums, found: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 import json
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
@@ -8,6 +9,8 @@ import qat_jax
 from configs import demo, features
 from qat_jax import words
 from qat_jax.fit.training import Training
+from qat_jax.models import forms
+from qat_jax.models.head import Head
 from qat_jax.types import Relevance
 from qat_jax.validation import Validator
 from train import check, gradient, material, plan
@@ -105,6 +108,42 @@ def test_items_with_captions_come_as_wide_as_was_asked(tmp_path, width):
   assert fitted["plain_remembering_captioned_levelled"].head.items_wide(6) == (width or 12) + 2
   settings = fitted["plain_remembering_captioned"].adapter.info["settings"]["captioned"]
   assert settings.get("width", 0) == width and ("width" in settings) == (width > 0)  # what was fitted before is kept
+
+
+@pytest.mark.parametrize("best", [True, False])
+def test_experts_stand_on_a_trained_map_where_that_is_the_best_static_head(tmp_path, monkeypatch, best):
+  """Labels are mixed up, so that closed forms are poor; what stands for a trained map is good or bad."""
+  rng = np.random.default_rng(0)
+  scale_D = np.array([1, 1, 1, 1, 6, 6, 6, 6])
+  views = lambda things: (np.repeat(things, 3, axis=0) + 0.2 * rng.normal(size=(3 * len(things), 8))) * scale_D
+  thing_ID = rng.normal(size=(80, 8)) * ([1] * 4 + [0] * 4)
+  hidden = lambda rows_ND: (rows_ND + scale_D * rng.normal(size=rows_ND.shape) * ([0] * 4 + [1] * 4)).astype(np.float32)
+  train_ND, val_ND = hidden(views(thing_ID[:60])), hidden(views(thing_ID[60:]))
+  relevance = Relevance([3 * i + np.arange(3) for i in range(20)], [np.array([3 * i]) for i in range(20)])
+  validator = Validator(val_ND[::3], val_ND, relevance, limit=0, seed=0)
+  training = Training("image", train_ND, train_ND, rng.permutation(np.repeat(np.arange(60), 3)))
+  kernel_DD = np.diag([0.0] * 4 + [-1.0 if best else 9.0] * 4).astype(np.float32)
+
+  def trained(material, form, settings, *rest):
+    variables = forms.initialise(forms.FORMS[form](8, **settings), jax.random.key(0))
+    moved = lambda x: kernel_DD if x.ndim == 2 else x
+    return Head(form, settings, variables | {"params": jax.tree.map(moved, variables["params"])})
+
+  monkeypatch.setattr(plan, "by_gradient", trained)
+  monkeypatch.setattr(
+    plan, "trained_forms", lambda config, training: {"static_mapped": ("static", {"maps_gallery": True})}
+  )
+  monkeypatch.setattr(plan.experts, "FREEDOM", 20)
+  config = features.get_config()
+  config.levelled.image = 0
+  fitted = plan.candidates(config, Material(training, None, None, validator, validator, {}), tmp_path)
+  assert ("static_mapped_experts" in fitted) == best
+  if best:
+    served, info = fitted["static_mapped_experts"].head, fitted["static_mapped_experts"].adapter.info
+    assert served.settings["form"] == "static" and info["settings"]["beside"]["form"] == "static"
+    assert served.fingerprint == plan.experts.experts(training, validator, fitted["static_mapped"].head).fingerprint
+    again = plan.candidates(config, Material(training, None, None, validator, validator, {}), tmp_path)
+    assert again["static_mapped_experts"].head.fingerprint == served.fingerprint
 
 
 SCENES = ["on a beach", ["in a forest", "among trees"], "in a street", "in a kitchen"]
