@@ -108,8 +108,9 @@ def moved(
   """Returns how a query moved: the cosine of before and after, its expert, and what its head remembered.
 
   The expert, None where the head has none: its number, of how many, the query's cosine with the mean of its training
-  images, and the position of the gallery item that is most like that mean (None where a map comes first). Of each pair the cosine of its query to this one, its share of the softmax, and the position of the gallery item that
-  is most like its image. `remembered` is empty where the head has no memory.
+  images, and the position of the gallery item that is most like that mean (None where a map comes first). Of each pair
+  the cosine of its query to this one, its share of the softmax, and the position of the gallery item that is most like
+  its image. `remembered` is empty where the head has no memory.
   """
   after_D, head = np.asarray(adaptation.query)[0], adapter.heads[query_type]
   same = len(after_D) == len(query_D) and "projected" not in (head.form, head.settings.get("form"))  # same dimensions
