@@ -132,21 +132,21 @@ def plot(steps: list[Step], query_type: str) -> str:
 def table_of_forms(runs: Sequence[Path], query_type: str, validator: Validator) -> str:
   """Returns the Markdown table of every form of one query type, mAP × 100, the best last."""
   precisions: dict[str, list[np.ndarray]] = {}  # by form: the average precision of each test query (Q), by run
-  told: dict[str, list[dict]] = {}  # by form: what its folders say of it
+  infos: dict[str, list[dict]] = {}  # by form: what its folders say of it
   for run in runs:
     for path in sorted((run / "candidates" / query_type).glob("*/adapter.json")):
       adapter = load(path.parent)
       precisions.setdefault(path.parent.name, []).append(validator.precisions(adapter.head(query_type)))
-      told.setdefault(path.parent.name, []).append(adapter.info)
+      infos.setdefault(path.parent.name, []).append(adapter.info)
   if not precisions:
-    given = ", ".join(map(str, runs))
-    raise ValueError(f"no candidates for {query_type} queries in {given}; give folders of train.main")
+    folders = ", ".join(map(str, runs))
+    raise ValueError(f"no candidates for {query_type} queries in {folders}; give folders of train.main")
   mean_Q = {form: np.mean(values, axis=0) for form, values in precisions.items()}
   static = max((form for form in STATIC if form in mean_Q), key=lambda form: mean_Q[form].mean())
   lines = []
   for form in sorted(precisions, key=lambda form: mean_Q[form].mean()):
     parameters, seconds, val = (
-      np.mean([info[key] for info in told[form]]) for key in ("parameters", "offline_seconds", "val_map")
+      np.mean([info[key] for info in infos[form]]) for key in ("parameters", "offline_seconds", "val_map")
     )
     each = [100 * value_Q.mean() for value_Q in precisions[form]]
     spread = f" ± {np.std(each, ddof=1):.1f} ({len(each)})" if len(each) > 1 else ""

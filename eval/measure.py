@@ -46,9 +46,9 @@ def cached_or_measured(
 
   `settings` are those of the config that decide the results.
   """
-  path, wanted = folder / f"{name}.npz", made_from(run, problem, settings)
-  results, made_with = read(path)
-  if made(f"{problem.name}: {method_name(name)}", made_with, wanted):
+  path, inputs = folder / f"{name}.npz", made_from(run, problem, settings)
+  results, inputs_then = read(path)
+  if made(f"{problem.name}: {method_name(name)}", inputs_then, inputs):
     return results
   try:
     method = methods.method(name, run, problem)
@@ -56,7 +56,7 @@ def cached_or_measured(
   finally:
     shutil.rmtree(run.scratch, ignore_errors=True)
   if not isinstance(outcome, str):
-    write(path, wanted, outcome)
+    write(path, inputs, outcome)
   return outcome
 
 
@@ -67,9 +67,9 @@ def measured(name: str, method: Method, problem: Problem) -> list[Result]:
   offline = (method.seconds or 0.0) + time.perf_counter() - began
   began = time.perf_counter()
   whole = search(problem.query_QD, problem.depth)
-  taken = time.perf_counter() - began
-  milliseconds = 1e3 * taken / len(problem.query_QD)
-  if taken < LONG:
+  seconds = time.perf_counter() - began
+  milliseconds = 1e3 * seconds / len(problem.query_QD)
+  if seconds < LONG:
     few_QD, k = problem.query_QD[:TIMED_QUERIES], min(TIMED_K, len(problem.gallery))
     search(few_QD, k)  # compiles
     times = []

@@ -159,10 +159,10 @@ def _validator(run: Run, data: RetrievalSet, problem: Problem) -> Validator:
 
 def best_candidate(names: tuple[str, ...], run: Run, problem: Problem) -> Method | str:
   """Returns the candidate of training, of some names, that is the best on validation."""
-  there = [one for name in names if (one := run.candidate(problem.query_type, name)) is not None]
-  if not there:
+  candidates = [one for name in names if (one := run.candidate(problem.query_type, name)) is not None]
+  if not candidates:
     return f"none of {', '.join(names)} was trained in this run"
-  best = max(there, key=lambda adapter: adapter.info["val_map"])
+  best = max(candidates, key=lambda adapter: adapter.info["val_map"])
   made = of_head(best.head(problem.query_type), run, problem)
   note = ", ".join(filter(None, (best.info["name"], best.info.get("note"))))
   return made._replace(note=note, seconds=best.info["offline_seconds"])
@@ -172,12 +172,12 @@ def without_parts(ending: str, run: Run, problem: Problem) -> Method | str:
   """Returns a step of the gate's ladder to what is served: the one whose name ends so, or the first for ""."""
   served, query_type = run.served(problem.query_type), problem.query_type
   names = [s["name"] for s in run.adapter.info.get("chosen", {}).get(query_type, {}).get("steps", [])]
-  wanted = [name for name in names if name.endswith(ending)] if ending else names[:1]
-  if not wanted or wanted[0] == served:
+  steps = [name for name in names if name.endswith(ending)] if ending else names[:1]
+  if not steps or steps[0] == served:
     return f"{served or 'what serves'} has no such step before it"
-  candidate = run.candidate(query_type, wanted[0])
+  candidate = run.candidate(query_type, steps[0])
   if candidate is None:
-    return f"the run has no candidate {wanted[0]}"
+    return f"the run has no candidate {steps[0]}"
   made, info = of_head(candidate.head(query_type), run, problem), candidate.info
   return made._replace(note=info["note"] or info["name"], seconds=info["offline_seconds"])
 

@@ -66,11 +66,11 @@ def what_was_searched(config: ConfigDict, run: methods.Run) -> str:
     name = f"Benchmark: {config.benchmark.name}"
   else:
     assert run.data is not None, "a retrieval set was asked for"
-    given = pathlib.Path(config.data.root).name or config.data.name or pathlib.Path(config.data.folder).name
-    name = f"Test split of {given or config.data.source}, {len(run.data.split('test').gallery):,} images"
+    folder_name = pathlib.Path(config.data.root).name or config.data.name or pathlib.Path(config.data.folder).name
+    name = f"Test split of {folder_name or config.data.source}, {len(run.data.split('test').gallery):,} images"
   encoder = f"features of {'@'.join(filter(None, run.adapter.encoder))}, " if run.adapter.encoder else ""
-  made = f" {MADE_VIEWS}" if config.data.views and not config.benchmark.name else ""
-  return f"{name}; {encoder}{datetime.date.today().isoformat()}.{made}"
+  views = f" {MADE_VIEWS}" if config.data.views and not config.benchmark.name else ""
+  return f"{name}; {encoder}{datetime.date.today().isoformat()}.{views}"
 
 
 def shared_with_training(run: methods.Run) -> list[str]:
@@ -129,15 +129,15 @@ def problems(config: ConfigDict, run: methods.Run) -> list[Problem]:
   """Returns what is to be ranked, for the query types that the adapter serves."""
   heads, settings = run.adapter.heads, official.Settings(**config.benchmark)
   if run.data is not None and not settings.name:
-    there = of_split(run.data, config.eval.queries, config.seed)
+    every = of_split(run.data, config.eval.queries, config.seed)
     where = str(run.data.root)
   else:
-    there, where = official.open_problems(settings), settings.name
-  served = [problem for problem in there if problem.query_type in heads]
+    every, where = official.open_problems(settings), settings.name
+  served = [problem for problem in every if problem.query_type in heads]
   if not served:
-    asked = ", ".join(sorted({problem.query_type for problem in there}))
+    types = ", ".join(sorted({problem.query_type for problem in every}))
     raise ValueError(
-      f"{where} asks {asked} queries, the adapter serves {', '.join(heads)} queries alone; train it on a set that has "
+      f"{where} asks {types} queries, the adapter serves {', '.join(heads)} queries alone; train it on a set that has "
       "them"
     )
   for problem in served:
@@ -154,8 +154,8 @@ def problems(config: ConfigDict, run: methods.Run) -> list[Problem]:
 
 def decided_by(config: ConfigDict) -> dict:
   """Returns the part of the config that decides a method's results, beside the adapter and the data."""
-  asked = {name: config.eval[name] for name in ("queries", "shortlist")}
-  return {"seed": config.seed, "validation": config.validation.queries, **asked, "benchmark": dict(config.benchmark)}
+  settings = {name: config.eval[name] for name in ("queries", "shortlist")}
+  return {"seed": config.seed, "validation": config.validation.queries, **settings, "benchmark": dict(config.benchmark)}
 
 
 def contact_sheets(
@@ -166,7 +166,7 @@ def contact_sheets(
     return []
   data = config.data
   pictured = sources(data.source, data.name, data.folder or workdir / "data", data.limit, data.views)
-  own, _ = pictured[f"test/{problem.query_type}_queries"]
+  query_source, _ = pictured[f"test/{problem.query_type}_queries"]
   return pictures.sheets(
     problem.queries,
     problem.rows,
@@ -174,5 +174,5 @@ def contact_sheets(
     measured["plain"][0],
     measured["adapted"][0],
     pictures.Pictures(problem.gallery, pictured["test/gallery"][0]),
-    pictures.Pictures(problem.queries, own),
+    pictures.Pictures(problem.queries, query_source),
   )

@@ -39,13 +39,13 @@ class Problem(NamedTuple):
     """Returns what counts of a ranking: all of it, or the query's candidates in its order."""
     if self.candidates is None:
       return ranking
-    own = [np.isin(ids_K, own_C) for ids_K, own_C in zip(ranking.ids, self.candidates, strict=True)]
-    width = max(int(own_K.sum()) for own_K in own)
-    ids_QK = np.full((len(own), width), -1, np.int32)
-    score_QK = np.full((len(own), width), -np.inf, np.float32)
-    for query, own_K in enumerate(own):
-      count = int(own_K.sum())
-      ids_QK[query, :count], score_QK[query, :count] = ranking.ids[query][own_K], ranking.scores[query][own_K]
+    keep_QK = [np.isin(ids_K, items_C) for ids_K, items_C in zip(ranking.ids, self.candidates, strict=True)]
+    width = max(int(keep_K.sum()) for keep_K in keep_QK)
+    ids_QK = np.full((len(keep_QK), width), -1, np.int32)
+    score_QK = np.full((len(keep_QK), width), -np.inf, np.float32)
+    for query, keep_K in enumerate(keep_QK):
+      count = int(keep_K.sum())
+      ids_QK[query, :count], score_QK[query, :count] = ranking.ids[query][keep_K], ranking.scores[query][keep_K]
     return Ranking(ids_QK, score_QK)
 
 

@@ -59,11 +59,11 @@ def _open(path: Path) -> tuple[Any, np.ndarray]:
     raise FileNotFoundError(f"no {path}; it is a file of published or extracted ILIAS features")
   try:
     file = h5py.File(path, "r")
-    there = sorted(file)
+    arrays = sorted(file)
   except (OSError, *UNREADABLE) as error:
     raise ValueError(f"{path} is not a whole HDF5 file ({error}); {SOURCE}") from error
-  if "features" not in there or "index" not in there:
-    raise ValueError(f"{path} has {there}, it should have `features` and `index`; {SOURCE}")
+  if "features" not in arrays or "index" not in arrays:
+    raise ValueError(f"{path} has {arrays}, it should have `features` and `index`; {SOURCE}")
   try:
     features = file["features"]
     _check_heaps(path, file["index"])

@@ -208,8 +208,8 @@ def _ap_at_k(which_K: np.ndarray, score_K: np.ndarray, counted_P: np.ndarray, k:
 
 
 def _means(groups: Mapping[str, Sequence[str]], ap: Mapping[str, float]) -> dict[str, float]:
-  own = {name: [ap[q] for q in ids if q in ap] for name, ids in groups.items()}
-  return {name: float(np.mean(values)) for name, values in own.items() if values}
+  values_by_group = {name: [ap[q] for q in ids if q in ap] for name, ids in groups.items()}
+  return {name: float(np.mean(values)) for name, values in values_by_group.items() if values}
 
 
 def _taxonomy(root: Path) -> dict[str, str]:

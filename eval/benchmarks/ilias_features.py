@@ -38,8 +38,8 @@ def open_tasks(
     if path is None:
       continue
     queries = Hdf5Features(path)
-    wanted = benchmark.image_query_ids if name == "i2i" else benchmark.text_query_ids
-    check_same_ids(sorted(queries.ids), wanted, str(path))
+    query_ids = benchmark.image_query_ids if name == "i2i" else benchmark.text_query_ids
+    check_same_ids(sorted(queries.ids), query_ids, str(path))
     task = benchmark.task(f"ilias {name}", list(queries.ids), gallery.ids)
     tasks.append(with_features(task, queries, gallery))
   if not tasks:
@@ -55,10 +55,10 @@ def _chosen(benchmark: Ilias, mini_ids: Path | str | None) -> Callable[[np.ndarr
   """Returns which ids stay: all, or the positives and those whose photo is in the list of mini-ILIAS."""
   if mini_ids is None:
     return None
-  chosen = set(need(Path(mini_ids), SOURCE).read_text().split())
+  photos = set(need(Path(mini_ids), SOURCE).read_text().split())
   positives = set(benchmark.positive_ids)
 
   def keep(ids: np.ndarray) -> np.ndarray:
-    return np.array([name in positives or name.split("/")[-1] in chosen for name in ids], bool)
+    return np.array([name in positives or name.split("/")[-1] in photos for name in ids], bool)
 
   return keep

@@ -38,12 +38,12 @@ class Joined:
     positions_N = np.arange(len(self))[rows] if isinstance(rows, slice) else np.asarray(rows, np.int64)
     if positions_N.size and not 0 <= positions_N.min() <= positions_N.max() < len(self):
       raise IndexError(f"positions from {positions_N.min()} to {positions_N.max()} of {len(self)} items")
-    wanted, place_N = np.unique(positions_N, return_inverse=True)
-    rows_ND = np.empty((len(wanted), self.width), self.dtype)
-    bounds = np.searchsorted(wanted, self._starts)
+    unique_U, place_N = np.unique(positions_N, return_inverse=True)
+    rows_ND = np.empty((len(unique_U), self.width), self.dtype)
+    bounds = np.searchsorted(unique_U, self._starts)
     for part, start, (first, last) in zip(self.parts, self._starts, itertools.pairwise(bounds), strict=False):
       if first < last:
-        rows_ND[first:last] = part[wanted[first:last] - start]
+        rows_ND[first:last] = part[unique_U[first:last] - start]
     return rows_ND[place_N.reshape(positions_N.shape)]
 
   def chunks(self, rows: int = CHUNK_ROWS) -> Iterator[tuple[int, np.ndarray]]:

@@ -107,25 +107,25 @@ def _oxford_paris(settings: Settings) -> list[Problem]:
   gnd = next((path for path in candidates if path.exists()), candidates[0])
   far = FeatureStore.open(settings.distractors, "img") if settings.distractors else None
   queries: Any  # arrays or stores
-  own: Any
+  images: Any
   files: tuple[Path, ...]
   if features.suffix == ".mat":
-    queries, own = (part.astype(np.float32) for part in revisited.read_features(features))
+    queries, images = (part.astype(np.float32) for part in revisited.read_features(features))
     files = (features,)
   else:
-    queries, own = _stores(settings, "img")
-    files = (*files_of(queries), *files_of(own))
-  opened = revisited.open_task(gnd, name, far.ids if far else ())
-  tasks = {task.name.removeprefix(name).strip(): task for task in opened}
+    queries, images = _stores(settings, "img")
+    files = (*files_of(queries), *files_of(images))
+  protocols = revisited.open_task(gnd, name, far.ids if far else ())
+  tasks = {task.name.removeprefix(name).strip(): task for task in protocols}
   first = next(iter(tasks.values()))
   if not len(first.gallery_ids):
     raise ValueError(f"{gnd} has no imlist, the names of its images; {revisited.SOURCE}")
   if isinstance(queries, FeatureStore):
     queries = _in_order(queries, first.query_ids)
   if far is not None:
-    own = own if isinstance(own, FeatureStore) else Named(own, first.gallery_ids[: len(own)])
-    own, files = Joined([own, far]), (*files, *files_of(far))
-  tasks = {label: with_features(task, queries, own) for label, task in tasks.items()}
+    images = images if isinstance(images, FeatureStore) else Named(images, first.gallery_ids[: len(images)])
+    images, files = Joined([images, far]), (*files, *files_of(far))
+  tasks = {label: with_features(task, queries, images) for label, task in tasks.items()}
   return [_problem(settings, name + ("_distractors" if far else ""), "image", tasks, (gnd, *files))]
 
 

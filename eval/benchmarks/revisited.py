@@ -119,8 +119,8 @@ def score_ranking(ids_QK: np.ndarray, relevance: Relevance) -> dict:
 def protocols(truth: dict, name: str) -> list[str]:
   """Returns easy, medium, hard for a revisited ground truth, [""] for an original one; they must fit the name."""
   revisited = "easy" in truth["gnd"][0]
-  wanted = name in REVISITED if name in REVISITED + ORIGINAL else revisited
-  if wanted != revisited:
+  expected = name in REVISITED if name in REVISITED + ORIGINAL else revisited
+  if expected != revisited:
     fields = sorted(truth["gnd"][0])
     raise ValueError(f"the ground truth has {fields}, which is not that of {name}; give the file of the same set")
   return list(PROTOCOLS) if revisited else [""]

@@ -93,8 +93,8 @@ class Row:
 def summarise(results: Iterable[Result], seed: int = 0) -> list[Row]:
   """Returns a row for each result, in the order given. The same seed draws the same queries for every method."""
   results = list(results)
-  known = {(r.group, r.method): r for r in results}
-  if len(known) < len(results):
+  by_method = {(r.group, r.method): r for r in results}
+  if len(by_method) < len(results):
     raise ValueError("two results of one method for one query type; give each method a name of its own")
   rows = []
   for result in results:
@@ -103,7 +103,7 @@ def summarise(results: Iterable[Result], seed: int = 0) -> list[Row]:
       raise ValueError(
         f"{result.query_type}/{result.method}: no query has a positive in the gallery; nothing to measure"
       )
-    others = {name: known.get((result.group, name)) for name in COMPARED}
+    others = {name: by_method.get((result.group, name)) for name in COMPARED}
     differences = {
       name: Estimate(*paired_interval(result.ap_Q, other.ap_Q, seed))
       for name, other in others.items()
@@ -140,16 +140,16 @@ def own_figures(benchmark: str, figures: Mapping[str, Any]) -> dict[str, dict]:
 
   What is given by query is left out.
   """
-  own: dict[str, dict] = {}
+  by_metric: dict[str, dict] = {}
   for name, value in figures.items():
     if name in ("ap", "queries", "interval"):
       continue
     if isinstance(value, Mapping):
-      own |= own_figures(f"{benchmark}/{name}", value)
+      by_metric |= own_figures(f"{benchmark}/{name}", value)
     elif isinstance(value, (int, float)):
       interval = figures.get("interval") if name == "map" else None
-      own[f"{benchmark}/{name}"] = {"value": float(value), "interval": interval}
-  return own
+      by_metric[f"{benchmark}/{name}"] = {"value": float(value), "interval": interval}
+  return by_metric
 
 
 def _estimate(values_Q: np.ndarray, seed: int) -> Estimate:

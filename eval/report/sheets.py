@@ -41,18 +41,18 @@ def chosen(
   Queries of one name, such as a caption that several images have, are shown once.
   """
   gain_Q = np.asarray(after_Q) - np.asarray(before_Q)
-  known = np.flatnonzero(~np.isnan(gain_Q))
-  order = known[np.argsort(-gain_Q[known], kind="stable")]
+  counted = np.flatnonzero(~np.isnan(gain_Q))
+  order = counted[np.argsort(-gain_Q[counted], kind="stable")]
   middle = order[np.argsort(np.abs(np.arange(len(order)) - (len(order) - 1) / 2), kind="stable")]
   seen: set[str] = set()
 
   def first(queries: np.ndarray, most: int) -> list[int]:
-    found: list[int] = []
+    first_ones: list[int] = []
     for query in map(int, queries):
-      if len(found) < most and (name := name_of(query)) not in seen:
+      if len(first_ones) < most and (name := name_of(query)) not in seen:
         seen.add(name)
-        found.append(query)
-    return found
+        first_ones.append(query)
+    return first_ones
 
   gained = first(order[gain_Q[order] > 0], count)
   lost = first(order[::-1][gain_Q[order[::-1]] < 0], count)

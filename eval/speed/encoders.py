@@ -97,11 +97,13 @@ def speed(torch_python: str, batch: int, rounds: int, shape: str = "B/16", dtype
       pairs.append((tuple(map(float, torch.stdout.readline().split())), run()))
     torch.stdin.close()
   # The least disturbed of each; where other programs run, the cores' own seconds are the better measure.
-  (theirs, their_cores), (own, own_cores) = (map(min, zip(*side, strict=True)) for side in zip(*pairs, strict=True))
+  (their_seconds, their_cores), (seconds, our_cores) = (
+    map(min, zip(*side, strict=True)) for side in zip(*pairs, strict=True)
+  )
   return (
-    f"B/16 at 224, batch {batch}, best of {rounds}: ours {batch / own:.2f} images a second, torch {about[0]} with "
-    f"{about[1]} threads {batch / theirs:.2f}, ratio {theirs / own:.2f}; by the cores' seconds "
-    f"({own_cores:.1f} and {their_cores:.1f}) {their_cores / own_cores:.2f}"
+    f"B/16 at 224, batch {batch}, best of {rounds}: ours {batch / seconds:.2f} images a second, torch {about[0]} "
+    f"with {about[1]} threads {batch / their_seconds:.2f}, ratio {their_seconds / seconds:.2f}; by the cores' seconds "
+    f"({our_cores:.1f} and {their_cores:.1f}) {their_cores / our_cores:.2f}"
   )
 
 
@@ -149,18 +151,18 @@ def loading(folder: pathlib.Path) -> tuple[float, int]:
 
 def errors(folder: pathlib.Path, dtype: str) -> dict[str, float]:
   """Returns the largest difference of everything that vectors.npz has, relative to the largest magnitude there."""
-  known, encoder = np.load(folder / "vectors.npz"), load_encoder(str(folder), 8, dtype=dtype)
+  vectors, encoder = np.load(folder / "vectors.npz"), load_encoder(str(folder), 8, dtype=dtype)
   images = [Image.open(path).convert("RGB") for path in sorted((folder.parent / "images").iterdir())]
   relative = lambda got, wanted: float(np.abs(got - wanted).max() / np.abs(wanted).max())
-  found = {"images": relative(encoder.images(images), known["image_embeds"])}
-  if "texts" in known:
-    found["texts"] = relative(encoder.texts(known["texts"].tolist()), known["text_embeds"])
+  error = {"images": relative(encoder.images(images), vectors["image_embeds"])}
+  if "texts" in vectors:
+    error["texts"] = relative(encoder.texts(vectors["texts"].tolist()), vectors["text_embeds"])
   vision, _ = families.towers(families.read_config(folder))
   tower = VisionTower(vision, jnp.dtype(dtype))
-  pixels = known["other_pixel_values"].transpose(0, 2, 3, 1)
+  pixels = vectors["other_pixel_values"].transpose(0, 2, 3, 1)
   other = jax.jit(tower.apply)({"params": encoder.params["vision"]}, pixels)
   unit = np.asarray(other) / np.linalg.norm(other, axis=1, keepdims=True)
-  return {**found, "another size": relative(unit, known["other_image_embeds"])}
+  return {**error, "another size": relative(unit, vectors["other_image_embeds"])}
 
 
 def table(root: pathlib.Path) -> str:
@@ -173,7 +175,7 @@ def table(root: pathlib.Path) -> str:
   for path in sorted(root.glob("*/vectors.npz")):
     if json.loads((path.parent / "config.json").read_text())["model_type"] in families.KNOWN:
       both = [errors(path.parent, dtype) for dtype in ("float32", "bfloat16")]
-      cells = [f"{found[name]:.0e}" if name in found else "–" for found in both for name in columns]
+      cells = [f"{error[name]:.0e}" if name in error else "–" for error in both for name in columns]
       lines.append(f"| `{path.parent.name}` | " + " | ".join(cells) + " |")
   return "\n".join(lines)
 

@@ -75,8 +75,8 @@ def measure(
   ]
   carried: dict[int, dict[str, Any]] = {}
   for count in clients:
-    found = {mode: answers(port, path, clients=count, seconds=seconds) for mode, path in bodies.items()}
-    ours, plain = found["adapted"], found["plain"]
+    by_mode = {mode: answers(port, path, clients=count, seconds=seconds) for mode, path in bodies.items()}
+    ours, plain = by_mode["adapted"], by_mode["plain"]
     carried[count] = ours
     ratio = ours["p50"] / plain["p50"]
     row = (count, ours["a_second"], ours["p50"], ours["p99"], plain["a_second"], f"{ratio:.2f}")
@@ -88,8 +88,8 @@ def measure(
     twice = answers(port, bodies["adapted"], clients=OPEN_CLIENTS, seconds=overload, rate=2 * most)
   tenth = held[len(held) // 10]
   memory = f"memory {tenth - held[0]:+.0f} MB in the first tenth and {held[-1] - tenth:+.0f} MB after it"
-  said = f"p50 {twice['p50']} ms of what is answered, {twice['statuses']}, {memory}"
-  lines.append(f"at twice, {overload:g} s: {said}")
+  told = f"p50 {twice['p50']} ms of what is answered, {twice['statuses']}, {memory}"
+  lines.append(f"at twice, {overload:g} s: {told}")
   return lines
 
 
