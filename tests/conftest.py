@@ -34,6 +34,7 @@ MARKERS = {
   "eval/pipeline_test.py": ("train",),
   "eval/speed": ("train", "long"),
   "eval/compare_test.py": ("train",),
+  "eval/methods_test.py": ("train",),
   "faults/campaign_test.py": ("long",),
   "faults/hosts.py": ("train", "long"),
   "faults/search_test.py": ("long",),
