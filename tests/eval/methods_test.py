@@ -1,13 +1,16 @@
 """What the rows of the table are made of: no two of them are the same by mistake."""
 
+import pathlib
 import re
 
 import jax
 import numpy as np
 import pytest
 
+from configs import features
 from eval import methods
 from eval.baselines import diffusion
+from eval.benchmarks.official import BENCHMARKS
 from eval.pipeline import opened, problems
 from qat_jax.adaptation import fold, unit
 from qat_jax.adapter import Adapter, Head
@@ -15,6 +18,19 @@ from qat_jax.fit.training import PLAIN
 from tests.eval.tiny import WIDTH
 
 SETTINGS = {"hidden": 4, "maps_gallery": False}
+
+
+PAGE = pathlib.Path(__file__).parents[2] / "docs/benchmarks.md"
+
+
+def test_the_documents_name_every_row_of_the_table_and_every_benchmark():
+  text = PAGE.read_text()
+  table = text.split("| name | what it is |")[1].split("\n\n")[0]
+  assert set(re.findall(r"`(\w+)`", "".join(line.split("|")[1] for line in table.splitlines()[2:]))) == set(
+    methods.METHODS
+  )
+  assert set(features.get_config().eval.methods) <= set(methods.METHODS)
+  assert not [name for name in BENCHMARKS if f"`{name}`" not in text]
 
 
 def method(config, workdir, name, query_type="image"):

@@ -49,10 +49,13 @@ def test_bad_input_is_explained_in_one_line(tmp_path, capsys):
   assert "error: no r.npy" in capsys.readouterr().err
 
 
-def test_missing_flags_are_named(capsys):
+@pytest.mark.parametrize(
+  ("name", "words"), [("gldv2", "needs --solution and --predictions"), ("inquire", "invalid choice")]
+)
+def test_missing_flags_and_benchmarks_without_a_file_of_results_are_named(capsys, name, words):
   with pytest.raises(SystemExit):
-    main(["--benchmark", "gldv2"])
-  assert "needs --solution and --predictions" in capsys.readouterr().err
+    main(["--benchmark", name])
+  assert words in capsys.readouterr().err
 
 
 def test_ranks_that_hold_python_objects_are_refused(tmp_path, capsys):

@@ -33,6 +33,7 @@ def test_queries_without_predictions_count_zero_and_ignored_ones_not_at_all(tmp_
   assert figures["private"] == pytest.approx(1 / 2)
   assert figures["map"] == pytest.approx((public + 1 + 0) / 3)
   assert figures["queries"] == 3
+  assert gldv2.score_predictions(*write(tmp_path, solution=SOLUTION, predictions="id,images\n"))["map"] == 0
 
 
 def test_a_task_scores_a_ranking_of_the_index(tmp_path):
@@ -60,14 +61,12 @@ def test_broken_files_are_explained(tmp_path, files, message):
     gldv2.score_predictions(*write(tmp_path, **files))
 
 
-def test_a_positive_that_the_index_lacks_is_named(tmp_path):
-  with pytest.raises(ValueError, match=r"1 images of q1 .*first c"):
-    gldv2.open_task(*write(tmp_path, solution=SOLUTION, index="id\na\nb\nd\n"))
-
-
-def test_an_index_with_an_id_twice_is_refused(tmp_path):
-  with pytest.raises(ValueError, match="'a' comes twice"):
-    gldv2.open_task(*write(tmp_path, solution=SOLUTION, index="id\na\nb\nc\nd\na\n"))
+@pytest.mark.parametrize(
+  ("index", "message"), [("id\na\nb\nd\n", r"1 images of q1 .*first c"), ("id\na\nb\nc\nd\na\n", "'a' comes twice")]
+)
+def test_an_index_that_does_not_fit_is_named(tmp_path, index, message):
+  with pytest.raises(ValueError, match=message):
+    gldv2.open_task(*write(tmp_path, solution=SOLUTION, index=index))
 
 
 def test_files_with_a_byte_order_mark_are_read_as_without(tmp_path):
@@ -76,7 +75,3 @@ def test_files_with_a_byte_order_mark_are_read_as_without(tmp_path):
   assert gldv2.score_predictions(*files)["map"] == pytest.approx(2 / 3)
   task = gldv2.open_task(*write(tmp_path, solution=mark + SOLUTION, index=mark + "id\na\nb\nc\nd\n"))
   assert list(task.gallery_ids) == [*"abcd"]
-
-
-def test_no_predictions_at_all_count_zero(tmp_path):
-  assert gldv2.score_predictions(*write(tmp_path, solution=SOLUTION, predictions="id,images\n"))["map"] == 0

@@ -44,23 +44,6 @@ def test_image_and_text_queries_have_figures_of_their_own():
   assert figures["interval"][0] < figures["map"] < figures["interval"][1]
 
 
-@pytest.mark.parametrize("names", [("similarities", "ranks"), ("sims", "ranks")])
-def test_a_pickle_gives_what_the_json_gives(tmp_path, names):
-  pairs = list(read_similarities(VECTORS / "similarities.json"))
-  gallery_ids = sorted({name for _, (ids, _) in pairs for name in ids})
-  place = {name: i for i, name in enumerate(gallery_ids)}
-  content = {
-    "query_ids": [query for query, _ in pairs],
-    "db_ids": np.array(gallery_ids),
-    names[0]: np.array([scores for _, (_, scores) in pairs]),
-    names[1]: np.array([[place[name] for name in ids] for _, (ids, _) in pairs]),
-  }
-  path = tmp_path / "similarities.pkl"
-  path.write_bytes(pickle.dumps(content))
-  figures = Ilias.open(VECTORS).score(read_similarities(path))
-  assert figures["map"] == pytest.approx(EXPECTED["k=1000"]["map"], abs=1e-9)
-
-
 @pytest.fixture
 def ranking():
   benchmark = Ilias.open(VECTORS)
@@ -72,16 +55,16 @@ def ranking():
   return benchmark, queries, gallery_ids, Ranking(ids_QK, scores_QK)
 
 
-@pytest.mark.parametrize("ending", [".json", ".pkl"])
-def test_similarities_of_the_official_search_score_as_the_ranking_does(tmp_path, ranking, ending):
+@pytest.mark.parametrize("name", ["json", "similarities", "sims"])
+def test_similarities_of_the_official_search_score_as_the_ranking_does(tmp_path, ranking, name):
   benchmark, queries, gallery_ids, found = ranking
-  path = tmp_path / f"similarities{ending}"
-  if ending == ".json":
+  path = tmp_path / ("s.json" if name == "json" else "s.pkl")
+  if name == "json":
     rows = zip(queries, found.ids, found.scores, strict=True)
     scores = {q: {gallery_ids[i]: float(s) for i, s in zip(ids, values, strict=True)} for q, ids, values in rows}
     path.write_text(json.dumps(scores))
   else:
-    named = {"query_ids": queries, "db_ids": gallery_ids, "similarities": found.scores, "ranks": found.ids}
+    named = {"query_ids": queries, "db_ids": np.array(gallery_ids), name: found.scores, "ranks": found.ids}
     path.write_bytes(pickle.dumps(named))
   direct = benchmark.score(ranked_items(queries, gallery_ids, found))
   assert_close(benchmark.score(read_similarities(path)), direct, "all")
@@ -121,7 +104,9 @@ def test_unknown_and_repeated_queries_are_refused(ranking):
     benchmark.score([(queries[0], item), (queries[0], item)])
 
 
-def test_a_query_object_without_positives_is_refused(tmp_path):
+def test_missing_id_files_and_a_query_object_without_positives_are_named(tmp_path):
+  with pytest.raises(FileNotFoundError, match=r"image_query_ids\.txt; it comes with"):
+    Ilias.open(tmp_path)
   shutil.copytree(VECTORS / "image_ids", tmp_path / "image_ids")
   positives = tmp_path / "image_ids" / "positive_ids.txt"
   positives.write_text("".join(x for x in positives.read_text().splitlines(True) if not x.startswith("obj_003")))
@@ -129,20 +114,11 @@ def test_a_query_object_without_positives_is_refused(tmp_path):
     Ilias.open(tmp_path)
 
 
-def test_missing_id_files_say_where_they_come_from(tmp_path):
-  with pytest.raises(FileNotFoundError, match=r"image_query_ids\.txt; it comes with"):
-    Ilias.open(tmp_path)
-
-
-def test_without_a_taxonomy_the_rest_is_scored(tmp_path):
+def test_without_a_taxonomy_the_rest_is_scored_and_distractor_ids_are_read_from_the_archive(tmp_path):
   shutil.copytree(VECTORS / "image_ids", tmp_path / "image_ids")
   figures = Ilias.open(tmp_path).score(read_similarities(VECTORS / "similarities.json"))
   assert figures["map"] == pytest.approx(EXPECTED["k=1000"]["map"], abs=1e-9)
   assert "categories" not in figures
-
-
-def test_distractor_ids_are_read_from_the_official_archive(tmp_path):
-  shutil.copytree(VECTORS / "image_ids", tmp_path / "image_ids")
   with gzip.open(tmp_path / "image_ids" / "distractor_ids.txt.gz", "wt") as file:
     file.write("shard_000/00000\nshard_000/00001\n")
   assert Ilias.open(tmp_path).distractor_ids() == ["shard_000/00000", "shard_000/00001"]
@@ -218,39 +194,29 @@ def test_rows_come_in_the_order_asked_for(features):
   np.testing.assert_array_equal(gallery[np.array([[5, 100], [99, 5]])], everything[[[5, 100], [99, 5]]])
 
 
-def test_features_that_are_not_normalised_are_named(features):
-  write_features(features, "positives", Ilias.open(VECTORS).positive_ids, 2, scale=3.0)
-  with pytest.raises(ValueError, match="has length 3.*, not 1"):
-    open_tasks(VECTORS, features, 2)
-
-
-def test_features_of_different_widths_are_refused(features):
-  write_features(features, "distractors_00001", ["0001/0"], 3, width=WIDTH + 1)
-  with pytest.raises(ValueError, match="9 wide and 8 wide"):
-    open_tasks(VECTORS, features, 2)
-
-
-def test_a_missing_query_is_named(features):
-  write_features(features, "queries", Ilias.open(VECTORS).image_query_ids[1:], 0)
-  with pytest.raises(ValueError, match="1 ids are missing"):
-    open_tasks(VECTORS, features, 2)
-
-
-def test_a_distractor_that_comes_twice_is_refused(features):
-  shutil.copy(features / "features_distractors_00000.hdf5", features / "features_distractors_00001.hdf5")
-  with pytest.raises(ValueError, match="comes twice"):
-    open_tasks(VECTORS, features, 2)
-
-
-def test_a_missing_distractor_file_is_named(features):
-  with pytest.raises(FileNotFoundError, match="distractors_00002"):
-    open_tasks(VECTORS, features, 3)
-
-
-def test_a_truncated_hdf5_is_an_error_that_names_the_file(features):
-  path = features / "features_distractors_00001.hdf5"
+def truncated(folder):
+  path = folder / "features_distractors_00001.hdf5"
   path.write_bytes(path.read_bytes()[:-300])
-  with pytest.raises(ValueError, match=r"distractors_00001\.hdf5"):
+
+
+def twice(folder):
+  shutil.copy(folder / "features_distractors_00000.hdf5", folder / "features_distractors_00001.hdf5")
+
+
+@pytest.mark.parametrize(
+  ("damage", "message"),
+  [
+    (lambda f: write_features(f, "positives", Ilias.open(VECTORS).positive_ids, 2, scale=3.0), "has length 3.*, not 1"),
+    (lambda f: write_features(f, "distractors_00001", ["0001/0"], 3, width=WIDTH + 1), "9 wide and 8 wide"),
+    (lambda f: write_features(f, "queries", Ilias.open(VECTORS).image_query_ids[1:], 0), "1 ids are missing"),
+    (lambda f: (f / "features_distractors_00001.hdf5").unlink(), r"no .*distractors_00001\.hdf5"),
+    (twice, "comes twice"),
+    (truncated, r"distractors_00001\.hdf5"),
+  ],
+)
+def test_features_that_are_damaged_or_not_the_benchmarks_are_named(features, damage, message):
+  damage(features)
+  with pytest.raises((ValueError, FileNotFoundError), match=message):
     open_tasks(VECTORS, features, 2)
 
 

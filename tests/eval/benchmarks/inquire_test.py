@@ -63,12 +63,6 @@ def test_the_rerank_set_is_read_by_query_text_and_its_own_labels_too(root, image
   assert [p.tolist() for p in task.relevance.positives] == [[0], [6]]
 
 
-def test_a_rerank_set_with_other_columns_is_refused(root):
-  (root / "inquire_rerank.csv").write_text("question,picture\n8,x\n")
-  with pytest.raises(ValueError, match=r"has the columns \['question', 'picture'\]; wanted query_id or query"):
-    Inquire.open(root).rerank_set(PHOTOS)
-
-
 def test_a_task_gives_the_precision_of_each_query(root):
   task = Inquire.open(root).full_rank(PHOTOS, k=4)
   np.testing.assert_allclose(task.precision(ranking([1, 0, 4, 2], [0, 2, 1, 4])), [(1 + 2 / 3) / 2, (1 / 2) / 3])
@@ -89,33 +83,34 @@ def test_an_embedding_folder_of_clip_retrieval_is_a_gallery(root):
   assert figures["mrr"] == 1.0  # each query is the feature of a photo that is relevant to it
 
 
-def test_a_photo_that_the_gallery_lacks_is_named(root):
-  with pytest.raises(ValueError, match=f"1 photos .*{PHOTOS[5]}"):
-    Inquire.open(root).full_rank([p for p in PHOTOS if p != PHOTOS[5]])
+def written(name, text, mode="w"):
+  def write(root):
+    with open(root / name, mode) as file:
+      file.write(text)
+
+  return write
 
 
-def test_a_gallery_with_a_photo_twice_is_refused(root):
-  with pytest.raises(ValueError, match="comes twice"):
-    Inquire.open(root).full_rank([*PHOTOS, PHOTOS[0] + ".jpg"])
-
-
-def test_a_query_without_annotations_is_refused(root):
-  (root / "inquire_annotations.csv").write_text(f"query_id,image_path\n8,{PHOTOS[0]}.jpg\n")
-  with pytest.raises(ValueError, match="query 15 has no relevant photo"):
-    Inquire.open(root)
-
-
-def test_a_rerank_set_of_uneven_length_is_refused(root):
-  with open(root / "inquire_rerank.csv", "a") as file:
-    file.write(f"8,{PHOTOS[9]}.jpg\n")
-  with pytest.raises(ValueError, match=r"\[4, 5\] photos"):
-    Inquire.open(root).rerank_set(PHOTOS)
-
-
-def test_a_missing_column_is_named(root):
-  (root / "inquire_annotations.csv").write_text("query,image\n8,x\n")
-  with pytest.raises(ValueError, match="no query_id, image_path"):
-    Inquire.open(root)
+@pytest.mark.parametrize(
+  ("damage", "gallery", "message"),
+  [
+    (lambda root: None, [p for p in PHOTOS if p != PHOTOS[5]], f"1 photos .*{PHOTOS[5]}"),
+    (lambda root: None, [*PHOTOS, PHOTOS[0] + ".jpg"], "comes twice"),
+    (written("inquire_annotations.csv", f"query_id,image_path\n8,{PHOTOS[0]}.jpg\n"), PHOTOS, "query 15 has no relev"),
+    (written("inquire_annotations.csv", "query,image\n8,x\n"), PHOTOS, "no query_id, image_path"),
+    (written("inquire_rerank.csv", f"8,{PHOTOS[9]}.jpg\n", "a"), PHOTOS, r"\[4, 5\] photos"),
+    (
+      written("inquire_rerank.csv", "question,picture\n8,x\n"),
+      PHOTOS,
+      r"has the columns \['question', 'picture'\]; want",
+    ),
+  ],
+)
+def test_files_that_do_not_fit_each_other_are_named(root, damage, gallery, message):
+  damage(root)
+  tasks = lambda benchmark: (benchmark.full_rank(gallery), benchmark.rerank_set(gallery))
+  with pytest.raises(ValueError, match=message):
+    tasks(Inquire.open(root))
 
 
 @pytest.mark.parametrize("row", [[-1, -1], []])

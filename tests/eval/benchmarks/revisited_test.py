@@ -114,6 +114,10 @@ def test_instre_counts_from_one_in_the_file_and_from_zero_here(tmp_path):
   names = {"imlist": np.array(["a.jpg", "b.jpg", "c.jpg"], object), "qimlist": np.array(["q0.jpg", "q1.jpg"], object)}
   scipy.io.savemat(path, {"gnd": gnd, **names})
   (task,) = revisited.open_task(path, "instre")
+  del names["qimlist"]
+  scipy.io.savemat(tmp_path / "gnd.mat", {"gnd": gnd, **names})
+  with pytest.raises(ValueError, match="has no qimlist; give the gnd_instre.mat"):
+    revisited.open_task(tmp_path / "gnd.mat", "instre")
   assert task.gallery_ids == ["a.jpg", "b.jpg", "c.jpg"]
   assert [p.tolist() for p in task.relevance.positives] == [[0, 2], [1]]
   assert task.score(Ranking(np.array([[0, 2, 1], [1, 0, 2]]), None))["map"] == pytest.approx(1.0)
@@ -154,19 +158,17 @@ def test_features_in_another_order_than_the_list_are_refused(tmp_path):
     with_features(task, queries, Joined([Stored(task.gallery_ids[:-1], own), Stored(["near"], far)]))
 
 
-def test_transposed_ranks_are_named(tmp_path):
-  with pytest.raises(ValueError, match="looks transposed"):
-    revisited.score_ranks(as_json(tmp_path), RANKS.T)
-
-
-def test_scores_in_place_of_ranks_are_refused(tmp_path):
-  with pytest.raises(ValueError, match="integers"):
-    revisited.score_ranks(as_json(tmp_path), RANKS.astype(float))
-
-
-def test_the_ground_truth_of_another_set_is_refused(tmp_path):
-  with pytest.raises(ValueError, match="not that of oxford5k"):
-    revisited.score_ranks(as_json(tmp_path), RANKS, "oxford5k")
+@pytest.mark.parametrize(
+  ("ranks", "name", "message"),
+  [
+    (RANKS.T, "roxford5k", "looks transposed"),
+    (RANKS.astype(float), "roxford5k", "integers"),
+    (RANKS, "oxford5k", "not that of oxford5k"),
+  ],
+)
+def test_ranks_that_do_not_fit_the_ground_truth_are_named(tmp_path, ranks, name, message):
+  with pytest.raises(ValueError, match=message):
+    revisited.score_ranks(as_json(tmp_path), ranks, name)
 
 
 @pytest.mark.parametrize(
@@ -185,9 +187,6 @@ def test_a_broken_ground_truth_is_explained(tmp_path, content, message):
   path.write_text(json.dumps(content))
   with pytest.raises(ValueError, match=message):
     revisited.read_gnd(path)
-
-
-def test_a_missing_ground_truth_says_where_it_comes_from(tmp_path):
   with pytest.raises(FileNotFoundError, match="download"):
     revisited.read_gnd(tmp_path / "gnd.pkl")
 
