@@ -138,7 +138,7 @@ def opened(adapter: Adapter, split: Split, query_type: str) -> Collection:
   """Returns the queries of one type and their scores; a levelled head's are doubled, as `Adapter.refine_terms` does."""
   query_QD = np.asarray(split.queries[query_type][:], np.float32)
   gallery_ND = unit(np.asarray(split.gallery[:]), np.float32)
-  scale = {name: 2.0 if head.form == "levelled" else 1.0 for name, head in adapter.heads.items()}
+  scale = {name: head.scale for name, head in adapter.heads.items()}
   prepared = {name: np.asarray(adapter.prepare(gallery_ND, name)) for name in adapter.heads}
   served_QN = scale[query_type] * np.asarray(qat_jax.score(adapter(query_QD, query_type), prepared[query_type]))
   image = "image" if "image" in adapter.heads else query_type

@@ -11,6 +11,7 @@ bootstrap intervals of differences, paired by query. `q′ alone` is the told qu
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import qat_jax
+from eval.benchmarks.icir import Score, basic, product, summed, through_head
 from qat_jax import words
 from qat_jax.adaptation import plain, unit
+from qat_jax.adapter import Adapter
 from qat_jax.datasets.toybox import captions
 from qat_jax.datasets.toybox.objects import ATTRIBUTES, families
 from qat_jax.datasets.toybox.render import scene
@@ -63,19 +66,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser.add_argument("--json", help="where to write the figures")
   flags = parser.parse_args(arguments)
   with explained():
-    lines = measure(RetrievalSet.open(flags.workdir / "features").split(flags.split), qat_jax.load_encoder("toy_clip"))
+    split = RetrievalSet.open(flags.workdir / "features").split(flags.split)
+    adapter = qat_jax.load(flags.workdir) if (flags.workdir / "adapter").is_dir() else None
+    lines = measure(split, qat_jax.load_encoder("toy_clip"), adapter)
     print("\n".join(map(text_of, lines)))
     if flags.json:
       figures = {line.name: {name: float(100 * x_Q.mean()) for name, x_Q in line.precision.items()} for line in lines}
       write_whole(Path(flags.json), (json.dumps(figures, indent=2) + "\n").encode())
 
 
-def measure(split: Split, encoder: Any) -> list[Line]:
-  """Returns the lines of the table for one split of the toybox."""
+def measure(split: Split, encoder: Any, adapter: Adapter | None = None) -> list[Line]:
+  """Returns the lines of the table for one split of the toybox; with an adapter also what its image head does."""
   book = {name: words.encode(phrases, encoder, name) for name, phrases in toy_aspects().items()}
   gallery_ND = np.asarray(split.gallery[:], np.float32)
   image_QD = np.asarray(split.queries["image"][:], np.float32)
   told = lambda query_QD, **request: qat_jax.by_words(query_QD, aspects=book, gallery=gallery_ND, **request)
+  corpora = PHRASE, ("scene", "light", "tint")  # of BASIC
+  subjects, styles = (np.concatenate([book[name] for name in names]) for names in corpora)
   items, queries = seen(split.gallery.ids), seen(split.queries["image"].ids)
   lines = []
   for name in ASPECTS:
@@ -99,9 +106,13 @@ def measure(split: Split, encoder: Any) -> list[Line]:
     query_QD, text_QD = image_QD[row_Q], encoder.texts(texts)
     adaptation = told(query_QD, ignore=ignore, change=text_QD, changed=changed)
     line = compared(name, plain(jnp.asarray(query_QD)), adaptation, gallery_ND, right_QN)
-    for weight in SUMS:
-      both = plain(jnp.asarray(unit(query_QD) + weight * unit(text_QD), jnp.float32))
-      line.precision[f"sum {weight}"] = precision(both, gallery_ND, right_QN)
+    x_QD, t_QD = unit(query_QD, np.float32), unit(text_QD, np.float32)
+    others: dict[str, Score] = {f"sum {weight}": functools.partial(summed, weight) for weight in SUMS}
+    others |= {"product": product, "BASIC": basic(subjects, styles, split.gallery)}
+    if adapter is not None and "image" in adapter.heads:
+      others["image head + text"] = functools.partial(through_head, adapter)
+    for method, score in others.items():
+      line.precision[method] = precision_of(score(x_QD, t_QD, gallery_ND), right_QN)
     lines.append(line)
   return lines
 
@@ -114,8 +125,14 @@ def compared(name: str, before: Adaptation, told: Adaptation, gallery_ND: np.nda
 
 def precision(adaptation: Adaptation, gallery_ND: np.ndarray, right_QN: np.ndarray) -> np.ndarray:
   """Returns each query's average precision (Q)."""
-  relevance = Relevance([np.flatnonzero(row) for row in right_QN], [np.zeros(0, int)] * len(right_QN))
-  return average_precision_of_scores(np.asarray(qat_jax.score(adaptation, gallery_ND)), relevance)
+  return precision_of(np.asarray(qat_jax.score(adaptation, gallery_ND)), right_QN)
+
+
+def precision_of(score_QN: np.ndarray, right_QN: np.ndarray) -> np.ndarray:
+  """Returns the average precision of each query (Q) by scores."""
+  return average_precision_of_scores(
+    score_QN, Relevance([np.flatnonzero(row) for row in right_QN], [np.zeros(0, int)] * len(right_QN))
+  )
 
 
 def unnamed_colours(

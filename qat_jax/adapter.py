@@ -195,13 +195,11 @@ class Adapter:
     weight: float = marks.WEIGHT,
   ) -> list[Term]:
     """As `refine`, for any heads, as terms of `qat_jax.rank_sum`; `galleries` are the prepared ones by query type."""
-    # a levelled item scores (cosine − level) / 2, which counts twice beside scores of other items
-    scale = {name: 2.0 if head.form == "levelled" else 1.0 for name, head in self.heads.items()}
-    query = Term(adaptation, galleries[query_type], scale[query_type])
+    query = Term(adaptation, galleries[query_type], self.heads[query_type].scale)
     row_MD, owner_M = marks.listed(right, len(adaptation), self.width)
     if not len(row_MD):
       return [query]
-    return marks.terms(query, self(row_MD, "image"), owner_M, galleries["image"], weight * scale["image"])
+    return marks.terms(query, self(row_MD, "image"), owner_M, galleries["image"], weight * self.heads["image"].scale)
 
   def together(self, pictures_MD: np.ndarray | jax.Array) -> Adaptation:
     """Returns one query of several pictures of one thing: their scores add, each through the image head."""

@@ -37,6 +37,11 @@ class Head:
     """Returns the form's Linen module."""
     return FORMS[self.form](width, **self.settings)
 
+  @property
+  def scale(self) -> float:
+    """What its scores are multiplied by beside those of other galleries: a levelled one is (cosine − level) / 2."""
+    return 2.0 if self.form == "levelled" else 1.0
+
   def initialise(self, width: int) -> dict:
     """Returns the variables that the form starts with."""
     return initialise(self.module(width), jax.random.key(0))

@@ -24,7 +24,6 @@ from qat_jax.types import Adaptation, Gallery, as_gallery
 from qat_jax.words import LEAST, NOTHING, SAMPLE, by_words, named_aspect
 
 KEPT = 256  # aspects whose features are kept
-LEVELLED = 2.0  # a levelled item scores (cosine − level) / 2, which counts twice beside scores of other galleries
 
 
 class Planner:
@@ -142,7 +141,7 @@ class Planner:
       return [plain_summand(feature_D) for feature_D in feature_QD]
     gallery = self.galleries[query_type]
     name = next(name for name, one in self.galleries.items() if one is gallery)  # heads may share one
-    weight = LEVELLED if self.adapter.heads[query_type].form == "levelled" else 1.0
+    weight = self.adapter.heads[query_type].scale
     rows = rows_of(self.adapt(query_type, np.stack(feature_QD)), len(feature_QD))
     return [Summand(adaptation, name, weight, query_type) for adaptation in rows]
 
