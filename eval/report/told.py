@@ -19,8 +19,7 @@ import qat_jax
 from eval.report.sheets import Sheet, draw_sheets
 from eval.told import column, precision, seen, toy_aspects
 from qat_jax import words
-from qat_jax.datasets.toybox.objects import families
-from qat_jax.datasets.toybox.render import render
+from qat_jax.datasets.toybox.render import drawn
 from qat_jax.features.retrieval_set import RetrievalSet
 from qat_jax.runs import explained
 from qat_jax.types import Adaptation
@@ -59,13 +58,6 @@ def picture(workdir: Path) -> Image.Image:
     for title, (name, before), (other, after) in zip(titles, ways[::2], ways[1::2], strict=True)
   ]
   return draw_sheets(sheets)
-
-
-def drawn(name: str) -> Image.Image:
-  """Returns the toybox's picture of an id."""
-  toy, view = str(name).rsplit("_", 1)
-  toys = {toy.name: toy for family in families() for toy in family}
-  return render(toys[toy], int(view))
 
 
 if __name__ == "__main__":

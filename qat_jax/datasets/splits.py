@@ -58,7 +58,7 @@ def sources(kind: str, name: str, folder: str | os.PathLike, limit: int = 0, vie
   elif kind == "folder":
     found = _by_instance(open_source(kind, name, pathlib.Path(folder).expanduser()), folder, views)
   else:
-    found = {"toybox": _toybox, "tfds": _tfds}[kind](name, pathlib.Path(folder).expanduser())
+    found = _toybox(name) if kind == "toybox" else _tfds(name, pathlib.Path(folder).expanduser())
     found = label_free(found, views, labelled=kind == "toybox") if views else found
   if limit:
     first = lambda source: Rows(source, range(min(limit, len(source))), dict, left_out_of(source))
@@ -83,13 +83,13 @@ class Rows:
     return self.change(self.source[self.positions[position]])
 
 
-def _toybox(name: str, folder: pathlib.Path) -> Places:
+def _toybox(name: str) -> Places:
   from qat_jax.datasets.toybox import intents
   from qat_jax.datasets.toybox import source as toybox
 
   if name.endswith(INTENTS):
-    return intents.places(folder, name.removesuffix(INTENTS).removesuffix("_") or "default")
-  return {place: (toybox.source(split, folder, name or "default"), kinds) for place, (split, kinds) in TOYBOX.items()}
+    return intents.places(name.removesuffix(INTENTS).removesuffix("_") or "default")
+  return {place: (toybox.source(split, name or "default"), kinds) for place, (split, kinds) in TOYBOX.items()}
 
 
 def _tfds(name: str, folder: pathlib.Path) -> Places:

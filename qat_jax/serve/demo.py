@@ -11,29 +11,21 @@ from qat_jax.features.store import FeatureStore
 
 
 def write_pictures(workdir: str | os.PathLike) -> Path:
-  """Writes the test gallery's pictures, `<id>.jpg`, from the drawn data to `workdir`/pictures, whole or not at all.
+  """Draws the test gallery's pictures, `<id>.jpg`, in `workdir`/pictures, whole or not at all.
 
-  Raises FileNotFoundError where the demo has not been trained there, ValueError where its pictures are others.
+  Raises FileNotFoundError where the demo has not been trained there.
   """
-  from qat_jax.datasets.toybox.source import source
+  from qat_jax.datasets.toybox.render import drawn, encode
 
-  folder, data = Path(workdir) / "pictures", Path(workdir) / "data"
+  folder = Path(workdir) / "pictures"
   if folder.is_dir():
     return folder
   store = FeatureStore.open(Path(workdir) / "features/test/gallery")
-  name = next((path.name for path in sorted((data / "toybox").glob("[!.]*")) if path.is_dir()), "default")
-  pictures = source("test_gallery", data, name)
   temporary = folder.with_name("pictures.incomplete")
   shutil.rmtree(temporary, ignore_errors=True)
   temporary.mkdir(parents=True)
-  wanted = set(store.ids.tolist())
-  for position in range(len(pictures)):
-    record = pictures[position]
-    if record["id"] in wanted:
-      wanted.remove(record["id"])
-      (temporary / f"{record['id']}.jpg").write_bytes(record["image"])
-  if wanted:
-    raise ValueError(f"{data} lacks {len(wanted)} pictures of the gallery; delete {workdir} and train the demo again")
+  for name in store.ids:
+    (temporary / f"{name}.jpg").write_bytes(encode(drawn(name)))
   os.replace(temporary, folder)
   return folder
 

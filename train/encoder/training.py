@@ -44,7 +44,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, devices: Sequence[jax.Devic
       f"model.vision.image is {image} and crop {crop}; the toybox draws pictures of {SIZE} pixels, which are taken as "
       f"they are: image must be {SIZE}, crop at most that"
     )
-  source = toybox.source(config.data.split, workdir / "data", config.data.name)
+  source = toybox.source(config.data.split, config.data.name)
   if len(source) < config.train.batch_size:
     raise ValueError(f"train.batch_size is {config.train.batch_size}, but there are only {len(source)} images")
   mesh = Mesh(np.array(jax.devices() if devices is None else devices), (DEVICE,))

@@ -8,7 +8,6 @@ map that is the same for all queries can answer both.
 from __future__ import annotations
 
 import collections
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,9 +52,9 @@ def shared(toy: Toy, intent: str) -> tuple[str, ...]:
   return tuple(getattr(toy, attribute) for attribute in INTENTS[intent][1])
 
 
-def places(folder: str | os.PathLike, config: str = "default") -> dict[str, tuple[Any, tuple[str, ...]]]:
+def places(config: str = "default") -> dict[str, tuple[Any, tuple[str, ...]]]:
   """Returns place → (source, kinds of feature) of the retrieval set, its galleries those of a config of the toybox."""
-  about = toybox.Toybox.builder_configs[config]
+  about = toybox.CONFIGS[config]
   sizes = {
     "train": ("train", about.train_views, None),
     "val": ("val_gallery", about.gallery_views, about.gallery_members),
@@ -67,6 +66,6 @@ def places(folder: str | os.PathLike, config: str = "default") -> dict[str, tupl
     there = [toy for family in of_families for toy in family[:members]]
     gallery = [(toy, f"{toy.name}_{view}") for toy in there for view in range(views)]
     asking = [toy for family in of_families for toy in family[: about.queried]]
-    found["train" if part == "train" else f"{part}/gallery"] = (toybox.source(split, folder, config), ("img",))
+    found["train" if part == "train" else f"{part}/gallery"] = (toybox.source(split, config), ("img",))
     found[f"{part}/image_queries"] = (Queries(asking, gallery), ("img",))
   return found

@@ -11,7 +11,7 @@ import zlib
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from qat_jax.datasets.toybox.objects import Toy
+from qat_jax.datasets.toybox.objects import Toy, families
 
 SIZE = 64
 CANVAS = 2 * SIZE
@@ -48,6 +48,12 @@ def render(toy: Toy, view: int, lightness: tuple[float, float] = LIGHTNESS) -> I
   if (sigma := rng.uniform(-0.6, 0.8)) > 0.2:
     image = image.filter(ImageFilter.GaussianBlur(sigma))
   return _light(image, rng)
+
+
+def drawn(name: str) -> Image.Image:
+  """Returns the picture of an id of the toybox, such as family0007_2_0: its family, its member, its view."""
+  family, member, view = map(int, name.removeprefix("family").split("_"))
+  return render(families()[family][member], view)
 
 
 def scene(toy: Toy, view: int) -> tuple[np.ndarray, int]:

@@ -52,7 +52,7 @@ def test_a_batch_larger_than_the_data_is_refused(config, tmp_path):
 
 
 def test_a_batch_is_the_same_every_time_and_the_next_one_another(config, tmp_path):
-  source = toybox.source(config.data.split, tmp_path, config.data.name)
+  source = toybox.source(config.data.split, config.data.name)
   tokenizer = write_tokenizer(tmp_path, toybox_captions.vocabulary(), 32)
   batches = Batches(source, write_processor(tmp_path, config.model.vision), tokenizer, 20, seed=0)
   pixels, ids, meaning = batches.batch(3, 16)
@@ -65,7 +65,7 @@ def test_a_batch_is_the_same_every_time_and_the_next_one_another(config, tmp_pat
 
 
 def test_a_caption_tells_of_the_scene_of_its_own_picture(config, tmp_path):
-  source = toybox.source(config.data.split, tmp_path, config.data.name)
+  source = toybox.source(config.data.split, config.data.name)
   tokenizer = write_tokenizer(tmp_path, toybox_captions.vocabulary(), 36)
   batches = Batches(source, write_processor(tmp_path, config.model.vision), tokenizer, 28, seed=0)
   light_of = {"shady": [], "sunny": []}

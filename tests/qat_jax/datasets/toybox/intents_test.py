@@ -31,8 +31,8 @@ def test_the_pictures_of_a_toy_differ_by_the_lightness_of_their_ground(number):
   np.testing.assert_array_equal(light, np.asarray(decode(queries[0]), float))
 
 
-def test_the_set_has_the_toyboxs_gallery_and_every_query_finds_its_own_toy_there(tmp_path):
-  found = sources("toybox", "tiny_intents", tmp_path)
+def test_the_set_has_the_toyboxs_gallery_and_every_query_finds_its_own_toy_there():
+  found = sources("toybox", "tiny_intents", "")
   assert set(found) == {f"{part}{place}" for part in ("val", "test") for place in ("/gallery", "/image_queries")} | {
     "train",
     "train/image_queries",
