@@ -270,7 +270,8 @@ def widened(parts: Sequence[pa.ChunkedArray], where: object) -> pa.ChunkedArray:
     pass
   if any(pa.types.is_nested(kind) or pa.types.is_binary(kind) for kind in kinds):
     raise ValueError(f"{where} is {' and '.join(map(str, kinds))} in different files, which are no one type")
-  return pa.chunked_array([chunk for part in parts for chunk in cast(part, pa.string(), where).chunks], pa.string())
+  shown = [part.cast(pa.string()) if _is_text(part.type) else names(part, where) for part in parts]
+  return pa.chunked_array([chunk for part in shown for chunk in part.chunks], pa.string())
 
 
 def names(column: pa.ChunkedArray, where: object) -> pa.ChunkedArray:
@@ -292,13 +293,6 @@ def first_captions(column: pa.ChunkedArray, where: object) -> pa.ChunkedArray:
   if pa.types.is_nested(column.type):
     return pa.chunked_array([[next(iter(texts(value, where)), None) for value in column.to_pylist()]], pa.string())
   return names(column, where) if _is_text(column.type) else column
-
-
-def cast(column: pa.ChunkedArray, kind: pa.DataType, where: object) -> pa.ChunkedArray:
-  """Returns a part of a column as the type that `widened` found for all of it."""
-  column = _undone(column)
-  as_text = pa.types.is_string(kind) and not _is_text(column.type)
-  return names(column, where) if as_text else column.cast(kind)
 
 
 def utf8(column: pa.ChunkedArray, name: str, where: object) -> pa.ChunkedArray:

@@ -11,7 +11,9 @@ folder of queries has that column. The item with the query's own `id` never coun
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -152,61 +154,50 @@ def relevance(queries: FeatureStore, gallery: FeatureStore) -> Relevance:
   Right are the items that the query's `relevant` lists, where the queries have that column, else those with its
   `instance`. Raises ValueError for a list with an id that the gallery does not have.
   """
-  if _has_lists(queries):
-    return _listed(queries, gallery)
-  code_Q, instances = _factorise(queries.names("instance"))
-  own_code_Q, ids = _factorise(queries.arrow_ids())
-  matching, code_of_matching = _occurrences(gallery.names("instance"), instances)
-  order = np.argsort(code_of_matching, kind="stable")
-  matching, code_of_matching = matching[order], code_of_matching[order]
-  first_Q = np.searchsorted(code_of_matching, code_Q, "left")
-  last_Q = np.searchsorted(code_of_matching, code_Q, "right")
-  place_of_id = np.full(len(ids), -1)
-  positions, own_codes = _occurrences(gallery.arrow_ids(), ids)
-  place_of_id[own_codes] = positions
-  positives, ignored = [], []
-  for own, first, last in zip(place_of_id[own_code_Q], first_Q, last_Q, strict=True):
-    same = matching[first:last]
-    positives.append(same[same != own])
-    ignored.append(np.array([own] if own >= 0 else [], np.int64))
-  return Relevance(positives, ignored)
+  groups = _listed(queries, gallery) if _has_lists(queries) else _alike(queries, gallery)
+  own_Q = _positions(queries.arrow_ids(), gallery)
+  positives = [rows[rows != own] for rows, own in zip(groups, own_Q, strict=True)]
+  return Relevance(positives, [np.array([own] if own >= 0 else [], np.int64) for own in own_Q])
 
 
-def _listed(queries: FeatureStore, gallery: FeatureStore) -> Relevance:
-  """Returns the relevance that the lists of queries name; an empty list, or none, leaves a query without anything."""
+def _alike(queries: FeatureStore, gallery: FeatureStore) -> Iterator[np.ndarray]:
+  """Yields the places in the gallery of the items with each query's instance, ascending."""
+  encoded = queries.names("instance").combine_chunks().dictionary_encode()
+  code_Q = encoded.indices.fill_null(-1).to_numpy()
+  code_N = (
+    pc.index_in(gallery.names("instance"), value_set=encoded.dictionary, skip_nulls=True).fill_null(-1).to_numpy()
+  )
+  order_N = np.argsort(code_N, kind="stable")
+  ends = [np.searchsorted(code_N[order_N], code_Q, side) for side in ("left", "right")]
+  for code, first, last in zip(code_Q, *ends, strict=True):
+    yield order_N[first:last] if code >= 0 else order_N[:0]
+
+
+def _listed(queries: FeatureStore, gallery: FeatureStore) -> Iterator[np.ndarray]:
+  """Yields the places in the gallery of what each query lists; an empty list, or none, leaves it without anything."""
   lists = queries.arrow_column(RELEVANT).combine_chunks()
   if not (pa.types.is_list(lists.type) or pa.types.is_large_list(lists.type)):
     raise ValueError(f"{_name(queries)}: the column `{RELEVANT}` holds {lists.type}; give each query a list of ids")
   names = tables.names(pa.chunked_array([pc.list_flatten(lists)]), f"{queries.folder}, column {RELEVANT!r},")
-  query_M = pc.list_parent_indices(lists).to_numpy()
-  position_M = pc.index_in(names, value_set=gallery.arrow_ids().combine_chunks()).fill_null(-1).to_numpy()
+  position_M = _positions(names, gallery)
   if (position_M < 0).any():
     unknown = pc.unique(names.filter(pa.array(position_M < 0))).to_pylist()
     raise ValueError(
       f"{_name(queries)}: the column `{RELEVANT}` lists {len(unknown)} ids that {gallery.folder} does not have: "
       f"{', '.join(map(repr, unknown[:SHOWN]))}{', …' if len(unknown) > SHOWN else ''}; list ids of its items alone"
     )
-  own_Q = pc.index_in(queries.arrow_ids(), value_set=gallery.arrow_ids().combine_chunks()).fill_null(-1).to_numpy()
-  starts = np.searchsorted(query_M, np.arange(len(queries) + 1))
-  positives, ignored = [], []
-  for own, first, last in zip(own_Q, starts[:-1], starts[1:], strict=True):
-    named = np.unique(position_M[first:last]).astype(np.int64)
-    positives.append(named[named != own])
-    ignored.append(np.array([own] if own >= 0 else [], np.int64))
-  return Relevance(positives, ignored)
+  starts = np.searchsorted(pc.list_parent_indices(lists).to_numpy(), np.arange(len(queries) + 1))
+  for first, last in itertools.pairwise(starts):
+    yield np.unique(position_M[first:last])
 
 
-def _factorise(values: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
-  """Returns a code for each value (int64, −1 where missing) and the values that the codes stand for."""
-  encoded = values.combine_chunks().dictionary_encode()
-  return encoded.indices.fill_null(-1).to_numpy().astype(np.int64), encoded.dictionary
-
-
-def _occurrences(values: pa.ChunkedArray, wanted: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the positions of the values that are among the wanted ones, ascending, and which of them each is."""
-  code_N = pc.index_in(values, value_set=wanted, skip_nulls=True).fill_null(-1).to_numpy()
-  positions = np.flatnonzero(code_N >= 0)
-  return positions, code_N[positions]
+def _positions(names: pa.ChunkedArray, gallery: FeatureStore) -> np.ndarray:
+  """Returns the place in the gallery of each id (int64), −1 where it has none."""
+  encoded = names.combine_chunks().dictionary_encode()
+  code_N = pc.index_in(gallery.arrow_ids(), value_set=encoded.dictionary, skip_nulls=True).fill_null(-1).to_numpy()
+  place_C = np.full(len(encoded.dictionary) + 1, -1)  # the last for what is missing
+  place_C[code_N[code_N >= 0]] = np.flatnonzero(code_N >= 0)
+  return place_C[encoded.indices.fill_null(-1).to_numpy()]
 
 
 def _open_split(folder: Path) -> Split:

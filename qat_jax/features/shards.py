@@ -206,13 +206,6 @@ def read_columns(path: Path) -> dict[str, str]:
     return tables.clean(pq.read_schema(path).names, path)
 
 
-def read_kind(path: Path, written: str) -> pa.DataType:
-  """Returns the type of a column of one metadata shard, of a dictionary its values'."""
-  with readable(path):
-    kind = pq.read_schema(path).field(written).type
-  return kind.value_type if pa.types.is_dictionary(kind) else kind
-
-
 def read_column(path: Path, columns: Mapping[str, str], name: str) -> pa.ChunkedArray:
   """Returns a column of one metadata shard, null where `columns`, clean → written names, lack it.
 

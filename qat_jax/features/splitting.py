@@ -17,9 +17,9 @@ import pyarrow.compute as pc
 
 from qat_jax.datasets import tables
 from qat_jax.datasets.splits import CAPTION, parted
-from qat_jax.datasets.tables import CAPTION_COLUMNS, SPLITS
+from qat_jax.datasets.tables import SPLITS
 from qat_jax.features.retrieval_set import RELEVANT, relevance
-from qat_jax.features.shards import META, parquet_rows, read_column, read_columns, read_kind, read_meta, shard_files
+from qat_jax.features.shards import META, read_meta, shard_files
 from qat_jax.features.store import ROWS_PER_SHARD, FeatureStore
 from qat_jax.features.writer import FeatureWriter
 from qat_jax.sealed import check_format, read_record, write_record
@@ -49,7 +49,7 @@ def split(
 ) -> dict[str, int]:
   """Makes a retrieval set in `root` of a folder of image features, and returns how many rows each of its folders has.
 
-  Holds ids, instances and one shard. A run that was killed goes on with the first shard that is missing; a set that is
+  Holds the metadata and one shard. A run that was killed goes on with the first shard that is missing; a set that is
   there, made of the same, is not written again.
 
   Args:
@@ -88,7 +88,8 @@ def split(
   names, code_N = encoded.dictionary, encoded.indices.to_numpy()
   part_N = parted(names.to_pylist(), code_N, _given(images), images.ids.__getitem__, val=val, test=test, seed=seed)
   places = _places(images, texts, code_N, part_N)
-  parts, metadata = root.with_name(root.name + ".parts"), Metadata(images)
+  parts, metadata = root.with_name(root.name + ".parts"), images.metadata()
+  metadata = metadata.drop_columns([name for name in ("instance", RELEVANT) if name in metadata.column_names])
   with lock(parts):
     if rows := _rows_of(root, made_from):  # somebody else has just made it
       return rows
@@ -214,7 +215,7 @@ def _captioned(images: FeatureStore) -> np.ndarray:
 def _write(
   folder: Path,
   stores: Sequence[FeatureStore],
-  metadata: Metadata,
+  metadata: pa.Table,
   place: Place,
   instance: pa.ChunkedArray,
   plan: dict[str, Any],
@@ -231,13 +232,13 @@ def _write(
     return
   starts = range(0, len(place.rows), rows_per_shard)
   writer = FeatureWriter(folder, plan, len(starts))
-  ids = stores[0].arrow_ids()
+  ids = metadata.column("id")
   for shard in writer.missing():
     rows = place.rows[starts[shard] : starts[shard] + rows_per_shard]
-    own = ids.take(pa.array(rows))
+    about = metadata.take(pa.array(rows))
+    columns = dict(zip(about.column_names, about.columns, strict=True)) | {"instance": instance.take(pa.array(rows))}
     if place.kinds == ("text",):
-      own = pc.binary_join_element_wise(own, CAPTION, "")
-    columns = {"id": own, "instance": instance.take(pa.array(rows)), **metadata.take(rows)}
+      columns["id"] = pc.binary_join_element_wise(columns["id"], CAPTION, "")
     if place.relevant is not None:
       lists = place.relevant[starts[shard] : starts[shard] + rows_per_shard]
       columns[RELEVANT] = pa.array([ids.take(pa.array(one)).to_pylist() for one in lists])
@@ -245,46 +246,3 @@ def _write(
     writer.write(shard, features, pa.table(columns))
   known = {name: value for name, value in stores[0].meta.items() if name in ("encoder", "revision")}
   writer.finish({**known, "split": plan})
-
-
-class Metadata:
-  """The other columns of a store's rows, read a shard at a time, with types of the whole store."""
-
-  def __init__(self, store: FeatureStore) -> None:
-    self.paths = store.metadata_shards
-    self.starts = np.concatenate([[0], np.cumsum([parquet_rows(path) for path in self.paths])]).astype(np.int64)
-    self.columns = [read_columns(path) for path in self.paths]
-    self.kinds: dict[str, pa.DataType] = {}
-    for name in store.columns:
-      try:
-        self.kinds |= {} if name in ("id", "instance", RELEVANT) else {name: self._kind(store, name)}
-      except ValueError as error:
-        if name == "caption":
-          raise
-        tables.log.warning("a column is left out: %s", error)
-
-  def _kind(self, store: FeatureStore, name: str) -> pa.DataType:
-    """Returns the type of a column over all shards; its values are read only where the shards' types differ."""
-    pairs = zip(self.paths, self.columns, strict=True)
-    kinds = {read_kind(path, columns[name]) for path, columns in pairs if name in columns}
-    read = len(kinds) > 1 or pa.null() in kinds or (name in CAPTION_COLUMNS and any(map(pa.types.is_nested, kinds)))
-    return store.arrow_column(name).type if read else kinds.pop()
-
-  def take(self, rows: np.ndarray) -> dict[str, pa.ChunkedArray]:
-    """Returns the columns of ascending rows by name, but for ids and instances; null where a shard lacks one.
-
-    Each has one type, whichever rows are taken. What is not UTF-8 is null, and a line of the log names it.
-    """
-    parts: dict[str, list[pa.ChunkedArray]] = {name: [] for name in self.kinds}
-    cuts = np.searchsorted(rows, self.starts)
-    for shard in np.flatnonzero(np.diff(cuts)):
-      path, own = self.paths[shard], pa.array(rows[cuts[shard] : cuts[shard + 1]] - self.starts[shard])
-      for name, kind in self.kinds.items():
-        try:
-          column = read_column(path, self.columns[shard], name).take(own)
-          parts[name].append(tables.cast(column, kind, f"{path}, column {name!r},"))
-        except ValueError as error:
-          tables.log.warning("values are left out: %s", error)
-          parts[name].append(pa.chunked_array([pa.nulls(len(own), kind)]))
-    chunks = {name: [chunk for value in values for chunk in value.chunks] for name, values in parts.items()}
-    return {name: pa.chunked_array(chunks[name], kind) for name, kind in self.kinds.items()}
