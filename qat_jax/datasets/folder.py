@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from qat_jax.datasets import UnreadableImage, tables
+from qat_jax.datasets import UnreadableImage, columns, tables
 from qat_jax.datasets.files import IMAGES, LeftOut, hidden, named_splits, opened_endings
 from qat_jax.datasets.tables import FILE_COLUMNS
 
@@ -137,7 +137,7 @@ class FolderSource:
       spoken = within.startswith(tuple(self.tables))
       names = [there[(within + name).lower()] for name in TABLES if (within + name).lower() in there and not spoken]
       for path in [Path(given)] if given else [self.folder / name for name in names]:
-        content = tables.read(path)
+        content = columns.read(path)
         column = next((name for name in FILE_COLUMNS if content and name in content[0]), None)
         if content and column is None and (path.stem.lower() == "metadata" or within) and not given:
           continue

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from qat_jax.datasets import UnreadableImage, tables
+from qat_jax.datasets import UnreadableImage, columns, tables
 from qat_jax.datasets.files import File, LeftOut, listed, named_splits, stems
 from qat_jax.datasets.tables import ID_COLUMNS
 from qat_jax.sealed import readable
@@ -106,26 +106,26 @@ class ParquetSource:
   def _check_ids(self, where: str | os.PathLike) -> None:
     """Raises ValueError for ids that occur twice, before any picture is read."""
     chunks: list[pa.Array] = []
-    for file, columns in zip(self.files, self.columns, strict=True):
-      if name := next((name for name in ID_COLUMNS if name in columns), None):
+    for file, written in zip(self.files, self.columns, strict=True):
+      if name := next((name for name in ID_COLUMNS if name in written), None):
         with readable(file.path), file.for_arrow() as opened:
-          column = pq.ParquetFile(opened).read(columns=[columns[name]]).column(0)
+          column = pq.ParquetFile(opened).read(columns=[written[name]]).column(0)
         place = f"{file.path}, column {name!r},"
-        chunks += tables.names(tables.utf8(column, name, place), place).drop_null().chunks
-    tables.check_ids(pa.chunked_array(chunks, pa.string()), where)
+        chunks += columns.names(columns.utf8(column, name, place), place).drop_null().chunks
+    columns.check_ids(pa.chunked_array(chunks, pa.string()), where)
 
   def _kept(self, schema: pa.Schema, file: File, image: str, caption: str | None) -> dict[str, str]:
     """Returns the columns of a file that are read, clean name → written name; notes those that cannot be kept."""
-    columns = tables.clean(schema.names, file.path)
+    written = tables.clean(schema.names, file.path)
     if caption:
-      if caption not in columns:
+      if caption not in written:
         raise ValueError(f"no column {caption!r}; {file.path} has {schema.names}")
-      columns = {name: written for name, written in columns.items() if name != "caption"}
-      columns = {"caption" if name == caption else name: written for name, written in columns.items()}
-    named = tables.caption_column(columns, file.path)
-    known = (named, "instance", "split", next((name for name in ID_COLUMNS if name in columns), None))
-    kept = {n: w for n, w in columns.items() if w != image and (n in known or _simple(schema.field(w).type))}
-    odd = (name for name, written in columns.items() if name not in kept and written != image)
+      written = {n: w for n, w in written.items() if n != "caption"}
+      written = {"caption" if n == caption else n: w for n, w in written.items()}
+    named = tables.caption_column(written, file.path)
+    known = (named, "instance", "split", next((name for name in ID_COLUMNS if name in written), None))
+    kept = {n: w for n, w in written.items() if w != image and (n in known or _simple(schema.field(w).type))}
+    odd = (n for n, w in written.items() if n not in kept and w != image)
     self.left_out.add("columns of no plain values", odd)
     text = {n: "" for n, w in kept.items() if n == named or _simple(schema.field(w).type, TEXT)}
     self.left_out.add(*tables.near_captions([text]))
@@ -152,8 +152,8 @@ class ParquetSource:
 
   def _sound(self, content: pa.Table, file: int) -> pa.Table:
     """Returns the columns of a row group by their clean names, without text that is not UTF-8."""
-    where, columns = self.files[file].path, self.columns[file].items()
-    return pa.table({n: tables.utf8(content.column(w), n, f"{where}, column {w!r},") for n, w in columns})
+    where, written = self.files[file].path, self.columns[file].items()
+    return pa.table({n: columns.utf8(content.column(w), n, f"{where}, column {w!r},") for n, w in written})
 
 
 def _footer(file: File) -> pq.FileMetaData:
@@ -166,14 +166,14 @@ def _footer(file: File) -> pq.FileMetaData:
 
 def _images(schema: pa.Schema, given: str | None, file: File) -> str | None:
   """Returns the column of image bytes as it is written in a file, None where there is none."""
-  columns = tables.clean(schema.names, file.path)
+  written = tables.clean(schema.names, file.path)
   for name in [given] if given else IMAGE_COLUMNS:
-    field = schema.field(columns[name]) if name in columns else None
+    field = schema.field(written[name]) if name in written else None
     kind = None if field is None else field.type
     if kind is not None and pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
       kind = kind.field("bytes").type
     if kind is not None and any(test(kind) for test in BINARY):
-      return columns[name]
+      return written[name]
   return None
 
 

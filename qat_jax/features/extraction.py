@@ -21,8 +21,8 @@ import tqdm
 
 from qat_jax.cluster.work import LOCAL, reach, run
 from qat_jax.datasets import Source, UnreadableImage
+from qat_jax.datasets.columns import check_ids
 from qat_jax.datasets.files import left_out_of
-from qat_jax.datasets.tables import check_ids
 from qat_jax.encoders import Encoder
 from qat_jax.features import records
 from qat_jax.features.encoding import Encoding

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from qat_jax.datasets import Source, UnreadableImage, decode, tables
+from qat_jax.datasets import Source, UnreadableImage, columns, decode
 from qat_jax.features import reuse
 from qat_jax.features.reuse import Encoded
 
@@ -57,7 +57,7 @@ def table(rows: list[dict[str, Any]]) -> pa.Table:
   """Returns records as rows of metadata: id, instance, caption, plain fields, and lists `relevant`."""
   hidden = ("image", CONTENT, REUSED)
   plain = [{k: v for k, v in row.items() if k not in hidden} for row in rows]
-  metadata = tables.table(plain, ("id", "instance", "caption"))
+  metadata = columns.table(plain, ("id", "instance", "caption"))
   lists = [row["relevant"] if isinstance(row.get("relevant"), list) else None for row in rows]
   if any(lists) and "relevant" not in metadata.column_names:
     metadata = metadata.append_column("relevant", pa.array(lists, pa.list_(pa.string())))

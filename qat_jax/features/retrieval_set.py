@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from qat_jax.datasets import tables
+from qat_jax.datasets import columns
 from qat_jax.datasets.splits import CAPTION
 from qat_jax.features.shards import KINDS
 from qat_jax.features.store import FeatureStore
@@ -178,7 +178,7 @@ def _listed(queries: FeatureStore, gallery: FeatureStore) -> Iterator[np.ndarray
   lists = queries.arrow_column(RELEVANT).combine_chunks()
   if not (pa.types.is_list(lists.type) or pa.types.is_large_list(lists.type)):
     raise ValueError(f"{_name(queries)}: the column `{RELEVANT}` holds {lists.type}; give each query a list of ids")
-  names = tables.names(pa.chunked_array([pc.list_flatten(lists)]), f"{queries.folder}, column {RELEVANT!r},")
+  names = columns.names(pa.chunked_array([pc.list_flatten(lists)]), f"{queries.folder}, column {RELEVANT!r},")
   position_M = _positions(names, gallery)
   if (position_M < 0).any():
     unknown = pc.unique(names.filter(pa.array(position_M < 0))).to_pylist()

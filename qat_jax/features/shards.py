@@ -7,16 +7,15 @@ import itertools
 import mmap
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from qat_jax.datasets import tables
-from qat_jax.sealed import UNREADABLE, read_record, readable
+from qat_jax.datasets.columns import parquet_rows
+from qat_jax.sealed import UNREADABLE, read_record
 
 KINDS = ("img", "text")
 META = "meta.json"
@@ -24,6 +23,7 @@ INCOMPLETE = "incomplete"
 VERSION = 1  # of meta.json
 DTYPES = (np.dtype(np.float16), np.dtype(np.float32))
 MAGIC = b"\x93NUMPY"
+CHUNK_ROWS = 65536
 BLOCK_ROWS = 8192  # what is looked at in float32 at once
 
 
@@ -83,6 +83,68 @@ class Shard:
   def _check(self, file: IO[bytes]) -> None:
     if _stamp(os.fstat(file.fileno())) != self.stamp:
       raise OSError(f"{self.path} was changed while it was open; open its store again")
+
+
+class Rows:
+  """The rows of shards, N×D, one shard after the other; only what is asked for is read."""
+
+  def __init__(self, shards: list[Shard]) -> None:
+    """Raises ValueError where the shards are of different widths or types."""
+    first = shards[0]
+    self.shards, self.width, self.dtype = shards, first.width, first.dtype
+    for shard in shards:
+      if (shard.width, shard.dtype) != (self.width, self.dtype):
+        raise ValueError(
+          f"{shard.path} is {shard.width} wide, {shard.dtype}; {first.path.name} is {self.width} wide, {self.dtype}: "
+          "shards of one store must agree, write this one again"
+        )
+    self._starts = np.concatenate([[0], np.cumsum([shard.rows for shard in shards])]).astype(np.int64)
+
+  def __len__(self) -> int:
+    return int(self._starts[-1])
+
+  def __getitem__(self, rows: int | slice | np.ndarray) -> np.ndarray:
+    """Returns rows (ND, stored dtype, in memory): a slice, or positions in any order, with repeats.
+
+    Raises IndexError for positions outside 0 … N − 1; −1 is padding in this library, never the last row.
+    """
+    if isinstance(rows, slice):
+      start, stop, step = rows.indices(len(self))
+      return self._read(start, stop) if step == 1 else self._gather(np.arange(start, stop, step))
+    positions = np.asarray(rows)
+    return self._gather(positions) if positions.ndim else self._gather(positions[None])[0]
+
+  def chunks(self, rows: int = CHUNK_ROWS) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields (start, features) from first to last, `rows` at a time."""
+    for start in range(0, len(self), rows):
+      yield start, self[start : start + rows]
+
+  def _read(self, start: int, stop: int) -> np.ndarray:
+    features_ND = np.empty((max(stop - start, 0), self.width), self.dtype)
+    touched = np.searchsorted(self._starts, [start, stop], "right") - 1
+    for number in range(touched[0], min(touched[1] + 1, len(self.shards))):
+      first, shard = int(self._starts[number]), self.shards[number]
+      low, high = max(start, first), min(stop, first + shard.rows)
+      if low < high:
+        shard.read(low - first, features_ND[low - start : high - start])
+    return features_ND
+
+  def _gather(self, positions_N: np.ndarray) -> np.ndarray:
+    """Returns rows in the order of `positions_N`, each shard read once, from its front to its back."""
+    if positions_N.ndim != 1 or (positions_N.size and positions_N.dtype.kind not in "iu"):
+      raise IndexError(f"positions are {positions_N.dtype} of shape {positions_N.shape}; give integers, one axis")
+    if positions_N.size and not (positions_N.min() >= 0 and positions_N.max() < len(self)):
+      raise IndexError(
+        f"positions {positions_N.min()} to {positions_N.max()} asked of a store of {len(self)} items; −1 is padding"
+      )
+    positions_N = positions_N.astype(np.int64)
+    features_ND = np.empty((len(positions_N), self.width), self.dtype)
+    order_N = np.argsort(positions_N, kind="stable")
+    cuts = np.searchsorted(positions_N[order_N], self._starts)
+    for shard in np.flatnonzero(np.diff(cuts)):
+      rows = order_N[cuts[shard] : cuts[shard + 1]]
+      features_ND[rows] = self.shards[shard].take(positions_N[rows] - self._starts[shard])
+    return features_ND
 
 
 def check_npy(path: Path) -> None:
@@ -198,32 +260,6 @@ def _squares(features_ND: np.ndarray) -> np.ndarray:
       block_ND = features_ND[start : start + BLOCK_ROWS].astype(np.float32)
       square_N[start : start + BLOCK_ROWS] = np.einsum("ND,ND->N", block_ND, block_ND)
   return square_N
-
-
-def read_columns(path: Path) -> dict[str, str]:
-  """Returns the clean name → the written name of the columns of one metadata shard."""
-  with readable(path):
-    return tables.clean(pq.read_schema(path).names, path)
-
-
-def read_column(path: Path, columns: Mapping[str, str], name: str) -> pa.ChunkedArray:
-  """Returns a column of one metadata shard, null where `columns`, clean → written names, lack it.
-
-  Of a list of captions it is the first. Raises ValueError for captions that are objects, and as `tables.utf8`.
-  """
-  if name not in columns:
-    return pa.chunked_array([pa.nulls(parquet_rows(path))])
-  with readable(path):
-    column = pq.ParquetFile(path).read(columns=[columns[name]]).column(0)
-  where = f"{path}, column {name!r},"
-  column = tables.utf8(column, name, where)
-  return tables.first_captions(column, where) if name in tables.CAPTION_COLUMNS else column
-
-
-def parquet_rows(path: Path) -> int:
-  """Returns how many rows a Parquet file says it has; raises ValueError for one that cannot be read."""
-  with readable(path):
-    return pq.read_metadata(path).num_rows
 
 
 def check_counts(

@@ -17,11 +17,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from qat_jax.datasets import tables
+from qat_jax.datasets import columns
+from qat_jax.datasets.columns import check_ids, parquet_rows, read_column, read_columns
 from qat_jax.features.shards import (
   INCOMPLETE,
   KINDS,
   META,
+  Rows,
   Shard,
   as_table,
   check_counts,
@@ -29,9 +31,6 @@ from qat_jax.features.shards import (
   check_rows,
   describe,
   is_unit,
-  parquet_rows,
-  read_column,
-  read_columns,
   read_meta,
   shard_files,
 )
@@ -41,10 +40,10 @@ from qat_jax.stages import changed, checksum, digest_of_files, lock
 from qat_jax.types import EncoderName
 
 ID_COLUMNS = ("id", "key", "image_path")
-CHUNK_ROWS = ROWS_PER_SHARD = 65536
+ROWS_PER_SHARD = 65536
 
 
-class FeatureStore:
+class FeatureStore(Rows):
   """The features of one kind in a folder (N rows, D wide) with the metadata of their items; read-only.
 
   >>> columns = {"id": ["a", "b"], "instance": ["mug", "pot"]}
@@ -57,17 +56,8 @@ class FeatureStore:
   def __init__(self, folder: Path, kind: str, meta: dict[str, Any]) -> None:
     """Reads the headers of all shards; use `open`."""
     self.folder, self.kind, self.meta = folder, kind, meta
-    self.shards = [Shard.of(path) for path in shard_files(folder, f"{kind}_emb", "npy")]
+    super().__init__([Shard.of(path) for path in shard_files(folder, f"{kind}_emb", "npy")])
     self.metadata_shards = shard_files(folder, "metadata", "parquet")
-    first = self.shards[0]
-    self.width, self.dtype = first.width, first.dtype
-    for shard in self.shards:
-      if (shard.width, shard.dtype) != (self.width, self.dtype):
-        raise ValueError(
-          f"{shard.path} is {shard.width} wide, {shard.dtype}; {first.path.name} is {self.width} wide, {self.dtype}: "
-          "shards of one store must agree, write this one again"
-        )
-    self._starts = np.concatenate([[0], np.cumsum([shard.rows for shard in self.shards])]).astype(np.int64)
     self._columns: dict[str, np.ndarray] = {}
     for other in KINDS:
       paths = shard_files(folder, f"{other}_emb", "npy")
@@ -100,25 +90,6 @@ class FeatureStore:
 
   def __reduce__(self) -> tuple:
     return _reopened, (self.folder, self.kind, self.meta, [(shard.path.name, shard.rows) for shard in self.shards])
-
-  def __len__(self) -> int:
-    return int(self._starts[-1])
-
-  def __getitem__(self, rows: int | slice | np.ndarray) -> np.ndarray:
-    """Returns rows (ND, stored dtype, in memory): a slice, or positions in any order, with repeats.
-
-    Raises IndexError for positions outside 0 … N − 1; −1 is padding in this library, never the last row.
-    """
-    if isinstance(rows, slice):
-      start, stop, step = rows.indices(len(self))
-      return self._read(start, stop) if step == 1 else self._gather(np.arange(start, stop, step))
-    positions = np.asarray(rows)
-    return self._gather(positions) if positions.ndim else self._gather(positions[None])[0]
-
-  def chunks(self, rows: int = CHUNK_ROWS) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields (start, features) from first to last, `rows` at a time."""
-    for start in range(0, len(self), rows):
-      yield start, self[start : start + rows]
 
   @property
   def space(self) -> str:
@@ -159,8 +130,8 @@ class FeatureStore:
     """Yields a column shard by shard, null where a shard lacks it; raises KeyError where all do."""
     if name not in self.columns:
       raise KeyError(f"no metadata column {name!r} in {self.folder}; there are {self.columns}")
-    for path, columns in zip(self.metadata_shards, self._written, strict=True):
-      yield read_column(path, columns, name)
+    for path, written in zip(self.metadata_shards, self._written, strict=True):
+      yield read_column(path, written, name)
 
   def arrow_column(self, name: str) -> pa.ChunkedArray:
     """Returns a metadata column as Arrow holds it, read at each call; where the types of shards differ, widened.
@@ -168,12 +139,12 @@ class FeatureStore:
     Raises KeyError where there is none, ValueError where the shards' types have nothing in common, or for other text
     than UTF-8.
     """
-    return tables.widened(list(self._parts(name)), f"{self.folder}, column {name!r},")
+    return columns.widened(list(self._parts(name)), f"{self.folder}, column {name!r},")
 
   def names(self, name: str) -> pa.ChunkedArray:
     """Returns a column as the text of names: 3, 3.0 and "3" are the same; null where it is missing, NaN or blank."""
     where = f"{self.folder}, column {name!r},"
-    chunks = [chunk for part in self._parts(name) for chunk in tables.names(part, where).chunks]
+    chunks = [chunk for part in self._parts(name) for chunk in columns.names(part, where).chunks]
     return pa.chunked_array(chunks, pa.string())
 
   def column(self, name: str) -> np.ndarray:
@@ -187,15 +158,15 @@ class FeatureStore:
 
     A column whose types have nothing in common from shard to shard is left out; a line of the log names it.
     """
-    columns = {"id": self.arrow_ids()}
+    table = {"id": self.arrow_ids()}
     for name in self.columns:
       try:
-        columns.setdefault(name, self.arrow_column(name) if name != "id" else columns["id"])
+        table.setdefault(name, self.arrow_column(name) if name != "id" else table["id"])
       except ValueError as error:
         if name in ("caption", "instance"):
           raise
-        tables.log.warning("a column is left out: %s", error)
-    return pa.table(columns)
+        columns.log.warning("a column is left out: %s", error)
+    return pa.table(table)
 
   def arrow_ids(self) -> pa.ChunkedArray:
     """Returns the items' ids as Arrow strings: the column `id`, else `key`, else `image_path`, else row numbers."""
@@ -228,7 +199,7 @@ class FeatureStore:
 
   def check_ids(self) -> None:
     """Raises ValueError that names repeated or missing ids."""
-    tables.check_ids(self.arrow_ids(), self.folder)
+    check_ids(self.arrow_ids(), self.folder)
 
   def write_meta(self, **extra: object) -> None:
     """Writes meta.json for a folder made elsewhere: counts, checksums, and what `extra` says (encoder=…, revision=…).
@@ -248,33 +219,6 @@ class FeatureStore:
     kinds = {store.kind: {"width": store.width, "dtype": str(store.dtype)} for store in stores}
     self.meta = describe(len(self), kinds, unit, files, extra)
     write_record(self.folder / META, self.meta)
-
-  def _read(self, start: int, stop: int) -> np.ndarray:
-    features_ND = np.empty((max(stop - start, 0), self.width), self.dtype)
-    touched = np.searchsorted(self._starts, [start, stop], "right") - 1
-    for number in range(touched[0], min(touched[1] + 1, len(self.shards))):
-      first, shard = int(self._starts[number]), self.shards[number]
-      low, high = max(start, first), min(stop, first + shard.rows)
-      if low < high:
-        shard.read(low - first, features_ND[low - start : high - start])
-    return features_ND
-
-  def _gather(self, positions_N: np.ndarray) -> np.ndarray:
-    """Returns rows in the order of `positions_N`, each shard read once, from its front to its back."""
-    if positions_N.ndim != 1 or (positions_N.size and positions_N.dtype.kind not in "iu"):
-      raise IndexError(f"positions are {positions_N.dtype} of shape {positions_N.shape}; give integers, one axis")
-    if positions_N.size and not (positions_N.min() >= 0 and positions_N.max() < len(self)):
-      raise IndexError(
-        f"positions {positions_N.min()} to {positions_N.max()} asked of a store of {len(self)} items; −1 is padding"
-      )
-    positions_N = positions_N.astype(np.int64)
-    features_ND = np.empty((len(positions_N), self.width), self.dtype)
-    order_N = np.argsort(positions_N, kind="stable")
-    cuts = np.searchsorted(positions_N[order_N], self._starts)
-    for shard in np.flatnonzero(np.diff(cuts)):
-      rows = order_N[cuts[shard] : cuts[shard + 1]]
-      features_ND[rows] = self.shards[shard].take(positions_N[rows] - self._starts[shard])
-    return features_ND
 
   def _id_of(self, start: int, row: int) -> str:
     return self.ids[start + row]
@@ -310,7 +254,7 @@ def write_features(
   if not features or set(features) - set(KINDS) or rows_per_shard < 1:
     got = f"features of {list(features)}, {rows_per_shard} rows a shard"
     raise ValueError(f"{folder}: got {got}; wanted one or both of {KINDS}, at least 1 row")
-  tables.check_ids(table.column("id"), folder)
+  check_ids(table.column("id"), folder)
   if not len(table):
     raise ValueError(f"{folder}: no items to write; give at least one")
   starts = range(0, len(table), rows_per_shard)

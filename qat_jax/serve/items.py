@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from qat_jax.datasets.tables import check_ids
+from qat_jax.datasets.columns import check_ids
 from qat_jax.features.store import FeatureStore
 from qat_jax.serve.limits import Refused, invalid
 
