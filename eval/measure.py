@@ -29,14 +29,15 @@ from qat_jax.sealed import UNREADABLE
 from qat_jax.stages import digest_of_files, fingerprint, made, write_whole
 from qat_jax.types import Ranking
 
-FORMAT = 3  # of the files, and of the rule that times a method
+FORMAT = 3  # version of the files, and of the rule that times a method
 ROOT = pathlib.Path(__file__).parents[1]
-CODE = ("eval/baselines", "eval/benchmarks", "qat_jax")  # with the files below: what decides results, of the code
+# The code that decides results: these folders, and these files of eval/.
+CODE = ("eval/baselines", "eval/benchmarks", "qat_jax")
 CODE_FILES = ("galleries", "measure", "methods", "problem", "ranking")
-BY_QUERY = ("ap", "recall1", "hit10")  # numbers of a Result, one a query
-SHOWN = 100  # of each query's ranking: enough for a contact sheet
+BY_QUERY = ("ap", "recall1", "hit10")  # fields of a Result with one number a query
+SHOWN = 100  # items of each ranking that are kept: enough for a contact sheet
 TIMED_QUERIES, TIMED_K = 64, 100
-LONG = 60.0  # seconds: a ranking that took longer is its own timing
+LONG = 60.0  # seconds: a longer ranking is not timed again
 
 
 def cached_or_measured(

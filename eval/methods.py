@@ -34,8 +34,8 @@ from qat_jax.validation import Validator
 
 GIB = 1 << 30
 SCANN = 8 * GIB  # bytes of float32: a larger gallery is searched exactly, streamed
-HELD = 0.25  # of the device's memory: what a method that cannot stream may hold as its gallery
-GRAPH_ITEMS = 200_000  # a graph of more takes hours: every pair of items is compared
+HELD = 0.25  # share of the device's memory for the gallery of a method that cannot stream
+GRAPH_ITEMS = 200_000  # every pair of items is compared: a larger graph takes hours
 NO_FEATURES = "there are no training features to fit it on; give --config.data.root=FOLDER"
 CANNOT = "it cannot be fitted on this training set"
 STATIC = ("static", "static_mapped", "closed_form_both", "plda", "off_words")

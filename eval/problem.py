@@ -17,7 +17,7 @@ from qat_jax.features.store import FeatureStore
 from qat_jax.metrics import average_precision
 from qat_jax.types import Ranking, Relevance
 
-PLACES = 1 << 28  # of a ranking (queries × depth): 2 GB
+PLACES = 1 << 28  # queries × depth of a ranking: 2 GB of ids and scores
 
 
 class Problem(NamedTuple):

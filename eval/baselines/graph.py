@@ -13,8 +13,8 @@ from scipy import sparse
 import qat_jax
 from qat_jax.types import Ranking
 
-BLOCK_ROWS = 1024  # gallery items whose neighbours are sought at once
-TOLERANCE = 1e-4  # of the residual's length over the right side's
+BLOCK_ROWS = 1024  # gallery items in one search for neighbours
+TOLERANCE = 1e-4  # length of the residual over that of the right side
 STEPS = 50
 
 

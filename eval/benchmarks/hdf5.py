@@ -13,7 +13,7 @@ import numpy as np
 
 from qat_jax.sealed import UNREADABLE
 
-HEAD = 16  # bytes before a heap's first entry, and of each entry before its own
+HEAD = 16  # bytes of the header of a heap, and of each of its entries
 SOURCE = "fetch the file again, or extract the features again"
 
 

@@ -23,7 +23,8 @@ from qat_jax.types import Ranking, Relevance
 
 K = 1000
 INFINITY = float("inf")
-GROUPS = {  # limits of the official breakdowns: the object's share of the picture, and how many other objects it shows
+# Limits of the official breakdowns: the object's share of the picture, and the number of other objects in it.
+GROUPS = {
   "scale": (0, 0.06880213760855043, 0.13526567164179104, 0.2729876723163842, INFINITY),
   "clutter": (0, 18, 33, 53, INFINITY),
 }
@@ -185,7 +186,7 @@ class Ilias:
     return {kind: {name: float(np.mean(v)) for name, v in table.items()} for kind, table in tables.items()}
 
 
-Items = tuple[np.ndarray, np.ndarray]  # ids and scores of what a query found, in any order
+Items = tuple[np.ndarray, np.ndarray]  # ids and scores of a query's items, in any order
 
 
 def object_of(name: str) -> str:

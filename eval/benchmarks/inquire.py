@@ -17,7 +17,8 @@ from qat_jax.metrics import average_precision_at_k, bootstrap_interval, ndcg_at_
 from qat_jax.types import Ranking, Relevance
 
 K = 50
-IMAGE_COLUMNS = ("image_path", "file_name", "inat24_file_name")  # in inquire_rerank.csv: ours, the early one, the hub's
+# The column of photos in inquire_rerank.csv: our name, the early name, and the name on the hub.
+IMAGE_COLUMNS = ("image_path", "file_name", "inat24_file_name")
 SOURCE = "it is one of the CSV files of the INQUIRE download"
 
 

@@ -21,7 +21,7 @@ from qat_jax.types import Relevance
 
 REVISITED, ORIGINAL = ("roxford5k", "rparis6k"), ("oxford5k", "paris6k")
 NAMES = (*REVISITED, *ORIGINAL, "instre")
-PROTOCOLS = {  # what counts as positive, and what as junk
+PROTOCOLS = {  # the fields that are positive, and those that are junk
   "easy": (("easy",), ("junk", "hard")),
   "medium": (("easy", "hard"), ("junk",)),
   "hard": (("hard",), ("junk", "easy")),

@@ -14,8 +14,9 @@ import numpy as np
 from qat_jax.types import Ranking, Relevance
 
 Ids = Sequence[str] | np.ndarray  # an object array of str
-UNIT_TOLERANCE = 0.02  # features stored as fp16 are off by 1e-3
-CHECKED_BLOCKS, BLOCK_ROWS = 64, 1024  # of features too many to read twice, evenly over all of them
+UNIT_TOLERANCE = 0.02  # of a length of 1: fp16 storage is off by 1e-3
+# Large features are not read twice: 64 blocks of 1,024 rows are checked, spread evenly over them.
+CHECKED_BLOCKS, BLOCK_ROWS = 64, 1024
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,8 @@ class Task:
   gallery_ids: Ids
   relevance: Relevance
   score: Callable[[Ranking], dict]  # the benchmark's figures for a ranking of the gallery, in its own unit
-  precision: Callable[
-    [Ranking], np.ndarray
-  ]  # each query's average precision by its rule (Q, fraction; NaN: no positive)
+  # each query's average precision by the benchmark's rule (Q, fraction; NaN: no positive)
+  precision: Callable[[Ranking], np.ndarray]
   depth: int = 0  # how many items of a ranking count; 0: all of the gallery
   queries: Any = None
   gallery: Any = None

@@ -28,7 +28,7 @@ from qat_jax.runs import end_on_signals, explained
 
 LIST = "the list is misc/uned_paths_1M.txt of ILIAS's repository"
 LINE = re.compile(r"(.+),(\d+),(\d+)")
-SHARE = 0.05  # of the instances for val, and for test; ILIAS trains its layer on all of them
+SHARE = 0.05  # share of the instances in val, and in test; ILIAS trains its layer on all instances
 
 
 def read_list(path: Path | str) -> tuple[list[str], list[str], list[int]]:

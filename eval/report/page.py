@@ -20,7 +20,7 @@ from qat_jax.runs import read_metrics
 from qat_jax.stages import write_whole
 
 PAGE, STYLE = (Path(__file__).with_name(name) for name in ("page.html", "report.css"))
-SERVES = "serves "  # what the note of the adapter's row begins with, before a candidate's name
+SERVES = "serves "  # the note of the adapter's row is this and the name of a candidate
 SHORT_NOTE = 45  # characters: a longer note stands below the table
 HEADINGS: dict[str, Callable[[Sheet], bool]] = {
   "Gained most": lambda sheet: sheet.gain >= 0 and not sheet.typical,

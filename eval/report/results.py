@@ -13,9 +13,9 @@ import numpy as np
 
 from qat_jax.metrics import bootstrap_interval, paired_interval
 
-WAYS = ("adapted", "adapted_shortlist", "fold_only")  # to search with the head that serves
-REFERENCES = ("plain", "static")  # what every method is compared with in the tables, query by query
-COMPARED = (*REFERENCES, "query_only", "adapted")  # and in metrics.json
+WAYS = ("adapted", "adapted_shortlist", "fold_only")  # three ways to search with the head that serves
+REFERENCES = ("plain", "static")  # the tables compare every method with these, query by query
+COMPARED = (*REFERENCES, "query_only", "adapted")  # metrics.json compares with these
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from eval.speed.tools import chunks
 from qat_jax.runs import ANEW, end_on_signals
 
 STAGES = ("extraction", "ranking")
-SHARDS = 8  # of the pictures, and blocks of the queries
+SHARDS = 8  # shards of pictures; blocks of queries
 SIZES = (10**6, 10**8, 10**9)
 
 

@@ -22,9 +22,7 @@ from qat_jax.runs import ANEW, end_on_signals
 from qat_jax.search.index import Index
 
 KINDS = "exact, scann, faiss:FACTORY, qdrant[:URL], pgvector[:hnsw], lancedb"
-
-
-REPEATS = 3  # of a search that is timed; the fastest counts
+REPEATS = 3  # runs of a timed search; the fastest counts
 
 
 def built(name: str, gallery: qat_jax.Gallery | np.ndarray, folder: Path, postgres: str | None) -> Index:

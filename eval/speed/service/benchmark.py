@@ -32,7 +32,7 @@ from qat_jax.serve.web.server import in_thread
 from qat_jax.serve.web.state import State
 from qat_jax.types import ArrayGallery
 
-OPEN_CLIENTS = 400  # threads that send at random times: more than may wait, so that refusals are seen
+OPEN_CLIENTS = 400  # threads that send at random times; the queue holds fewer, so some are refused
 
 
 def service_of(items: int, width: int, rank: int) -> Service:
