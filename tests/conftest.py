@@ -40,6 +40,9 @@ MARKERS = {
   "faults/search_test.py": ("long",),
   "lowering_test.py": ("long",),
   "train": ("train",),
+  "train/encoder": ("long",),
+  "train/hosts/exchange_test.py": ("long",),
+  "train/trials": ("long",),
 }  # by place below this folder
 PROCESS = re.compile(r"\bsubprocess\.|\bPopen\(|\bProcesses\(|\bmultiprocessing\.")
 MOST = 2 << 30  # bytes of a process that keeps what it compiled: two of them took 10 GB at the end, 5 with this

@@ -40,7 +40,8 @@ def test_an_ensemble_is_the_mean_query_and_the_mean_map(form, tmp_path):
   heads = [random_head(seed, form) for seed in range(3)]
   Adapter(WIDTH, {"text": averaged(heads)}).save(tmp_path / "adapter")
   adaptation = load(tmp_path / "adapter")(rows(4), "text")
-  single = [head.module(WIDTH).apply(head.variables, rows(4)) for head in heads]
+  apply = jax.jit(heads[0].module(WIDTH).apply)
+  single = [apply(head.variables, rows(4)) for head in heads]
   maps_KQDD = [np.eye(WIDTH) + np.einsum("QDR,QER->QDE", one.left, one.right) for one in single]
   query_QD = normalise(sum(one.query for one in single))
   mapped_QND = np.einsum("QDE,NE->QND", np.mean(maps_KQDD, axis=0), rows(20, 1))
@@ -77,8 +78,8 @@ def test_a_head_with_no_prospect_stays_alone(tmp_path):
 
 def test_the_form_says_how_wide_its_rank_gets():
   module = forms.ensemble(WIDTH, "adaptive", {"hidden": 16, "rank": 2, "token_hidden": 4}, 3)
-  variables = forms.initialise(module, jax.random.key(0))
-  assert module.apply(variables, rows(2)).left.shape == (2, WIDTH, 6)
+  adaptation = jax.eval_shape(lambda key: module.init_with_output(key, rows(2))[0], jax.random.key(0))
+  assert adaptation.left.shape == (2, WIDTH, 6)
 
 
 def test_a_run_that_asks_for_an_ensemble_serves_one(tmp_path):

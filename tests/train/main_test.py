@@ -148,9 +148,9 @@ def killed(*_):
   raise KeyboardInterrupt
 
 
-def test_a_working_folder_of_another_model_is_refused(config, tmp_path, capsys, monkeypatch):
-  workdir = tmp_path / "run"
-  pipeline.train(config, workdir)
+def test_a_working_folder_of_another_model_is_refused(trained, config, tmp_path, capsys, monkeypatch):
+  config.data.root = str(trained[0])
+  workdir = shutil.copytree(trained[1], tmp_path / "run")
   folder = workdir / "candidates/text/query_only"
   assert not (folder / "checkpoints").exists()
   config.forms.query_only.hidden = 16

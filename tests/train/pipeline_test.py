@@ -56,9 +56,9 @@ def run(tmp_path_factory):
   config.forms.query_only.hidden = 32
   config.trained.image = "never"
   config.memory.update({"text": 100, "image": 50})
-  config.train.update({"batch_size": 32, "steps": 100})
-  config.static_train.update({"steps": 200, "learning_rate": 1e-2})
-  config.validation.every = 50
+  config.train.update({"batch_size": 32, "steps": 40})
+  config.static_train.update({"steps": 80, "learning_rate": 3e-2})
+  config.validation.every = 20
   train(config, folder / "run")
   return config, folder / "run"
 
