@@ -1,9 +1,9 @@
 """Strict settings for every test: four CPU devices, warnings are errors, arrays of different ranks are not added up.
 
-Every test gets the markers of its place here, so that no list of them is kept: `process` for tests that start one,
-`browser` for those that drive one, `train` for those that train, `docs` for those that run what the documents show, and
-`long` for what only CI waits for. `make check` runs the tests without any of them, `make test` those without `browser`
-and `long`, `make test-all` all.
+Every test gets its markers here, by its place and by what it uses: `process` for tests that start a process (PostgreSQL
+is one), `browser` for tests that drive a browser, `train` for tests that train, `docs` for tests that run the examples
+of the documents, and `long` for tests that only CI waits for. `make check` runs the tests without any of them, `make
+test` those without `browser` and `long`, `make test-all` all.
 """
 
 import ast
@@ -73,11 +73,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
   """Marks the tests by their place and by what they use."""
   for item in items:
     place = item.path.relative_to(pathlib.Path(__file__).parent)
-    found = [names for folder, names in MARKERS.items() if place.is_relative_to(folder)]
-    names = {name for one in found for name in one}
-    used = {getattr(item, "originalname", item.name), *getattr(item, "fixturenames", ())}
-    names |= {"process"} if used & starting_processes(item.path) else set()
-    names |= {"browser"} if "browser" in used else set()
+    names = {name for folder, names in MARKERS.items() if place.is_relative_to(folder) for name in names}
+    needs = {getattr(item, "originalname", item.name), *getattr(item, "fixturenames", ())}
+    needs |= {"postgres"} if "[pgvector" in item.name or "-pgvector" in item.name else set()
+    names |= {"process"} if needs & {"postgres", *starting_processes(item.path)} else set()
+    names |= {"browser"} if "browser" in needs else set()
     for name in names:
       item.add_marker(name)
 
