@@ -182,17 +182,21 @@ def test_pictures_alone_are_refused_before_an_encoder_is_looked_for(tmp_path):
   assert not (tmp_path / "run").exists()
 
 
-def test_of_150_pictures_one_that_is_broken_and_one_without_a_caption_are_left_out(tmp_path, capsys):
+def test_of_150_pictures_one_that_is_broken_and_one_without_a_caption_are_left_out_and_long_ones_cut(tmp_path, capsys):
   config = pictures(tmp_path / "pictures", 150)
   config.encoder.update({"name": "toy_clip", "batch_size": 16})
   split = ["train"] * 124 + ["val"] * 13 + ["test"] * 13
-  captions = [f"no. {i}" if i != 7 else "" for i in range(150)]
+  captions = [{7: "", 8: "red " * 50}.get(i, f"no. {i}") for i in range(150)]
   lines = [f"{i}.png,{caption},{part}" for i, (caption, part) in enumerate(zip(captions, split, strict=True))]
   (tmp_path / "pictures/captions.csv").write_text("file,caption,split\n" + "\n".join(lines))
   (tmp_path / "pictures/130.png").write_bytes(b"no picture")
   data = pipeline.RetrievalSet.open(pipeline.features(config, tmp_path / "run"))
   assert (len(data.train_images), len(data.train_texts), len(data.split("val").gallery)) == (123, 123, 12)
-  said = capsys.readouterr().out
+  meta = read_record(tmp_path / "run/features/train/meta.json")
+  assert (meta["unreadable"], meta["truncated_captions"]) == (0, 1)
+  printed = capsys.readouterr()
+  said = printed.out + printed.err
+  assert "1 captions were longer than the 36 tokens that are read; cut" in said
   assert "1 unreadable images left out (130.png)" in said and "1 of 124 left out of" in said and "(7.png)" in said
   (tmp_path / "pictures/140.png").write_bytes(b"no picture")  # the second of 150 is more than 1%
   with pytest.raises(ValueError, match=r"2 images of 150 cannot be read, more than 1%: '140.png'"):
