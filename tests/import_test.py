@@ -43,6 +43,7 @@ ORDER = (
   "search.scores",
   "search.exact",
   "search.masks",
+  "search.grouping",
   "search.rank",
   "search.sums",
   "search.warming",

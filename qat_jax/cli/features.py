@@ -16,6 +16,7 @@ def add_extract(commands: argparse._SubParsersAction) -> None:
     (
       "qat-jax extract PICTURES features --encoder openai/clip-vit-base-patch16",
       "qat-jax extract more_pictures more_features --encoder openai/clip-vit-base-patch16 --reuse features",
+      "qat-jax extract PICTURES crops --encoder openai/clip-vit-base-patch16 --tiles 1,2,3",
     ),
     _extract,
   )
@@ -26,7 +27,17 @@ def add_extract(commands: argparse._SubParsersAction) -> None:
   parser.add_argument("--batch-size", metavar="N", type=int, default=64, help="pictures encoded at once")
   text = "features written before; pictures that are among them are not encoded again"
   parser.add_argument("--reuse", metavar="FOLDER", help=text)
+  text = "encode crops instead of whole pictures, for small things: 1,2,3 takes 1 + 4 + 9 of each picture"
+  parser.add_argument("--tiles", metavar="SIZES", type=sizes, default=(), help=text)
   add_cluster(parser)
+
+
+def sizes(words: str) -> tuple[int, ...]:
+  """Returns the numbers of a list such as 1,2,3."""
+  try:
+    return tuple(int(word) for word in words.split(","))
+  except ValueError:
+    raise argparse.ArgumentTypeError(f"{words!r} is no list of whole numbers; give some, such as 1,2,3") from None
 
 
 def add_split(commands: argparse._SubParsersAction) -> None:
@@ -52,14 +63,23 @@ def add_split(commands: argparse._SubParsersAction) -> None:
   parser.add_argument("--seed", metavar="N", type=int, default=0, help="another seed gives another split")
 
 
-def _extract(source: str, folder: str, encoder: str, batch_size: int, cluster: str, reuse: str | None) -> str:
+def _extract(
+  source: str, folder: str, encoder: str, batch_size: int, cluster: str, reuse: str | None, tiles: tuple[int, ...]
+) -> str:
   from qat_jax.cluster.work import reach
   from qat_jax.datasets.splits import MOST_WITHOUT_CAPTION, open_source
+  from qat_jax.datasets.tiles import Tiles
   from qat_jax.encoders import load_encoder
   from qat_jax.features.extraction import extract
 
   reach(cluster)
   pictures, model = open_source("", "", source), load_encoder(encoder, batch_size)
+  if tiles:
+    if reuse:
+      raise ValueError("--reuse goes by the bytes of whole pictures, which crops do not have; leave it out")
+    crops = Tiles(pictures, tiles)
+    extract(crops, model, folder, ("img",), batch_size, cluster=cluster)
+    return f"{len(crops)} crops of {len(pictures)} pictures are in {folder}; rank them by group: --group picture"
   bare = sum(not pictures.about(position)["caption"] for position in range(len(pictures)))
   captioned = model.max_tokens > 0 and bare <= MOST_WITHOUT_CAPTION * len(pictures)
   kinds = ("img", "text") if captioned else ("img",)

@@ -32,6 +32,8 @@ def add_rank(commands: argparse._SubParsersAction) -> None:
   text = "queries ranked at once, which is also the most that a killed run loses"
   parser.add_argument("--block", metavar="N", type=int, default=64, help=text)
   parser.add_argument("--out", metavar="FILE", type=place, required=True, help="the Parquet file to write")
+  text = "a metadata column, such as picture: the best groups of items, each by its best item (docs/tiles.md)"
+  parser.add_argument("--group", metavar="COLUMN", help=text)
   add_cluster(parser)
   words = parser.add_argument_group("words and marks", "Queries told in words need no adapter (docs/words.md).")
   words.add_argument("--alike", metavar="ASPECT", action="append", help="an aspect that alone counts, such as colour")

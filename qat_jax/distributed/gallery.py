@@ -124,6 +124,11 @@ class Gallery:
     ids = self._all("ids")
     return np.concatenate([ids[place] for place in sorted(ids)])
 
+  def column(self, name: str) -> np.ndarray:
+    """Returns a metadata column (N), which travels."""
+    found = self._all("column", dict.fromkeys(range(len(self.paths)), (name,)))
+    return np.concatenate([found[place] for place in sorted(found)])
+
   def rank(self, adaptation: Adaptation, k: int, masks: Masks) -> Ranking:
     """Returns what `qat_jax.rank` does, of arguments that it has checked.
 

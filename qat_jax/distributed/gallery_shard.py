@@ -81,6 +81,10 @@ class GalleryShard:
     """Returns the items' ids (N, object array of str)."""
     return self.store.ids
 
+  def column(self, name: str) -> np.ndarray:
+    """Returns a metadata column (N)."""
+    return self.store.column(name)
+
   def rows(self, position_N: np.ndarray) -> np.ndarray:
     """Returns items (ND) by their positions in the shard."""
     return self.store[position_N]

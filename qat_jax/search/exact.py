@@ -3,23 +3,28 @@
 An upper bound of every score costs one product of the part with a few columns a query. What may still win is bounded
 again by the cut maps' own lengths, then scored by the full formula, the likeliest first. Nothing outside the best so
 far can win that the loop has passed: so parts come in any order, on any device, and the best of several parts merge.
+
+With groups of items the loop ranks groups, each by its best item: the threshold is the K-th group's score, and an item
+that cannot reach the best of its group so far is not scored.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 
 from qat_jax.search.bounds import Prepared
 from qat_jax.search.gallery import Part
-from qat_jax.search.kernels import upper_bounds
+from qat_jax.search.kernels import Uppers, upper_bounds
 from qat_jax.search.scores import ITEMS, all_scores, refined_bounds, scores
 
 FIRST = 28  # items beyond k, at least, that are scored before there is a threshold
 STEP = 512  # items a query that are scored between two looks at the threshold
 LEAST_STEP = 2048  # items: to look costs as much as to score so many
 DEEP = 0.25  # of a gallery: to find more of it, every item is scored
+SAMPLE = 4096  # items by which the size of groups is guessed
 CERTAIN = (
   8.0  # a map's size over an item's length, up to which float32 scores hold to MARGIN; others are taken in float64
 )
@@ -57,6 +62,16 @@ class Pairs(NamedTuple):
     other_P = np.sort(other_P)
     return other_P[np.minimum(np.searchsorted(other_P, own_P), len(other_P) - 1)] == own_P
 
+  def firsts(self, group_N: np.ndarray) -> np.ndarray:
+    """Returns which pairs are the first of their query and group (P, bool)."""
+    group_P = group_N[self.item]
+    order_P = np.lexsort((group_P, self.query))
+    first_P = np.ones(len(order_P), bool)
+    first_P[1:] = (np.diff(self.query[order_P]) != 0) | (np.diff(group_P[order_P]) != 0)
+    firsts_P = np.zeros(len(order_P), bool)
+    firsts_P[order_P[first_P]] = True
+    return firsts_P
+
   def without(self, others: Pairs, items: int) -> Pairs:
     """Returns the pairs that are not among others; all positions are below `items`."""
     return self.take(~self.among(others, items))
@@ -68,12 +83,13 @@ class TopK(NamedTuple):
   ids: np.ndarray  # QK, int64
   scores: np.ndarray  # QK, float32
   floor: np.ndarray  # Q, float32: below it nobody wants an item, since K better ones were found elsewhere
+  group_N: np.ndarray | None = None  # the group of each gallery item: of a group only the best item is kept
 
   @classmethod
-  def empty(cls, queries: int, k: int, floor: np.ndarray | None = None) -> TopK:
+  def empty(cls, queries: int, k: int, floor: np.ndarray | None = None, group_N: np.ndarray | None = None) -> TopK:
     """Returns the best of nothing."""
     floor = np.full(queries, -np.inf, np.float32) if floor is None else floor
-    return cls(np.full((queries, k), -1, np.int64), np.full((queries, k), -np.inf, np.float32), floor)
+    return cls(np.full((queries, k), -1, np.int64), np.full((queries, k), -np.inf, np.float32), floor, group_N)
 
   @property
   def threshold(self) -> np.ndarray:
@@ -97,11 +113,28 @@ class TopK(NamedTuple):
     once_P = np.ones(len(score_P), bool)
     once_P[1:] = (np.diff(pairs.query) != 0) | (np.diff(pairs.item) != 0)
     pairs, score_P = pairs.take(once_P), score_P[once_P]
+    if self.group_N is not None:
+      once_P = pairs.firsts(self.group_N)
+      pairs, score_P = pairs.take(once_P), score_P[once_P]
     place_P = pairs.places()
-    best_P, best = place_P < k, TopK.empty(queries, k, self.floor)
+    best_P, best = place_P < k, TopK.empty(queries, k, self.floor, self.group_N)
     best.ids[pairs.query[best_P], place_P[best_P]] = pairs.item[best_P]
     best.scores[pairs.query[best_P], place_P[best_P]] = score_P[best_P]
     return best
+
+  def least(self, pairs: Pairs) -> np.ndarray:
+    """Returns the score (P) below which a pair changes nothing: the threshold, or what its group has already."""
+    least_P = self.threshold[pairs.query]
+    if self.group_N is None or not len(pairs.query):
+      return least_P
+    query_J, place_J = np.nonzero(self.ids >= 0)
+    key = lambda query, item: query.astype(np.int64) * 2 * len(self.group_N) + self.group_N[item]
+    key_J, score_J = key(query_J, self.ids[query_J, place_J]), self.scores[query_J, place_J]
+    if not len(key_J):
+      return least_P
+    order_J, key_P = np.argsort(key_J), key(pairs.query, pairs.item)
+    at_P = order_J[np.minimum(np.searchsorted(key_J, key_P, sorter=order_J), len(key_J) - 1)]
+    return np.where(key_J[at_P] == key_P, np.maximum(score_J[at_P], least_P), least_P)
 
 
 def search(prepared: Prepared, part: Part, best: TopK, excluded: Pairs, deep: bool) -> TopK:
@@ -110,7 +143,7 @@ def search(prepared: Prepared, part: Part, best: TopK, excluded: Pairs, deep: bo
   Args:
     prepared: Q queries, or more: those beyond the best's are padding; on the part's device.
     part: rows of a gallery; ids in the result are positions in the whole gallery.
-    best: what other parts gave; it spares work.
+    best: what other parts gave; it spares work, and says whether groups are ranked.
     excluded: positions that a query shall not find.
     deep: whether every item is scored. The same for all parts of a gallery: equal items then have equal scores.
   """
@@ -118,18 +151,14 @@ def search(prepared: Prepared, part: Part, best: TopK, excluded: Pairs, deep: bo
   here_P = (excluded.item >= part.first) & (excluded.item < part.first + part.items)
   excluded = Pairs(excluded.query[here_P], excluded.item[here_P] - part.first)
   if deep:
-    return best.merge(_deep(prepared, part, excluded, queries, k))
+    return best.merge(_deep(prepared, part, excluded, best))
   margin_Q = MARGIN * np.asarray(prepared.bounds.most)[:queries]
   uppers = upper_bounds(prepared.bounds, part, queries)
   done = Pairs(*np.zeros((2, 0), np.int64))
   if (best.threshold == -np.inf).any():
     count = k + FIRST + int(np.bincount(excluded.query, minlength=1).max())
     count = -(-count // ITEMS) * ITEMS  # so many are scored at once: one more would cost as much as all
-    least_Q = np.where(best.threshold == -np.inf, uppers.greatest(count), np.inf)
-    query_P, item_P, upper_P = uppers.reaching(least_Q)
-    order_P = np.lexsort((-upper_P, query_P))
-    first = Pairs(query_P[order_P], item_P[order_P])
-    done = first.take(first.places() < count).without(excluded, part.items)
+    done = _likeliest(uppers, part, best, count, excluded)
     best = _with(best, prepared, part, done)
   query_P, item_P, upper_P = uppers.reaching(best.threshold - margin_Q)
   left = Pairs(query_P, item_P)
@@ -139,7 +168,8 @@ def search(prepared: Prepared, part: Part, best: TopK, excluded: Pairs, deep: bo
     upper_P = np.minimum(upper_P, refined_bounds(prepared, part, left.query, left.item))
   step = max(STEP * queries, LEAST_STEP)
   while True:
-    alive_P = upper_P >= (best.threshold - margin_Q)[left.query]
+    least_P = best.least(Pairs(left.query, left.item + part.first))
+    alive_P = upper_P >= least_P - margin_Q[left.query]
     left, upper_P = left.take(alive_P), upper_P[alive_P]
     if not len(left.query):
       return best
@@ -148,6 +178,27 @@ def search(prepared: Prepared, part: Part, best: TopK, excluded: Pairs, deep: bo
       next_P = upper_P >= -np.partition(-upper_P, step - 1)[step - 1]
     best = _with(best, prepared, part, left.take(next_P))
     left, upper_P, step = left.take(~next_P), upper_P[~next_P], 2 * step
+
+
+def _likeliest(uppers: Uppers, part: Part, best: TopK, count: int, excluded: Pairs) -> Pairs:
+  """Returns up to `count` items of each query without a threshold, by their bounds; of a group the likeliest."""
+  reach = count
+  if best.group_N is not None:  # neighbours are often of one group, and bounds of one group alike
+    some_N = best.group_N[part.first : part.first + min(part.items, SAMPLE)]
+    reach *= math.isqrt(len(some_N) // len(np.unique(some_N)))
+  while True:
+    least_Q = np.where(best.threshold == -np.inf, uppers.greatest(reach), np.inf)
+    query_P, item_P, upper_P = uppers.reaching(least_Q)
+    order_P = np.lexsort((-upper_P, query_P))
+    first = Pairs(query_P[order_P], item_P[order_P])
+    if best.group_N is None:
+      return first.take(first.places() < count).without(excluded, part.items)
+    first = first.without(excluded, part.items)
+    first = first.take(first.firsts(best.group_N[part.first : part.first + part.items]))
+    few_Q = np.bincount(first.query, minlength=len(least_Q)) < count
+    if not (few_Q & np.isfinite(least_Q)).any():
+      return first.take(first.places() < count)
+    reach *= 4
 
 
 def score_pairs(prepared: Prepared, part: Part, pairs: Pairs) -> np.ndarray:
@@ -197,14 +248,20 @@ def _with(best: TopK, prepared: Prepared, part: Part, pairs: Pairs) -> TopK:
   return best.with_pairs(Pairs(pairs.query, pairs.item + part.first).take(worth_P), score_P[worth_P])
 
 
-def _deep(prepared: Prepared, part: Part, excluded: Pairs, queries: int, k: int) -> TopK:
+def _deep(prepared: Prepared, part: Part, excluded: Pairs, so_far: TopK) -> TopK:
   """Returns the best K of a part by scoring every item."""
+  queries, k = so_far.ids.shape
   score_QN = exact_scores(prepared, part, queries)
   score_QN[excluded.query, excluded.item] = -np.inf
   if part.wanted is not None:
     score_QN[:, ~part.wanted] = -np.inf
   best = TopK.empty(queries, k)
-  order_QK = np.argsort(-score_QN, axis=1, kind="stable")[:, :k]
+  order_QN = np.argsort(-score_QN, axis=1, kind="stable")
+  if so_far.group_N is not None:
+    group_N = so_far.group_N[part.first : part.first + part.items]
+    firsts = [np.sort(np.unique(group_N[order_N], return_index=True)[1]) for order_N in order_QN]
+    order_QN = np.stack([order_N[first] for order_N, first in zip(order_QN, firsts, strict=True)])
+  order_QK = order_QN[:, :k]
   score_QK = np.take_along_axis(score_QN, order_QK, axis=1)
   best.scores[:, : order_QK.shape[1]] = score_QK
   best.ids[:, : order_QK.shape[1]] = np.where(score_QK > -np.inf, order_QK + part.first, -1)

@@ -15,7 +15,7 @@ from qat_jax.types import Adaptation, Ranking
 class Elsewhere(Protocol):
   """A gallery that ranks its items where they lie, on other machines."""
 
-  def rank(self, adaptation: Adaptation, k: int, masks: Masks, /) -> Ranking:
+  def rank(self, adaptation: Adaptation, k: int, masks: Masks) -> Ranking:
     """Returns what `search.rank.rank` does, of arguments that it has checked."""
 
 

@@ -18,6 +18,7 @@ from qat_jax.adaptation import score as score_by_factors
 from qat_jax.search.bounds import Prepared, prepare
 from qat_jax.search.exact import DEEP, Pairs, TopK, exact_scores, score_pairs, search
 from qat_jax.search.gallery import GATHERED, Part, gathered, parts, places, whole_shards
+from qat_jax.search.grouping import grouped, groups_of
 from qat_jax.search.masks import Elsewhere, Masks
 from qat_jax.types import (
   MISSING,
@@ -44,10 +45,13 @@ def rank(
   *,
   exclude: npt.ArrayLike | None = None,
   allowed: npt.ArrayLike | None = None,
+  group: str | npt.ArrayLike | None = None,
   devices: Sequence[jax.Device] | None = None,
   chunk_rows: int | None = None,
 ) -> Ranking:
   """Returns the exact top k of the whole gallery for each query; lower id first where scores are equal.
+
+  With `group`, the top k groups: each by its best item, whose position and score the ranking holds.
 
   Args:
     adaptation: Q queries.
@@ -56,6 +60,8 @@ def rank(
     k: how many; where fewer items are to be had, ids are filled up with −1 and scores with −inf.
     exclude: positions (Q, or QE with −1 as padding) that a query shall not find: itself, for instance.
     allowed: positions (A, for all queries; or QA with −1 as padding) or a bool N: all that may be found.
+    group: a metadata column of the gallery, or a value for each item (N); items with equal values are one group. An
+      item without a value (None, NaN, −1) is a group by itself.
     devices: where a streamed gallery goes, chunk by chunk in turn; the default device if None.
     chunk_rows: how many rows are streamed at once.
 
@@ -65,11 +71,14 @@ def rank(
   """
   gallery, k = check(adaptation, gallery, k)
   masks = Masks.of(exclude, allowed, len(adaptation), len(gallery))
+  group_N = None if group is None else groups_of(group, gallery)
   if isinstance(gallery, Elsewhere):
     if devices is not None or chunk_rows is not None:
       raise ValueError("devices and chunk_rows are of a gallery that this process reads; this one lies on a cluster")
-    return gallery.rank(adaptation, k, masks)
-  empty = [TopK.empty(len(block), min(k, len(gallery))) for block in blocks(len(adaptation))]
+    if group_N is None:
+      return gallery.rank(adaptation, k, masks)
+    return grouped(functools.partial(gallery.rank, adaptation, masks=masks), k, group_N)
+  empty = [TopK.empty(len(block), min(k, len(gallery)), None, group_N) for block in blocks(len(adaptation))]
   best = best_of(adaptation, gallery, empty, masks, k >= DEEP * len(gallery), devices, chunk_rows)
   return ranking_of(best, k, len(gallery))
 

@@ -19,9 +19,10 @@ import numpy.typing as npt
 
 from qat_jax.adaptation import power_of_two, unit
 from qat_jax.search.exact import DEEP
+from qat_jax.search.grouping import grouped, groups_of
 from qat_jax.search.masks import Masks
 from qat_jax.search.rank import GalleryLike, blocks, check, rank, rerank
-from qat_jax.types import Adaptation, Ranking
+from qat_jax.types import Adaptation, Ranking, as_gallery
 
 FIRST = 64  # items of each term's first list, at least
 GROWTH = 8  # how much longer the next list is: every item but the last is found anew
@@ -44,6 +45,7 @@ def rank_sum(
   *,
   exclude: npt.ArrayLike | None = None,
   allowed: npt.ArrayLike | None = None,
+  group: str | npt.ArrayLike | None = None,
   depth: int | None = None,
 ) -> tuple[Ranking, np.ndarray]:
   """Returns the top k by the sum of weighted scores, and for each query whether it is proven to be exact (Q, bool).
@@ -55,6 +57,7 @@ def rank_sum(
     k: how many; where there are fewer items, ids are filled up with −1 and scores with −inf.
     exclude: positions that a query must not find, as `rank` takes them.
     allowed: all that may be found, as `rank` takes it.
+    group: what makes items one group, as `rank` takes it: the best k groups are ranked.
     depth: items of a term's list, at most. None: as many as the proof needs, in the end all.
 
   Raises ValueError as `rank` does, for galleries that differ in length, for terms that differ in queries, and where
@@ -62,6 +65,15 @@ def rank_sum(
   """
   if not len(terms):
     raise ValueError("there are no terms; give at least one")
+  if group is not None:
+    proof: list[np.ndarray] = []
+
+    def fetch(deeper: int) -> Ranking:
+      ranking, proven_Q = rank_sum(terms, deeper, exclude=exclude, allowed=allowed, depth=depth)
+      proof.append(proven_Q)
+      return ranking
+
+    return grouped(fetch, k, groups_of(group, as_gallery(terms[0].gallery))), proof[-1]
   kept = combined(terms)
   for term in kept:
     check(term.adaptation, term.gallery, k)

@@ -9,7 +9,9 @@ import functools
 import itertools
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,9 +22,11 @@ from tqdm import tqdm
 
 from qat_jax.adapter import Adapter, load
 from qat_jax.cluster.work import LOCAL, reach, run
+from qat_jax.datasets.tiles import BOX
 from qat_jax.features.shards import check_npy
 from qat_jax.features.store import FeatureStore
 from qat_jax.sealed import UNREADABLE, read_record, read_sealed, readable, write_record, write_sealed
+from qat_jax.search.grouping import groups_of
 from qat_jax.search.rank import rank, rerank
 from qat_jax.stages import check_same, digest_of_files, empty, fingerprint, lock, write_whole
 from qat_jax.types import KIND_OF_QUERY, Gallery, Ranking, as_gallery, check_encoders
@@ -42,6 +46,7 @@ def rerank_files(
   query_type: str | None = None,
   block: int = 64,
   cluster: str = LOCAL,
+  group: str | None = None,
 ) -> Path:
   """Writes the adapted ranking of every query to `out` (Parquet) and returns its path.
 
@@ -58,6 +63,8 @@ def rerank_files(
     query_type: "text" or "image"; None where the adapter's heads are the same, or the queries' folder says it.
     block: queries a step.
     cluster: who makes the steps: "local" (this process), "auto" or "ray://HOST:PORT", a Ray cluster (docs/scale.md).
+    group: a metadata column of the gallery, such as picture: the best k groups of each query are written, each by its
+      best item. The column stands beside item_id, with the item's box where it has one.
 
   Raises ValueError or FileNotFoundError, before anything is written, for inputs that do not fit together, and for a run
   that was begun with other inputs; BlockingIOError where another process writes the same output.
@@ -72,6 +79,10 @@ def rerank_files(
   model, store = load(adapter), FeatureStore.open(gallery)
   query, query_type = _open_queries(Path(queries), model, query_type)
   space = model.head(query_type).space
+  if group is not None:
+    if shortlist is not None:
+      raise ValueError("group goes with the whole gallery; leave the shortlist out")
+    store.arrow_column(group)  # raises where there is none
   if query.width != model.width or store.width != model.width:
     raise ValueError(
       f"the queries {queries} are {query.width} wide, the gallery {gallery} {store.width}; the adapter {adapter} wants "
@@ -92,13 +103,14 @@ def rerank_files(
     gallery=store.fingerprint,
     shortlist=None if shortlist is None else digest_of_files([shortlist]),
     **{"k": k, "query_type": query_type, "block": block},
+    **({} if group is None else {"group": group}),
   )
 
   parts = out.with_name(out.name + ".parts")
   with lock(parts):
     _begin(parts, reads)
     store = model.prepare(store, query_type, out.with_name(out.name + ".gallery"), cluster)
-    blocks = _Blocks(adapter, model, Path(queries), query_type, store, shortlist_QS, k, block, parts)
+    blocks = _Blocks(adapter, model, Path(queries), query_type, store, shortlist_QS, k, block, parts, group)
     starts = range(0, len(query), block)
     missing = [start for start in starts if not blocks.there(start)]
     with tqdm(total=len(starts), initial=len(starts) - len(missing), desc="rerank", unit="block") as bar:
@@ -123,13 +135,14 @@ class _Blocks:
     k: int,
     block: int,
     parts: Path,
+    group: str | None,
   ) -> None:
     self.adapter, self.reads, self.model = adapter, model.fingerprint, model
     self.queries, self.query_type, self.gallery = queries, query_type, gallery
-    self.shortlist_QS, self.k, self.block, self.parts = shortlist_QS, k, block, parts
+    self.shortlist_QS, self.k, self.block, self.parts, self.group = shortlist_QS, k, block, parts, group
 
   def __getstate__(self) -> dict[str, Any]:
-    return {name: value for name, value in self.__dict__.items() if name not in ("ids", "model")}
+    return {name: value for name, value in self.__dict__.items() if name not in ("ids", "groups", "beside", "model")}
 
   def __setstate__(self, state: dict[str, Any]) -> None:
     self.__dict__ |= state
@@ -141,6 +154,17 @@ class _Blocks:
     """The queries, their ids, and those of the gallery."""
     query, _ = _open_queries(self.queries, self.model, self.query_type)
     return query, _ids(query), self.gallery.arrow_ids()
+
+  @functools.cached_property
+  def groups(self) -> np.ndarray | None:
+    """The group of each item."""
+    return None if self.group is None else groups_of(self.group, self.gallery)
+
+  @functools.cached_property
+  def beside(self) -> dict[str, pa.ChunkedArray]:
+    """The metadata columns that go beside the items of a grouped ranking."""
+    names = [self.group, *BOX] if self.group else []
+    return {name: self.gallery.arrow_column(name) for name in names if name in self.gallery.columns}
 
   def path(self, start: int) -> Path:
     """Returns the file of the block that begins with a query."""
@@ -168,10 +192,11 @@ class _Blocks:
     rows = slice(start, min(start + self.block, len(query)))
     adaptation = self.model(np.asarray(query[rows]), self.query_type)
     if self.shortlist_QS is None:
-      ranking = rank(adaptation, self.gallery, self.k)
+      ranking = rank(adaptation, self.gallery, self.k, group=self.groups)
     else:
       ranking = rerank(adaptation, self.gallery, self.shortlist_QS[rows], self.k)
-    write_sealed(self.path(start), _as_parquet([_table(ranking, query_ids[rows.start : rows.stop], item_ids)]))
+    table = _table(ranking, query_ids[rows.start : rows.stop], item_ids, self.beside)
+    write_sealed(self.path(start), _as_parquet([table]))
 
 
 def read_shortlist(path: Path, query_ids: pa.Array, item_ids: pa.ChunkedArray) -> np.ndarray:
@@ -263,15 +288,22 @@ def _begin(parts: Path, reads: dict[str, Any]) -> None:
     write_record(path, reads)
 
 
-def _table(ranking: Ranking, query_ids: pa.Array, item_ids: pa.ChunkedArray) -> pa.Table:
+def _table(
+  ranking: Ranking,
+  query_ids: pa.Array,
+  item_ids: pa.ChunkedArray,
+  beside: Mapping[str, pa.ChunkedArray] = MappingProxyType({}),
+) -> pa.Table:
   there_QK = ranking.ids >= 0
   query, place = np.nonzero(there_QK)
+  position_P = pa.array(ranking.ids[there_QK])
   return pa.table(
     {
       "query_id": query_ids.take(pa.array(query)),
       "rank": pa.array((place + 1).astype(np.int32)),
-      "item_id": item_ids.take(pa.array(ranking.ids[there_QK])),
+      "item_id": item_ids.take(position_P),
       "score": pa.array(ranking.scores[there_QK]),
+      **{name: column.take(position_P) for name, column in beside.items()},
     }
   )
 

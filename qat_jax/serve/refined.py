@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from qat_jax.adapter import Adapter, load
+from qat_jax.datasets.tiles import BOX
 from qat_jax.features.store import FeatureStore
 from qat_jax.marks import refine
 from qat_jax.models.head import Head
+from qat_jax.search.grouping import groups_of
 from qat_jax.search.rank import rank
 from qat_jax.search.sums import rank_sum
 from qat_jax.serve.batch import _as_parquet, _ids, _open_queries, _table, read_shortlist
@@ -38,6 +40,7 @@ def rank_refined(
   encoder: str | None = None,
   query_type: str | None = None,
   k: int = 100,
+  group: str | None = None,
 ) -> Path:
   """Writes the ranking of every query to `out`, as `rerank_files` does, and returns its path.
 
@@ -54,6 +57,7 @@ def rank_refined(
     encoder: of the words; None: the gallery's own.
     query_type: "text" or "image", where it is not clear.
     k: how many items of each query to keep.
+    group: a metadata column: the best groups of items are written, as `rerank_files` does.
 
   Raises as `rerank_files` and `by_words` do.
   """
@@ -73,12 +77,12 @@ def rank_refined(
     name = encoder or (store.encoder and store.encoder[0])
     if not name:
       raise ValueError(f"{gallery} does not say its encoder; name the one that reads the words: encoder")
-    beside = Path(adapter or "") / BESIDE
-    book = aspects or (beside if adapter and beside.is_file() else None)
+    own = Path(adapter or "") / BESIDE
+    book = aspects or (own if adapter and own.is_file() else None)
     told = by_words(
       query, alike, ignore, change, aspects=book, encoder=load_encoder(name), gallery=store if len(store) > 99 else None
     )
-    ranking = rank(refine(told, rows), store, k, exclude=marked_QS)
+    ranking = rank(refine(told, rows), store, k, exclude=marked_QS, group=group)
   else:
     adaptation = model(np.asarray(query[:], np.float32), query_type)
     folder = Path(out).with_name(Path(out).name + ".gallery")
@@ -87,6 +91,7 @@ def rank_refined(
       for one in {query_type or "image", "image"}
     }
     terms = model.refine_terms(adaptation, rows, galleries, query_type or "image")
-    ranking, _ = rank_sum(terms, k, exclude=marked_QS)
-  write_whole(Path(out), _as_parquet([_table(ranking, query_ids, item_ids)]))
+    ranking, _ = rank_sum(terms, k, exclude=marked_QS, group=None if group is None else groups_of(group, store))
+  beside = {name: store.arrow_column(name) for name in ([group, *BOX] if group else []) if name in store.columns}
+  write_whole(Path(out), _as_parquet([_table(ranking, query_ids, item_ids, beside)]))
   return Path(out)

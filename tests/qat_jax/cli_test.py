@@ -72,6 +72,11 @@ def test_pictures_become_features(tmp_path, capsys):
   for kind in ("img", "text"):
     store = qat_jax.FeatureStore.open(tmp_path / "features", kind)
     assert store.ids.tolist() == ["a.png", "b.png"]
+  cli.main(["extract", str(tmp_path / "pictures"), str(tmp_path / "crops"), "--encoder=toy_clip", "--tiles=2,1"])
+  assert capsys.readouterr().out.startswith(f"10 crops of 2 pictures are in {tmp_path / 'crops'}; rank them by group")
+  crops = qat_jax.FeatureStore.open(tmp_path / "crops")
+  assert crops.ids[1] == "a.png#2.0.0" and set(crops.column("picture")) == {"a.png", "b.png"}
+  np.testing.assert_array_equal(crops[:1], qat_jax.FeatureStore.open(tmp_path / "features")[:1])  # the whole picture
   (tmp_path / "pictures/b.txt").unlink()
   cli.main(["extract", str(tmp_path / "pictures"), str(tmp_path / "alone"), "--encoder=toy_clip"])
   assert capsys.readouterr().out == f"2 pictures are in {tmp_path / 'alone'}, without captions: 1 have none\n"
