@@ -9,6 +9,8 @@ docstrings name.
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -148,9 +150,11 @@ def static(width: int, maps_gallery: bool = True) -> Hypernetwork:
   return Hypernetwork(width, linear_query=True, maps_gallery=maps_gallery)
 
 
-def query_only(width: int, hidden: int = 0, dropout: float = 0.2, maps_gallery: bool = False) -> Hypernetwork:
-  """A better query vector and no map: T = I. `hidden` 0 means 16 · width."""
-  return Hypernetwork(width, query_head=WideHead(hidden or 16 * width, dropout), maps_gallery=maps_gallery)
+def query_only(
+  width: int, hidden: int = 0, dropout: float = 0.2, maps_gallery: bool = False, linear: bool = False
+) -> Hypernetwork:
+  """A better query vector and no map: T = I. `hidden` 0 means 16 · width; `linear`: the head of `gated`, ungated."""
+  return Hypernetwork(width, query_head=WideHead(hidden or 16 * width, dropout, linear), maps_gallery=maps_gallery)
 
 
 def adaptive(
@@ -278,7 +282,7 @@ def size_of(form: str, settings: dict, width: int) -> int:
   return parameters(jax.eval_shape(lambda: initialise(module, jax.random.key(0))))
 
 
-def hidden_of_size(target: int, width: int, form: str = "query_only") -> int:
+def hidden_of_size(target: int, width: int, form: str = "query_only", **settings: Any) -> int:
   """Returns the hidden units with which the number of parameters of a form comes closest to `target`."""
-  one, two = (size_of(form, {"hidden": hidden}, width) for hidden in (1, 2))
+  one, two = (size_of(form, {"hidden": hidden, **settings}, width) for hidden in (1, 2))
   return max(1, round((target - one) / (two - one)) + 1)

@@ -103,7 +103,9 @@ def test_dropout_acts_in_training_only(queries):
   chex.assert_trees_all_equal(module.apply(variables, queries), module.apply(variables, queries))
 
 
-def test_a_query_only_form_of_equal_size_is_within_one_hidden_unit():
+@pytest.mark.parametrize(("form", "settings"), [("adaptive", {}), ("gated", {"linear": True})])
+def test_a_query_only_form_of_equal_size_is_within_one_hidden_unit(form, settings):
   size = lambda form: hypernetwork.parameters(hypernetwork.initialise(form, jax.random.key(0)))
-  target = size(hypernetwork.adaptive(WIDTH))
-  assert abs(size(hypernetwork.query_only(WIDTH, hypernetwork.hidden_of_size(target, WIDTH))) - target) <= 2 * WIDTH + 3
+  target = size(hypernetwork.FORMS[form](WIDTH))
+  hidden = hypernetwork.hidden_of_size(target, WIDTH, **settings)
+  assert abs(size(hypernetwork.query_only(WIDTH, hidden, **settings)) - target) <= 2 * WIDTH + 3
