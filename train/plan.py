@@ -262,7 +262,8 @@ def trained_forms(config: ConfigDict, training: Training) -> dict[str, tuple[str
   settings = {name: dict(values) for name, values in config.forms.items()}
   form = config.form
   if form not in ("static", "query_only") and not settings["query_only"]["hidden"]:
-    size, linear = forms.size_of(form, settings[form], training.width), {"linear": True} if form == "gated" else {}
+    linear: dict[str, Any] = {"linear": True} if form == "gated" else {}
+    size = forms.size_of(form, settings[form], training.width)
     settings["query_only"] |= {**linear, "hidden": forms.hidden_of_size(size, training.width, **linear)}
   names = list(dict.fromkeys(["static", "query_only", form]))
   untouched = {name: (name, settings[name] | {"maps_gallery": False}) for name in names}

@@ -6,6 +6,7 @@ sums of squares a cluster, float64. Every setting of the shrinkage is made from 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -60,10 +61,24 @@ def experts(training: Training, validator: Validator, base: Head = PLAIN) -> Hea
     return None
   if training.relevant is not None:
     return intents(training.queries, training.relevant.positives, training.images, validator)
+  base = for_items(base, training.width)
   rows = Rows(training.images, training.instance, base)
   numbers = [number for number in NUMBERS if number * FREEDOM <= rows.freedom]
   spaces = {"raw": np.eye(training.width), "lda": rows.lda()}
   return search(lambda number, space: rows.sums(number, spaces[space]), validator, base, GRID | {"number": numbers})
+
+
+def for_items(base: Head, width: int) -> Head:
+  """Returns a head without the variables that only its way with queries has, which experts do not take."""
+
+  def those_of(wanted: Any, tree: Any) -> Any:
+    return {name: those_of(one, tree[name]) for name, one in wanted.items()} if isinstance(wanted, dict) else tree
+
+  if base is PLAIN:
+    return base
+  around = Head("experts", {"form": base.form, "settings": base.settings, "experts": 1}, {})
+  wanted = {kind: tree.get("head", {}) for kind, tree in jax.eval_shape(lambda: around.initialise(width)).items()}
+  return dataclasses.replace(base, variables=those_of(wanted, base.variables))
 
 
 def intents(queries: Any, relevant: Sequence[np.ndarray], images: Any, validator: Validator) -> Head | None:
@@ -160,14 +175,7 @@ def head_of(sums: Sums, maps: Maps, base: Head, setting: Setting) -> Head:
   constants = {name: jnp.asarray(x, jnp.float32) for name, x in numbers.items()}
   note = f"{number} experts, clustered in the {setting.space} space, floor {setting.floor}, pooled {setting.pooled:g}"
   settings = {"form": base.form, "settings": base.settings, "experts": number}
-  wanted = jax.eval_shape(lambda: Head("experts", settings, {}).initialise(sums.mean_KD.shape[1]))
-  variables = _those_of(beside(base, constants), wanted)
-  return Head("experts", settings, variables, f"{note}, alpha {alpha:g}, beta {beta:g}")
-
-
-def _those_of(tree: Any, wanted: Any) -> Any:
-  """Returns the arrays of a tree that another one has too: a base's own way with queries is not used."""
-  return {name: _those_of(tree[name], one) for name, one in wanted.items()} if isinstance(wanted, dict) else tree
+  return Head("experts", settings, beside(base, constants), f"{note}, alpha {alpha:g}, beta {beta:g}")
 
 
 def lengths(sums: Sums, found: dict[str, Any]) -> dict[str, Any]:
