@@ -1,12 +1,15 @@
-"""Corpora of small pictures as tar shards and Parquet files, for the tests of both."""
+"""Corpora of small pictures as tar shards, Parquet files and TFDS sets, for their tests."""
 
 import io
 import json
 import tarfile
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import tensorflow_datasets as tfds
 from PIL import Image
+from tensorflow_datasets.core import registered
 
 
 def picture(number):
@@ -54,3 +57,34 @@ def parquet_files(folder, names=("a", "b"), rows=6, per_group=4, **changes):
       per_group,
     )
   return folder
+
+
+def tfds_set(folder, parts, captions):
+  """Prepares coco_captions: split → numbers of its images, and number → how many captions that image has."""
+  with registered.skip_registration():  # the name is that of the real set, whose code needs TensorFlow
+
+    class CocoCaptions(tfds.core.GeneratorBasedBuilder):
+      """Images of one colour, with the features of the real set."""
+
+      VERSION = tfds.core.Version("1.1.0")
+      BUILDER_CONFIGS = (tfds.core.BuilderConfig(name="2014"),)
+      url_infos = {}  # noqa: RUF012
+
+      def _info(self):
+        texts = tfds.features.Sequence({"id": np.int64, "text": np.str_})
+        image = tfds.features.Image(encoding_format="png")
+        features = {"image": image, "image/filename": tfds.features.Text(), "image/id": np.int64, "captions": texts}
+        return tfds.core.DatasetInfo(
+          builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
+        )
+
+      def _split_generators(self, dl_manager):
+        return {part: self._generate_examples(numbers) for part, numbers in parts.items()}
+
+      def _generate_examples(self, numbers):
+        for number in numbers:
+          texts = [{"id": 10 * number + i, "text": f"{i} of {number}"} for i in range(captions(number))]
+          about = {"image/filename": f"{number}.png", "image/id": number, "captions": texts}
+          yield number, {"image": io.BytesIO(picture(number)), **about}
+
+  CocoCaptions(data_dir=folder, file_format="array_record").download_and_prepare()

@@ -1,45 +1,14 @@
-import io
-
-import numpy as np
 import pytest
-import tensorflow_datasets as tfds
-from PIL import Image
-from tensorflow_datasets.core import registered
 
 from qat_jax.datasets import decode
 from qat_jax.datasets.tfds import TfdsSource
-
-with registered.skip_registration():  # the name is that of the real set, whose code needs TensorFlow
-
-  class CocoCaptions(tfds.core.GeneratorBasedBuilder):
-    """A few images with the features of the real set; an image has two or three captions."""
-
-    VERSION = tfds.core.Version("1.1.0")
-    BUILDER_CONFIGS = (tfds.core.BuilderConfig(name="2014"),)
-    url_infos = {}  # noqa: RUF012
-
-    def _info(self):
-      captions = tfds.features.Sequence({"id": np.int64, "text": np.str_})
-      image = tfds.features.Image(encoding_format="png")
-      features = {"image": image, "image/filename": tfds.features.Text(), "image/id": np.int64, "captions": captions}
-      return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True)
-
-    def _split_generators(self, dl_manager):
-      return {"train": self._generate_examples(range(4)), "val": self._generate_examples(range(4, 6))}
-
-    def _generate_examples(self, numbers):
-      for number in numbers:
-        file = io.BytesIO()
-        Image.new("RGB", (6, 4), (number, 0, 9)).save(file, "PNG")
-        captions = [{"id": 10 * number + i, "text": f"{i} of {number}"} for i in range(2 + number % 2)]
-        file.seek(0)
-        yield number, {"image": file, "image/filename": f"{number}.png", "image/id": 100 + number, "captions": captions}
+from tests.qat_jax.datasets.corpora import tfds_set
 
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
   folder = tmp_path_factory.mktemp("tfds")
-  CocoCaptions(data_dir=folder, file_format="array_record").download_and_prepare()
+  tfds_set(folder, {"train": range(100, 104), "val": range(104, 106)}, lambda number: 2 + number % 2)
   return folder
 
 
@@ -48,9 +17,9 @@ def test_a_prepared_set_is_read_without_its_code(data_dir, name):
   source = TfdsSource(name, "train", data_dir)
   assert len(source) == 4
   record = source[3]
-  assert decode(record).getpixel((0, 0)) == (3, 0, 9)
+  assert decode(record).getpixel((0, 0)) == (103, 40, 7)
   del record["image"]
-  assert record == {"id": "103", "caption": "0 of 3", "instance": "103"}
+  assert record == {"id": "103", "caption": "0 of 103", "instance": "103"}
 
 
 def test_splits_may_be_cut_and_joined(data_dir):
@@ -63,14 +32,14 @@ def test_several_captions_of_an_image_are_rows_of_one_instance(data_dir):
   assert len(source) == 12
   rows = [source[i] for i in (3, 4, 5, 6, 7, 8)]
   assert [row["id"] for row in rows] == ["101-0", "101-1", "101-2", "102-0", "102-1", "102-2"]
-  assert [row["caption"] for row in rows] == ["0 of 1", "1 of 1", "2 of 1", "0 of 2", "1 of 2", "0 of 2"]
+  assert [row["caption"] for row in rows] == [*(f"{i} of 101" for i in range(3)), "0 of 102", "1 of 102", "0 of 102"]
   assert [row["instance"] for row in rows] == ["101"] * 3 + ["102"] * 3
 
 
 def test_features_are_chosen_by_name(data_dir):
   source = TfdsSource("coco_captions", "val", data_dir, caption=None, id="image/filename", instance="image/id")
   record = source[0]
-  assert (record["id"], record["caption"], record["instance"]) == ("4.png", None, "104")
+  assert (record["id"], record["caption"], record["instance"]) == ("104.png", None, "104")
 
 
 @pytest.mark.parametrize(

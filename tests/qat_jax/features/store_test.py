@@ -43,39 +43,21 @@ def foreign(tmp_path, array):
   return folder
 
 
-@pytest.mark.parametrize(
-  "rows",
-  [
-    slice(None),
-    slice(2, 9),
-    slice(5, 6),
-    slice(4, 8),
-    slice(7, 3),
-    slice(-3, None),
-    slice(None, None, 3),
-    slice(20, 30),
-  ],
-  ids=str,
-)
+SLICES = [(None, None), (2, 9), (5, 6), (4, 8), (7, 3), (-3, None), (None, None, 3), (20, 30)]
+
+
+@pytest.mark.parametrize("rows", [slice(*ends) for ends in SLICES], ids=str)
 def test_a_slice_over_shards_equals_the_slice_of_the_array(store, array, rows):
   np.testing.assert_array_equal(store[rows], array[rows])
   assert store[rows].dtype == np.float16
 
 
-@pytest.mark.parametrize("positions", [[9, 0, 3, 3, 8, 4], [], [5]], ids=str)
-def test_positions_in_any_order_with_repeats_are_gathered(store, array, positions):
-  positions = np.array(positions, np.int32)
-  np.testing.assert_array_equal(store[positions], array[positions])
-
-
-def test_one_position_gives_one_row(store, array):
-  np.testing.assert_array_equal(store[7], array[7])
-
-
-@pytest.mark.parametrize("positions", [[-1, 2], [3, 10]])
-def test_positions_outside_the_store_are_refused(store, positions):
-  with pytest.raises(IndexError, match="store of 10 items"):
-    store[np.array(positions)]
+def test_positions_in_any_order_with_repeats_are_gathered(store, array):
+  for positions in (np.array([9, 0, 3, 3, 8, 4], np.int32), np.array([], np.int32), np.array([5]), 7):
+    np.testing.assert_array_equal(store[positions], array[positions])
+  for positions in ([-1, 2], [3, 10]):
+    with pytest.raises(IndexError, match="store of 10 items"):
+      store[np.array(positions)]
 
 
 def test_chunks_stream_everything_in_order(store, array):
@@ -125,46 +107,53 @@ def test_a_folder_without_metadata_numbers_its_items(tmp_path):
   assert store.metadata().column_names == ["id"]
 
 
-def test_integer_ids_are_read_as_text(tmp_path):
-  store = write_features(tmp_path / "s", {"img": some_features(2)}, {"id": [7, 8]})
-  assert store.ids.tolist() == ["7", "8"]
-
-
-def test_a_truncated_shard_is_named_when_the_store_is_opened(store):
-  path = store.folder / "img_emb/img_emb_0001.npy"
-  path.write_bytes(path.read_bytes()[:-3])
-  with pytest.raises(ValueError, match=r"img_emb_0001\.npy is truncated"):
-    FeatureStore.open(store.folder)
-
-
 def test_a_missing_shard_is_named(store):
   (store.folder / "img_emb/img_emb_0001.npy").unlink()
   with pytest.raises(FileNotFoundError, match=r"img_emb_0001\.npy is missing"):
     FeatureStore.open(store.folder)
 
 
-def test_metadata_of_another_length_is_named(foreign):
-  pq.write_table(pa.table({"image_path": ["a", "b"]}), foreign / "metadata/metadata_4.parquet")
-  with pytest.raises(ValueError, match=r"img_emb_4\.npy has 1 rows, its metadata 2"):
-    FeatureStore.open(foreign)
+def saved(path, array):
+  return lambda folder: np.save(folder / path, array)
 
 
-def test_shards_of_different_widths_are_named(foreign):
-  np.save(foreign / "img_emb/img_emb_5.npy", np.ones((1, 3), np.float32))
-  with pytest.raises(ValueError, match=r"img_emb_5\.npy is 3 wide.*img_emb_0\.npy is 4 wide"):
-    FeatureStore.open(foreign)
+def metadata(number, **columns):
+  return lambda folder: pq.write_table(pa.table(columns), folder / f"metadata/metadata_{number}.parquet")
 
 
-def test_features_stored_column_by_column_are_refused(foreign):
-  np.save(foreign / "img_emb/img_emb_0.npy", np.asfortranarray(np.ones((2, 4), np.float32)))
-  with pytest.raises(ValueError, match="column by column"):
-    FeatureStore.open(foreign)
+def cut_short(folder):
+  path = folder / "img_emb/img_emb_1.npy"
+  path.write_bytes(path.read_bytes()[:-3])
 
 
-def test_features_that_are_not_floats_are_refused(foreign):
-  np.save(foreign / "img_emb/img_emb_0.npy", np.ones((1, 4), np.int32))
-  with pytest.raises(ValueError, match="holds int32"):
-    FeatureStore.open(foreign)
+@pytest.mark.parametrize(
+  ("damage", "words"),
+  [
+    (cut_short, r"img_emb_1\.npy is truncated"),
+    (metadata(4, image_path=["a", "b"]), r"img_emb_4\.npy has 1 rows, its metadata 2"),
+    (saved("img_emb/img_emb_5.npy", np.ones((1, 3), "f4")), r"img_emb_5\.npy is 3 wide.*img_emb_0\.npy is 4 wide"),
+    (saved("img_emb/img_emb_0.npy", np.asfortranarray(np.ones((2, 4), "f4"))), "column by column"),
+    (saved("img_emb/img_emb_0.npy", np.ones((1, 4), np.int32)), "holds int32"),
+    (saved("img_emb/img_emb_6.npy", np.full((1, 4), np.nan, "f4")), r"1 items have NaN or infinite .*: '6\.jpg'"),
+    (saved("img_emb/img_emb_6.npy", np.full((1, 4), np.inf, "f4")), r"1 items have NaN or infinite .*: '6\.jpg'"),
+    (saved("img_emb/img_emb_6.npy", np.zeros((1, 4), "f4")), r"1 items have zero features: '6\.jpg'"),
+    (metadata(4, image_path=["3.jpg"], caption=["x"]), r"1 ids occur more than once: '3\.jpg'"),
+    (
+      lambda f: (f / "metadata/metadata_4.parquet").rename(f / "metadata/metadata_15.parquet"),
+      r"img_emb_4\.npy, metadata_15\.parquet have no partner",
+    ),
+    *(
+      (lambda f, name=name: (f / name).write_bytes(b""), r"is no shard, which are called (img_emb|metadata)_0\.")
+      for name in ("img_emb/img_emb_1 (copy).npy", "img_emb/part_0.NPY", "metadata/meta_0.parquet")
+    ),
+  ],
+)
+def test_what_is_wrong_with_a_foreign_folder_is_named(foreign, damage, words):
+  (foreign / "img_emb/._img_emb_0.npy").write_bytes(b"")
+  FeatureStore.open(foreign).verify()
+  damage(foreign)
+  with pytest.raises(ValueError, match=words):
+    FeatureStore.open(foreign).verify()
 
 
 def test_a_broken_row_is_found_in_every_block(tmp_path):
@@ -174,19 +163,6 @@ def test_a_broken_row_is_found_in_every_block(tmp_path):
     rows_ND[row] = np.nan
     with pytest.raises(ValueError, match=rf"1 items have NaN or infinite features: '{row}'"):
       write_features(tmp_path / f"{row}", {"img": rows_ND}, {"id": np.arange(20_000).astype(str)})
-
-
-@pytest.mark.parametrize(("value", "what"), [(np.nan, "NaN or infinite"), (np.inf, "NaN or infinite"), (0, "zero")])
-def test_broken_rows_are_named_by_their_ids(foreign, value, what):
-  np.save(foreign / "img_emb/img_emb_6.npy", np.full((1, 4), value, np.float32))
-  with pytest.raises(ValueError, match=rf"1 items have {what} features: '6\.jpg'"):
-    FeatureStore.open(foreign).verify()
-
-
-def test_repeated_ids_are_named(foreign):
-  pq.write_table(pa.table({"image_path": ["3.jpg"], "caption": ["x"]}), foreign / "metadata/metadata_4.parquet")
-  with pytest.raises(ValueError, match=r"1 ids occur more than once: '3\.jpg'"):
-    FeatureStore.open(foreign).verify()
 
 
 def test_missing_entries_of_a_categorical_column_stay_missing(foreign):
@@ -248,15 +224,6 @@ def test_meta_that_json_cannot_hold_is_refused_before_anything_is_written(tmp_pa
   assert not list(tmp_path.iterdir())
 
 
-def test_the_store_returned_is_of_the_first_kind(tmp_path, array):
-  assert write_features(tmp_path / "s", {"text": array, "img": array}, columns(10)).kind == "text"
-
-
-def test_arrays_of_jax_are_written_as_arrays(tmp_path, array):
-  store = write_features(tmp_path / "s", {"img": jnp.asarray(array)}, columns(10))
-  np.testing.assert_array_equal(store[:], array)
-
-
 def test_what_a_kill_left_of_meta_json_is_in_nobodys_way(tmp_path, array):
   with pytest.raises(ValueError, match="0 img features for 1 rows"):
     write_features(tmp_path / "s", {"img": array[:9]}, columns(10), rows_per_shard=9)
@@ -265,16 +232,19 @@ def test_what_a_kill_left_of_meta_json_is_in_nobodys_way(tmp_path, array):
   assert sorted(path.name for path in (tmp_path / "s").iterdir()) == ["img_emb", "meta.json", "metadata"]
 
 
-def test_a_finished_folder_is_never_overwritten(store, array):
+def test_a_finished_folder_is_never_overwritten_and_one_under_construction_does_not_open(store, array):
   with pytest.raises(FileExistsError, match="delete it or choose another folder"):
     write_features(store.folder, {"img": array}, columns(10))
-
-
-def test_a_store_under_construction_does_not_open(store):
   (store.folder / "meta.json").rename(store.folder / "later")
   (store.folder / "incomplete").mkdir()
   with pytest.raises(ValueError, match="is not finished"):
     FeatureStore.open(store.folder)
+
+
+def test_arrays_of_jax_and_numbers_as_ids_are_taken_and_the_store_is_of_the_first_kind(tmp_path, array):
+  store = write_features(tmp_path / "s", {"text": jnp.asarray(array), "img": array}, {"id": list(range(10))})
+  assert (store.kind, store.ids.tolist()) == ("text", [str(i) for i in range(10)])
+  np.testing.assert_array_equal(store[:], array)
 
 
 def test_meta_lists_every_file_with_rows_and_checksum(store):
@@ -337,12 +307,6 @@ def test_a_folder_of_pictures_is_named_without_all_its_files(tmp_path):
     FeatureStore.open(tmp_path)
 
 
-def test_shards_pair_by_their_numbers(foreign):
-  (foreign / "metadata/metadata_4.parquet").rename(foreign / "metadata/metadata_15.parquet")
-  with pytest.raises(ValueError, match=r"img_emb_4\.npy, metadata_15\.parquet have no partner"):
-    FeatureStore.open(foreign)
-
-
 def test_one_file_goes_with_several_only_if_none_of_them_is_missing(tmp_path):
   for part, first in (("a", 0), ("b", 1)):
     store = write_features(tmp_path / part, {"img": np.eye(6, dtype="f4")}, {"id": list("abcdef")}, rows_per_shard=2)
@@ -356,11 +320,3 @@ def test_one_file_goes_with_several_only_if_none_of_them_is_missing(tmp_path):
   assert FeatureStore.open(tmp_path / "a").ids.tolist() == list("abcdef")
   with pytest.raises(ValueError, match=r"img_emb_0\.npy, metadata_1\.parquet, .*have no partner"):
     FeatureStore.open(tmp_path / "b")
-
-
-@pytest.mark.parametrize("name", ["img_emb/img_emb_1 (copy).npy", "img_emb/part_0.NPY", "metadata/meta_0.parquet"])
-def test_a_file_of_another_name_among_the_shards_is_refused(foreign, name):
-  (foreign / name).write_bytes(b"")
-  (foreign / "img_emb/._img_emb_0.npy").write_bytes(b"")
-  with pytest.raises(ValueError, match=r"is no shard, which are called (img_emb|metadata)_0\."):
-    FeatureStore.open(foreign)
