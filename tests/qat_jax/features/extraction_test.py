@@ -79,7 +79,7 @@ from qat_jax.features.extraction import extract
 
 {code}
 
-extract(Source(300, broken=[23]), Encoder(pause=0.02), sys.argv[2], batch_size=8, rows_per_shard=30, progress=False)
+extract(Source(200, broken=[23]), Encoder(pause=0.02), sys.argv[2], batch_size=8, rows_per_shard=20, progress=False)
 """
 
 
@@ -266,15 +266,9 @@ def test_cut_captions_are_counted_and_reported(tmp_path, capsys):
   ],
 )
 def test_bad_input_is_refused(tmp_path, source, settings, words):
-  with pytest.raises(ValueError, match=words):
-    extract(source, Encoder(), tmp_path, **{"rows_per_shard": 10, "progress": False, **settings})
-
-
-def test_a_repeated_id_is_found_after_a_restart(tmp_path):
-  source = Source(30, at25={"id": "item3"})
-  for _ in range(2):
-    with pytest.raises(ValueError, match="the id 'item3' occurs again"):
-      extract(source, Encoder(), tmp_path, rows_per_shard=10, progress=False)
+  for _ in range(2):  # after a restart too
+    with pytest.raises(ValueError, match=words):
+      extract(source, Encoder(), tmp_path, **{"rows_per_shard": 10, "progress": False, **settings})
 
 
 def test_a_disk_that_is_too_small_is_refused_before_any_work(tmp_path, monkeypatch):
@@ -305,7 +299,7 @@ def test_a_disk_that_gets_full_leaves_no_half_file_and_the_run_can_go_on(tmp_pat
   assert contents(tmp_path / "f") == contents(tmp_path / "g")
 
 
-def test_killed_at_five_moments_the_bytes_are_those_of_an_uninterrupted_run(tmp_path):
+def test_killed_at_three_moments_the_bytes_are_those_of_an_uninterrupted_run(tmp_path):
   script = tmp_path / "run.py"
   script.write_text(RUN.format(code="\n".join(map(inspect.getsource, (png, Source, Encoder)))))
 
@@ -329,7 +323,7 @@ def test_killed_at_five_moments_the_bytes_are_those_of_an_uninterrupted_run(tmp_
   with started(tmp_path / "whole") as process:
     assert process.wait(60) == 0
   rng = random.Random(0)
-  for _ in range(5):
+  for _ in range(3):
     before = finished_shards(tmp_path / "killed")
     with started(tmp_path / "killed") as process:
       deadline = time.monotonic() + 60

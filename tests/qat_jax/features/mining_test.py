@@ -68,7 +68,7 @@ def test_fewer_images_than_neighbours_are_padded(block):
 
 def test_no_more_than_a_chunk_of_large_features_is_read_at_once(monkeypatch, tmp_path):
   monkeypatch.setattr(mining, "RESIDENT", 0)
-  store = write_features(tmp_path / "x", {"img": unit(3000)}, {"id": [str(i) for i in range(3000)]})
+  store = write_features(tmp_path / "x", {"img": unit(1500)}, {"id": [str(i) for i in range(1500)]})
   most, read = [], type(store).__getitem__
 
   def watched(self, rows):
@@ -78,10 +78,10 @@ def test_no_more_than_a_chunk_of_large_features_is_read_at_once(monkeypatch, tmp
 
   monkeypatch.setattr(type(store), "__getitem__", watched)
   monkeypatch.setattr("qat_jax.search.gallery.CHUNK_BYTES", {"cpu": 1 << 14})
-  streamed = mining.mine(store, np.arange(3000), 5, 2, block=512)
+  streamed = mining.mine(store, np.arange(1500), 5, 2, block=512)
   assert max(most) == 512
   monkeypatch.undo()
-  np.testing.assert_array_equal(streamed.ids, mining.mine(store, np.arange(3000), 5, 2).ids)
+  np.testing.assert_array_equal(streamed.ids, mining.mine(store, np.arange(1500), 5, 2).ids)
 
 
 def test_a_small_temperature_does_not_overflow():
@@ -90,32 +90,30 @@ def test_a_small_temperature_does_not_overflow():
 
 
 @pytest.mark.parametrize(
-  ("settings", "words"),
-  [({"keep": 6, "neighbours": 5}, "keep is 6, neighbours 5"), ({"temperature": 0}, "temperature is 0")],
+  ("rows", "instances", "settings", "words"),
+  [
+    (8, 8, {"keep": 6, "neighbours": 5}, "keep is 6, neighbours 5"),
+    (8, 8, {"temperature": 0}, "temperature is 0"),
+    (8, 3, {}, "3 instances for 8 features"),
+    (0, 0, {}, "no features to mine"),
+  ],
 )
-def test_settings_without_meaning_are_refused(settings, words):
+def test_what_cannot_be_mined_is_refused(rows, instances, settings, words):
   with pytest.raises(ValueError, match=words):
-    mining.mine(unit(8), np.arange(8), **settings)
+    mining.mine(unit(8)[:rows], np.arange(instances), **settings)
 
 
-def test_instances_for_other_images_are_refused():
-  with pytest.raises(ValueError, match="3 instances for 8 features"):
-    mining.mine(unit(8), np.arange(3))
-
-
-def test_nothing_to_mine_is_refused():
-  with pytest.raises(ValueError, match="no features to mine"):
-    mining.mine(unit(8)[:0], np.arange(0))
-
-
-def test_what_is_saved_is_loaded(tmp_path):
-  semi = mining.mine(unit(8), np.arange(8), 5, 3)
-  mining.save(semi, tmp_path / "semi.npz", {"keep": 3})
-  loaded, about = mining.load(tmp_path / "semi.npz")
+def test_what_is_saved_is_loaded_and_what_is_damaged_refused(tmp_path):
+  semi, path = mining.mine(unit(8), np.arange(8), 5, 3), tmp_path / "semi.npz"
+  mining.save(semi, path, {"keep": 3})
+  loaded, about = mining.load(path)
   np.testing.assert_array_equal(loaded.ids, semi.ids)
   np.testing.assert_array_equal(loaded.weights, semi.weights)
-  assert about == {"keep": 3}
-  assert [path.name for path in tmp_path.iterdir()] == ["semi.npz"]
+  assert about == {"keep": 3} and [there.name for there in tmp_path.iterdir()] == ["semi.npz"]
+  path.write_bytes(path.read_bytes()[:-30])
+  with pytest.raises(ValueError, match="semi.npz holds no semi-positives, or is damaged .*; delete it"):
+    mining.load(path)
+  assert mining.ensure({"keep": 0}, None, path) is None
 
 
 def test_semi_positives_are_mined_once_for_the_same_settings(tmp_path, monkeypatch):
@@ -128,10 +126,6 @@ def test_semi_positives_are_mined_once_for_the_same_settings(tmp_path, monkeypat
   np.testing.assert_array_equal(again.ids, first.ids)
   monkeypatch.setattr(mining, "mine", None)
   np.testing.assert_array_equal(mining.ensure(settings, store, tmp_path / "semi.npz").ids, first.ids)
-
-
-def test_no_semi_positives_are_mined_where_none_are_wanted(tmp_path):
-  assert mining.ensure({"keep": 0}, None, tmp_path / "semi.npz") is None
 
 
 def test_semi_positives_of_other_features_or_instances_are_mined_anew(tmp_path, caplog):
@@ -149,10 +143,3 @@ def test_semi_positives_of_other_features_or_instances_are_mined_anew(tmp_path, 
   assert (mined("b", second, columns) != before).any()
   mined("c", second, {**columns, "instance": list("aacdefgh")})
   assert [message.split(": ")[1].split()[0] for message in caplog.messages] == ["images.features", "images.metadata"]
-
-
-def test_a_damaged_file_of_semi_positives_is_refused(tmp_path):
-  mining.save(mining.mine(unit(8), np.arange(8), 5, 3), tmp_path / "semi.npz", {})
-  (tmp_path / "semi.npz").write_bytes((tmp_path / "semi.npz").read_bytes()[:-30])
-  with pytest.raises(ValueError, match="semi.npz holds no semi-positives, or is damaged .*; delete it"):
-    mining.load(tmp_path / "semi.npz")

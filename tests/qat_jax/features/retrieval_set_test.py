@@ -111,6 +111,20 @@ def remove(part):
   return lambda root: shutil.rmtree(root / part)
 
 
+def described(part, **columns):
+  return lambda root: pq.write_table(pa.table(columns), root / part / "metadata/metadata_0000.parquet")
+
+
+def emptied(root):
+  described("val/gallery", id=pa.array([], pa.string()), instance=pa.array([], pa.string()))(root)
+  np.save(root / "val/gallery/img_emb/img_emb_0000.npy", np.empty((0, 4), np.float16))
+
+
+def of_two_encoders(root):
+  put(root / "train", ["img"], list("pq"), ["A", "A"], meta={"encoder": "clip", "revision": "1"})
+  put(root / "val/gallery", ["img"], ["g"], ["x"], meta={"encoder": "clip", "revision": "2"})
+
+
 @pytest.mark.parametrize(
   ("damage", "words"),
   [
@@ -152,45 +166,15 @@ def remove(part):
       lambda r: put(r / "train/image_queries", ["img"], ["a"], ["A"]),
       r"train/image_queries \(img\) has no metadata column `relevant`",
     ),
+    (described("test/gallery", id=list("abacd"), instance=["x"] * 5), r"gallery: 1 ids occur more than once: 'a'"),
+    (described("test/gallery", instance=["x"] * 5), r"has no metadata column `id`, only \['instance'\]"),
+    (emptied, r"val/gallery \(img\) is empty"),
+    (of_two_encoders, "of the encoder clip@2, .*of clip@1; use one"),
   ],
 )
 def test_bad_sets_are_refused_with_what_is_wrong(root, damage, words):
   damage(root)
   with pytest.raises((ValueError, FileNotFoundError), match=words):
-    RetrievalSet.open(root)
-
-
-def test_repeated_ids_are_refused(root):
-  folder = root / "test/gallery"
-  table = pa.table({"id": ["a", "b", "a", "c", "d"], "instance": ["x"] * 5})
-  pq.write_table(table, folder / "metadata/metadata_0000.parquet")
-  with pytest.raises(ValueError, match=r"test/gallery: 1 ids occur more than once: 'a'"):
-    RetrievalSet.open(root)
-
-
-def test_items_without_names_are_refused(root):
-  folder = root / "test/gallery"
-  pq.write_table(pa.table({"instance": ["x"] * 5}), folder / "metadata/metadata_0000.parquet")
-  with pytest.raises(ValueError, match=r"has no metadata column `id`, only \['instance'\]"):
-    RetrievalSet.open(root)
-
-
-def test_an_empty_gallery_is_refused(root):
-  folder = root / "val/gallery"
-  shutil.rmtree(folder)
-  for name in ("img_emb", "metadata"):
-    (folder / name).mkdir(parents=True)
-  np.save(folder / "img_emb/img_emb_0.npy", np.empty((0, 4), np.float16))
-  pq.write_table(pa.table({"id": pa.array([], pa.string())}), folder / "metadata/metadata_0.parquet")
-  with pytest.raises(ValueError, match=r"val/gallery \(img\) is empty"):
-    RetrievalSet.open(root)
-
-
-def test_features_of_two_encoders_are_refused(root):
-  assert RetrievalSet.open(root).encoder is None
-  put(root / "train", ["img"], list("pq"), ["A", "A"], meta={"encoder": "clip", "revision": "1"})
-  put(root / "val/gallery", ["img"], ["g"], ["x"], meta={"encoder": "clip", "revision": "2"})
-  with pytest.raises(ValueError, match="of the encoder clip@2, .*of clip@1; use one"):
     RetrievalSet.open(root)
 
 
