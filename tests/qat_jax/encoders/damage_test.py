@@ -193,8 +193,13 @@ def test_settings_of_pictures_that_are_not_understood_are_named(folder, settings
 @pytest.mark.parametrize("family", ["clip", "clip_openclip", "siglip", "siglip2_gemma"])
 def test_the_padding_token_is_found_wherever_it_lies(tmp_path, family, form):
   folder = pathlib.Path(shutil.copytree(DATA / family, tmp_path / "it"))
-  ids = lambda: load_encoder(str(folder))._tokens(["a red star"])[0]
-  expected = ids()
+  by_feature = family == "clip_openclip"  # whose tower never looks at the padding, so any will do
+
+  def read():
+    encoder = load_encoder(str(folder))
+    return encoder.texts(["a red star"]) if by_feature else encoder._tokens(["a red star"])[0]
+
+  expected = read()
   path = folder / "tokenizer_config.json"
   settings = json.loads(path.read_text())
   token = settings.pop("pad_token")
@@ -204,7 +209,7 @@ def test_the_padding_token_is_found_wherever_it_lies(tmp_path, family, form):
     (folder / "special_tokens_map.json").write_text(json.dumps({"pad_token": word}))
   if form == "tokenizer alone":
     path.unlink()
-  np.testing.assert_array_equal(ids(), expected)
+  np.testing.assert_array_equal(read(), expected)
 
 
 def test_a_padding_token_that_the_tower_does_not_know_is_refused_at_loading(folder):
