@@ -3,7 +3,7 @@ import threading
 
 import pytest
 
-from eval.speed.service import benchmark, load
+from eval.speed import service
 
 
 @pytest.fixture
@@ -31,12 +31,12 @@ def port():
 
 @pytest.mark.parametrize("rate", [0.0, 100.0])
 def test_clients_count_what_is_answered_and_what_is_refused(port, rate):
-  found = load.run(port, [b"1", b"2"], clients=3, seconds=0.5, rate=rate)
+  found = service.load(port, [b"1", b"2"], clients=3, seconds=0.5, rate=rate)
   assert set(found["statuses"]) == {"200", "503"} and 0 < found["p50"] <= found["p99"]
   assert found["a_second"] * 0.4 < found["statuses"]["200"]
   assert rate == 0 or sum(found["statuses"].values()) < 100
 
 
 def test_bodies_are_searches_by_vector(tmp_path):
-  lines = benchmark.write_bodies(tmp_path / "bodies", "plain", 4, 3).read_text().splitlines()
+  lines = service.write_bodies(tmp_path / "bodies", "plain", 4, 3).read_text().splitlines()
   assert len(lines) == 3 and '"mode": "plain"' in lines[0]
