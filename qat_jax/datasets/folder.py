@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +159,9 @@ class FolderSource:
       file = tables.name(row.get(column or ""), f"{table}, row {number}")
       if not file:
         raise ValueError(f"row {number} of {table} names no image: its {column!r} is empty; give it or remove the row")
-      paths = [self._path(form, within) for form in _forms(file)]
+      meant = file.strip().replace("\\", "/")  # as Windows writes it, and with accents composed or not
+      forms = (file, *(unicodedata.normalize(form, meant) for form in ("NFC", "NFD")))
+      paths = [self._path(form, within) for form in forms]
       there = next((path for path in paths if (self.folder / path).is_file()), None)
       missing += [file] if there is None else []
       named.append({"file": there, **{key: value for key, value in row.items() if key != column}})
@@ -211,10 +212,3 @@ class FolderSource:
         self.left_out.add_file(file)
     self.left_out.add("columns of no plain values", tables.odd_columns(self.rows))
     self.left_out.add(*tables.near_captions(self.rows))
-
-
-def _forms(name: str) -> Iterable[str]:
-  """Yields a file name as a table has it, and as it may be meant: stripped, with slashes, accents composed or not."""
-  short = name.strip()
-  yield from (name, short, short.replace("\\", "/"))
-  yield from (unicodedata.normalize(form, short.replace("\\", "/")) for form in ("NFC", "NFD"))

@@ -54,7 +54,7 @@ class WebdatasetSource:
       raise ValueError(f"the {len(self.shards)} tar shards at {where} hold no images; {told}")
     place = self._place(0)
     text = {"caption": ""} if "text" in self.members[place[0]][place[1]] else {}
-    self.left_out.add(*tables.near_captions([self._fields(*place) | text]))
+    self.left_out.add(*tables.near_captions([self._fields(*place)[0] | text]))
 
   def __len__(self) -> int:
     return self.starts[-1]
@@ -63,7 +63,7 @@ class WebdatasetSource:
     """Returns the record of an item without its image, which is not looked at."""
     shard, row = self._place(position)
     members, name = self.members[shard][row], self._name(shard, row)
-    where, fields = f"{self.shards[shard].path}, {self.keys[shard][row]!r}", self._fields(shard, row)
+    where, fields = f"{self.shards[shard].path}, {self.keys[shard][row]!r}", self._fields(shard, row)[0]
     record = tables.described(fields, name, where, ids=())
     if "text" in members:
       text = tables.decoded(self.shards[shard].read(*members["text"]), f"{where}, its text")
@@ -88,32 +88,24 @@ class WebdatasetSource:
     last = max(start + length for start, length in members.values())
     if last > file.size:
       raise UnreadableImage(record["id"], f"{file.name} was cut short: it has {file.size} of {last} bytes")
-    if "json" in members:
-      text, where = self._json(shard, row)
-      try:
-        tables.parse_object(text, where)
-      except ValueError as error:
-        raise UnreadableImage(record["id"], str(error)) from error
+    if reason := self._fields(shard, row)[1]:
+      raise UnreadableImage(record["id"], reason)
     try:
       image = file.read(*members["image"])
     except OSError as error:
       raise UnreadableImage(record["id"], error.strerror or str(error)) from error
     return {**record, "image": image}
 
-  def _fields(self, shard: int, row: int) -> dict[str, Any]:
-    """Returns the fields of a record's .json; none where it is no JSON, which reading the picture will say."""
-    text, where = self._json(shard, row)
+  def _fields(self, shard: int, row: int) -> tuple[dict[str, Any], str]:
+    """Returns the fields of a record's .json, and why it cannot be read, if so; ValueError where it is not UTF-8."""
+    if (member := self.members[shard][row].get("json")) is None:
+      return {}, ""
+    file = self.shards[shard]
+    text = tables.decoded(file.read(*member), f"{file.path}, {self.keys[shard][row]!r}, its .json")
     try:
-      return tables.parse_object(text, where)
-    except ValueError:
-      return {}
-
-  def _json(self, shard: int, row: int) -> tuple[str, str]:
-    """Returns the text of a record's .json, and what an error names; raises ValueError for other text than UTF-8."""
-    member = self.members[shard][row].get("json")
-    where = f"its .json in {self.shards[shard].name}"
-    data = self.shards[shard].read(*member) if member else b"{}"
-    return tables.decoded(data, f"{self.shards[shard].path}, {self.keys[shard][row]!r}, its .json"), where
+      return tables.parse_object(text, f"its .json in {file.name}"), ""
+    except ValueError as error:
+      return {}, str(error)
 
   def _place(self, position: int) -> tuple[int, int]:
     if not 0 <= position < len(self):

@@ -85,7 +85,7 @@ class Shard:
       raise OSError(f"{self.path} was changed while it was open; open its store again")
 
 
-class Rows:
+class ShardedRows:
   """The rows of shards, N×D, one shard after the other; only what is asked for is read."""
 
   def __init__(self, shards: list[Shard]) -> None:

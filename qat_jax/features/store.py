@@ -23,8 +23,8 @@ from qat_jax.features.shards import (
   INCOMPLETE,
   KINDS,
   META,
-  Rows,
   Shard,
+  ShardedRows,
   as_table,
   check_counts,
   check_numbers,
@@ -43,7 +43,7 @@ ID_COLUMNS = ("id", "key", "image_path")
 ROWS_PER_SHARD = 65536
 
 
-class FeatureStore(Rows):
+class FeatureStore(ShardedRows):
   """The features of one kind in a folder (N rows, D wide) with the metadata of their items; read-only.
 
   >>> columns = {"id": ["a", "b"], "instance": ["mug", "pot"]}

@@ -56,16 +56,8 @@ JOINS = (" with ", ", with ", " and ", ", ")
 CENTRES = ("in the middle", "at its centre", "on it")
 # What sellers and collectors write beside what is to be seen.
 ASIDES = (
-  "vintage",
-  "handmade",
-  "collectible",
-  "brand new",
-  "slightly worn",
-  "for sale",
-  "gift idea",
-  "museum piece",
-  "item of the week",
-  "in stock",
+  *("vintage", "handmade", "collectible", "brand new", "slightly worn", "for sale", "gift idea", "museum piece"),
+  *("item of the week", "in stock"),
 )
 # What is behind a toy: how light the ground is (up to 118 of 255 shady, above 170 sunny), of which tint, and clutter.
 LIGHTS, LIGHTER = ("shady", "misty", "sunny"), (118, 170)
@@ -130,22 +122,9 @@ def _scene(rng: np.random.Generator, share: float, ground: np.ndarray, clutter: 
 
 def vocabulary() -> list[str]:
   """Returns every word that captions are made of."""
-  pieces = [
-    *OPENINGS,
-    *JOINS,
-    *CENTRES,
-    *ASIDES,
-    *LIGHTS,
-    *TINTS[0],
-    *TINTS[1],
-    *CLUTTER,
-    "on",
-    "ground",
-    "a",
-    "an",
-    "shape",
-    *(word for words in WORDS.values() for word in words),
-  ]
+  scenes = (*LIGHTS, *TINTS[0], *TINTS[1], *CLUTTER, "on ground")
+  values = (word for words in WORDS.values() for word in words)
+  pieces = (*OPENINGS, *JOINS, *CENTRES, *ASIDES, *scenes, "a an shape", *values)
   return sorted({word for piece in pieces for word in piece.replace(",", " ").split()})
 
 
