@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -28,6 +29,7 @@ from eval.benchmarks.task import check_lengths, need
 from qat_jax import words
 from qat_jax.adaptation import unit
 from qat_jax.adapter import Adapter
+from qat_jax.datasets.tables import decoded
 from qat_jax.features.store import FeatureStore
 from qat_jax.metrics import bootstrap_interval, trapezoid_average_precision
 from qat_jax.runs import end_on_signals, explained
@@ -199,8 +201,8 @@ def through_head(adapter: Adapter, picture_QD: np.ndarray, text_QD: np.ndarray, 
 
 
 def _lines(path: Path) -> list[Line]:
-  with open(need(path, SOURCE), newline="", encoding="utf-8-sig") as file:
-    rows = [row for row in csv.reader(file) if row]
+  text = decoded(need(path, SOURCE).read_bytes(), path)
+  rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
   for number, row in enumerate(rows, start=1):
     if len(row) != 3 or not all(cell.strip() for cell in row):
       raise ValueError(f"{path}, line {number} is {','.join(row)!r}; wanted image, text and instance; {SOURCE}")

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from eval.benchmarks.task import Ids, Task, check_unique, need
+from qat_jax.datasets.tables import decoded
 from qat_jax.metrics import average_precision_at_k, bootstrap_interval
 from qat_jax.types import Ranking, Relevance
 
@@ -217,17 +218,20 @@ def _taxonomy(root: Path) -> dict[str, str]:
   path = next((p for p in (root / "taxonomy.json", root / "misc" / "taxonomy.json") if p.exists()), None)
   if path is None:
     return {}
-  return {
-    name: f"{category}-{subcategory}"
-    for category, subcategories in json.loads(path.read_text(encoding="utf-8-sig")).items()
-    for subcategory, kinds in subcategories.items()
-    for names in kinds.values()
-    for name in names
-  }
+  try:
+    return {
+      name: f"{category}-{subcategory}"
+      for category, subcategories in json.loads(decoded(path.read_bytes(), path)).items()
+      for subcategory, kinds in subcategories.items()
+      for names in kinds.values()
+      for name in names
+    }
+  except (ValueError, AttributeError, TypeError) as error:
+    raise ValueError(f"{path} is no taxonomy of ILIAS ({error}); {SOURCE}") from error
 
 
 def _lines(path: Path) -> list[list[str]]:
-  text = need(path, SOURCE).read_text(encoding="utf-8-sig")
+  text = decoded(need(path, SOURCE).read_bytes(), path)
   lines = [line.strip().split(",") for line in text.splitlines() if line.strip()]
   if not lines:
     raise ValueError(f"{path} is empty; {SOURCE}")

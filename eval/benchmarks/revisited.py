@@ -15,6 +15,7 @@ import numpy as np
 
 from eval.benchmarks import safe_pickle
 from eval.benchmarks.task import Ids, Task, need
+from qat_jax.datasets.tables import decoded
 from qat_jax.metrics import bootstrap_interval, precision_at_shrinking, trapezoid_average_precision
 from qat_jax.sealed import UNREADABLE
 from qat_jax.types import Relevance
@@ -143,7 +144,10 @@ def read_gnd(path: Path | str) -> dict[str, Any]:
   """
   path = need(Path(path), SOURCE)
   if path.suffix == ".json":
-    raw = json.loads(path.read_text(encoding="utf-8-sig"))
+    try:
+      raw = json.loads(decoded(path.read_bytes(), path))
+    except ValueError as error:
+      raise ValueError(f"{path} is no whole JSON ({error}); {SOURCE}") from error
   elif path.suffix == ".mat":
     raw = _read_mat(path)
   else:

@@ -113,6 +113,7 @@ def test_basic_is_its_formula(folders):
   [
     ("query_files.csv", "q.jpg,at dawn,mug\n", "query 1 .* has nothing right in database_files.csv"),
     ("query_files.csv", "q.jpg,at night\n", "line 1 is 'q.jpg,at night'; wanted image, text and instance"),
+    ("query_files.csv", b"q.jpg,caf\xe9,mug\n", r"query_files.csv, line 1, is not UTF-8 \(byte 0xe9\)"),
     ("database_files.csv", "", "is empty; it is one of the two CSV files"),
     ("query_files.csv", "q.jpg,at night,mug\n", "has 3 rows for 1 queries"),
     ("database_files.csv", None, "no .*database_files.csv"),
@@ -122,7 +123,7 @@ def test_files_that_are_not_the_benchmark_are_named(folders, name, content, mess
   path = folders[0] / "annotations" / name
   path.unlink()
   if content is not None:
-    path.write_text(content)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
   with pytest.raises(SystemExit):
     icir.main([*map(str, folders)])
   assert re.search(message, capsys.readouterr().err)

@@ -119,6 +119,14 @@ def test_without_a_taxonomy_the_rest_is_scored_and_distractor_ids_are_read_from_
   figures = Ilias.open(tmp_path).score(read_similarities(VECTORS / "similarities.json"))
   assert figures["map"] == pytest.approx(EXPECTED["k=1000"]["map"], abs=1e-9)
   assert "categories" not in figures
+  for broken, message in (
+    (b"[1]", "is no taxonomy of ILIAS"),
+    (b'{"a":\n"caf\xe9"}', "taxonomy.json, line 2, is not UTF-8"),
+  ):
+    (tmp_path / "taxonomy.json").write_bytes(broken)
+    with pytest.raises(ValueError, match=message):
+      Ilias.open(tmp_path)
+  (tmp_path / "taxonomy.json").unlink()
   with gzip.open(tmp_path / "image_ids" / "distractor_ids.txt.gz", "wt") as file:
     file.write("shard_000/00000\nshard_000/00001\n")
   assert Ilias.open(tmp_path).distractor_ids() == ["shard_000/00000", "shard_000/00001"]

@@ -174,6 +174,8 @@ def test_ranks_that_do_not_fit_the_ground_truth_are_named(tmp_path, ranks, name,
 @pytest.mark.parametrize(
   ("content", "message"),
   [
+    (b'{"gnd": [', r"gnd\.json is no whole JSON"),
+    (b'{"gnd":\n"caf\xe9"}', r"gnd\.json, line 2, is not UTF-8"),
     ({"gnd": []}, "no list `gnd`"),
     ([{"easy": [1], "hard": []}], "no junk"),
     ([{"easy": [1], "hard": [1], "junk": []}], "both as easy and as hard"),
@@ -184,7 +186,7 @@ def test_ranks_that_do_not_fit_the_ground_truth_are_named(tmp_path, ranks, name,
 )
 def test_a_broken_ground_truth_is_explained(tmp_path, content, message):
   path = tmp_path / "gnd.json"
-  path.write_text(json.dumps(content))
+  path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
   with pytest.raises(ValueError, match=message):
     revisited.read_gnd(path)
   with pytest.raises(FileNotFoundError, match="download"):
