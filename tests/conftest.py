@@ -39,6 +39,7 @@ MARKERS = {
   "faults/hosts.py": ("train", "long"),
   "faults/search_test.py": ("long",),
   "lowering_test.py": ("long",),
+  "qat_jax/encoders/settings_test.py": ("long",),
   "train": ("train",),
   "train/encoder": ("long",),
   "train/hosts/exchange_test.py": ("long",),

@@ -25,8 +25,9 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from qat_jax.encoders import families, inputs, load_encoder, names
-from qat_jax.encoders.tower import Blocks, Text, Vision, VisionTower, in_parts
+from qat_jax.encoders import families, load_encoder, names, texts
+from qat_jax.encoders.settings import Blocks, Text, Vision
+from qat_jax.encoders.tower import VisionTower, in_parts
 from qat_jax.runs import ANEW, end_on_signals
 
 BASE = Vision(Blocks(768, 12, 12, 3072, "quick_gelu", 1e-5), 16, 14, "class", 512, patch_bias=False, pre_norm=True)
@@ -122,10 +123,9 @@ def write_checkpoint(folder: pathlib.Path, config: dict[str, Any]) -> int:
 def _write_random(path: pathlib.Path, vision: Vision, text: Text | None) -> int:
   """Writes tensors piece by piece, so that making them needs no memory to speak of."""
   sizes: dict[str, tuple[int, ...]] = {}
-  for parameter, wanted in names.shapes(vision, text, "siglip").items():
-    stored = names.names(parameter, "siglip")
-    for name in stored:
-      sizes[name] = names.stored_shape(parameter, wanted.shape, len(stored), vision.patch)
+  table = names.table("siglip", vision, text)
+  for parameter, wanted in names.shapes(vision, text).items():
+    sizes.update({piece.name: piece.shape for piece in names.pieces(parameter, wanted.shape, table, vision)})
   header, end = {}, 0
   for name, shape in sizes.items():
     start, end = end, end + 4 * math.prod(shape)
@@ -141,7 +141,7 @@ def _write_random(path: pathlib.Path, vision: Vision, text: Text | None) -> int:
 
 def loading(folder: pathlib.Path) -> tuple[float, int]:
   """Returns the seconds that `load_encoder` takes, and the bytes by which this process grew at most."""
-  inputs.read_tokens(folder, families.read_config(folder).model_type, 64, 1 << 31)  # what libraries take is not counted
+  texts.read_tokens(folder, families.read_config(folder).model_type, 64, 1 << 31)  # what libraries take is not counted
   jax.block_until_ready(jnp.zeros(1))
   before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   began = time.perf_counter()
@@ -157,6 +157,8 @@ def errors(folder: pathlib.Path, dtype: str) -> dict[str, float]:
   error = {"images": relative(encoder.images(images), vectors["image_embeds"])}
   if "texts" in vectors:
     error["texts"] = relative(encoder.texts(vectors["texts"].tolist()), vectors["text_embeds"])
+  if "other_pixel_values" not in vectors:
+    return error
   vision, _ = families.towers(families.read_config(folder))
   tower = VisionTower(vision, jnp.dtype(dtype))
   pixels = vectors["other_pixel_values"].transpose(0, 2, 3, 1)
@@ -166,17 +168,16 @@ def errors(folder: pathlib.Path, dtype: str) -> dict[str, float]:
 
 
 def table(root: pathlib.Path) -> str:
-  """Returns the errors of every reference checkpoint in a folder as a Markdown table; NaFlex is passed over."""
+  """Returns the errors of every reference checkpoint in a folder as a Markdown table."""
   columns = ("images", "texts", "another size")
   lines = [
     "| checkpoint | " + " | ".join(f"{name}, {dtype}" for dtype in ("fp32", "bf16") for name in columns) + " |",
     "|---" * 7 + "|",
   ]
   for path in sorted(root.glob("*/vectors.npz")):
-    if json.loads((path.parent / "config.json").read_text())["model_type"] in families.KNOWN:
-      both = [errors(path.parent, dtype) for dtype in ("float32", "bfloat16")]
-      cells = [f"{error[name]:.0e}" if name in error else "–" for error in both for name in columns]
-      lines.append(f"| `{path.parent.name}` | " + " | ".join(cells) + " |")
+    both = [errors(path.parent, dtype) for dtype in ("float32", "bfloat16")]
+    cells = [f"{error[name]:.0e}" if name in error else "–" for error in both for name in columns]
+    lines.append(f"| `{path.parent.name}` | " + " | ".join(cells) + " |")
   return "\n".join(lines)
 
 

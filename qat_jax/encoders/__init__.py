@@ -43,7 +43,8 @@ def load_encoder(
 ) -> TowerEncoder:
   """Returns the encoder of a Hugging Face hub name or a local folder; "toy_clip" is the small one of the demo.
 
-  CLIP, OpenCLIP in transformers' format, SigLIP, SigLIP 2 of one resolution; DINOv2, images alone (docs/encoders.md).
+  CLIP, MetaCLIP 2, SigLIP, SigLIP 2 and NaFlex, OpenCLIP's own files and PE-Core; DINOv2 and DINOv3, images alone
+  (docs/encoders.md).
 
   Args:
     name: such as "google/siglip2-base-patch16-512", or a folder with a checkpoint's files.

@@ -6,6 +6,7 @@ While the devices work on one batch, threads prepare the next.
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import functools
 import os
 import pathlib
@@ -20,14 +21,17 @@ from PIL import Image
 
 from qat_jax import stages
 from qat_jax.adaptation import normalise
-from qat_jax.encoders import families, inputs, weights
-from qat_jax.encoders.tower import Text, TextTower, Vision, VisionTower, in_parts
+from qat_jax.encoders import families, open_clip, weights
+from qat_jax.encoders.pixels import Patches, Pixels, read_pixels
+from qat_jax.encoders.settings import Text, Vision
+from qat_jax.encoders.texts import Tokens, read_tokens
+from qat_jax.encoders.tower import TextTower, VisionTower, in_parts
 
 TOY_CLIP = pathlib.Path(__file__).parent / "toy_clip"
 FILES = (
   *("config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json"),
   *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "spiece.model", "tokenizer.model"),
-  *(weights.SAFETENSORS, weights.INDEX, "model-*-of-*.safetensors"),
+  *(weights.SAFETENSORS, weights.INDEX, "model-*-of-*.safetensors", open_clip.CONFIG),
 )
 
 
@@ -39,8 +43,8 @@ class TowerEncoder:
     params: dict[str, Any],
     vision: Vision,
     text: Text | None,
-    pixels: inputs.Pixels,
-    tokens: inputs.Tokens | None,
+    pixels: Pixels | Patches,
+    tokens: Tokens | None,
     name: str,
     revision: str,
     batch_size: int,
@@ -56,35 +60,35 @@ class TowerEncoder:
     self._rows = NamedSharding(_mesh(devices), PartitionSpec("device"))
     numbers = jnp.dtype(dtype)
 
-    def image_features(params: dict, pixels_BPP3: jax.Array) -> jax.Array:
-      return normalise(in_parts(VisionTower(vision, numbers), params, pixels.normalise(pixels_BPP3), vision.tokens))
+    def image_features(params: dict, prepared: Any) -> jax.Array:
+      return normalise(in_parts(VisionTower(vision, numbers), params, pixels.normalise(prepared), vision.tokens))
 
     def text_features(params: dict, ids_BL: jax.Array) -> jax.Array:
       assert text is not None
       return normalise(in_parts(TextTower(text, numbers), params, ids_BL, text.tokens))
 
-    def shared(features: Callable[[dict, jax.Array], jax.Array]) -> Callable[[dict, jax.Array], jax.Array]:
+    def shared(features: Callable[[dict, Any], jax.Array]) -> Callable[[dict, Any], jax.Array]:
       whole, rows = PartitionSpec(), PartitionSpec("device")
       return jax.jit(
         jax.shard_map(features, mesh=self._rows.mesh, in_specs=(whole, rows), out_specs=rows, check_vma=False)
       )
 
-    self.image_features = shared(image_features)  # (params["vision"], uint8 BPP3) → BD
+    self.image_features = shared(image_features)  # (params["vision"], a batch of what `prepare` returns) → BD
     self.text_features = shared(text_features)  # (params["text"], int32 BL) → BD
 
   def __reduce__(self) -> tuple:
     return _loaded_again, (self.name, self.revision, self.batch_size, self.dtype, self._devices > 1)
 
-  def prepare(self, image: Image.Image) -> np.ndarray:
-    """Returns an RGB picture as the pixels of the tower's size (uint8, PP3); safe to call from many threads."""
+  def prepare(self, image: Image.Image) -> Any:
+    """Returns an RGB picture as the tower takes it, small: `Pixels.prepare`; safe to call from many threads."""
     return self._pixels.prepare(image)
 
-  def images(self, images: Sequence[Image.Image | np.ndarray]) -> np.ndarray:
+  def images(self, images: Sequence[Any]) -> np.ndarray:
     """Returns the features of RGB pictures, or of what `prepare` made of them (float32, unit, ND)."""
 
-    def prepared(pool: concurrent.futures.Executor, batch: Sequence) -> np.ndarray:
+    def prepared(pool: concurrent.futures.Executor, batch: Sequence) -> Any:
       one = lambda image: self.prepare(image) if isinstance(image, Image.Image) else image
-      return np.stack(list(pool.map(one, batch)))
+      return jax.tree.map(lambda *rows: np.stack(rows), *pool.map(one, batch))
 
     return self._in_batches(images, prepared, functools.partial(self.image_features, self.params["vision"]))
 
@@ -115,7 +119,7 @@ class TowerEncoder:
       with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(items), self.batch_size):
           batch = items[start : start + self.batch_size]
-          rows = _filled(prepare(pool, batch), self.batch_size)
+          rows = jax.tree.map(lambda x: _filled(x, self.batch_size), prepare(pool, batch))
           yield features(jax.device_put(rows, self._rows)), len(batch)
 
     found, waiting = [np.zeros((0, self.width), np.float32)], None
@@ -139,8 +143,10 @@ def load(name: str, batch_size: int, revision: str | None, dtype: str, devices: 
   config = families.read_config(folder)
   vision, text = families.towers(config)
   family = config.model_type
-  pixels = inputs.read_pixels(folder, family)
-  tokens = None if text is None else inputs.read_tokens(folder, family, text.tokens, text.words)
+  pixels = read_pixels(folder, family, config)
+  if isinstance(pixels, Patches):
+    vision = dataclasses.replace(vision, patches=pixels.most)
+  tokens = None if text is None else read_tokens(folder, family, text.tokens, text.words, config)
   everywhere = NamedSharding(_mesh(used), PartitionSpec())
   place = lambda array: jax.device_put(array, everywhere)
   params = weights.load(folder, vision, text, family, dtype, place)
@@ -170,8 +176,9 @@ def _found(name: str, revision: str | None) -> tuple[pathlib.Path, str]:
   fetch = functools.partial(snapshot_download, name, revision=revision)
   try:
     found = pathlib.Path(fetch(allow_patterns=list(FILES)))
-    if not any((found / file).exists() for file in (weights.SAFETENSORS, weights.INDEX)):
-      found = pathlib.Path(fetch(allow_patterns=[*FILES, weights.MSGPACK]))
+    for other in (weights.OPEN_CLIP, weights.MSGPACK):
+      if not any((found / file).exists() for file in (weights.SAFETENSORS, weights.INDEX, weights.OPEN_CLIP)):
+        found = pathlib.Path(fetch(allow_patterns=[*FILES, other]))
   except (OSError, ValueError) as error:
     raise FileNotFoundError(
       f"the encoder {name!r} is no folder, and the hub did not give it ({str(error).strip().splitlines()[0]}); check "

@@ -1,51 +1,67 @@
-"""A checkpoint's config.json → the towers' settings; transformers' config classes know what is not written there."""
+"""A checkpoint's configuration → the towers' settings; transformers' config classes know what is not written there."""
 
 from __future__ import annotations
 
+import math
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
+from qat_jax.encoders import open_clip, weights
 from qat_jax.encoders.files import read_object
-from qat_jax.encoders.tower import ACTIVATIONS, Blocks, Text, Vision
+from qat_jax.encoders.settings import Blocks, Rope, Text, Vision
+from qat_jax.encoders.tower import ACTIVATIONS
 
-KNOWN = ("clip", "siglip", "dinov2", "dinov2_with_registers")
-WANTED = "CLIP (OpenCLIP in transformers' format too), SigLIP, SigLIP 2 of one resolution, DINOv2"
+Towers = tuple[Vision, Text | None]
+WANTED = (
+  "CLIP, MetaCLIP 2, SigLIP, SigLIP 2 (NaFlex too), DINOv2 and DINOv3 in transformers' format, and OpenCLIP's own "
+  "files (open_clip_config.json), PE-Core among them"
+)
+REFUSED = {  # model_type → why
+  "chinese_clip": "its text tower is a BERT",
+  "jina_clip": "its text tower is XLM-R with LoRA, and its licence is non-commercial",
+  "xclip": "it encodes videos",
+  "clipseg": "it segments pictures",
+  "align": "its image tower is an EfficientNet",
+  "altclip": "its text tower is XLM-R",
+  "blip": "its text tower attends to pictures",
+  "evaclip": "EVA's towers are not known here",
+  "mobileclip": "its image tower is a convolutional hybrid",
+  "dinov3_convnext": "it is convolutional; take a dinov3-vit",
+}
 
 
 def read_config(folder: pathlib.Path) -> Any:
-  """Returns the config of a checkpoint's folder.
+  """Returns the configuration of a checkpoint's folder; OpenCLIP's where there is no other with its weights.
 
-  Raises FileNotFoundError where config.json is missing; ValueError where it is broken, of a kind that is not known, or
-  of NaFlex.
+  Raises FileNotFoundError where there is none; ValueError where it is broken, or of a kind that is not known.
   """
-  path = folder / "config.json"
+  path, other = folder / "config.json", folder / open_clip.CONFIG
+  whole = path.is_file() and any((folder / file).is_file() for file in (weights.SAFETENSORS, weights.INDEX))
+  if other.is_file() and not whole:
+    return open_clip.read(folder)
   if not path.is_file():
-    raise FileNotFoundError(f"the folder {str(folder)!r} lacks config.json; give the folder of a whole checkpoint")
-  kind = read_object(path).get("model_type")
-  if kind == "siglip2":
-    raise ValueError(
-      f"{str(folder)!r} is a siglip2, the NaFlex variant of SigLIP 2 (images of any aspect ratio), which is not "
-      "supported; take one of fixed resolution, such as google/siglip2-base-patch16-512"
+    raise FileNotFoundError(
+      f"the folder {str(folder)!r} lacks config.json (open_clip_config.json will do); give the folder of a whole "
+      "checkpoint"
     )
-  if kind not in KNOWN:
-    raise ValueError(f"{str(folder)!r} is a {kind!r}; wanted one of {', '.join(KNOWN)}: {WANTED}")
+  kind = read_object(path).get("model_type")
+  if kind not in FAMILIES:
+    reason = f" ({REFUSED[kind]})" if kind in REFUSED else ""
+    raise ValueError(f"{str(folder)!r} is a {kind!r}{reason}; wanted one of {', '.join(FAMILIES)}: {WANTED}")
   from transformers import AutoConfig
 
   return AutoConfig.from_pretrained(folder)
 
 
-def towers(config: Any) -> tuple[Vision, Text | None]:
+def towers(config: Any) -> Towers:
   """Returns the settings of the image tower and of the text tower, None where there is none."""
-  if config.model_type == "clip":
-    return _clip_vision(config), _clip_text(config)
-  if config.model_type == "siglip":
-    return _siglip_vision(config.vision_config), _siglip_text(config.text_config)
-  return _dinov2(config), None
+  return FAMILIES[config.model_type](config)
 
 
-def _clip_vision(config: Any) -> Vision:
+def _clip(config: Any) -> Towers:
   part = config.vision_config
-  return Vision(
+  vision = Vision(
     _blocks(part),
     part.patch_size,
     part.image_size // part.patch_size,
@@ -54,42 +70,69 @@ def _clip_vision(config: Any) -> Vision:
     patch_bias=False,
     pre_norm=True,
   )
-
-
-def _clip_text(config: Any) -> Text:
   part = config.text_config
-  # OpenAI's configs say 2, which their tokenizers do not mean: the end is the largest id there.
-  pool = "largest" if part.eos_token_id == 2 else "end"
+  # OpenAI's configs say 2, which their tokenizers do not mean: the end is the largest id there. MetaCLIP 2's do.
+  pool = "largest" if part.eos_token_id == 2 and config.model_type == "clip" else "end"
   size = (part.vocab_size, part.max_position_embeddings)
-  return Text(_blocks(part, causal=True), *size, pool, config.projection_dim, part.eos_token_id)
+  return vision, Text(_blocks(part, causal=True), *size, pool, config.projection_dim, part.eos_token_id)
 
 
-def _siglip_vision(part: Any) -> Vision:
-  return Vision(_blocks(part), part.patch_size, part.image_size // part.patch_size, "attention")
-
-
-def _siglip_text(part: Any) -> Text:
+def _siglip(config: Any) -> Towers:
+  part = config.vision_config
+  if config.model_type == "siglip2":
+    vision = Vision(
+      _blocks(part), part.patch_size, math.isqrt(part.num_patches), "attention", resampling="linear smooth", patches=256
+    )
+  else:
+    vision = Vision(_blocks(part), part.patch_size, part.image_size // part.patch_size, "attention")
+  part = config.text_config
   projection = getattr(part, "projection_size", None) or part.hidden_size
-  return Text(_blocks(part), part.vocab_size, part.max_position_embeddings, "last", projection, projection_bias=True)
+  size = (part.vocab_size, part.max_position_embeddings)
+  return vision, Text(_blocks(part), *size, "last", projection, projection_bias=True, logit_bias=True)
 
 
-def _dinov2(config: Any) -> Vision:
+def _dinov2(config: Any) -> Towers:
   registers = getattr(config, "num_register_tokens", 0)
   hidden = int(config.hidden_size * config.mlp_ratio)
-  activation = config.hidden_act
-  if config.use_swiglu_ffn:
-    hidden, activation = (int(hidden * 2 / 3) + 7) // 8 * 8, "swiglu"
+  gated = config.use_swiglu_ffn
   blocks = Blocks(
     config.hidden_size,
     config.num_hidden_layers,
     config.num_attention_heads,
-    hidden,
-    _known(activation),
+    (int(hidden * 2 / 3) + 7) // 8 * 8 if gated else hidden,
+    "silu" if gated else _known(config.hidden_act),
     config.layer_norm_eps,
     layer_scale=True,
+    gated=gated,
   )
   grid = config.image_size // config.patch_size
-  return Vision(blocks, config.patch_size, grid, "class", registers=registers, antialias=registers > 0)
+  resampling = "cubic smooth" if registers else "cubic"
+  return Vision(blocks, config.patch_size, grid, "class", registers=registers, resampling=resampling), None
+
+
+def _dinov3(config: Any) -> Towers:
+  biases = {
+    "query": "q_proj",
+    "key": "k_proj",
+    "value": "v_proj",
+    "proj": "o_proj",
+    "mlp": "up_proj gate_proj down_proj",
+  }
+  without = [name for part, names in biases.items() if not getattr(config, f"{part}_bias") for name in names.split()]
+  blocks = Blocks(
+    config.hidden_size,
+    config.num_hidden_layers,
+    config.num_attention_heads,
+    config.intermediate_size,
+    _known(config.hidden_act),
+    config.layer_norm_eps,
+    layer_scale=True,
+    gated=config.use_gated_mlp,
+    rope=Rope(config.rope_theta, offset=0.5, span=4 * math.pi, start=-2 * math.pi),  # centres, from −2π to 2π
+    without_bias=tuple(without),
+  )
+  grid, registers = config.image_size // config.patch_size, config.num_register_tokens
+  return Vision(blocks, config.patch_size, grid, "class", registers=registers, table=False), None
 
 
 def _blocks(part: Any, causal: bool = False) -> Blocks:
@@ -108,3 +151,20 @@ def _known(activation: str) -> str:
   if activation not in ACTIVATIONS:
     raise ValueError(f"config.json says hidden_act is {activation!r}; wanted one of {', '.join(ACTIVATIONS)}")
   return activation
+
+
+def _open_clip(config: Any) -> Towers:
+  return config.vision, config.text
+
+
+FAMILIES: dict[str, Callable[[Any], Towers]] = {
+  "clip": _clip,
+  "metaclip_2": _clip,
+  "siglip": _siglip,
+  "siglip2": _siglip,
+  "dinov2": _dinov2,
+  "dinov2_with_registers": _dinov2,
+  "dinov3_vit": _dinov3,
+  "open_clip": _open_clip,
+  "open_clip_timm": _open_clip,
+}

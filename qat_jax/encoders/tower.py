@@ -1,7 +1,7 @@
-"""One transformer for images and texts: what differs between CLIP, SigLIP and DINOv2 are a few named settings.
+"""One transformer for images and texts: what differs between the families are a few named settings.
 
 Dimension letters beside the project's: P pixels of a side, G places of the position table, C channels of a head; H is
-heads here. Weights come from `weights.py`; the settings from `families.py`.
+heads here. Weights come from `weights.py`; the settings, of `settings.py`, from `families.py`.
 
 `dtype` is what matrix products take. Their sums, the LayerNorms and the tokens between the layers are float32 always:
 with bfloat16 there too the errors double, and the products are where the time goes.
@@ -9,7 +9,6 @@ with bfloat16 there too the errors double, and the products are where the time g
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -19,121 +18,83 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from qat_jax.encoders.positions import resample
+from qat_jax.encoders import positions
+from qat_jax.encoders.settings import Blocks, Text, Vision
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
   "gelu": functools.partial(nn.gelu, approximate=False),
   "gelu_pytorch_tanh": functools.partial(nn.gelu, approximate=True),
-  "swiglu": lambda x: nn.silu(x[..., : x.shape[-1] // 2]) * x[..., x.shape[-1] // 2 :],
+  "silu": nn.silu,
 }
-
-
 PART = 1024  # tokens
 
 
-@dataclasses.dataclass(frozen=True)
-class Blocks:
-  """A stack of pre-norm transformer layers."""
-
-  width: int
-  layers: int
-  heads: int
-  feed_forward: int  # what the second dense layer of an MLP takes; swiglu's first gives twice that
-  activation: str  # one of ACTIVATIONS
-  epsilon: float  # of every LayerNorm in the tower
-  causal: bool = False
-  layer_scale: bool = False  # a learned factor a channel after attention and after the MLP
-
-
-@dataclasses.dataclass(frozen=True)
-class Vision:
-  """An image tower."""
-
-  blocks: Blocks
-  patch: int  # side, pixels
-  grid: int  # side of the position table
-  pool: str  # "class": a class token; "attention": a learned probe looks at all tokens
-  projection: int = 0  # width of the feature; 0: the tower's own, not projected
-  patch_bias: bool = True
-  pre_norm: bool = False  # a LayerNorm before the first layer
-  registers: int = 0  # tokens without position that are thrown away
-  antialias: bool = False  # how the position table is resampled for images of another size
-
-  @property
-  def width(self) -> int:
-    """Returns the width of the feature."""
-    return self.projection or self.blocks.width
-
-  @property
-  def tokens(self) -> int:
-    """Returns how many tokens an image of the table's size has."""
-    return int(self.pool == "class") + self.registers + self.grid**2
-
-
-@dataclasses.dataclass(frozen=True)
-class Text:
-  """A text tower."""
-
-  blocks: Blocks
-  words: int
-  tokens: int
-  pool: str  # "largest": where the largest id stands; "end": at the first end token; "last": the last position
-  projection: int
-  end: int = 0
-  projection_bias: bool = False
-
-  @property
-  def width(self) -> int:
-    """Returns the width of the feature."""
-    return self.projection
-
-
 class VisionTower(nn.Module):
-  """Normalised pixels (BPP3, any size of at least a patch) → pooled features (BD float32, not of unit length)."""
+  """Normalised pixels → pooled features (BD float32, not of unit length).
+
+  Pixels are BPP3, any size of at least a patch. Where every picture has a grid of its own, `settings.patches` of its
+  patches (BLP: pixel by pixel, row by row) with the grid's rows and columns (B2): what is beyond them is not looked at.
+  """
 
   settings: Vision
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, pixels_BPP3: jax.Array) -> jax.Array:
+  def __call__(self, pixels: jax.Array | tuple[jax.Array, jax.Array]) -> jax.Array:
     """Returns the pooled features (BD)."""
     s, blocks = self.settings, self.settings.blocks
-    rows, columns = (side // s.patch for side in pixels_BPP3.shape[1:3])
-    batch = len(pixels_BPP3)
-    x = pixels_BPP3[:, : rows * s.patch, : columns * s.patch]
-    x = x.reshape(batch, rows, s.patch, columns, s.patch, 3).swapaxes(2, 3).reshape(batch, rows * columns, -1)
+    patch_BLP, grid_B2 = pixels if isinstance(pixels, tuple) else cut(pixels, s.patch)
+    batch, length, _ = patch_BLP.shape
     # Rounded pixels cost more accuracy than all else that bfloat16 rounds, and this is 1% of the work.
     precision = "highest" if self.dtype == jnp.float32 else "high"
-    x_BLD = nn.Dense(blocks.width, s.patch_bias, jnp.float32, precision=precision, name="patches")(x)
+    x_BLD = nn.Dense(blocks.width, s.patch_bias, jnp.float32, precision=precision, name="patches")(patch_BLP)
 
-    classes = int(s.pool == "class")
-    position_GD = self.param("position", _embedding, (classes + s.grid**2, blocks.width))
-    x_BLD += resample(position_GD[classes:], s.grid, (rows, columns), s.antialias)[None]
     repeated = lambda x_LD: jnp.broadcast_to(x_LD, (batch, *x_LD.shape))
     before = []
-    if classes:
-      before.append(repeated(self.param("class_token", _embedding, (1, blocks.width)) + position_GD[:1]))
+    table_GD = self.param("position", _embedding, (s.classes + s.grid**2, blocks.width)) if s.table else None
+    if table_GD is not None:
+      x_BLD += positions.added(table_GD[s.classes :], s.grid, grid_B2, length, s.resampling)
+    if s.classes:
+      class_1D = self.param("class_token", _embedding, (1, blocks.width))
+      before.append(repeated(class_1D if table_GD is None else class_1D + table_GD[:1]))
     if s.registers:
       before.append(repeated(self.param("registers", _embedding, (s.registers, blocks.width))))
     x_BLD = jnp.concatenate([*before, x_BLD], axis=1)
+    first = x_BLD.shape[1] - length
+    turn = blocks.rope and positions.turned(blocks.rope, blocks.width // blocks.heads, grid_B2, length, first)
+    there_BL = None
+    if not isinstance(grid_B2, tuple):
+      there_BL = jnp.arange(first + length)[None] < first + grid_B2.prod(axis=1)[:, None]
 
     norm = functools.partial(_norm, blocks.epsilon)
     if s.pre_norm:
       x_BLD = norm("pre_norm")(x_BLD)
     for layer in range(blocks.layers):
-      x_BLD = Block(blocks, self.dtype, name=f"block_{layer}")(x_BLD)
-    if classes:
-      x_BD = norm("post_norm")(x_BLD[:, 0])
+      x_BLD = Block(blocks, self.dtype, name=f"block_{layer}")(x_BLD, turn, there_BL)
+    if not s.norm_pooled:
+      x_BLD = norm("post_norm")(x_BLD[:, :1] if s.pool == "class" else x_BLD)
+    if s.pool == "class":
+      x_BD = x_BLD[:, 0]
+    elif s.pool == "mean":
+      seen_BL = jnp.ones((batch, length)) if there_BL is None else there_BL[:, first:].astype(jnp.float32)
+      x_BD = jnp.einsum("BLD,BL->BD", x_BLD[:, first:], seen_BL) / seen_BL.sum(axis=1)[:, None]
     else:
-      x_BLD = norm("post_norm")(x_BLD)
       probe_B1D = repeated(self.param("probe", _embedding, (1, blocks.width)))
-      x_B1D = Attention(blocks, self.dtype, name="pool")(x_BLD, probe_B1D)  # the probe itself is not added
-      x_B1D += Mlp(blocks, self.dtype, name="pool_mlp")(norm("pool_norm")(x_B1D))
-      x_BD = x_B1D[:, 0]
+      seen_B1D = Attention(s.pooling, self.dtype, name="pool")(x_BLD, None, there_BL, probe_B1D)
+      x_BD = (seen_B1D + Mlp(s.pooling, self.dtype, name="pool_mlp")(norm("pool_norm")(seen_B1D)))[:, 0]
+    if s.norm_pooled:
+      x_BD = norm("post_norm")(x_BD)
     if s.projection:
-      x_BD = _dense(s.projection, self.dtype, "projection", bias=False)(x_BD)
+      return _dense(s.projection, self.dtype, "projection", s.projection_bias)(x_BD)
     return x_BD
+
+
+def cut(pixels_BPP3: Any, patch: int) -> tuple[Any, tuple[int, int]]:
+  """Returns pictures of one size as patches, row by row (BLP), and how many rows and columns there are."""
+  batch, (rows, columns) = len(pixels_BPP3), (side // patch for side in pixels_BPP3.shape[1:3])
+  x = pixels_BPP3[:, : rows * patch, : columns * patch].reshape(batch, rows, patch, columns, patch, 3)
+  return x.swapaxes(2, 3).reshape(batch, rows * columns, -1), (rows, columns)
 
 
 class TextTower(nn.Module):
@@ -154,28 +115,28 @@ class TextTower(nn.Module):
     x_BLD = words_WD[ids_BL] + position_LD[None, : ids_BL.shape[1]]
     for layer in range(blocks.layers):
       x_BLD = Block(blocks, self.dtype, name=f"block_{layer}")(x_BLD)
-    if s.pool == "last":
-      x_BD = x_BLD[:, -1]
+    if s.pool in ("last", "first"):
+      x_BD = x_BLD[:, -1 if s.pool == "last" else 0]
     else:
       place_B = jnp.argmax(ids_BL if s.pool == "largest" else ids_BL == s.end, axis=1)
       x_BD = jnp.take_along_axis(x_BLD, place_B[:, None, None], axis=1)[:, 0]
     x_BD = _norm(blocks.epsilon, "post_norm")(x_BD)
-    return _dense(s.projection, self.dtype, "projection", s.projection_bias)(x_BD)
+    return _dense(s.projection, self.dtype, "projection", s.projection_bias)(x_BD) if s.projection else x_BD
 
 
-def in_parts(tower: nn.Module, params: Any, items: jax.Array, tokens: int) -> jax.Array:
-  """Returns a tower's features of a batch, each item of `tokens` tokens (BD).
+def in_parts(tower: nn.Module, params: Any, items: Any, tokens: int) -> jax.Array:
+  """Returns a tower's features of a batch, an array or a tuple of them, each item of `tokens` tokens (BD).
 
   CPUs take a few items after another, so many that what lies between two layers stays in their caches.
   """
-  rows = len(items)
+  rows = len(jax.tree.leaves(items)[0])
   part = max((size for size in range(1, rows + 1) if rows % size == 0 and size * tokens <= PART), default=1)
 
-  def whole(params: Any, items: jax.Array) -> Any:
+  def whole(params: Any, items: Any) -> Any:
     return tower.apply({"params": params}, items)
 
-  def mapped(params: Any, items: jax.Array) -> jax.Array:
-    parts = items.reshape(rows // part, part, *items.shape[1:])
+  def mapped(params: Any, items: Any) -> jax.Array:
+    parts = jax.tree.map(lambda x: x.reshape(rows // part, part, *x.shape[1:]), items)
     return jax.lax.map(functools.partial(whole, params), parts).reshape(rows, -1)
 
   return jax.lax.platform_dependent(params, items, cpu=mapped, default=whole)
@@ -188,11 +149,12 @@ class Block(nn.Module):
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, x_BLD: jax.Array) -> jax.Array:
-    """Returns what leaves the layer (BLD)."""
+  def __call__(self, x_BLD: jax.Array, turn: Any = None, there_BL: jax.Array | None = None) -> jax.Array:
+    """Returns what leaves the layer (BLD); `turn` and `there_BL` are as `Attention` takes them."""
     s = self.settings
     norm = functools.partial(_norm, s.epsilon)
-    for number, part in ((1, Attention(s, self.dtype, name="attention")), (2, Mlp(s, self.dtype, name="mlp"))):
+    attention = functools.partial(Attention(s, self.dtype, name="attention"), turn=turn, there_BL=there_BL)
+    for number, part in ((1, attention), (2, Mlp(s, self.dtype, name="mlp"))):
       change_BLD = part(norm(f"norm{number}")(x_BLD))
       if s.layer_scale:
         change_BLD *= self.param(f"scale{number}", nn.initializers.ones, (s.width,))[None, None]
@@ -207,8 +169,13 @@ class Attention(nn.Module):
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, x_BLD: jax.Array, probe_BLD: jax.Array | None = None) -> jax.Array:
-    """Returns what the tokens, or the probe, have seen (BLD)."""
+  def __call__(
+    self, x_BLD: jax.Array, turn: Any = None, there_BL: jax.Array | None = None, probe_BLD: jax.Array | None = None
+  ) -> jax.Array:
+    """Returns what the tokens, or the probe, have seen (BLD).
+
+    `turn` is what `positions.turned` gives; tokens that `there_BL` denies are not looked at.
+    """
     s, asking = self.settings, 0 if probe_BLD is None else probe_BLD.shape[1]
     if probe_BLD is not None:
       x_BLD = jnp.concatenate([probe_BLD, x_BLD], axis=1)
@@ -217,15 +184,24 @@ class Attention(nn.Module):
     query, key, value = (qkv[:, :, i] for i in range(3))
     if asking:
       query, key, value = query[:, :asking], key[:, asking:], value[:, asking:]
+    if s.rope and turn is not None:
+      query, key = (positions.turn(s.rope, x, turn) for x in (query, key))
     attend = functools.partial(_attend, causal=s.causal, dtype=self.dtype)
     # CPUs are two to ten times faster at one image after another, which stays in their caches.
     one_by_one = lambda *qkv: jax.lax.map(lambda each: attend(*each), qkv)
-    seen_BLHC = jax.lax.platform_dependent(query, key, value, cpu=one_by_one, default=jax.vmap(attend))
+    known = () if there_BL is None else (there_BL,)
+    seen_BLHC = jax.lax.platform_dependent(query, key, value, *known, cpu=one_by_one, default=jax.vmap(attend))
     return _dense(s.width, self.dtype, "out")(seen_BLHC.reshape(batch, -1, s.width))
 
 
 def _attend(
-  query_LHC: jax.Array, key_MHC: jax.Array, value_MHC: jax.Array, causal: bool, dtype: jnp.dtype
+  query_LHC: jax.Array,
+  key_MHC: jax.Array,
+  value_MHC: jax.Array,
+  there_M: jax.Array | None = None,
+  *,
+  causal: bool,
+  dtype: jnp.dtype,
 ) -> jax.Array:
   """Returns what the tokens of one image or text see of each other (LHC)."""
   query_HLC, key_HMC, value_HMC = (x.swapaxes(0, 1) for x in (query_LHC, key_MHC, value_MHC))
@@ -234,6 +210,8 @@ def _attend(
   score_HLM = _summed_in_float32(scores, query_HLC * query_HLC.shape[-1] ** -0.5, key_HMC, dtype=dtype)
   if causal:
     score_HLM = jnp.where(np.tri(len(query_LHC), dtype=bool), score_HLM, -jnp.inf)
+  if there_M is not None:
+    score_HLM = jnp.where(there_M[None, None], score_HLM, -jnp.inf)
   means = functools.partial(product, "HLM,HMC->HLC")
   seen_HLC = _summed_in_float32(means, nn.softmax(score_HLM, axis=-1), value_HMC, dtype=dtype)
   return seen_HLC.swapaxes(0, 1)
@@ -248,10 +226,11 @@ class Mlp(nn.Module):
   @nn.compact
   def __call__(self, x_BLD: jax.Array) -> jax.Array:
     """Returns the change of every token (BLD)."""
-    s = self.settings
-    hidden = 2 * s.feed_forward if s.activation == "swiglu" else s.feed_forward
-    x_BLH = ACTIVATIONS[s.activation](_dense(hidden, self.dtype, "up")(x_BLD))
-    return _dense(s.width, self.dtype, "down")(x_BLH)
+    s, activation = self.settings, ACTIVATIONS[self.settings.activation]
+    if s.gated:
+      gate_BLH, x_BLH = jnp.split(_dense(2 * s.feed_forward, self.dtype, "up")(x_BLD), 2, axis=-1)
+      return _dense(s.width, self.dtype, "down")(activation(gate_BLH) * x_BLH)
+    return _dense(s.width, self.dtype, "down")(activation(_dense(s.feed_forward, self.dtype, "up")(x_BLD)))
 
 
 def _summed_in_float32(product: Callable[..., jax.Array], *factors: jax.Array, dtype: jnp.dtype) -> jax.Array:

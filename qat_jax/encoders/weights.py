@@ -20,9 +20,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from qat_jax import stages
 from qat_jax.encoders import names
 from qat_jax.encoders.files import read_object, refuse_pointer
-from qat_jax.encoders.tower import Text, Vision
+from qat_jax.encoders.settings import Text, Vision
 
 SAFETENSORS, INDEX, MSGPACK = "model.safetensors", "model.safetensors.index.json", "flax_model.msgpack"
+OPEN_CLIP = "open_clip_model.safetensors"
 
 # The types of weights that are read, as safetensors and NumPy name them. Narrower numbers need scales of their
 # own, which every program that quantises keeps elsewhere.
@@ -38,11 +39,18 @@ class Tensors:
     self.shapes, self.kinds, self.read, self.where = shapes, kinds, read, where
 
 
-def tensors(folder: pathlib.Path) -> Tensors:
+def tensors(folder: pathlib.Path, family: str = "") -> Tensors:
   """Returns the tensors of a checkpoint's folder; reads shapes only.
 
   Raises FileNotFoundError where there are none or a shard is missing; ValueError that names a damaged file.
   """
+  if family.startswith("open_clip"):
+    if not (folder / OPEN_CLIP).is_file():
+      raise FileNotFoundError(
+        f"the folder {str(folder)!r} lacks {OPEN_CLIP}, the weights that open_clip_config.json describes; weights of "
+        "PyTorch's own format (open_clip_pytorch_model.bin) are not read"
+      )
+    return _renamed(_safetensors([folder / OPEN_CLIP]))
   if (folder / SAFETENSORS).is_file():
     return _safetensors([folder / SAFETENSORS])
   if (folder / INDEX).is_file():
@@ -86,6 +94,19 @@ def _safetensors(paths: list[pathlib.Path]) -> Tensors:
   return Tensors(shapes, kinds, read, str(paths[0] if len(paths) == 1 else paths[0].parent))
 
 
+def _renamed(found: Tensors) -> Tensors:
+  """Returns OpenCLIP's tensors under one name each."""
+
+  def known(name: str) -> str:
+    for pattern, instead in names.RENAMED:
+      name = pattern.sub(instead, name)
+    return name
+
+  of = {known(name): name for name in found.shapes}
+  shapes, kinds = {name: found.shapes[of[name]] for name in of}, {name: found.kinds[of[name]] for name in of}
+  return Tensors(shapes, kinds, lambda name: found.read(of[name]), found.where)
+
+
 def _lengths(path: pathlib.Path) -> str:
   """Returns what a safetensors file says of its own length, and its length."""
   size = path.stat().st_size
@@ -127,50 +148,45 @@ def load(
 
   Raises ValueError that names tensors which are missing, of a wrong shape or unknown.
   """
-  found, wanted = tensors(folder), names.shapes(vision, text, family)
-  pieces = {path: names.names(path, family, vision.blocks.activation == "swiglu") for path in wanted}
-  _check(found, wanted, pieces, vision.patch)
+  found, wanted, table = tensors(folder, family), names.shapes(vision, text), names.table(family, vision, text)
+  pieces = {path: names.pieces(path, x.shape, table, vision) for path, x in wanted.items()}
+  _check(found, pieces)
   rounded = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
   loaded = {}
   for path in sorted(wanted, key=lambda path: -math.prod(wanted[path].shape)):
     shape = wanted[path].shape
     numbers = rounded if path[-1] in ("kernel", "words") else np.dtype(np.float32)
-    if len(pieces[path]) == 1:
-      array = names.ours(path, found.read(pieces[path][0])).reshape(shape).astype(numbers, order="C", copy=False)
+    if len(pieces[path]) == 1 and pieces[path][0].name:
+      only = pieces[path][0]
+      array = names.ours(path, found.read(only.name), only.as_ours)
+      array = array.reshape(shape).astype(numbers, order="C", copy=False)
     else:
-      array, start = np.empty(shape, numbers), 0
-      for name in pieces[path]:
-        piece = names.ours(path, found.read(name))
-        array[..., start : start + piece.shape[-1]] = piece
-        start += piece.shape[-1]
+      array, start = np.zeros(shape, numbers), 0
+      for piece in pieces[path]:
+        if piece.name:
+          array[..., start : start + piece.columns] = names.ours(path, found.read(piece.name), piece.as_ours)
+        start += piece.columns
     loaded[path] = jax.block_until_ready(place(array))
   return unflatten_dict(loaded)
 
 
-def _check(
-  found: Tensors,
-  wanted: Mapping[names.Path, jax.ShapeDtypeStruct],
-  pieces: Mapping[names.Path, tuple[str, ...]],
-  patch: int,
-) -> None:
-  missing = [name for stacked in pieces.values() for name in stacked if name not in found.shapes]
+def _check(found: Tensors, pieces: Mapping[names.Path, list[names.Piece]]) -> None:
+  stored = {piece.name: piece.shape for stacked in pieces.values() for piece in stacked if piece.name}
+  missing = [name for name in stored if name not in found.shapes]
   if missing:
     raise ValueError(f"{found.where} lacks {_few(missing)}; give a whole checkpoint, as its config.json describes it")
-  for path, stacked in pieces.items():
-    shape = names.stored_shape(path, wanted[path].shape, len(stacked), patch)
-    for name in stacked:
-      got = found.shapes[name]
-      if _without_ones(got) != _without_ones(shape):
-        raise ValueError(
-          f"{found.where}: {name} has the shape {got}, wanted {shape} by config.json; take both from one checkpoint"
-        )
-      if found.kinds[name] not in FLOATS:
-        raise ValueError(
-          f"{found.where}: {name} is of the type {found.kinds[name]}; wanted floats of 16 bits or more. Quantised "
-          "weights are not read: take the checkpoint that they were made from"
-        )
-  known = {name for stacked in pieces.values() for name in stacked}
-  more = [name for name in found.shapes if name not in known and not names.PASSED_OVER.match(name)]
+  for name, shape in stored.items():
+    got = found.shapes[name]
+    if _without_ones(got) != _without_ones(shape):
+      raise ValueError(
+        f"{found.where}: {name} has the shape {got}, wanted {shape} by config.json; take both from one checkpoint"
+      )
+    if found.kinds[name] not in FLOATS:
+      raise ValueError(
+        f"{found.where}: {name} is of the type {found.kinds[name]}; wanted floats of 16 bits or more. Quantised "
+        "weights are not read: take the checkpoint that they were made from"
+      )
+  more = [name for name in found.shapes if name not in stored and not names.PASSED_OVER.match(name)]
   if more:
     raise ValueError(
       f"{found.where} holds {_few(more)}, of which a model of its config.json has no use; its features would not be "
@@ -191,9 +207,10 @@ def save(folder: str | os.PathLike, params: Mapping[str, Any], vision: Vision, f
   from safetensors.numpy import save as serialised
 
   stored: dict[str, np.ndarray] = {}
+  table = names.table(family, vision, None)
   for path, x in flatten_dict(dict(params)).items():
-    found, array = names.names(path, family, vision.blocks.activation == "swiglu"), np.asarray(x, np.float32)
+    found, array = names.pieces(path, np.shape(x), table, vision), np.asarray(x, np.float32)
     pieces = np.split(array, len(found), axis=-1) if len(found) > 1 else [array]
-    for name, piece in zip(found, pieces, strict=True):
-      stored[name] = np.array(names.theirs(path, piece, vision.patch), order="C")
+    for stays, piece in zip(found, pieces, strict=True):
+      stored[stays.name] = np.array(names.theirs(path, piece, vision.patch), order="C")
   stages.write_whole(pathlib.Path(folder) / SAFETENSORS, serialised(stored, metadata={"format": "pt"}))

@@ -23,8 +23,9 @@ from qat_jax.datasets.toybox import source as toybox
 from qat_jax.datasets.toybox.objects import families as families_of_toys
 from qat_jax.datasets.toybox.render import SIZE
 from qat_jax.encoders import families, weights
-from qat_jax.encoders.inputs import Pixels, read_pixels
-from qat_jax.encoders.tower import Text, TextTower, Vision, VisionTower
+from qat_jax.encoders.pixels import Pixels, read_pixels
+from qat_jax.encoders.settings import Text, Vision
+from qat_jax.encoders.tower import TextTower, VisionTower
 from train.encoder.vocabulary import write_tokenizer
 from train.losses import contrastive
 from train.step import make_optimiser
@@ -177,4 +178,6 @@ def write_processor(folder: pathlib.Path, vision: ConfigDict) -> Pixels:
     "do_convert_rgb": True,
   }
   stages.write_json(folder / "preprocessor_config.json", content)
-  return read_pixels(folder, "clip")
+  pixels = read_pixels(folder, "clip")
+  assert isinstance(pixels, Pixels)
+  return pixels

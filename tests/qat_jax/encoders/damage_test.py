@@ -50,13 +50,45 @@ def test_a_folder_has_no_revisions(folder):
 
 def test_a_model_of_an_unknown_type_is_refused_with_those_that_are_known(folder):
   (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
-  with pytest.raises(ValueError, match=r"is a 'bert'; wanted one of clip, siglip, dinov2"):
+  with pytest.raises(ValueError, match=r"is a 'bert'; wanted one of clip, metaclip_2, siglip"):
     load_encoder(str(folder))
 
 
-def test_naflex_is_refused_by_name():
-  with pytest.raises(ValueError, match=r"NaFlex.*take one of fixed resolution, such as google/siglip2"):
-    load_encoder(str(DATA / "siglip2_naflex"))
+@pytest.mark.parametrize(
+  ("folder", "part", "settings", "reason"),
+  [
+    ("open_clip", "vision_cfg", {"attentional_pool": True}, r"attentional_pool True.*pools as CoCa does"),
+    ("open_clip", "vision_cfg", {"timm_model_name": "eva02_base_patch16_clip_224"}, r"plain ViTs and PE-Core.*not EVA"),
+    ("open_clip", "vision_cfg", {"layers": [3, 4, 6, 3]}, r"layers, image and patch of \[\[3, 4, 6, 3\].*a square ViT"),
+    ("open_clip", "vision_cfg", {"pool_type": "none"}, r"vision_cfg.pool_type is 'none'; wanted one of tok, avg"),
+    ("open_clip", "text_cfg", {"hf_model_name": "roberta-base"}, r"text_cfg has hf_model_name.*such as RoBERTa"),
+    ("open_clip", "text_cfg", {"tokenizer_kwargs": {"strip_sep_token": True}}, r"'strip_sep_token' is not known"),
+    ("open_clip", "text_cfg", {"act_kwargs": {"approximate": "tanh"}}, r"wanted approximate tanh, without quick_gelu"),
+    ("open_clip_siglip", "vision_cfg", {"timm_pool": "abs_attn"}, r"timm_pool is 'abs_attn'; wanted one of token"),
+    ("open_clip_siglip", "text_cfg", {"tokenizer_kwargs": {"clean": "all"}}, r"clean is 'all'; wanted one of"),
+  ],
+)
+def test_what_open_clip_has_and_is_not_known_is_named(tmp_path, folder, part, settings, reason):
+  copy = pathlib.Path(shutil.copytree(DATA / folder, tmp_path / "it"))
+  path = copy / "open_clip_config.json"
+  config = json.loads(path.read_text())
+  config["model_cfg"][part] |= settings
+  path.write_text(json.dumps(config))
+  with pytest.raises(ValueError, match=reason):
+    load_encoder(str(copy))
+
+
+def test_open_clips_weights_are_asked_for_by_name(tmp_path):
+  copy = pathlib.Path(shutil.copytree(DATA / "open_clip", tmp_path / "it"))
+  (copy / "open_clip_model.safetensors").unlink()
+  with pytest.raises(FileNotFoundError, match=r"lacks open_clip_model.safetensors.*pytorch_model.bin\) are not read"):
+    load_encoder(str(copy))
+
+
+def test_a_model_that_is_known_not_to_be_read_says_why(folder):
+  (folder / "config.json").write_text(json.dumps({"model_type": "chinese_clip"}))
+  with pytest.raises(ValueError, match=r"is a 'chinese_clip' \(its text tower is a BERT\); wanted one of clip"):
+    load_encoder(str(folder))
 
 
 def test_an_unknown_activation_is_named(folder):

@@ -14,9 +14,11 @@ from safetensors.numpy import load_file
 
 from qat_jax.datasets.toybox.objects import families
 from qat_jax.datasets.toybox.render import render
-from qat_jax.encoders import inputs, load_encoder, tower
+from qat_jax.encoders import load_encoder, tower
+from qat_jax.encoders import pixels as preparation
 from qat_jax.encoders.encoder import TOY_CLIP
-from qat_jax.encoders.tower import Blocks, Vision, VisionTower
+from qat_jax.encoders.settings import Blocks, Vision
+from qat_jax.encoders.tower import VisionTower
 
 DATA = pathlib.Path(__file__).parents[2] / "data"
 TEXTS = ["a red star", "a photo of a blue circle, a green box on the left", "eine Katze auf der Straße"]
@@ -73,9 +75,9 @@ def test_images_of_any_size_are_taken(encoder):
 @pytest.mark.parametrize("size", [(900, 70), (70, 900), (33, 300), (1001, 100)])
 def test_of_a_long_strip_the_pixels_are_those_of_the_whole_resized_and_cropped(monkeypatch, size, crop):
   noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3)).astype(np.uint8)
-  pixels = inputs.Pixels(32, (crop, crop), 3, 1 / 255, (0.5,) * 3, (0.5,) * 3)
+  pixels = preparation.Pixels(3, 1 / 255, (0.5,) * 3, (0.5,) * 3, (crop, crop), 32)
   part = pixels.prepare(Image.fromarray(noise)).astype(int)
-  monkeypatch.setattr(inputs, "WHOLE_SIDES", 10**9)
+  monkeypatch.setattr(preparation, "WHOLE_SIDES", 10**9)
   whole = pixels.prepare(Image.fromarray(noise)).astype(int)
   assert part.shape == (crop, crop, 3) and np.abs(part - whole).max() <= 1
 
@@ -86,7 +88,7 @@ def test_of_a_long_strip_no_more_is_resized_than_is_kept(monkeypatch, size):
   monkeypatch.setattr(
     Image.Image, "resize", lambda image, size, *more: sizes.append(size) or resize(image, size, *more)
   )
-  inputs.Pixels(64, (64, 64), 3, 1 / 255, (0.5,) * 3, (0.5,) * 3).prepare(Image.new("RGB", size))
+  preparation.Pixels(3, 1 / 255, (0.5,) * 3, (0.5,) * 3, (64, 64), 64).prepare(Image.new("RGB", size))
   assert sizes == [(64, 64)]
 
 

@@ -6,14 +6,22 @@ import numpy as np
 import pytest
 from jax import export
 
-from qat_jax.encoders.tower import Blocks, Text, TextTower, Vision, VisionTower, in_parts
+from qat_jax.encoders.settings import Blocks, Text, Vision
+from qat_jax.encoders.tower import TextTower, VisionTower, in_parts
 
 BLOCKS = Blocks(16, 2, 2, 32, "gelu_pytorch_tanh", 1e-6)
 TOWERS = {
   "siglip images": VisionTower(Vision(BLOCKS, 4, 2, "attention")),
   "clip images": VisionTower(Vision(BLOCKS, 4, 2, "class", 8, patch_bias=False, pre_norm=True)),
   "dinov2 images": VisionTower(
-    Vision(Blocks(16, 1, 2, 24, "swiglu", 1e-6, layer_scale=True), 4, 5, "class", registers=2, antialias=True)
+    Vision(
+      Blocks(16, 1, 2, 24, "silu", 1e-6, layer_scale=True, gated=True),
+      4,
+      5,
+      "class",
+      registers=2,
+      resampling="cubic smooth",
+    )
   ),
   "siglip texts": TextTower(Text(BLOCKS, 50, 6, "last", 16, projection_bias=True)),
   "clip texts": TextTower(Text(Blocks(16, 2, 2, 32, "quick_gelu", 1e-5, causal=True), 50, 6, "end", 16, end=49)),
