@@ -15,7 +15,7 @@ from qat_jax.encoders.tower import VisionTower
 DATA = pathlib.Path(__file__).parents[2] / "data/reference_encoders"
 PLAIN = ("clip", "clip_openclip", "siglip", "siglip2_gemma", "dinov2", "dinov2_registers")
 WITHOUT_TEXTS = ("dinov2", "dinov2_registers", "dinov3", "dinov3_gated")
-# Made by tests/reference_encoders.py, but for NaFlex.
+# Made by .ci/reference_encoders.py, but for NaFlex.
 OPEN = ("open_clip", "open_clip_mean", "open_clip_trunk", "open_clip_siglip", "pe_core")
 FOLDERS = (*PLAIN, "dinov3", "dinov3_gated", "metaclip2", "siglip2_naflex", *OPEN)
 # Rounding the weights of dinov2_registers to bfloat16 moves its features by 0.028, whatever is computed with them.

@@ -2,7 +2,7 @@
 
 Needs an environment of its own, which no test needs: torch, torchvision, transformers, open_clip_torch and timm.
 
-    ENVIRONMENT/bin/python tests/reference_encoders.py OUT [--seed 1] [--only dinov3 ...]
+    ENVIRONMENT/bin/python .ci/reference_encoders.py OUT [--seed 1] [--only dinov3 ...]
 
 Pictures are those of tests/data/reference_encoders/images, or of --images. Answers are those of a run in float64.
 """
@@ -25,7 +25,7 @@ except RuntimeError:  # beside a torch of another build it lacks two operators, 
   for operator in ("nms", "qnms"):
     library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
-DATA = pathlib.Path(__file__).parent / "data/reference_encoders"
+DATA = pathlib.Path(__file__).parents[1] / "tests/data/reference_encoders"
 TEXTS = [
   "a red star",
   "A Photo of TWO dogs, on the beach!",
