@@ -24,6 +24,7 @@ import numpy as np
 
 from qat_jax.adaptation import power_of_two, unit
 from qat_jax.adapter import check_queries
+from qat_jax.datasets.tables import decoded, once
 from qat_jax.types import Adaptation, EncoderName, Gallery, as_gallery, check_encoders
 
 ASPECTS = pathlib.Path(__file__).parent / "aspects.json"
@@ -169,7 +170,7 @@ def read_aspects(path: str | os.PathLike | None = None) -> dict[str, list]:
   """Returns {name: phrases} of a JSON file; None: the package's own. Raises ValueError for a file that is not such."""
   path = ASPECTS if path is None else pathlib.Path(path)
   try:
-    book = json.loads(path.read_text("utf-8"))
+    book = json.loads(decoded(path.read_bytes(), path), object_pairs_hook=lambda pairs: once(pairs, path))
   except ValueError as error:
     raise ValueError(f'{path} is no JSON ({error}); write {{"colour": ["a red thing", …], …}}') from error
   fine = lambda value: isinstance(value, str) or (isinstance(value, list) and all(isinstance(x, str) for x in value))

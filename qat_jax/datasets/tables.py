@@ -138,7 +138,7 @@ def near_captions(rows: Sequence[Mapping[str, Any]]) -> tuple[str, list[str]]:
 def parse_object(data: str, where: object) -> dict[str, Any]:
   """Returns the JSON object in a text, with clean names; raises ValueError that says what else it is."""
   try:
-    content = json.loads(data, object_pairs_hook=lambda pairs: _once(pairs, where))
+    content = json.loads(data, object_pairs_hook=lambda pairs: once(pairs, where))
   except json.JSONDecodeError as error:
     raise ValueError(f"{where}, is no JSON: {error.msg} at character {error.colno}; mend it") from error
   except RecursionError as error:
@@ -148,7 +148,8 @@ def parse_object(data: str, where: object) -> dict[str, Any]:
   return {short: content[key] for short, key in clean(content, where).items()}
 
 
-def _once(pairs: list[tuple[str, Any]], where: object) -> dict[str, Any]:
+def once(pairs: list[tuple[str, Any]], where: object) -> dict[str, Any]:
+  """Returns the fields of a JSON object, as a hook of json.loads; raises ValueError where one is there twice."""
   fields = dict(pairs)
   if len(fields) < len(pairs):
     names = [key for key, _ in pairs]

@@ -201,10 +201,10 @@ def test_words_that_an_encoder_cannot_read_are_refused(query_QD, gallery_ND):
     qat_jax.by_words(lone, alike=np.eye(WIDTH)[:5])
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"x": "red"}', '{"x": [1]}'])
+@pytest.mark.parametrize("content", ["{", "[]", '{"x": "red"}', '{"x": [1]}', '{"x": ["a"], "x": ["b"]}'])
 def test_a_file_that_holds_no_aspects_is_named(tmp_path, content):
   (tmp_path / "a.json").write_text(content)
   with pytest.raises(ValueError, match=r"a\.json"):
     words.read_aspects(tmp_path / "a.json")
-  (tmp_path / "b.json").write_text(json.dumps(BOOK))
+  (tmp_path / "b.json").write_text(json.dumps(BOOK), "utf-8-sig")  # with the mark that Windows writes
   assert words.read_aspects(tmp_path / "b.json") == BOOK
