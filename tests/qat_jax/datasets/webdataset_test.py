@@ -119,51 +119,52 @@ def test_shards_make_a_retrieval_set_by_their_names_or_by_instance(tmp_path):
   assert places["val/gallery"][0][0]["id"].startswith("validation-0/")
 
 
-def test_pictures_are_cut_from_their_names_and_what_is_left_out_is_named(tmp_path):
-  records = {
-    "Mug 2.0 (front)": {"png": picture(1), "txt": "front"},
-    "Mug 2.0 (back)": {"png": picture(2), "txt": "back"},
-    "0": {"depth.png": picture(3), "png": picture(4), "txt": "plain", "cls": "7"},
-    "f": {"left.png": picture(5), "right.png": picture(6)},
-    "._0": {"png": b"of macOS"},
-    "St": {"Paul.png": picture(7), "Paul.txt": "Paul", "Peter.PNG": picture(8), "Peter.txt": "Peter"},
-  }
-  write_tar(tmp_path / "a.tar", records)
+PAIR = {"Paul.png": picture(1), "Peter.png": picture(2)}
+FURTHER = "further pictures of records in tars"
+TWICE = "members that occur twice, of which the last counts"
+SYSTEM = "system and hidden files"
+# Members of a tar → what is read of each record (key, caption, red), and what is left out.
+RECORDS = {
+  "names with periods": ({"Mug 2.0 (front)": {"png": picture(1), "txt": "x"}}, ["Mug 2.0 (front) x 1"], {}),
+  "a depth map first": (
+    {"0": {"depth.png": picture(3), "png": picture(4), "txt": "plain", "cls": "7"}},
+    ["0 plain 4"],
+    {FURTHER: ["a.tar/0.depth.png"], ".cls files": ["a.tar/0.cls"]},
+  ),
+  "two eyes": (
+    {"f": {"left.png": picture(5), "right.png": picture(6)}},
+    ["f None 5"],
+    {FURTHER: ["a.tar/f.right.png"]},
+  ),
+  "a depth map alone": ({"0": {"DEPTH.png": picture(3)}}, ["0 None 3"], {}),
+  "texts of their own": (
+    {"St": {"Paul.png": picture(7), "Paul.txt": "Paul", "Peter.PNG": picture(8), "Peter.txt": "Peter"}},
+    ["St.Paul Paul 7", "St.Peter Peter 8"],
+    {},
+  ),
+  "names of their own": ({"St": PAIR}, ["St.Paul None 1", "St.Peter None 2"], {}),
+  "one text for both": ({"St": {**PAIR, "txt": "both"}}, ["St both 1"], {FURTHER: ["a.tar/St.Peter.png"]}),
+  "of macOS": ({"._0": {"png": b"of macOS"}, "1": {"png": picture(1)}}, ["1 None 1"], {SYSTEM: ["a.tar/._0.png"]}),
+  "twice, and blank text": (
+    {
+      "0": {"png": picture(1), "json": '{"caption": "of the fields"}', "txt": " "},
+      "x": {"png": picture(3)},
+      "./0": {"png": picture(2)},
+    },
+    ["0 of the fields 2", "x None 3"],
+    {TWICE: ["a.tar/./0.png"]},
+  ),
+}
+
+
+@pytest.mark.parametrize("kind", RECORDS)
+def test_members_are_the_records_that_their_names_mean_and_what_is_left_out_is_named(tmp_path, kind):
+  members, expected, left_out = RECORDS[kind]
+  write_tar(tmp_path / "a.tar", members)
   source = WebdatasetSource(tmp_path)
-  read = [
-    (r["id"][2:], r["caption"], decode(r).getpixel((0, 0))[0]) for r in map(source.__getitem__, range(len(source)))
-  ]
-  assert read == [
-    ("Mug 2.0 (front)", "front", 1),
-    ("Mug 2.0 (back)", "back", 2),
-    ("0", "plain", 4),
-    ("f", None, 5),
-    ("St.Paul", "Paul", 7),
-    ("St.Peter", "Peter", 8),
-  ]
-  assert source.left_out == {
-    "system and hidden files": ["a.tar/._0.png"],
-    "further pictures of records in tars": ["a.tar/0.depth.png", "a.tar/f.right.png"],
-    ".cls files": ["a.tar/0.cls"],
-  }
-
-
-def test_a_member_with_a_dot_for_its_folder_is_the_same_member_and_blank_text_is_none(tmp_path):
-  first = {"png": picture(1), "json": '{"caption": "of the fields"}', "txt": " "}
-  write_tar(tmp_path / "a.tar", {"0": first, "x": {"png": picture(3)}, "./0": {"png": picture(2)}})
-  source = WebdatasetSource(tmp_path)
-  assert [source.about(i)["id"] for i in range(len(source))] == ["a/0", "a/x"]
-  assert source[0]["caption"] == "of the fields" and decode(source[0]).getpixel((0, 0))[0] == 2
-  assert source.left_out == {"members that occur twice, of which the last counts": ["a.tar/./0.png"]}
-
-
-def test_names_with_periods_are_pictures_of_their_own_unless_a_text_is_for_all(tmp_path):
-  pair = {"Paul.png": picture(1), "Peter.png": picture(2)}
-  write_tar(tmp_path / "a.tar", {"St": pair, "Sts": {**pair, "txt": "both"}, "0": {"DEPTH.png": picture(3)}})
-  source = WebdatasetSource(tmp_path)
-  read = [(r["id"], r["caption"], decode(r).getpixel((0, 0))[0]) for r in map(source.__getitem__, range(len(source)))]
-  assert read == [("a/St.Paul", None, 1), ("a/St.Peter", None, 2), ("a/Sts", "both", 1), ("a/0", None, 3)]
-  assert source.left_out == {"further pictures of records in tars": ["a.tar/Sts.Peter.png"]}
+  records = [source[i] for i in range(len(source))]
+  assert [f"{r['id'][2:]} {r['caption']} {decode(r).getpixel((0, 0))[0]}" for r in records] == expected
+  assert source.left_out == left_out
 
 
 @pytest.mark.parametrize("ending", ["json", "txt"])
