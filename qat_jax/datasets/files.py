@@ -104,12 +104,12 @@ def listed(where: str | os.PathLike, ending: str, left_out: LeftOut | None = Non
 
   system, path = fsspec.core.url_to_fs(os.path.expanduser(os.fspath(where)))
   if system.isdir(path):
-    found = system.ls(path, detail=True)
+    infos = system.ls(path, detail=True)
   elif system.isfile(path):
-    found = [system.info(path)]
+    infos = [system.info(path)]
   else:
-    found = system.glob(_escaped(system, path), detail=True).values()
-  files = {info["name"]: info for info in found if info["type"] == "file"}
+    infos = system.glob(_escaped(system, path), detail=True).values()
+  files = {info["name"]: info for info in infos if info["type"] == "file"}
   taken = {n for n in files if n.lower().endswith(ending) and not n.rsplit("/", 1)[-1].startswith(".")}
   if not taken:
     raise FileNotFoundError(f"no {ending} files at {where}; give a folder of them, one of them, or a pattern with *")

@@ -42,8 +42,8 @@ class ParquetSource:
     if not any(column for _, _, column in named):
       file, footer = footers[0]
       there = ", ".join(f"{field.name} {field.type}" for field in footer.schema.to_arrow_schema())
-      wanted = " or ".join(IMAGE_COLUMNS[:2])
-      raise ValueError(f"{file.path} has no column {image or 'of image bytes'!s} ({there}); name it {wanted}")
+      names = " or ".join(IMAGE_COLUMNS[:2])
+      raise ValueError(f"{file.path} has no column {image or 'of image bytes'!s} ({there}); name it {names}")
     self.left_out.add("Parquet files without image bytes", [file.name for file, _, column in named if not column])
     chosen = [(file, footer, column) for file, footer, column in named if column is not None]
     self.files = [file for file, _, _ in chosen]

@@ -54,16 +54,16 @@ def sources(kind: str, name: str, folder: str | os.PathLike, limit: int = 0, vie
   if kind not in KINDS:
     raise ValueError(f"data.source is {kind!r}; use one of {', '.join(KINDS)}, or give features on disk (data.root)")
   if kind in ("webdataset", "parquet"):  # an address is no path
-    found = _by_instance(open_source(kind, name, folder), folder, views)
+    places = _by_instance(open_source(kind, name, folder), folder, views)
   elif kind == "folder":
-    found = _by_instance(open_source(kind, name, pathlib.Path(folder).expanduser()), folder, views)
+    places = _by_instance(open_source(kind, name, pathlib.Path(folder).expanduser()), folder, views)
   else:
-    found = _toybox(name) if kind == "toybox" else _tfds(name, pathlib.Path(folder).expanduser())
-    found = label_free(found, views, labelled=kind == "toybox") if views else found
+    places = _toybox(name) if kind == "toybox" else _tfds(name, pathlib.Path(folder).expanduser())
+    places = label_free(places, views, labelled=kind == "toybox") if views else places
   if limit:
     first = lambda source: Rows(source, range(min(limit, len(source))), dict, left_out_of(source))
-    found = {place: (first(source), kinds) for place, (source, kinds) in found.items()}
-  return found
+    places = {place: (first(source), kinds) for place, (source, kinds) in places.items()}
+  return places
 
 
 class Rows:
@@ -100,11 +100,11 @@ def _tfds(name: str, folder: pathlib.Path) -> Places:
   parts = (
     {"val": "val", "test": "test"} if "test" in splits(name, folder) else {"val": "val[:50%]", "test": "val[50%:]"}
   )
-  found: Places = {"train": (TfdsSource(name, "train", folder), ("img", "text"))}
+  places: Places = {"train": (TfdsSource(name, "train", folder), ("img", "text"))}
   for split, part in parts.items():
-    found[f"{split}/gallery"] = (TfdsSource(name, part, folder), ("img",))
-    found[f"{split}/text_queries"] = (TfdsSource(name, part, folder, captions=CAPTIONS), ("text",))
-  return found
+    places[f"{split}/gallery"] = (TfdsSource(name, part, folder), ("img",))
+    places[f"{split}/text_queries"] = (TfdsSource(name, part, folder, captions=CAPTIONS), ("text",))
+  return places
 
 
 def open_source(kind: str, name: str, where: str | os.PathLike) -> Any:
@@ -177,8 +177,8 @@ def _by_instance(source: Any, folder: str | os.PathLike, made_views: int) -> Pla
     "text": {part: [i for i in parts[part] if items[i]["caption"]] for part in ("val", "test")},
     "image": {part: [i for i in parts[part] if views[instance_of[i]] > 1] for part in ("val", "test")},
   }
-  asked = {query_type: found for query_type, found in chosen.items() if all(found.values())}
-  if not asked and not made_views:
+  queries = {query_type: rows for query_type, rows in chosen.items() if all(rows.values())}
+  if not queries and not made_views:
     raise ValueError(
       f"the {len(items)} images of {folder} have neither captions nor, in val and test, instances with two images: "
       "there is nothing to learn from or to search with. Add captions (captions.csv, or a.txt beside a.jpg), or say "
@@ -186,16 +186,16 @@ def _by_instance(source: Any, folder: str | os.PathLike, made_views: int) -> Pla
       "Or learn from made views of each image: --config.data.views=3"
     )
   train = Rows(source, parts["train"], _own, left_out_of(source))  # said once, with the first place
-  found: Places = {"train": (train, ("img", "text") if "text" in asked else ("img",))}
+  places: Places = {"train": (train, ("img", "text") if "text" in queries else ("img",))}
   for part in ("val", "test"):
-    found[f"{part}/gallery"] = (Rows(source, parts[part], _own), ("img",))
-    if "text" in asked:
-      found[f"{part}/text_queries"] = (Rows(source, asked["text"][part], _caption), ("text",))
-    if "image" in asked:
-      found[f"{part}/image_queries"] = (Rows(source, asked["image"][part], _own), ("img",))
+    places[f"{part}/gallery"] = (Rows(source, parts[part], _own), ("img",))
+    if "text" in queries:
+      places[f"{part}/text_queries"] = (Rows(source, queries["text"][part], _caption), ("text",))
+    if "image" in queries:
+      places[f"{part}/image_queries"] = (Rows(source, queries["image"][part], _own), ("img",))
   if made_views:
-    return label_free(found, made_views, labelled=any(item["instance"] not in (None, item["id"]) for item in items))
-  return found
+    return label_free(places, made_views, labelled=any(item["instance"] not in (None, item["id"]) for item in items))
+  return places
 
 
 def parted(

@@ -106,14 +106,14 @@ def described(fields: Mapping[str, Any], place: str, where: object, ids: Sequenc
     ids: the columns that may hold an id, in order.
   """
   caption = caption_column(fields, where)
-  own = {column: name(fields.get(column), f"{where}, {column!r},") for column in ("instance", "split")}
+  labels = {column: name(fields.get(column), f"{where}, {column!r},") for column in ("instance", "split")}
   given = next((column for column in ids if column in fields), None)
   identity = name(fields[given], f"{where}, {given!r},") if given else None
   captions = texts(fields[caption], where) if caption else []
   dropped = {caption, "instance", "split"}
   rest = {key: value for key, value in fields.items() if key not in dropped and is_plain(value)}
-  record = {**rest, "id": identity or place, "caption": next(iter(captions), None), "instance": own["instance"]}
-  split = own["split"]
+  record = {**rest, "id": identity or place, "caption": next(iter(captions), None), "instance": labels["instance"]}
+  split = labels["split"]
   return record if split is None else {**record, "split": SPLITS.get(split.strip().lower(), split)}
 
 

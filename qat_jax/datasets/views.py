@@ -75,8 +75,8 @@ class Views:
   def stamp(self, position: int) -> dict[str, Any]:
     """Returns what changes when a record does: the item's own stamp, where its source has one, and the recipe."""
     item, number = self._place(position)
-    own = self.source.stamp(item) if hasattr(self.source, "stamp") else {}
-    return {**own, "view": number, "recipe": RECIPE}
+    stamp = self.source.stamp(item) if hasattr(self.source, "stamp") else {}
+    return {**stamp, "view": number, "recipe": RECIPE}
 
   def __getitem__(self, position: int) -> dict[str, Any]:
     """Returns a record with the picture, or a view of it; raises UnreadableImage where it cannot be read."""
@@ -104,16 +104,16 @@ def label_free(
   real ones. Without labels they are views as well.
   """
   train, kinds = places["train"]
-  found: dict[str, tuple[Any, tuple[str, ...]]] = {
+  chosen: dict[str, tuple[Any, tuple[str, ...]]] = {
     "train": (Views(train, range(views + 1)), ("img",) if labelled else kinds)
   }
   for split in ("val", "test"):
     pictures, _ = places[f"{split}/gallery"]
     if split == "test" and labelled and "test/image_queries" in places:
-      found |= {place: places[place] for place in ("test/gallery", "test/image_queries")}
+      chosen |= {place: places[place] for place in ("test/gallery", "test/image_queries")}
       continue
-    found[f"{split}/gallery"] = (Views(pictures, [0]), ("img",))
-    found[f"{split}/image_queries"] = (Views(pictures, [1]), ("img",))
+    chosen[f"{split}/gallery"] = (Views(pictures, [0]), ("img",))
+    chosen[f"{split}/image_queries"] = (Views(pictures, [1]), ("img",))
     if not labelled and f"{split}/text_queries" in places:
-      found[f"{split}/text_queries"] = places[f"{split}/text_queries"]
-  return found
+      chosen[f"{split}/text_queries"] = places[f"{split}/text_queries"]
+  return chosen

@@ -60,8 +60,8 @@ class Encoding:
     features_BD = np.asarray(features_BD)  # waits for the device
     self.seconds += time.perf_counter() - began
     if features_BD.shape != (len(batch), self.encoder.width):
-      wanted = (len(batch), self.encoder.width)
-      raise ValueError(f"{self.encoder.name} gave features of shape {features_BD.shape}, wanted {wanted}")
+      shape = (len(batch), self.encoder.width)
+      raise ValueError(f"{self.encoder.name} gave features of shape {features_BD.shape}, wanted {shape}")
     features_BD = features_BD.astype(self.dtype)
     check_rows(features_BD, f"{self.encoder.name} ({self.kind})", lambda row: batch[row]["id"])
     self._places += places

@@ -26,21 +26,21 @@ def shared(data: RetrievalSet) -> dict[str, dict[str, list[str]]]:
   number the rows of both folders are no names of images, and captions may well be the same: neither counts.
   """
   listed = [store for kind, store in data.train_listed.queries.items() if kind == "image"]
-  found, trained = {}, [data.train_images, *listed]
+  by_split, trained = {}, [data.train_images, *listed]
   for name in ("val", "test"):
-    split, own = data.split(name), {}
+    split, names_of = data.split(name), {}
     stores = [split.gallery, *(store for kind, store in split.queries.items() if kind == "image")]
     everything = (split.gallery, *split.queries.values())
     columns = [store.names("instance") for store in everything if "instance" in store.columns]
-    own["instances"] = _common(columns, data.train_images.names("instance"))
+    names_of["instances"] = _common(columns, data.train_images.names("instance"))
     pairs = list(itertools.product(stores, trained))
     named = [(store, known) for store, known in pairs if not (_numbered(store) and _numbered(known))]
     ids = (item for store, known in named for item in _common([store.arrow_ids()], known.arrow_ids()))
-    own["ids"] = sorted(set(ids))
-    own["features"] = sorted({item for store, known in pairs for item in _same_features(store, known)})
-    if any(own.values()):
-      found[name] = {what: names for what, names in own.items() if names}
-  return found
+    names_of["ids"] = sorted(set(ids))
+    names_of["features"] = sorted({item for store, known in pairs for item in _same_features(store, known)})
+    if any(names_of.values()):
+      by_split[name] = {what: names for what, names in names_of.items() if names}
+  return by_split
 
 
 def check(data: RetrievalSet, allowed: bool) -> dict[str, dict[str, int]]:
@@ -48,13 +48,13 @@ def check(data: RetrievalSet, allowed: bool) -> dict[str, dict[str, int]]:
 
   Raises ValueError that names some of it, unless it is `allowed`.
   """
-  found = shared(data)
-  counts = {name: {what: len(names) for what, names in own.items()} for name, own in found.items()}
-  if found and not allowed:
+  by_split = shared(data)
+  counts = {name: {what: len(names) for what, names in names_of.items()} for name, names_of in by_split.items()}
+  if by_split and not allowed:
     told = [
       f"{len(names):,} {what} of {name} ({', '.join(map(repr, names[:SHOWN]))}{', …' if len(names) > SHOWN else ''})"
-      for name, own in found.items()
-      for what, names in own.items()
+      for name, names_of in by_split.items()
+      for what, names in names_of.items()
     ]
     raise ValueError(f"{data.root}: train/ holds {'; '.join(told)}: {ADVICE}")
   return counts

@@ -123,13 +123,13 @@ def ensure(
   """
   if not settings["keep"]:
     return None
-  wanted = {name: settings[name] for name in ("neighbours", "keep", "temperature")}
-  about = fingerprint(format=FORMAT, **wanted, images=images.fingerprint)
+  options = {name: settings[name] for name in ("neighbours", "keep", "temperature")}
+  about = fingerprint(format=FORMAT, **options, images=images.fingerprint)
   if Path(path).exists():
     semi, made_with = load(path)
     if made(path, made_with, about):
       return semi
-  semi = mine(images, images.column("instance"), **wanted, progress=True, cluster=cluster)
+  semi = mine(images, images.column("instance"), **options, progress=True, cluster=cluster)
   save(semi, path, about)
   return semi
 

@@ -42,13 +42,13 @@ def record(
   features among those `encoded` before; then it is not decoded.
   """
   try:
-    found = source[position]
+    fields = source[position]
     if not images:
-      return {**found, "id": str(found["id"]), "image": None}
-    content = reuse.digest(found["image"])
+      return {**fields, "id": str(fields["id"]), "image": None}
+    content = reuse.digest(fields["image"])
     row = None if encoded is None else encoded.row(content)
-    image = decode(found) if row is None else None
-    return {**found, "id": str(found["id"]), "image": image, CONTENT: content, REUSED: row}
+    image = decode(fields) if row is None else None
+    return {**fields, "id": str(fields["id"]), "image": image, CONTENT: content, REUSED: row}
   except UnreadableImage as error:
     return error
 

@@ -155,9 +155,9 @@ def relevance(queries: FeatureStore, gallery: FeatureStore) -> Relevance:
   `instance`. Raises ValueError for a list with an id that the gallery does not have.
   """
   groups = _listed(queries, gallery) if _has_lists(queries) else _alike(queries, gallery)
-  own_Q = _positions(queries.arrow_ids(), gallery)
-  positives = [rows[rows != own] for rows, own in zip(groups, own_Q, strict=True)]
-  return Relevance(positives, [np.array([own] if own >= 0 else [], np.int64) for own in own_Q])
+  itself_Q = _positions(queries.arrow_ids(), gallery)
+  positives = [rows[rows != itself] for rows, itself in zip(groups, itself_Q, strict=True)]
+  return Relevance(positives, [np.array([itself] if itself >= 0 else [], np.int64) for itself in itself_Q])
 
 
 def _alike(queries: FeatureStore, gallery: FeatureStore) -> Iterator[np.ndarray]:
@@ -252,7 +252,7 @@ def _check_store(store: FeatureStore, every_item: bool, wants_instance: bool) ->
 
 def _check_relevance(split: Split) -> None:
   for query_type, queries in split.queries.items():
-    if query_type == "text" and all(len(own) for own in split.relevance("text").ignored):
+    if query_type == "text" and all(len(itself) for itself in split.relevance("text").ignored):
       raise ValueError(
         f"the ids of {queries.folder} are those of images in {split.gallery.folder}, and an image with the query's own "
         f"id never counts as relevant: give captions ids that no image has, such as a.jpg{CAPTION}; {SPLIT} and does so"

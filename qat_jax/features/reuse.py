@@ -50,11 +50,11 @@ class Encoded:
       raise ValueError(f"{root} has nothing to reuse: give a folder that this version has encoded pictures into")
     for store in self.stores:
       made = read_meta(store.folder).get("extraction", {})
-      wanted, got = (
+      ours, theirs = (
         {name: of.get(name) for name in ("encoder", "revision", "precision", "dtype")} for of in (plan, made)
       )
-      if got != wanted:
-        raise ValueError(f"{store.folder} cannot be reused: it is of {got}, wanted {wanted}; leave out the reuse")
+      if theirs != ours:
+        raise ValueError(f"{store.folder} cannot be reused: it is of {theirs}, wanted {ours}; leave out the reuse")
       store.check_files()
     digests = [np.frombuffer(read_sealed(store.folder / CONTENT), np.uint64).reshape(-1, 2) for store in self.stores]
     for store, digest_N2 in zip(self.stores, digests, strict=True):

@@ -82,10 +82,10 @@ class FeatureStore(ShardedRows):
     if (folder / INCOMPLETE).is_dir() and not (folder / META).exists():
       raise ValueError(f"{folder} is not finished; run what writes it again (it goes on), or delete the folder")
     if not there or (kind and kind not in there):
-      wanted = f"{kind}_emb/{kind}_emb_*.npy" if kind else "img_emb/img_emb_*.npy or text_emb/text_emb_*.npy"
+      pattern = f"{kind}_emb/{kind}_emb_*.npy" if kind else "img_emb/img_emb_*.npy or text_emb/text_emb_*.npy"
       names = sorted(p.name for p in folder.iterdir())
       more = f" and {len(names) - 5} more; qat-jax extract encodes pictures" if len(names) > 5 else ""
-      raise FileNotFoundError(f"no {wanted} in {folder}; it holds {names[:5]}{more}")
+      raise FileNotFoundError(f"no {pattern} in {folder}; it holds {names[:5]}{more}")
     return cls(folder, kind or there[0], read_meta(folder))
 
   def __reduce__(self) -> tuple:
@@ -187,8 +187,8 @@ class FeatureStore(ShardedRows):
   def check_files(self) -> None:
     """Raises ValueError that names a file whose checksum is not the one in meta.json, where that has it; reads all."""
     written = {self.folder / name: about["checksum"] for name, about in self.meta.get("files", {}).items()}
-    own = (*(shard.path for shard in self.shards), *self.metadata_shards)
-    if path := changed({path: written[path] for path in own if path in written}):
+    paths = (*(shard.path for shard in self.shards), *self.metadata_shards)
+    if path := changed({path: written[path] for path in paths if path in written}):
       advice = f"restore it, write it again, or delete {META} where you changed it on purpose"
       raise ValueError(f"{path} is not what was written: its checksum differs from {META}; {advice}")
 

@@ -41,10 +41,10 @@ class FeatureWriter:
     self.folder, self.notes, self.shards = Path(folder), Path(folder) / INCOMPLETE, shards
     plan = json.loads(json.dumps({**plan, "shards": shards}))
     path = self.notes / "plan.json"
-    self.found: list[int] = []  # what an earlier call wrote
+    self.earlier: list[int] = []  # what an earlier call wrote
     if path.exists() and not (self.folder / META).exists():
       check_same(self.folder, self.begun(self.folder) or {}, plan, "Delete it or choose another folder")
-      self.found = [shard for shard in range(shards) if self.is_whole(shard)]
+      self.earlier = [shard for shard in range(shards) if self.is_whole(shard)]
       return
     there = [p.name for p in self.folder.iterdir()] if self.folder.is_dir() else []
     strangers = [name for name in there if not OURS.fullmatch(name)]
@@ -147,7 +147,7 @@ class FeatureWriter:
     if missing := self.missing():
       raise ValueError(f"{self.folder}: {len(missing)} shards are not written, the first is {missing[0]}")
     notes = [read_record(self._note(shard)) for shard in range(self.shards)]
-    for shard in self.found:
+    for shard in self.earlier:
       written = {self.folder / name: about["checksum"] for name, about in notes[shard]["files"].items()}
       if path := changed(written):
         raise ValueError(f"{path} is not what was written, its checksum differs; delete {self._note(shard)}, run again")

@@ -116,8 +116,8 @@ def _scene(rng: np.random.Generator, share: float, ground: np.ndarray, clutter: 
   words = [LIGHTS[int(np.searchsorted(LIGHTER, light))]] if rng.random() < share else []
   if rng.random() < share:
     words.append(TINTS[int(tint[furthest] > 0)][furthest])
-  said = f", on {' '.join(words)} ground" if words else ""
-  return f"{said}, {CLUTTER[clutter]}" if rng.random() < share and CLUTTER[clutter] else said
+  phrase = f", on {' '.join(words)} ground" if words else ""
+  return f"{phrase}, {CLUTTER[clutter]}" if rng.random() < share and CLUTTER[clutter] else phrase
 
 
 def vocabulary() -> list[str]:

@@ -60,12 +60,12 @@ def places(config: str = "default") -> dict[str, tuple[Any, tuple[str, ...]]]:
     "val": ("val_gallery", about.gallery_views, about.gallery_members),
     "test": ("test_gallery", about.gallery_views, about.gallery_members),
   }
-  found: dict[str, tuple[Any, tuple[str, ...]]] = {}
+  folders: dict[str, tuple[Any, tuple[str, ...]]] = {}
   for part, (split, views, members) in sizes.items():
     of_families = [families()[number] for number in about.parts()[part]]
     there = [toy for family in of_families for toy in family[:members]]
     gallery = [(toy, f"{toy.name}_{view}") for toy in there for view in range(views)]
     asking = [toy for family in of_families for toy in family[: about.queried]]
-    found["train" if part == "train" else f"{part}/gallery"] = (toybox.source(split, config), ("img",))
-    found[f"{part}/image_queries"] = (Queries(asking, gallery), ("img",))
-  return found
+    folders["train" if part == "train" else f"{part}/gallery"] = (toybox.source(split, config), ("img",))
+    folders[f"{part}/image_queries"] = (Queries(asking, gallery), ("img",))
+  return folders

@@ -52,8 +52,8 @@ def families() -> tuple[tuple[Toy, ...], ...]:
   rng = np.random.Generator(np.random.Philox(key=2026))
   names = list(ATTRIBUTES)
   seen: set[tuple[str, ...]] = set()
-  found: list[tuple[Toy, ...]] = []
-  while len(found) < FAMILIES:
+  everything: list[tuple[Toy, ...]] = []
+  while len(everything) < FAMILIES:
     base = {name: str(rng.choice(values)) for name, values in ATTRIBUTES.items()}
     varied = names[int(rng.integers(len(names)))]
     values = rng.permutation(ATTRIBUTES[varied])[:FAMILY_SIZE]
@@ -62,6 +62,6 @@ def families() -> tuple[tuple[Toy, ...], ...]:
     if any(member["mark_colour"] == member["colour"] for member in members) or not seen.isdisjoint(looks):
       continue
     seen.update(looks)
-    family = f"family{len(found):04d}"
-    found.append(tuple(Toy(f"{family}_{i}", family, **member) for i, member in enumerate(members)))
-  return tuple(found)
+    family = f"family{len(everything):04d}"
+    everything.append(tuple(Toy(f"{family}_{i}", family, **member) for i, member in enumerate(members)))
+  return tuple(everything)
