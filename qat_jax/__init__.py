@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from qat_jax.adaptation import fold, plain
 from qat_jax.adapter import Adapter, load
+from qat_jax.evidence import Evidence, calibrate
 from qat_jax.features.store import FeatureStore, write_features
 from qat_jax.marks import refine
 from qat_jax.models.head import Head
@@ -47,6 +48,7 @@ __version__ = "0.1.0"
 __all__ = [
   "Adaptation",
   "Adapter",
+  "Evidence",
   "ExactIndex",
   "FaissIndex",
   "FeatureStore",
@@ -62,6 +64,7 @@ __all__ = [
   "__version__",
   "as_gallery",
   "by_words",
+  "calibrate",
   "export",
   "fold",
   "load",

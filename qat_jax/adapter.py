@@ -26,6 +26,7 @@ from qat_jax.models import head_files
 from qat_jax.models import quari_files as released_files
 from qat_jax.models.head import Head
 from qat_jax.models.head_files import FILES
+from qat_jax.planted import Planted, arrays
 from qat_jax.search.sums import Term
 from qat_jax.stages import lock
 from qat_jax.types import (
@@ -46,19 +47,28 @@ SAMPLE_ROWS = 1024  # gallery rows looked at to tell whether the gallery is norm
 class Adapter:
   """Frozen query features → `Adaptation`, by a head for each query type.
 
-  `info` is its provenance, of any entries: encoder, config, versions, the choice of the validation gate.
+  `info` is its provenance, of any entries: encoder, config, versions, the choice of the validation gate. `planted` are
+  queries of validation by query type, for `qat_jax.calibrate`.
   """
 
-  def __init__(self, width: int, heads: dict[str, Head], info: dict[str, Any] | None = None) -> None:
+  def __init__(
+    self,
+    width: int,
+    heads: dict[str, Head],
+    info: dict[str, Any] | None = None,
+    planted: Mapping[str, Planted | Mapping[str, Any]] | None = None,
+  ) -> None:
     unknown = set(heads) - set(QUERY_TYPES)
     if unknown or not heads:
       raise ValueError(f"an adapter has heads for {sorted(heads)}; wanted one or both of {QUERY_TYPES}")
     self.width, self.heads, self.info = width, dict(heads), dict(info or {})
+    of = lambda one: one if isinstance(one, Planted) else Planted(**one)
+    self.planted = {name: of(one) for name, one in (planted or {}).items()}
     self._calls = {name: _jitted(head, width) for name, head in self.heads.items()}
     self._on_device: dict[str, dict] = {}  # variables after their first use: copying a memory's pairs takes long
 
   def __reduce__(self) -> tuple:
-    return Adapter, (self.width, self.heads, self.info)  # jitted functions are not copied, but made anew
+    return Adapter, (self.width, self.heads, self.info, self.planted)  # jitted functions are not copied, but made anew
 
   @property
   def params(self) -> dict[str, dict]:
@@ -213,7 +223,7 @@ class Adapter:
     Raises BlockingIOError if another process writes to the folder.
     """
     with lock(folder):
-      head_files.write(pathlib.Path(folder).resolve(), self.width, self.heads, self.info)
+      head_files.write(pathlib.Path(folder).resolve(), self.width, self.heads, self.info, arrays(self.planted))
 
   def _name(self, query_type: str | None) -> str:
     if query_type is None:

@@ -145,11 +145,13 @@ class Ranking(struct.PyTreeNode):
   """The best K gallery items of each query, best first.
 
   `ids` are positions in the gallery, −1 (score −inf) where fewer than K items were to be had. An index that knows its
-  items by ids of its own gives those: int64, or objects (str, UUID), and then None instead of −1.
+  items by ids of its own gives those: int64, or objects (str, UUID), and then None instead of −1. `evidence` is the
+  probability that an item is what the query looks for, where `qat_jax.calibrate` has told it; NaN is not known.
   """
 
   ids: np.ndarray  # QK, int32 where they are positions
   scores: np.ndarray  # QK, float32
+  evidence: np.ndarray | None = None  # QK, float32
 
 
 class SemiPositives(struct.PyTreeNode):

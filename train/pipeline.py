@@ -19,6 +19,7 @@ from qat_jax.datasets.views import VIEW
 from qat_jax.features import leaks, mining
 from qat_jax.features.retrieval_set import RetrievalSet
 from qat_jax.fit.training import Training
+from qat_jax.planted import Planted
 from qat_jax.runs import provenance
 from qat_jax.stages import fingerprint
 from qat_jax.validation import Validator
@@ -60,7 +61,8 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> Adapter:
     "made_from": made_from,
     **provenance(config.to_dict(), config.seed),
   }
-  adapter = Adapter(data.width, heads, info)
+  planted = {name: Planted.of(data.split("val"), name, seed=config.seed) for name in heads}
+  adapter = Adapter(data.width, heads, info, planted)
   exchange.sent("the adapter", lambda: adapter.save(workdir / "adapter"))
   return adapter
 

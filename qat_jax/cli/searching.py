@@ -34,6 +34,10 @@ def add_rank(commands: argparse._SubParsersAction) -> None:
   parser.add_argument("--out", metavar="FILE", type=place, required=True, help="the Parquet file to write")
   text = "a metadata column, such as picture: the best groups of items, each by its best item (docs/tiles.md)"
   parser.add_argument("--group", metavar="COLUMN", help=text)
+  text = "write how likely each item is to be what its query looks for (docs/evidence.md)"
+  parser.add_argument("--evidence", action="store_true", help=text)
+  text = "leave out what is less likely than this share of false alarms allows, such as 0.1"
+  parser.add_argument("--alarms", metavar="SHARE", type=float, help=text)
   add_cluster(parser)
   words = parser.add_argument_group("words and marks", "Queries told in words need no adapter (docs/words.md).")
   words.add_argument("--alike", metavar="ASPECT", action="append", help="an aspect that alone counts, such as colour")
@@ -138,6 +142,8 @@ def _rank(**flags: object) -> str:
     if flags.pop("shortlist") or flags.pop("cluster") != "local":
       raise ValueError("--shortlist and --cluster do not go with words and marks; leave them out")
     flags.pop("block")
+    if flags.pop("evidence") or flags.pop("alarms") is not None:
+      raise ValueError("--evidence and --alarms are of an adapter's own scores; leave words and marks out")
     from qat_jax.serve.refined import rank_refined
 
     told |= {name: told[name] or () for name in ("alike", "ignore")}

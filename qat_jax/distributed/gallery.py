@@ -199,7 +199,7 @@ class Gallery:
     if not self.partial:
       return ranking
     rows = tuple((self._starts[place], self._starts[place + 1]) for place in places if place not in unable)
-    return PartialRanking(ranking.ids, ranking.scores, rows)
+    return PartialRanking(ranking.ids, ranking.scores, rows=rows)
 
   def _request(
     self,

@@ -89,7 +89,9 @@ def learn(
     raise ValueError(f"the marks teach nothing ({why}; left out: {left_out or 'none'}); collect more marks")
   if heads == adapter.heads:
     return adapter, accounts
-  return Adapter(adapter.width, heads, adapter.info | {"learned": accounts | {"left out": left_out}}), accounts
+  return Adapter(
+    adapter.width, heads, adapter.info | {"learned": accounts | {"left out": left_out}}, adapter.planted
+  ), accounts
 
 
 def gathered(

@@ -135,6 +135,21 @@ class Plda(nn.Module):
     """Returns the unit items (NF, float32, F = D + 2) that the adaptation is for."""
     return self.gallery_map(gallery_ND, quadratic=True)
 
+  def whole(self, query_QD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns numbers (two Q): a score of a query times the first, plus the second, is the log likelihood ratio."""
+    constants = self.gallery_map.variables["params"]
+    weight_D = constants["weight"]  # λ / (1 + λ)
+    ratio_D = weight_D / jnp.maximum(1 - weight_D, TINY)
+    y_QD = jnp.matmul(normalise(query_QD) - constants["mean"][None], constants["map"], precision=HIGHEST)
+    times_Q = jnp.sqrt(jnp.sum(jnp.square(y_QD), axis=1) + jnp.square(1 / constants["scale"])) * constants["longest"]
+    alone_Q = likelihood_alone(ratio_D) - jnp.sum(weight_D[None] * jnp.square(y_QD), axis=1) / 2
+    return times_Q, alone_Q - constants["centre"]
+
+
+def likelihood_alone(ratio_D: jax.Array) -> jax.Array:
+  """Returns what of PLDA's log likelihood ratio depends on neither query nor item: Σ log(1 + λ) − ½ log(1 + 2λ)."""
+  return jnp.sum(jnp.log1p(ratio_D) - jnp.log1p(2 * ratio_D) / 2, axis=-1)
+
 
 def affine_variables(
   query_mean_D: np.ndarray, gallery_mean_D: np.ndarray, map_DE: np.ndarray, bias_E: np.ndarray | None = None

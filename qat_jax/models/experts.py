@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from qat_jax.adaptation import HIGHEST, TINY, normalise, plain
-from qat_jax.models.closed_forms import GREATEST
+from qat_jax.models.closed_forms import GREATEST, likelihood_alone
 from qat_jax.models.memory import in_blocks
 from qat_jax.types import Adaptation
 
@@ -97,6 +97,24 @@ class Experts(nn.Module):
     posterior_NK = jnp.maximum(jax.nn.log_softmax(density_KN.T, axis=1), FLOOR)
     crisp_NK = self._one_hot(jnp.argmax(self._nearness(x_ND), axis=1))
     return half_KN.T - self.alpha.value * posterior_NK - self.beta.value * crisp_NK
+
+  def whole(self, query_QD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns numbers (two Q): a score of a query times the first, plus the second, is the log likelihood ratio."""
+    mean_KD, map_KDD, ratio_KD = (jnp.asarray(one.value) for one in (self.query_mean, self.map, self.ratio))
+
+    def one(each: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+      x_D, expert = each
+      ratio_D, map_DD = ratio_KD[expert], map_KDD[expert]
+      y_D = jnp.matmul(x_D - mean_KD[expert], map_DD, precision=HIGHEST)
+      weight_D = ratio_D / (1 + 2 * ratio_D)
+      w_D = jnp.matmul(map_DD, weight_D * y_D, precision=HIGHEST)
+      square = jnp.sum(weight_D * ratio_D / (1 + ratio_D) * jnp.square(y_D)) / 2
+      item_mean_D, middle = jnp.take(self.mean.value, expert, axis=0), jnp.take(self.middle.value, expert)
+      plus = likelihood_alone(ratio_D) - square - jnp.sum(w_D * item_mean_D) - middle
+      return jnp.sqrt(jnp.sum(jnp.square(w_D)) + jnp.square(self.typical.value)) * self.longest.value, plus
+
+    x_QD = self.head.prepare(query_QD)
+    return jax.lax.map(one, (x_QD, jnp.argmax(self._nearness(x_QD), axis=1)))
 
   def expert(self, query_QD: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns the number of the expert that serves each query (Q), and its cosine with the mean of those images (Q)."""

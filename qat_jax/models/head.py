@@ -63,6 +63,17 @@ class Head:
       return _normalise(jnp.asarray(gallery_ND))
     return _prepare(self.module(gallery_ND.shape[1]), self.variables, jnp.asarray(gallery_ND))
 
+  def whole(self, query_QD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns numbers (two Q, float64) that make scores of different queries comparable: score · first + second.
+
+    Where the head is PLDA or experts, that is the whole log likelihood ratio; else the score itself.
+    """
+    module = self.module(query_QD.shape[1])
+    if not hasattr(module, "whole"):
+      return np.ones(len(query_QD)), np.zeros(len(query_QD))
+    times_Q, plus_Q = module.apply(self.variables, jnp.asarray(query_QD, jnp.float32), method="whole")
+    return np.asarray(times_Q, np.float64), np.asarray(plus_Q, np.float64)
+
   def items_wide(self, width: int) -> int:
     """Returns how wide the items are that the head wants, of a gallery of this width."""
     module, row_1D = self.module(width), jax.ShapeDtypeStruct((1, width), np.float32)

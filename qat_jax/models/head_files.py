@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from qat_jax.models import checkpoints
 from qat_jax.models import quari as released
@@ -25,21 +26,32 @@ from qat_jax.types import QUERY_TYPES
 
 FORMAT = 2  # of the folder; 1 had its parameters in a folder that orbax wrote
 FILES = ("adapter.json", "params-*.safetensors")  # patterns of what is read
-ENTRIES = {"format", "width", "heads", "parameters", "info"}
+ENTRIES = {"format", "width", "heads", "parameters", "info", "planted"}
+PLANTED = "planted"  # of the arrays that are no head's
 WIDEST = 1 << 20  # features: more is damage
 
-Contents = tuple[int, dict[str, Head], dict[str, Any]]  # width, heads by query type, info
+Trees = dict[str, dict[str, Any]]
+Contents = tuple[int, dict[str, Head], dict[str, Any], Trees]  # width, heads, info, planted arrays, by query type
 
 
-def write(folder: pathlib.Path, width: int, heads: Mapping[str, Head], info: Mapping[str, Any]) -> None:
-  """Writes heads to a folder, whole or not at all; those that were there are replaced, the rest stays."""
+def write(
+  folder: pathlib.Path,
+  width: int,
+  heads: Mapping[str, Head],
+  info: Mapping[str, Any],
+  planted: Mapping[str, Mapping[str, Any]],
+) -> None:
+  """Writes heads and planted queries to a folder, whole or not at all; those that were there are replaced."""
   entries: dict[str, dict] = {}
   for name, head in heads.items():
     same = next((other for other in entries if heads[other].fingerprint == head.fingerprint), name)
     entries[name] = {"form": head.form, "settings": head.settings, "variables": same}
   trees = {name: heads[name].variables for name in entries if entries[name]["variables"] == name}
-  parameters = write_variables(folder, trees)
+  shapes = {name: [len(tree["query"]), len(tree["own"])] for name, tree in planted.items()}
+  parameters = write_variables(folder, trees | ({PLANTED: dict(planted)} if planted else {}))
   about = {"format": FORMAT, "width": width, "heads": entries, "parameters": parameters, "info": dict(info)}
+  if planted:
+    about[PLANTED] = shapes
   write_record(folder / "adapter.json", about)
   for left in folder.glob("params-*.safetensors"):
     if parameters is None or left.name != parameters["file"]:
@@ -73,7 +85,7 @@ def read_released(folder: pathlib.Path, source: str) -> Contents:
   head = Head("released", released.settings(config), variables)
   checksums = {name: checksum(folder / name) for name in released_files.FILES}
   info = {"encoder": config.feature_extractor, "source": source, "checksums": checksums}
-  return config.embedding_dim, dict.fromkeys(QUERY_TYPES, head), info
+  return config.embedding_dim, dict.fromkeys(QUERY_TYPES, head), info, {}
 
 
 def _read(folder: pathlib.Path, text: bytes) -> Contents:
@@ -91,9 +103,16 @@ def _read(folder: pathlib.Path, text: bytes) -> Contents:
     trained = {name: tree for name, tree in wanted.items() if jax.tree.leaves(tree)}
     trees = wanted | (checkpoints.read_tree(folder / "params", trained) if trained else {})
   else:
-    trees = read_variables(folder, about["parameters"], wanted)
+    shapes = about.get(PLANTED, {})
+    planted = {name: _planted(about["width"], *counts) for name, counts in shapes.items()}
+    trees = read_variables(folder, about["parameters"], wanted | ({PLANTED: planted} if planted else {}))
   heads = {name: dataclasses.replace(head, variables=trees[places[name]]) for name, head in heads.items()}
-  return about["width"], heads, about["info"]
+  return about["width"], heads, about["info"], trees.get(PLANTED, {})
+
+
+def _planted(width: int, queries: int, own: int) -> dict[str, jax.ShapeDtypeStruct]:
+  rows = lambda count: jax.ShapeDtypeStruct((count, width), np.float16)
+  return {"query": rows(queries), "own": rows(own), "owner": jax.ShapeDtypeStruct((own,), np.int32)}
 
 
 def _read_about(path: pathlib.Path, text: bytes) -> dict[str, Any]:
@@ -119,6 +138,11 @@ def _read_about(path: pathlib.Path, text: bytes) -> dict[str, Any]:
       type(about["parameters"].get(name)) is str for name in ("file", "checksum")
     ):
       raise ValueError("its parameters have no file and checksum")
+    for counts in about.get(PLANTED, {}).values():
+      if (
+        type(counts) is not list or [type(n) for n in counts] != [int, int] or not all(0 <= n <= WIDEST for n in counts)
+      ):
+        raise ValueError(f"its planted queries are {counts!r}, wanted two counts")
     for name, entry in about["heads"].items():
       if type(entry) is not dict or type(entry.get("form")) is not str or type(entry.get("settings")) is not dict:
         raise ValueError(f"its head for {name!r} has no form or no settings")

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from qat_jax.adapter import Adapter, load
 from qat_jax.cluster.work import LOCAL, reach, run
 from qat_jax.datasets.tiles import BOX
+from qat_jax.evidence import Evidence, calibrate
 from qat_jax.features.shards import check_npy
 from qat_jax.features.store import FeatureStore
 from qat_jax.sealed import UNREADABLE, read_record, read_sealed, readable, write_record, write_sealed
@@ -47,6 +48,8 @@ def rerank_files(
   block: int = 64,
   cluster: str = LOCAL,
   group: str | None = None,
+  evidence: bool = False,
+  alarms: float | None = None,
 ) -> Path:
   """Writes the adapted ranking of every query to `out` (Parquet) and returns its path.
 
@@ -65,6 +68,9 @@ def rerank_files(
     cluster: who makes the steps: "local" (this process), "auto" or "ray://HOST:PORT", a Ray cluster (docs/scale.md).
     group: a metadata column of the gallery, such as picture: the best k groups of each query are written, each by its
       best item. The column stands beside item_id, with the item's box where it has one.
+    evidence: write the column `evidence`, the probability that an item is the thing (`qat_jax.calibrate`); null where
+      it is not known. What is known of the gallery is kept in `<out>.gallery`.
+    alarms: leave out what has less evidence than lets this share of queries through whose thing is not there.
 
   Raises ValueError or FileNotFoundError, before anything is written, for inputs that do not fit together, and for a run
   that was begun with other inputs; BlockingIOError where another process writes the same output.
@@ -104,13 +110,22 @@ def rerank_files(
     shortlist=None if shortlist is None else digest_of_files([shortlist]),
     **{"k": k, "query_type": query_type, "block": block},
     **({} if group is None else {"group": group}),
+    **({"evidence": alarms or True} if evidence or alarms else {}),
   )
 
   parts = out.with_name(out.name + ".parts")
   with lock(parts):
     _begin(parts, reads)
     store = model.prepare(store, query_type, out.with_name(out.name + ".gallery"), cluster)
-    blocks = _Blocks(adapter, model, Path(queries), query_type, store, shortlist_QS, k, block, parts, group)
+    known = None
+    if evidence or alarms is not None:
+      known = calibrate(model, store, query_type, out.with_name(out.name + ".gallery") / "evidence")
+      known.least(alarms=0.1 if alarms is None else alarms)  # raises for what is no share
+      if known.status != "calibrated" and alarms is not None:
+        raise ValueError(f"the evidence in {gallery} is {known.status}; leave alarms out (docs/evidence.md)")
+    blocks = _Blocks(
+      adapter, model, Path(queries), query_type, store, shortlist_QS, k, block, parts, group, known, alarms
+    )
     starts = range(0, len(query), block)
     missing = [start for start in starts if not blocks.there(start)]
     with tqdm(total=len(starts), initial=len(starts) - len(missing), desc="rerank", unit="block") as bar:
@@ -136,10 +151,13 @@ class _Blocks:
     block: int,
     parts: Path,
     group: str | None,
+    known: Evidence | None,
+    alarms: float | None,
   ) -> None:
     self.adapter, self.reads, self.model = adapter, model.fingerprint, model
     self.queries, self.query_type, self.gallery = queries, query_type, gallery
     self.shortlist_QS, self.k, self.block, self.parts, self.group = shortlist_QS, k, block, parts, group
+    self.known, self.alarms = known, alarms
 
   def __getstate__(self) -> dict[str, Any]:
     return {name: value for name, value in self.__dict__.items() if name not in ("ids", "groups", "beside", "model")}
@@ -195,6 +213,12 @@ class _Blocks:
       ranking = rank(adaptation, self.gallery, self.k, group=self.groups)
     else:
       ranking = rerank(adaptation, self.gallery, self.shortlist_QS[rows], self.k)
+    if self.known is not None:
+      ranking = self.known.of(ranking, np.asarray(query[rows]))
+      if self.alarms is not None:
+        assert ranking.evidence is not None
+        enough_QK = ranking.evidence >= self.known.least(alarms=self.alarms)
+        ranking = ranking.replace(ids=np.where(enough_QK, ranking.ids, -1))
     table = _table(ranking, query_ids[rows.start : rows.stop], item_ids, self.beside)
     write_sealed(self.path(start), _as_parquet([table]))
 
@@ -303,6 +327,7 @@ def _table(
       "rank": pa.array((place + 1).astype(np.int32)),
       "item_id": item_ids.take(position_P),
       "score": pa.array(ranking.scores[there_QK]),
+      **({} if ranking.evidence is None else {"evidence": pa.array(ranking.evidence[there_QK], from_pandas=True)}),
       **{name: column.take(position_P) for name, column in beside.items()},
     }
   )

@@ -17,6 +17,7 @@ from typing import Any
 from qat_jax import hub
 from qat_jax.adapter import Adapter, load
 from qat_jax.models import head_files
+from qat_jax.planted import arrays
 from qat_jax.sharing import card, programs
 from qat_jax.stages import differences, lock, write_json, write_whole
 
@@ -68,7 +69,7 @@ def export(
     # config.json goes first and comes last: where it is, all files are whole and belong to one adapter.
     for left in ("config.json", *programs.FILES):
       (place / left).unlink(missing_ok=True)
-    head_files.write(place, adapter.width, adapter.heads, about)
+    head_files.write(place, adapter.width, adapter.heads, about, arrays(adapter.planted))
     for name, data in files.items():
       write_whole(place / name, data)
     text = card.card(adapter.width, adapter.heads, about, report, license_)

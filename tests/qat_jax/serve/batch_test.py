@@ -9,6 +9,7 @@ import pytest
 import qat_jax
 from qat_jax.adapter import Adapter, Head
 from qat_jax.features.store import FeatureStore, write_features
+from qat_jax.planted import Planted
 from qat_jax.serve import batch as reranking
 from qat_jax.stages import lock, write_whole
 
@@ -62,6 +63,28 @@ def test_groups_are_written_by_their_best_item_with_its_box(files, tmp_path):
   ):
     with pytest.raises(error, match=words):
       reranking.rerank_files(**files | {"out": tmp_path / "other.parquet"} | wrong)
+
+
+def test_evidence_is_written_and_false_alarms_are_left_out(files, tmp_path):
+  rng = np.random.default_rng(1)
+  things_ND = rng.standard_normal((100, 8))
+  half = lambda noise: (things_ND + noise * rng.standard_normal((100, 8))).astype(np.float16)
+  planted = Planted(half(0.05), half(0.05), np.arange(100, dtype=np.int32))
+  Adapter(8, {"text": Head("plain", {}, {})}, planted={"text": planted}).save(files["adapter"])
+  strangers = rng.standard_normal((30, 8)).astype(np.float32)
+  np.save(files["queries"], np.concatenate([np.load(files["queries"]), strangers]))
+  whole = pq.read_table(reranking.rerank_files(**files, k=3, evidence=True)).to_pydict()
+  first = np.array(whole["evidence"][::3])
+  assert first[:10].min() > 0.9 > 0.5 > np.median(first[10:])
+  few = files | {"out": tmp_path / "few.parquet"}
+  table = pq.read_table(reranking.rerank_files(**few, k=3, alarms=0.1)).to_pydict()
+  assert {str(i) for i in range(10)} <= set(table["query_id"])
+  assert len(set(table["query_id"])) <= 10 + 6  # a tenth of 30, or a few more
+  Adapter(8, {"text": Head("plain", {}, {})}).save(files["adapter"])
+  bare = files | {"out": tmp_path / "bare.parquet"}
+  assert pq.read_table(reranking.rerank_files(**bare, k=3, evidence=True))["evidence"].null_count == 120
+  with pytest.raises(ValueError, match="is not calibrated; leave alarms out"):
+    reranking.rerank_files(**files | {"out": tmp_path / "none.parquet"}, alarms=0.1)
 
 
 def test_a_killed_run_goes_on_where_it_was(files, monkeypatch):

@@ -1,0 +1,124 @@
+"""Does evidence tell when what a query looks for is not there? Measured on a run's test split, at three gallery sizes.
+
+    python -m eval.nothing --workdir runs/demo [--adapter FOLDER] [--split test] [--json OUT]
+
+Each test query is asked twice: with its thing in the gallery, and without. *Alike*: only the thing's own images are
+taken out. *Family*: all with its value in the column `--family` are taken out, so that no look-alike stays.
+Thresholds come from planted validation queries alone. *Kept* is the share of queries with their thing there that is
+answered, of 90 asked for; *alarms* are the share without, of 10 asked for. The calibration error is that of the best
+item's probability, in ten bins. Errors are standard errors over families.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import qat_jax
+from qat_jax.features.retrieval_set import RetrievalSet, Split
+from qat_jax.metrics import clustered_error
+from qat_jax.planted import Planted
+from qat_jax.runs import end_on_signals, explained
+from qat_jax.stages import write_whole
+
+SHARES = (0.25, 0.5, 1.0)  # of the families in the gallery
+BINS = 10
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+  """Parses the flags, prints a line for each query type and gallery, and writes them where --json says."""
+  parser = argparse.ArgumentParser(
+    prog="eval.nothing", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
+  parser.add_argument("--workdir", required=True, type=Path, help="a run, with features/ and adapter/")
+  parser.add_argument("--adapter", type=Path, help="another adapter than the run's")
+  parser.add_argument("--split", choices=["val", "test"], default="test")
+  parser.add_argument("--family", default="family", help="the metadata column of look-alikes")
+  parser.add_argument("--json", help="where to write the figures")
+  flags = parser.parse_args(arguments)
+  with explained():
+    data = RetrievalSet.open(flags.workdir / "features")
+    adapter = qat_jax.load(flags.adapter or flags.workdir)
+    if not adapter.planted:  # trained before adapters kept them
+      adapter.planted = {name: Planted.of(data.split("val"), name) for name in adapter.heads}
+    lines = [
+      measure(adapter, data.split(flags.split), query_type, flags.family, share)
+      for query_type in adapter.heads
+      for share in SHARES
+    ]
+    print("\n".join(map(text_of, lines)))
+    if flags.json:
+      write_whole(Path(flags.json), (json.dumps(lines, indent=2) + "\n").encode())
+
+
+def measure(adapter: qat_jax.Adapter, split: Split, query_type: str, column: str, share: float) -> dict[str, Any]:
+  """Returns the figures of one query type in a share of the gallery's families, drawn without a seed's choice."""
+  queries, gallery = split.queries[query_type], split.gallery
+  family_N, family_Q = gallery.column(column), queries.column(column)
+  names = np.unique(family_N)
+  chosen = np.random.default_rng(0).permutation(names)[: round(share * len(names))]
+  item_N, query_Q = np.flatnonzero(np.isin(family_N, chosen)), np.flatnonzero(np.isin(family_Q, chosen))
+  rows_ND, query_QD = (np.asarray(one[rows], np.float32) for one, rows in ((gallery, item_N), (queries, query_Q)))
+  items = adapter.prepare(rows_ND, query_type)
+  evidence = qat_jax.calibrate(adapter, items, query_type)
+  figures: dict[str, Any] = {"queries": query_type, "items": len(item_N), "status": evidence.status}
+  relevance = split.relevance(query_type)
+  own_QN = np.stack([np.isin(item_N, relevance.positives[query]) for query in query_Q])
+  family_QN = family_Q[query_Q][:, None] == family_N[item_N][None]
+  score_QN = evidence.comparable(qat_jax.score(adapter(query_QD, query_type), items), query_QD)
+  present_Q, right_Q = score_QN.max(axis=1), own_QN[np.arange(len(query_Q)), score_QN.argmax(axis=1)]
+  kept, alarms = (evidence.least(kept=0.9), evidence.least(alarms=0.1))
+  top_Q = evidence.probability(present_Q)
+  figures |= {"kept": percent(top_Q >= kept), "answered at 10 % alarms": percent(top_Q >= alarms)}
+  for name, mask_QN in (("alike", own_QN), ("family", family_QN)):
+    absent_Q = np.where(mask_QN, -np.inf, score_QN).max(axis=1)
+    chance_Q = evidence.probability(absent_Q)
+    both, wrong_Q = np.concatenate([top_Q, chance_Q]), np.concatenate([right_Q, np.zeros(len(query_Q), bool)])
+    figures[name] = {
+      "auroc": round(100 * area(present_Q, absent_Q), 1),
+      "alarms": percent(chance_Q >= alarms),
+      "error of alarms": round(100 * clustered_error(chance_Q >= alarms, family_Q[query_Q]), 1),
+      "calibration error": round(100 * calibration_error(both, wrong_Q), 1),
+    }
+  return figures
+
+
+def area(present_Q: np.ndarray, absent_Q: np.ndarray) -> float:
+  """Returns the area under the ROC curve."""
+  order = np.sort(absent_Q)
+  below, equal = np.searchsorted(order, present_Q), np.searchsorted(order, present_Q, "right")
+  return float((below + equal).mean() / 2 / len(order))
+
+
+def calibration_error(probability_N: np.ndarray, right_N: np.ndarray) -> float:
+  """Returns the expected calibration error: mean distance of probability and share of right ones, in bins."""
+  if np.isnan(probability_N).any():
+    return float("nan")
+  bin_N = np.minimum((probability_N * BINS).astype(int), BINS - 1)
+  gaps = [abs(probability_N[bin_N == b].mean() - right_N[bin_N == b].mean()) * (bin_N == b).mean() for b in set(bin_N)]
+  return float(sum(gaps))
+
+
+def percent(flags_Q: np.ndarray) -> float:
+  """Returns a share as a percentage."""
+  return round(100 * float(np.mean(flags_Q)), 1)
+
+
+def text_of(line: dict[str, Any]) -> str:
+  """Returns the figures of one gallery as a line of text."""
+  head = f"{line['queries']} queries, {line['items']:,} items, {line['status']}: "
+  parts = [f"kept {line['kept']}, answered at 10 % alarms {line['answered at 10 % alarms']}"]
+  for name in ("alike", "family"):
+    about = ", ".join(f"{key} {value}" for key, value in line[name].items())
+    parts.append(f"{name} out: {about}")
+  return head + "; ".join(parts)
+
+
+if __name__ == "__main__":
+  end_on_signals()
+  main()
