@@ -63,12 +63,13 @@ def unit(x):
   return torch.nn.functional.normalize(x, dim=-1).numpy()
 
 
-def save(folder, pictures, model, images, other=None, texts=None, scale=None):
+def save(folder, pictures, model, images, other=None, texts=None, scale=None, more=()):
   """Writes vectors.npz: what a batch of prepared pictures and texts becomes, in float64."""
   with torch.inference_mode():
     model.double()
     torch.set_default_dtype(torch.float64)
-    found = {"pixel_values": pictures.numpy().astype(np.float32), "image_embeds": unit(images(pictures.double()))}
+    found = dict(more)
+    found |= {"pixel_values": pictures.numpy().astype(np.float32), "image_embeds": unit(images(pictures.double()))}
     if other is not None:
       found |= {"other_pixel_values": other.numpy(), "other_image_embeds": unit(images(other.double()))}
     if texts is not None:
@@ -176,7 +177,31 @@ def open_clip(folder, images, seed, model_cfg, preprocess=(), tokenizer="clip_op
   ids = tokenise(TEXTS)
   cut = [count > text["context_length"] for count in counts]
   scale = (np.exp(2.25), -3.0 if "init_logit_bias" in model_cfg else 0.0)
-  save(folder, pictures, model, model.encode_image, texts=(ids, cut, model.encode_text), scale=scale)
+  more = {}
+  if preprocess.get("resize_mode") == "squash":
+    more = {"long_side_embeds": long_side(model.visual, model_cfg, transform.transforms[-1], images, 44)}
+  save(folder, pictures, model, model.encode_image, texts=(ids, cut, model.encode_text), scale=scale, more=more)
+
+
+@torch.inference_mode()
+def long_side(visual, cfg, normalise, images, size):
+  """Returns what timm makes of pictures that keep their aspect ratio, as ILIAS prepares them."""
+  from timm.models import _registry
+  from torchvision.transforms.functional import pad, to_tensor
+
+  kept = visual.trunk.head.out_features if hasattr(visual.trunk.head, "out_features") else 0
+  create = _registry._model_entrypoints[cfg["vision_cfg"]["timm_model_name"]]
+  trunk = create(dynamic_img_size=True, num_classes=kept, global_pool="map").eval()
+  trunk.load_state_dict(visual.trunk.state_dict())
+  found = []
+  for image in images:
+    ratio = image.height / image.width
+    sides = (size, int(size * ratio)) if ratio <= 1 else (int(size / ratio), size)
+    x = normalise(to_tensor(image.resize([max(1, side) for side in sides])))
+    more = [-side % 8 for side in x.shape[:0:-1]]
+    x = pad(x, [more[0] // 2, more[1] // 2, more[0] - more[0] // 2, more[1] - more[1] // 2])
+    found.append(trunk(x[None])[0])
+  return unit(torch.stack(found))
 
 
 def trunk(name, kind, **settings):

@@ -40,6 +40,7 @@ def load_encoder(
   revision: str | None = None,
   dtype: str = "float32",
   devices: Sequence[jax.Device] | Literal["all"] | None = None,
+  long_side: int = 0,
 ) -> TowerEncoder:
   """Returns the encoder of a Hugging Face hub name or a local folder; "toy_clip" is the small one of the demo.
 
@@ -52,6 +53,8 @@ def load_encoder(
     revision: of a hub name: a branch, tag or commit.
     dtype: of weights and layers, "float32" or "bfloat16"; features are float32 either way.
     devices: what to share batches out among; None: the first device, "all": all of this process.
+    long_side: above 0 pictures keep their aspect ratio, and their longer side gets so many pixels, with zeros around
+      them up to whole patches, as ILIAS and others publish their features; else as the checkpoint's files say.
 
   Raises:
     FileNotFoundError: no such folder, a file that is not in it, or a hub name that is neither cached nor to be had.
@@ -59,4 +62,4 @@ def load_encoder(
   """
   from qat_jax.encoders import encoder
 
-  return encoder.load(name, batch_size, revision, dtype, devices)
+  return encoder.load(name, batch_size, revision, dtype, devices, long_side)

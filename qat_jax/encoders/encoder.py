@@ -35,6 +35,9 @@ FILES = (
 )
 
 
+LONG_SIDE = "+long_side="  # in the revision of an encoder whose pictures are not prepared as its files say
+
+
 class TowerEncoder:
   """A vision-language checkpoint's two towers, or an image model's one, as functions to unit features (float32, ND)."""
 
@@ -132,7 +135,9 @@ class TowerEncoder:
     return np.concatenate(found)
 
 
-def load(name: str, batch_size: int, revision: str | None, dtype: str, devices: Any) -> TowerEncoder:
+def load(
+  name: str, batch_size: int, revision: str | None, dtype: str, devices: Any, long_side: int = 0
+) -> TowerEncoder:
   """Returns the encoder of a hub name or folder; see `qat_jax.encoders.load_encoder`."""
   if dtype not in ("float32", "bfloat16"):
     raise ValueError(f"dtype is {dtype!r}; wanted 'float32' or 'bfloat16'")
@@ -144,6 +149,9 @@ def load(name: str, batch_size: int, revision: str | None, dtype: str, devices: 
   vision, text = families.towers(config)
   family = config.model_type
   pixels = read_pixels(folder, family, config)
+  if long_side:
+    pixels, vision = in_proportion(pixels, vision, long_side)
+    found += f"{LONG_SIDE}{long_side}"
   if isinstance(pixels, Patches):
     vision = dataclasses.replace(vision, patches=pixels.most)
   tokens = None if text is None else read_tokens(folder, family, text.tokens, text.words, config)
@@ -153,10 +161,20 @@ def load(name: str, batch_size: int, revision: str | None, dtype: str, devices: 
   return TowerEncoder(params, vision, text, pixels, tokens, str(name), found, batch_size, used, dtype)
 
 
+def in_proportion(pixels: Pixels | Patches, vision: Vision, long_side: int) -> tuple[Patches, Vision]:
+  """Returns how pictures of a longer side are prepared and encoded, as timm and ILIAS do it: all bicubic."""
+  if long_side < vision.patch:
+    raise ValueError(f"long_side is {long_side}; wanted at least a patch, {vision.patch} pixels, or 0")
+  most = (-(-long_side // vision.patch)) ** 2
+  colours = (Image.Resampling.BICUBIC, pixels.scale, pixels.mean, pixels.std)
+  return Patches(*colours, vision.patch, most, long_side), dataclasses.replace(vision, resampling="cubic smooth")
+
+
 def _loaded_again(name: str, revision: str, batch_size: int, dtype: str, shared: bool) -> TowerEncoder:
   """Returns an encoder where a copy of it works; its weights do not travel. Raises ValueError where it is another."""
   here = name == "toy_clip" or pathlib.Path(name).is_dir()
-  encoder = load(name, batch_size, None if here else revision, dtype, "all" if shared else None)
+  of, _, long_side = revision.partition(LONG_SIDE)
+  encoder = load(name, batch_size, None if here else of, dtype, "all" if shared else None, int(long_side or 0))
   if encoder.revision != revision:
     raise ValueError(f"the encoder {name} is {encoder.revision} here and {revision} there; give all nodes the same")
   return encoder

@@ -1,6 +1,7 @@
 """Small random checkpoints of every family, against what the reference implementation computes from them."""
 
 import pathlib
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -99,6 +100,16 @@ def test_half_precision_is_within_its_rounding(name, images, known):
   assert 1e-4 < error(half.images(images), known["image_embeds"]) < HALF.get(name, 0.02)
   if name not in WITHOUT_TEXTS:
     assert 1e-4 < error(half.texts(known["texts"].tolist()), known["text_embeds"]) < 0.02
+
+
+@pytest.mark.parametrize("name", ["open_clip_siglip", "pe_core"], scope="module")
+def test_pictures_in_proportion_are_those_of_timm(name, images, known):
+  encoder = load_encoder(str(DATA / name), batch_size=8, long_side=44)
+  assert error(encoder.images(images), known["long_side_embeds"]) < 1e-5
+  again = pickle.loads(pickle.dumps(encoder))
+  assert again.revision == encoder.revision == load_encoder(str(DATA / name)).revision + "+long_side=44"
+  with pytest.raises(ValueError, match=r"long_side is 5; wanted at least a patch, 8 pixels, or 0"):
+    load_encoder(str(DATA / name), long_side=5)
 
 
 @pytest.mark.parametrize("name", ["clip"], scope="module")
