@@ -6,10 +6,10 @@ SHORT := --config.data.name=tiny --config.train.steps=60 --config.static_train.s
 PIP := -m pip install --quiet
 
 # what hosted notebooks have, and the oldest that is supported: the lower bounds of pyproject.toml
-FLOOR := jax==0.7.2 jaxlib==0.7.2 flax==0.11.2 numpy==2.1.3
+FLOOR := jax==0.7.2 jaxlib==0.7.2 flax==0.11.2 numpy==2.0.2
 TESTS ?= tests
 
-.PHONY: setup demo serve demo-short check test test-all test-indexes test-onnx test-service test-cluster test-hosts rules structure campaign mutations audit wheel-test test-floor smoke-floor test-newest docs which lint format clean
+.PHONY: setup demo serve demo-short check test test-all test-indexes test-onnx test-service test-cluster test-hosts rules structure campaign mutations audit wheel-test test-floor smoke-floor test-runtime test-newest docs which lint format clean
 
 setup: .venv/installed
 
@@ -107,6 +107,18 @@ wheel-test:
 
 test-floor: .venv-floor/installed
 	.venv-floor/bin/python -m pytest -n 2 --dist worksteal $(TESTS)
+
+# the notebooks with what a hosted runtime has: RUNTIME=colab, colab-2026.07 or kaggle, a list in colab/runtimes; PYTHON=
+# python3.12 or 3.13, as the list says
+RUNTIME ?= colab
+test-runtime: .venv-$(RUNTIME)/installed
+	.venv-$(RUNTIME)/bin/python -m pytest tests/colab
+
+.venv-%/installed: colab/runtimes/%.txt pyproject.toml
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python $(PIP) --requirement colab/runtimes/$*.txt
+	.venv-$*/bin/python $(PIP) --constraint colab/runtimes/$*.txt '.[encoders,train,eval]' ipykernel nbclient nbformat pytest
+	touch $@
 
 # the import and the demo's short form at the floor
 smoke-floor: .venv-floor/installed

@@ -63,7 +63,7 @@ def test_it_defines_nothing_of_its_own(notebook):
 
 def test_all_install_alike():
   cells = {nbformat.read(path, as_version=4).cells[INSTALL].source for path in NOTEBOOKS}
-  assert len(NOTEBOOKS) == 3 and len(cells) == 1
+  assert len(NOTEBOOKS) == 4 and len(cells) == 1
 
 
 def test_the_quickstart_runs_and_shows_what_both_queries_found(tmp_path):
@@ -82,6 +82,14 @@ def test_a_zip_of_pictures_is_learned_from_and_searched(tmp_path):
   assert "'40 of 40 pictures, 128 wide'" in shown(outputs)
   assert any("image queries: " in out.get("text", "") for out in outputs)
   assert len(pictures(outputs)) == 2
+
+
+@pytest.mark.parametrize("encoder", ["toy_clip", str(ROOT / "tests/data/reference_encoders/dinov3")])
+def test_towers_encode_without_the_rest(tmp_path, encoder):
+  Image.new("RGB", (40, 60), "red").save(tmp_path / "one.png")
+  outputs = run("towers", ENCODER=encoder, PICTURES=str(tmp_path) if "dino" in encoder else "", BATCH=4)
+  assert pictures(outputs)
+  assert "images a second, " in shown(outputs)[-1]
 
 
 def narrowed_clip(folder, width):
@@ -121,6 +129,16 @@ def test_outside_a_checkout_it_asks_for_an_address(notebook, tmp_path, monkeypat
   with pytest.raises(ValueError, match="REPOSITORY is empty"):
     install(notebook, "")
   assert 'REPOSITORY = ""' in notebook.cells[SETTINGS].source
+
+
+def test_a_zip_beside_it_is_the_default(notebook, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(subprocess, "check_output", lambda command, text: FROZEN)
+  with zipfile.ZipFile("qat-jax-main.zip", "w") as archive:
+    archive.writestr("qat-jax-main/configs/demo.py", "")
+    archive.writestr("qat-jax-main/pyproject.toml", "")
+  assert install(notebook, "")[0] == "%cd qat-jax"
+  assert {path.name for path in pathlib.Path("qat-jax").iterdir()} == {"configs", "pyproject.toml", "runtime.txt"}
 
 
 def test_installing_keeps_what_the_runtime_has_of_jax_and_numpy(notebook, tmp_path, monkeypatch):
