@@ -37,17 +37,21 @@ def read_config(folder: pathlib.Path) -> Any:
   Raises FileNotFoundError where there is none; ValueError where it is broken, or of a kind that is not known.
   """
   path, other = folder / "config.json", folder / open_clip.CONFIG
-  whole = path.is_file() and any((folder / file).is_file() for file in (weights.SAFETENSORS, weights.INDEX))
-  if other.is_file() and not whole:
-    return open_clip.read(folder)
+  if other.is_file():
+    weighed = any((folder / file).is_file() for file in (weights.SAFETENSORS, weights.INDEX))
+    if not (weighed and path.is_file() and read_object(path).get("model_type") in FAMILIES):
+      return open_clip.read(folder)
   if not path.is_file():
     raise FileNotFoundError(
       f"the folder {str(folder)!r} lacks config.json (open_clip_config.json will do); give the folder of a whole "
       "checkpoint"
     )
-  kind = read_object(path).get("model_type")
+  given = read_object(path)
+  kind = given.get("model_type")
   if kind not in FAMILIES:
     reason = f" ({REFUSED[kind]})" if kind in REFUSED else ""
+    if "architecture" in given:
+      reason = f" (timm's {given['architecture']!r}: it has no text tower; take OpenCLIP's or transformers' checkpoint)"
     raise ValueError(f"{str(folder)!r} is a {kind!r}{reason}; wanted one of {', '.join(FAMILIES)}: {WANTED}")
   from transformers import AutoConfig
 

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from qat_jax.encoders import load_encoder
 from qat_jax.encoders.encoder import TOY_CLIP
+from qat_jax.encoders.families import read_config
 
 DATA = pathlib.Path(__file__).parents[2] / "data/reference_encoders"
 
@@ -83,6 +84,19 @@ def test_open_clips_weights_are_asked_for_by_name(tmp_path):
   (copy / "open_clip_model.safetensors").unlink()
   with pytest.raises(FileNotFoundError, match=r"lacks open_clip_model.safetensors.*pytorch_model.bin\) are not read"):
     load_encoder(str(copy))
+
+
+def test_of_both_formats_that_is_read_whose_weights_are_there(tmp_path):
+  copy = pathlib.Path(shutil.copytree(DATA / "open_clip", tmp_path / "it"))
+  (copy / "config.json").write_text((DATA / "clip/config.json").read_text())
+  assert read_config(copy).model_type == "open_clip"
+  shutil.copy(DATA / "clip/model.safetensors", copy)
+  assert read_config(copy).model_type == "clip"
+  (copy / "config.json").write_text(json.dumps({"architecture": "vit_pe_core_large_patch14_336"}))
+  assert read_config(copy).model_type == "open_clip"
+  (copy / "open_clip_config.json").unlink()
+  with pytest.raises(ValueError, match=r"timm's 'vit_pe_core_large_patch14_336': it has no text tower"):
+    read_config(copy)
 
 
 def test_a_model_that_is_known_not_to_be_read_says_why(folder):
