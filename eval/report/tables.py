@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Sequence
 
+from eval.markdown import markdown
 from eval.methods import METHODS
 from eval.report.results import Estimate, Row, Skipped, grouped
 
@@ -103,10 +104,8 @@ def table_markdown(rows: Sequence[Row]) -> str:
   """Returns the same tables in Markdown."""
   parts = []
   for group in grouped(rows):
-    header, cells = table(group)
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *cells]
     title = f"**{group_name(group)}** ({group[0].queries:,}), figures × 100, [95% interval over queries]"
-    parts.append("\n".join([title, "", *("| " + " | ".join(line) + " |" for line in lines)]))
+    parts.append(f"{title}\n\n{markdown(*table(group), numbers=True)}")
   return "\n\n".join(parts) + "\n"
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from eval.markdown import markdown
 from eval.speed.tools import chunks
 from qat_jax.runs import ANEW, end_on_signals
 
@@ -123,22 +124,24 @@ def measured(root: pathlib.Path, counts: list[int], k: int) -> list[dict[str, An
 
 def table(rows: list[dict[str, Any]], flags: argparse.Namespace) -> str:
   """Returns what was measured, and what it comes to for more images, as two tables in Markdown."""
-  alone = rows[0]
-  lines = ["| workers | extraction | ranking | start of the cluster | bytes a query and shard |"]
-  lines += ["|---|---|---|---|---|"]
+  alone, lines = rows[0], []
   for row in rows:
-    times = " | ".join(f"{row[stage]:.1f} s ({row[stage] / alone[stage]:.2f})" for stage in STAGES)
-    rest = "– | –"
-    if "start" in row:
-      rest = f"{row['start']:.1f} s | {row['bytes']:.0f}"
-    lines.append(f"| {row['workers'] or 'one process'} | {times} | {rest} |")
+    times = [f"{row[stage]:.1f} s ({row[stage] / alone[stage]:.2f})" for stage in STAGES]
+    start = [f"{row['start']:.1f} s", f"{row['bytes']:.0f}"] if "start" in row else ["–", "–"]
+    lines.append([str(row["workers"] or "one process"), *times, *start])
   cores = len(os.sched_getaffinity(0))
   image, pair = cores * alone["extraction"] / flags.pictures, cores * alone["ranking"] / flags.items / flags.queries
-  lines += ["", f"| images | features, {flags.width} × fp16 | encoding, core-seconds | ranking, core-seconds a query |"]
-  lines += ["|---|---|---|---|"]
-  for size in SIZES:
-    lines.append(f"| {size:.0e} | {2 * flags.width * size / 1e9:.3g} GB | {image * size:.3g} | {pair * size:.3g} |")
-  return "\n".join(lines)
+  sizes = [
+    [f"{size:.0e}", f"{2 * flags.width * size / 1e9:.3g} GB", f"{image * size:.3g}", f"{pair * size:.3g}"]
+    for size in SIZES
+  ]
+  features = f"features, {flags.width} × fp16"
+  return "\n\n".join(
+    [
+      markdown(["workers", *STAGES, "start of the cluster", "bytes a query and shard"], lines),
+      markdown(["images", features, "encoding, core-seconds", "ranking, core-seconds a query"], sizes),
+    ]
+  )
 
 
 def main() -> None:

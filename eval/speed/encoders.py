@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from eval.markdown import markdown
 from qat_jax.encoders import families, load_encoder, names, texts
 from qat_jax.encoders.settings import Blocks, Text, Vision
 from qat_jax.encoders.tower import VisionTower, in_parts
@@ -170,15 +171,12 @@ def errors(folder: pathlib.Path, dtype: str) -> dict[str, float]:
 def table(root: pathlib.Path) -> str:
   """Returns the errors of every reference checkpoint in a folder as a Markdown table."""
   columns = ("images", "texts", "another size")
-  lines = [
-    "| checkpoint | " + " | ".join(f"{name}, {dtype}" for dtype in ("fp32", "bf16") for name in columns) + " |",
-    "|---" * 7 + "|",
-  ]
+  lines = []
   for path in sorted(root.glob("*/vectors.npz")):
     both = [errors(path.parent, dtype) for dtype in ("float32", "bfloat16")]
     cells = [f"{error[name]:.0e}" if name in error else "–" for error in both for name in columns]
-    lines.append(f"| `{path.parent.name}` | " + " | ".join(cells) + " |")
-  return "\n".join(lines)
+    lines.append([f"`{path.parent.name}`", *cells])
+  return markdown(["checkpoint", *(f"{name}, {dtype}" for dtype in ("fp32", "bf16") for name in columns)], lines)
 
 
 def main() -> None:

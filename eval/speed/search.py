@@ -21,8 +21,9 @@ import numpy as np
 import psutil
 
 import qat_jax
+from eval.markdown import markdown
 from eval.speed import ways
-from eval.speed.tools import chunks, make_adaptation, make_gallery, markdown, seconds_in_turn, watched_memory
+from eval.speed.tools import chunks, make_adaptation, make_gallery, seconds_in_turn, watched_memory
 from eval.speed.ways import Way
 from qat_jax.runs import ANEW, end_on_signals
 from qat_jax.types import Adaptation

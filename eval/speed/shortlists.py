@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 import qat_jax
-from eval.speed.tools import make_adaptation, markdown, seconds_in_turn
+from eval.markdown import markdown
+from eval.speed.tools import make_adaptation, seconds_in_turn
 from qat_jax.runs import ANEW, end_on_signals
 from qat_jax.search.index import Index
 

@@ -94,8 +94,3 @@ def watched_memory(every: float) -> Iterator[list[float]]:
     over.set()
     watcher.join()
     held.append(process.memory_info().rss / 1e6)
-
-
-def markdown(head: list[str], lines: list[list[str]]) -> str:
-  """Returns a Markdown table."""
-  return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *lines])
