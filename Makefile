@@ -36,8 +36,8 @@ demo-short: setup
 	$(BIN)/python -m train.main --config configs/demo.py --workdir runs/demo-short $(SHORT)
 	$(BIN)/python -m eval.main --config configs/demo.py --workdir runs/demo-short $(SHORT)
 
-# the inner loop, under a minute: format, lint, types, and the tests that start no process or browser and train nothing
-QUICK := not process and not browser and not train and not docs and not long
+# the inner loop: format, lint, types, and the tests that start no process or browser, train nothing and compile little
+QUICK := not process and not browser and not train and not docs and not compile and not long
 check: setup lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m '$(QUICK)'
 

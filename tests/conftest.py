@@ -2,8 +2,9 @@
 
 Every test gets its markers here, by its place and by what it uses: `process` for tests that start a process (PostgreSQL
 is one), `browser` for tests that drive a browser, `train` for tests that train, `docs` for tests that run the examples
-of the documents, and `long` for tests that only CI waits for. `make check` runs the tests without any of them, `make
-test` those without `browser` and `long`, `make test-all` all.
+of the documents, `compile` for places whose programs take most of a minute to compile, and `long` for tests that only CI
+waits for. `make check` runs the tests without any of them, `make test` those without `browser` and `long`, `make
+test-all` all.
 """
 
 import ast
@@ -40,6 +41,8 @@ MARKERS = {
   "faults/search_test.py": ("long",),
   "lowering_test.py": ("long",),
   "qat_jax/encoders/settings_test.py": ("long",),
+  "qat_jax/encoders": ("compile",),
+  "qat_jax/search/exact_test.py": ("compile",),
   "train": ("train",),
   "train/encoder": ("long",),
   "train/hosts/exchange_test.py": ("long",),
