@@ -91,11 +91,11 @@ def test_a_killed_run_goes_on_where_it_was(files, monkeypatch):
   calls = []
   real = reranking.rank
 
-  def dies_at_the_third(adaptation, *rest):
+  def dies_at_the_third(adaptation, *rest, **options):
     calls.append(len(adaptation))
     if len(calls) == 3:
       raise KeyboardInterrupt
-    return real(adaptation, *rest)
+    return real(adaptation, *rest, **options)
 
   monkeypatch.setattr(reranking, "rank", dies_at_the_third)
   with pytest.raises(KeyboardInterrupt):
