@@ -37,7 +37,7 @@ FORMAT = 5  # of candidates; higher where the same settings, which numbers are t
 MADE_FROM = "made_from.json"
 ADVICE = "Use another --workdir, or what it was made with"
 ENOUGH_SECOND_VIEWS = 0.5  # of the training images, for a trained image head to be worth trying
-MOST_OF_PARTS = 0.1  # mAP; parts have never added more, so a head further behind the best is no base for them
+PART_ADDS = 0.05  # mAP; a part beside a good head has not added more, so a head far behind the best is no base
 STATIC = ("plda", "closed_form_both", "static_mapped", "off_words")  # one map of queries and gallery for all queries
 SHRINKAGE = [0.01, 0.03, 0.1, 0.3, 1.0]
 RESIDUAL = [0.0, 0.25, 0.5, 0.75, 1.0, 1.5]
@@ -123,11 +123,12 @@ def trained(plan: Plan) -> Iterator[Candidate]:
   if not wants_training(config, training):
     return
   share = config.semi_positives.share if material.semi and training.relevant is None else 0.0
+  may_add = parts_may_add(config, material)
   loss, size = LossSettings(config.noise.kind, config.noise.scale, share), config.train.batch_size
   for name, (form, values) in trained_forms(config, training).items():
     schedule = loop_settings(config, form, training.query_type, training.pairs)
     if form != "static":  # which is quick, and what the others are compared with
-      schedule = schedule._replace(target=to_beat(fitted, values["maps_gallery"]))
+      schedule = schedule._replace(target=to_beat(fitted, values["maps_gallery"], may_add))
     settings = {"form": form, form: values, **loss._asdict(), **schedule._asdict(), "batch_size": size}
     train = partial(by_gradient, material, form, values, size, loss)
     if config.ensemble > 1 and form != "static" and not values["maps_gallery"]:
@@ -148,7 +149,7 @@ def parts(plan: Plan) -> Iterator[Candidate]:
   def part(base: str, name: str, settings: dict[str, Any], add: Callable[..., Head]) -> Candidate:
     return Candidate(with_part(base, name), {name: settings}, lambda head: add(training, gate, head), beside=base)
 
-  for base in bases(fitted):
+  for base in bases(fitted, parts_may_add(plan.config, plan.material)):
     steps = [base]
     if pairs and memory.can_remember(training, fitted[base].head):
       yield part(base, "remembering", {"pairs": pairs} | memory.REMEMBERING, partial(memory.remembering, most=pairs))
@@ -186,15 +187,22 @@ def best_static(fitted: dict[str, Fitted]) -> str:
   return max((name for name in STATIC if name in fitted), key=lambda name: fitted[name].precision_Q.mean())
 
 
-def bases(fitted: dict[str, Fitted]) -> list[str]:
+def bases(fitted: dict[str, Fitted], may_add: float) -> list[str]:
   """Returns what parts are tried beside: the best on validation for an untouched gallery, and the best of all.
 
-  The former only where parts may bring it up to the latter.
+  The former only where what parts may add brings it up to the latter.
   """
   reached = {name: one.precision_Q.mean() for name, one in fitted.items()}
   best = max(fitted, key=lambda name: reached[name])
   untouched = max((name for name in fitted if fitted[name].head.space == "frozen"), key=lambda name: reached[name])
-  return list(dict.fromkeys([untouched, best] if reached[untouched] + MOST_OF_PARTS > reached[best] else [best]))
+  return list(dict.fromkeys([untouched, best] if reached[untouched] + may_add > reached[best] else [best]))
+
+
+def parts_may_add(config: ConfigDict, material: Material) -> float:
+  """Returns the most that the parts which can be tried may add to a head (mAP)."""
+  kind = material.training.query_type
+  captions = config.captions[kind] and material.captions is not None
+  return PART_ADDS * sum(map(bool, (config.memory[kind], captions, config.levelled[kind])))
 
 
 def claimed(folder: pathlib.Path, made_from: dict[str, Any]) -> bool:
@@ -244,17 +252,17 @@ def measure(
     shutil.rmtree(path, ignore_errors=True)
 
 
-def to_beat(fitted: dict[str, Fitted], maps_gallery: bool) -> float:
+def to_beat(fitted: dict[str, Fitted], maps_gallery: bool, may_add: float) -> float:
   """Returns what a head has to reach on validation while it trains, to be of use: the best so far.
 
   Parts are tried beside the best head for an untouched gallery too, so such heads compete with each other, as long as
-  parts may bring them up to the best of all.
+  what parts may add brings them up to the best of all.
   """
   reached = {name: one.adapter.info["train_val_map"] for name, one in fitted.items()}
-  *untouched, best = bases(fitted)
+  *untouched, best = bases(fitted, may_add)
   if maps_gallery:
     return reached[best]
-  return max([reached[best] - MOST_OF_PARTS, *(reached[name] for name in untouched)])
+  return max([reached[best] - may_add, *(reached[name] for name in untouched)])
 
 
 def trained_forms(config: ConfigDict, training: Training) -> dict[str, tuple[str, dict]]:
