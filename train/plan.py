@@ -81,7 +81,7 @@ def candidates(config: ConfigDict, material: Material, folder: pathlib.Path) -> 
   Each kind sees those before it. No further kind is tried where a candidate answers every query perfectly.
   """
   fitted: dict[str, Fitted] = {}
-  for kind in (untrained, mixed, trained, parts):
+  for kind in (untrained, trained, parts):
     for one in kind(Plan(config, material, folder, fitted)):
       fitted[one.name] = fit(one, material, folder / one.name, fitted.get(one.beside))
     if kind is not parts and (perfect := [name for name in fitted if (fitted[name].precision_Q == 1).all()]):
@@ -93,7 +93,7 @@ def candidates(config: ConfigDict, material: Material, folder: pathlib.Path) -> 
 
 
 def untrained(plan: Plan) -> Iterator[Candidate]:
-  """Yields the plain score and the static closed forms."""
+  """Yields the plain score and the closed forms: static ones, then experts."""
   material = plan.material
   training, gate = material.training, material.gate
   yield Candidate("plain", {}, lambda: PLAIN)
@@ -107,13 +107,8 @@ def untrained(plan: Plan) -> Iterator[Candidate]:
     if not material.made_views:  # which have the directions of real ones, not their size, which its lengths rest on
       grid = {"shrinkage": list(discriminant.PLDA_SHRINKAGE)}
       yield Candidate("plda", grid, lambda: discriminant.probabilistic(training, gate))
-
-
-def mixed(plan: Plan) -> Iterator[Candidate]:
-  """Yields the experts."""
-  material = plan.material
-  if not material.made_views and experts.suffices(material.training):
-    yield Candidate("experts", experts.GRID, lambda: experts.experts(material.training, material.gate))
+  if not material.made_views and experts.suffices(training):
+    yield Candidate("experts", experts.GRID, lambda: experts.experts(training, gate))
 
 
 def trained(plan: Plan) -> Iterator[Candidate]:
