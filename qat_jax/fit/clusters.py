@@ -157,27 +157,36 @@ def cluster(point_ID: np.ndarray, number: int, space_DE: np.ndarray) -> Clusters
   return Clusters(centre_KE @ space_DE.T, -np.square(centre_KE).sum(axis=1) / 2)
 
 
-def relevant_sums(
-  images: Any, relevant: Sequence[np.ndarray], cluster_Q: np.ndarray, number: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the sums of squares of relevant images around their mean (KDD), and their degrees of freedom (K)."""
-  width = images[:1].shape[1]
-  within_KDD, freedom_K = np.zeros((number, width, width)), np.zeros(number)
-  for k in range(number):
-    group: list[np.ndarray] = []
-    rows = 0
-    for query in [*np.flatnonzero(cluster_Q == k), None]:
-      if rows and (query is None or rows + len(relevant[query]) > CHUNK):
-        x_ND = np.asarray(unit(images[np.concatenate(group)]), np.float64)
-        count_I = np.array([len(one) for one in group])
-        x_ND -= np.repeat(_means(x_ND, count_I), count_I, axis=0)
-        within_KDD[k] += x_ND.T @ x_ND
-        freedom_K[k] += np.sum(count_I - 1)
-        group, rows = [], 0
-      if query is not None and len(relevant[query]) > 1:
-        group.append(np.asarray(relevant[query], int))
-        rows += len(relevant[query])
-  return within_KDD, freedom_K
+class Lists:
+  """Queries' lists of relevant images, each different list once."""
+
+  def __init__(self, images: Any, relevant: Sequence[np.ndarray]) -> None:
+    """Reads the images of each list once, for its mean; lists of one image say nothing."""
+    self.images = images
+    number: dict[bytes, int] = {}
+    code = [number.setdefault(np.asarray(rows, int).tobytes(), len(number)) for rows in relevant]
+    self.code_Q, self.rows = np.array(code, int), [np.frombuffer(key, int) for key in number]
+    self.count_U = np.array([len(rows) for rows in self.rows], float)
+    means = [np.asarray(unit(images[rows]), np.float64).mean(axis=0) for rows in self.rows if len(rows) > 1]
+    self.mean_UD = np.zeros((len(self.rows), images[:1].shape[1]))
+    self.mean_UD[self.count_U > 1] = means
+
+  def sums(self, cluster_Q: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns each cluster's sum of squares of relevant images around their list's mean (KDD), and its freedom (K)."""
+    (items, width), lists = (len(self.images), self.mean_UD.shape[1]), len(self.rows)
+    queries_KU = np.bincount(cluster_Q * lists + self.code_Q, minlength=number * lists).reshape(number, lists)
+    queries_KU = queries_KU * (self.count_U > 1)
+    listed_KN = np.zeros((number, items))
+    for of_list_K, rows in zip(queries_KU.T, self.rows, strict=True):
+      listed_KN[:, rows] += of_list_K[:, None]
+    within_KDD = np.zeros((number, width, width))
+    for first in range(0, items, CHUNK):
+      x_ND = np.asarray(unit(self.images[first : first + CHUNK]), np.float64)
+      for k in range(number):
+        within_KDD[k] += (x_ND * listed_KN[k, first : first + CHUNK, None]).T @ x_ND
+    for k in range(number):
+      within_KDD[k] -= (self.mean_UD * (queries_KU[k] * self.count_U)[:, None]).T @ self.mean_UD
+    return within_KDD, queries_KU @ np.maximum(self.count_U - 1, 0)
 
 
 def _means(x_ND: np.ndarray, count_I: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qat_jax.adaptation import unit
-from qat_jax.fit.clusters import SAMPLE, Rows, Sums, cluster, group_sums, lda_of, relevant_sums
+from qat_jax.fit.clusters import SAMPLE, Lists, Rows, Sums, cluster, group_sums, lda_of
 from qat_jax.fit.parts import beside
 from qat_jax.fit.training import PLAIN, Training, covariance_of, evenly, mean_of
 from qat_jax.models.head import Head
@@ -94,13 +94,14 @@ def intents(queries: Any, relevant: Sequence[np.ndarray], images: Any, validator
   query_QD = np.asarray(unit(queries[:]), np.float64)
   mean_D = mean_of(images)
   total_DD, item_MD = covariance_of(images, mean_D), unit(images[evenly(len(images), SAMPLE)])
-  within_1DD, _ = relevant_sums(images, relevant, np.zeros(len(relevant), int), 1)
+  lists = Lists(images, relevant)
+  within_1DD, _ = lists.sums(np.zeros(len(relevant), int), 1)
   lda_DD = lda_of(within_1DD[0])
 
   def sums(number: int, space: str) -> Sums:
     clusters = cluster(query_QD, number, lda_DD if space == "lda" else np.eye(len(lda_DD)))
     cluster_Q = clusters.of(query_QD)
-    within_KDD, freedom_K = relevant_sums(images, relevant, cluster_Q, number)
+    within_KDD, freedom_K = lists.sums(cluster_Q, number)
     count_K = np.bincount(cluster_Q, minlength=number)
     query_mean_KD = group_sums(query_QD, cluster_Q, number) / np.maximum(count_K, 1)[:, None]
     shared = lambda x: np.broadcast_to(x, (number, *np.shape(x)))

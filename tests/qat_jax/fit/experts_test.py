@@ -199,8 +199,8 @@ def test_relevant_sums_are_those_of_the_definition(monkeypatch):
   monkeypatch.setattr(clusters, "CHUNK", 7)
   rng = np.random.default_rng(0)
   image_ND, relevant = rng.normal(size=(20, 3)), [rng.choice(20, n, replace=False) for n in (1, 4, 6, 3, 2, 9)]
-  cluster_Q = np.array([0, 1, 0, 0, 1, 0])
-  within_KDD, freedom_K = clusters.relevant_sums(image_ND, relevant, cluster_Q, 2)
+  relevant, cluster_Q = [*relevant, relevant[1], relevant[2]], np.array([0, 1, 0, 0, 1, 0, 1, 1])
+  within_KDD, freedom_K = clusters.Lists(image_ND, relevant).sums(cluster_Q, 2)
   for k in range(2):
     groups = [unit(image_ND)[relevant[q]] for q in np.flatnonzero(cluster_Q == k)]
     deviation = np.concatenate([x - x.mean(axis=0) for x in groups])
