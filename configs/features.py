@@ -44,8 +44,8 @@ def get_config() -> ConfigDict:
   )
   # Above 1: trained heads for an untouched gallery are the average of so many, each from a seed of its own.
   config.ensemble = 1
-  # Which query types get trained heads. Images: "auto" trains where at least half the images have a second view,
-  # since with few the closed form is better.
+  # Which query types get trained heads. Images: "auto" trains where at least half the images have a second view, since
+  # with few the closed form is better; and static maps alone where experts lead them by more than networks have added.
   config.trained = ConfigDict({"text": "always", "image": "auto"})
   # Whether a learned map of the gallery is tried too: "always", "never", or "auto", for image queries alone.
   config.gallery_map = "auto"

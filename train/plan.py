@@ -38,6 +38,7 @@ MADE_FROM = "made_from.json"
 ADVICE = "Use another --workdir, or what it was made with"
 ENOUGH_SECOND_VIEWS = 0.5  # of the training images, for a trained image head to be worth trying
 PART_ADDS = 0.05  # mAP; a part beside a good head has not added more, so a head far behind the best is no base
+TRAINED_ADDS = 0.06  # mAP; networks have not added more to the best static head where experts did as much
 STATIC = ("plda", "closed_form_both", "static_mapped", "off_words")  # one map of queries and gallery for all queries
 SHRINKAGE = [0.01, 0.03, 0.1, 0.3, 1.0]
 RESIDUAL = [0.0, 0.25, 0.5, 0.75, 1.0, 1.5]
@@ -121,6 +122,11 @@ def trained(plan: Plan) -> Iterator[Candidate]:
   may_add = parts_may_add(config, material)
   loss, size = LossSettings(config.noise.kind, config.noise.scale, share), config.train.batch_size
   for name, (form, values) in trained_forms(config, training).items():
+    if form != "static" and config.trained[training.query_type] == "auto" and (ahead := lead(fitted)) > TRAINED_ADDS:
+      if exchange.first():
+        what = f"experts lead the static heads by {100 * ahead:.1f}, more than networks have added"
+        tqdm.write(f"{training.query_type}: {what}; none is trained but by config.trained.{training.query_type}=always")
+      return
     schedule = loop_settings(config, form, training.query_type, training.pairs)
     if form != "static":  # which is quick, and what the others are compared with
       schedule = schedule._replace(target=to_beat(fitted, values["maps_gallery"], may_add))
@@ -180,6 +186,12 @@ def fit(one: Candidate, material: Material, folder: pathlib.Path, beside: Fitted
 def best_static(fitted: dict[str, Fitted]) -> str:
   """Returns the best on validation of the heads whose map is the same for all queries."""
   return max((name for name in STATIC if name in fitted), key=lambda name: fitted[name].precision_Q.mean())
+
+
+def lead(fitted: dict[str, Fitted]) -> float:
+  """Returns by how much experts are better on validation than every head whose map is the same for all queries."""
+  reached = [one.precision_Q.mean() for name, one in fitted.items() if name.endswith("experts")]
+  return max(reached) - fitted[best_static(fitted)].precision_Q.mean() if reached else 0.0
 
 
 def bases(fitted: dict[str, Fitted], may_add: float) -> list[str]:

@@ -162,6 +162,26 @@ def test_experts_stand_on_a_trained_map_where_that_is_the_best_static_head(tmp_p
     assert every()["static_mapped_experts"].head.fingerprint == served.fingerprint
 
 
+@pytest.mark.parametrize(("experts", "choice", "trained"), [(0.5, "auto", 6), (0.6, "auto", 2), (0.6, "always", 6)])
+def test_no_network_is_trained_where_experts_lead_by_more_than_they_add(experts, choice, trained, tmp_path, capsys):
+  config, rows = features.get_config(), np.eye(4, dtype=np.float32)
+  config.trained.image = choice
+  training = Training("image", rows, rows, np.array([0, 0, 1, 1]))
+  one = Material(training, None, None, *[None] * 3)
+  known = {"plain": 0.3, "plda": 0.5, "experts": experts}
+  adapter = lambda reached: SimpleNamespace(
+    heads={"image": SimpleNamespace(space="x")}, info={"train_val_map": reached}
+  )
+  fitted = {name: plan.Fitted(adapter(reached), np.full(3, reached)) for name, reached in known.items()}
+  fitted["plain"].adapter.heads["image"].space = "frozen"
+  names = []
+  for candidate in plan.trained(plan.Plan(config, one, tmp_path, fitted)):
+    names.append(candidate.name)
+    fitted[candidate.name] = plan.Fitted(adapter(0.4), np.full(3, 0.4))
+  assert names[:2] == ["static", "static_mapped"] and len(names) == trained
+  assert ("experts lead the static heads by 10.0" in capsys.readouterr().out) == (trained == 2)
+
+
 SCENES = ["on a beach", ["in a forest", "among trees"], "in a street", "in a kitchen"]
 
 
