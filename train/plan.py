@@ -109,7 +109,8 @@ def untrained(plan: Plan) -> Iterator[Candidate]:
       grid = {"shrinkage": list(discriminant.PLDA_SHRINKAGE)}
       yield Candidate("plda", grid, lambda: discriminant.probabilistic(training, gate))
   if not material.made_views and experts.suffices(training):
-    yield Candidate("experts", experts.GRID, lambda: experts.experts(training, gate))
+    grid = experts.GRID if training.relevant is None else experts.INTENTS
+    yield Candidate("experts", grid, lambda: experts.experts(training, gate))
 
 
 def trained(plan: Plan) -> Iterator[Candidate]:

@@ -29,6 +29,7 @@ SPACES = ("raw", "lda")  # where instances are clustered
 OUTSIDE = ((0.1, 0.0), (0.0, 0.0), (1.0, 0.0), (0.0, 3.0), (0.0, 30.0))  # alpha and beta: what is taken off strangers
 NUMBERS = (16, 8, 4, 2, 32)  # of experts
 GRID = {"floor": FLOORS, "pooled": POOLED, "space": SPACES, "outside": OUTSIDE, "number": NUMBERS}  # in this order
+INTENTS = {"space": ("lda", "raw"), "number": sorted(NUMBERS), "floor": FLOORS, "pooled": POOLED}
 FREEDOM = 200  # degrees of freedom within, for each expert, at the least: of fewer no covariance is known
 FEW = 1000  # validation queries that the grid is compared on
 HIGHEST, LONGEST = 99.9, 99.0  # percentiles of what is taken off, and of the query's length
@@ -84,8 +85,9 @@ def for_items(base: Head, width: int) -> Head:
 def intents(queries: Any, relevant: Sequence[np.ndarray], images: Any, validator: Validator) -> Head | None:
   """Returns experts for queries (QD) that each name the images (ND) that are relevant to them, by their rows.
 
-  Clusters are the queries'. Items have one mean and one covariance; those within are of relevant images around their
-  mean. None where relevant images do not suffice for two experts.
+  Clusters are the queries'; there are few intents, so two of them come first. Items have one mean and one covariance;
+  those within are of relevant images around their mean, the freedom that of all images. None where relevant images do
+  not suffice for two experts.
   """
   freedom = _freedom(relevant)
   if freedom < FREEDOM * min(NUMBERS):
@@ -102,6 +104,8 @@ def intents(queries: Any, relevant: Sequence[np.ndarray], images: Any, validator
     clusters = cluster(query_QD, number, lda_DD if space == "lda" else np.eye(len(lda_DD)))
     cluster_Q = clusters.of(query_QD)
     within_KDD, freedom_K = lists.sums(cluster_Q, number)
+    share = min(1.0, len(images) / freedom_K.sum())  # an image is known once, in however many lists it is
+    within_KDD, freedom_K = share * within_KDD, share * freedom_K
     count_K = np.bincount(cluster_Q, minlength=number)
     query_mean_KD = group_sums(query_QD, cluster_Q, number) / np.maximum(count_K, 1)[:, None]
     shared = lambda x: np.broadcast_to(x, (number, *np.shape(x)))
@@ -110,8 +114,7 @@ def intents(queries: Any, relevant: Sequence[np.ndarray], images: Any, validator
     known = (clusters, within_KDD, freedom_K, total_KDD, number_K, shared(mean_D), query_mean_KD)
     return Sums(*known, item_MD, None, query_QD[some], cluster_Q[some])
 
-  grid = GRID | {"number": numbers, "space": SPACES[::-1], "outside": ((0.0, 0.0),)}
-  return search(sums, validator, PLAIN, grid)
+  return search(sums, validator, PLAIN, INTENTS | {"number": sorted(numbers)})
 
 
 def search(sums: Any, validator: Validator, base: Head, grid: dict[str, Sequence[Any]]) -> Head:
@@ -122,7 +125,7 @@ def search(sums: Any, validator: Validator, base: Head, grid: dict[str, Sequence
   few = validator.subset(FEW)
   sums = functools.lru_cache(2)(sums)
   maps = functools.lru_cache(1)(lambda number, space, *shrinkage: maps_of(sums(number, space), *shrinkage))
-  best = Setting(**{name: values[0] for name, values in grid.items()})
+  best = Setting(outside=grid.get("outside", ((0.0, 0.0),))[0])._replace(**{name: grid[name][0] for name in grid})
   head, reached = None, -1.0
   for name, values in grid.items():
     for setting in [best._replace(**{name: one}) for one in values[head is not None :]]:

@@ -158,7 +158,8 @@ def test_the_number_of_experts_is_bounded_by_degrees_of_freedom(training, valida
   assert experts.experts(training, validator).settings["experts"] == 2
 
 
-def test_intents_over_one_gallery_beat_every_static_head():
+@pytest.mark.parametrize("sign", [2.0, 0.5])
+def test_intents_over_one_gallery_beat_every_static_head(sign):
   """Pictures with a sign in the last dimension: it says whether the first or the second half is meant."""
   rng = np.random.default_rng(0)
   kinds, width = 12, 9
@@ -174,7 +175,7 @@ def test_intents_over_one_gallery_beat_every_static_head():
   def asked(queries, item_code):
     code, x = gallery(queries)
     intent = np.arange(queries) % 2
-    x[:, 8] = np.where(intent == 0, 2.0, -2.0)
+    x[:, 8] = np.where(intent == 0, sign, -sign)
     return noisy(x), [np.flatnonzero(item_code[:, i] == c[i]) for c, i in zip(code, intent, strict=True)]
 
   code, x = gallery(400)
