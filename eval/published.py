@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from eval.benchmarks import ilias, ilias_files
+from eval.benchmarks import ilias, ilias_features, ilias_files
 from eval.benchmarks.hdf5 import Hdf5Features
 from eval.benchmarks.ilias import Ilias
 from eval.benchmarks.uned import write_set
@@ -83,10 +83,15 @@ class Files(NamedTuple):
   encoder: str  # as the published figures name it; "" where it is none of theirs
   width: int
 
-  @property
-  def size(self) -> str:
-    """Returns the name of the set: 100M, 5M, or what it is."""
-    return "5M" if self.mini else "100M" if self.distractors == 100 else f"{self.distractors}M"
+
+def size_of(files: Files) -> str:
+  """Returns which set the gallery is: 100M, 5M, or, where distractors are missing, how many there are of how many."""
+  gallery = ilias_features.open_tasks(files.root, files.features, files.distractors, files.mini)[0].gallery
+  there = len(gallery) - len(Ilias.open(files.root).positive_ids)
+  wanted = len(set(files.mini.read_text().split())) if files.mini else 100_000_000
+  if files.mini and there == wanted:
+    return "5M"
+  return "100M" if files.distractors == 100 and not files.mini else f"{there:,} of {wanted:,} distractors"
 
 
 def inventory(root: Path, features: Path | None, layer: Path | None, encoder: str) -> Files:
@@ -134,12 +139,12 @@ def named(text: str) -> str:
   return next((name for word, name in kinds.items() if word in text), "")
 
 
-def told(files: Files, released: str) -> str:
+def told(files: Files, size: str, released: str) -> str:
   """Returns a Markdown list of what is there, what is missing, and where that comes from."""
   of = files.encoder or "none that a published figure is of (--encoder)"
   lines = [
     f"Features: {files.features}, {files.width} wide; the encoder is {of}",
-    f"Distractors: {files.distractors} files of 100, of which {'mini-ILIAS, 5M' if files.mini else 'all'} counts",
+    f"Distractors: {files.distractors} files of 100, the gallery is {size}; other sets have no published figures",
   ]
   wanted = (
     ("the list of mini-ILIAS", files.mini, f"image_ids/{MINI}: without it all of the files count"),
@@ -150,7 +155,11 @@ def told(files: Files, released: str) -> str:
     ),
     ("the list of UnED's pictures", files.listed, "misc/uned_paths_1M.txt of the repository ilias-vrg/ilias"),
     ("the published linear layer", files.layer, "lin_adapt_layers/: its row (--linear_layer=FILE.pth)"),
-    ("similarities", files.similarities or None, "similarities/: what others found, scored by the same rule"),
+    (
+      "similarities",
+      ", ".join(map(str, files.similarities)),
+      "similarities/: what others found, scored by the same rule",
+    ),
     ("a released checkpoint", released or None, "hf://EricX003/QuARI-google-siglip2-large-patch16-512: --released"),
   )
   lines += [f"{what}: {there}" if there else f"{what}: missing, {where}" for what, there, where in wanted]
@@ -216,10 +225,10 @@ def called(module: str, *words: str) -> None:
     raise ValueError(f"python -m {module} failed; see above. The same command goes on where it was")
 
 
-def table(rows: Sequence[dict[str, Any]], files: Files) -> str:
+def table(rows: Sequence[dict[str, Any]], encoder: str, size: str) -> str:
   """Returns the rows as a Markdown table, the published figures of the same set beside them."""
   lines = ["| queries | row | mAP@1000, 95% interval | queries | published | source |", "|---|---|---|---|---|---|"]
-  of = {(one.task, one.row): one for one in PUBLISHED if (one.encoder, one.size) == (files.encoder, files.size)}
+  of = {(one.task, one.row): one for one in PUBLISHED if (one.encoder, one.size) == (encoder, size)}
   for one in rows:
     figure = of.pop((one["task"], one["row"]), None)
     low, high = one["interval"]
@@ -233,13 +242,14 @@ def table(rows: Sequence[dict[str, Any]], files: Files) -> str:
 
 def compare(files: Files, workdir: Path, released: str, encoder: str, words: Sequence[str]) -> str:
   """Returns the report, and writes it with its rows to `workdir`."""
-  there = told(files, released)
+  size = size_of(files)
+  there = told(files, size, released)
   print(there, flush=True)
   rows = scored(files) + measured(files, workdir, released, encoder, words)
-  parts = [f"# ILIAS {files.size}, as published and here", table(rows, files), CAVEAT, there]
+  parts = [f"# ILIAS {size}, as published and here", table(rows, files.encoder, size), CAVEAT, there]
   text = "\n\n".join(parts[:3] + ([RELEASED] if released else []) + parts[3:]) + "\n"
   workdir.mkdir(parents=True, exist_ok=True)
-  write_whole(workdir / "published.json", json.dumps({"size": files.size, "rows": rows}, indent=1).encode())
+  write_whole(workdir / "published.json", json.dumps({"size": size, "rows": rows}, indent=1).encode())
   write_whole(workdir / "published.md", text.encode())
   return text
 

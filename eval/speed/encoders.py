@@ -1,14 +1,17 @@
 """What the encoders cost and how exact they are: python -m eval.speed.encoders --torch_python ENVIRONMENT/bin/python.
 
 Without flags the speed of an image tower (B/16 at 224, random weights, batches of 32; else --shape, --dtype, --batch).
---torch_python times PyTorch's reference in turn with it: a Python of a throw-away environment with torch and
-transformers. --load makes a SigLIP2-L/16-512 of random weights (3.5 GB on disk) and loads it in a process of its own.
+--torch_python times PyTorch and ONNX Runtime in turn with it: a Python of a throw-away environment with torch,
+transformers, onnx and onnxruntime. --load makes a SigLIP2-L/16-512 of random weights (3.5 GB on disk) and loads it in a
+process of its own.
 --reference DIR compares small checkpoints with what their vectors.npz say that the reference implementation computes.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import json
 import math
 import pathlib
@@ -36,20 +39,40 @@ LARGE_TOWER = Vision(
   Blocks(1024, 24, 16, 4096, "quick_gelu", 1e-5), 14, 16, "class", 768, patch_bias=False, pre_norm=True
 )
 SHAPES = {"B/16": BASE, "L/14": LARGE_TOWER}
-# Answers every line that it reads with the seconds of one batch, and those that the cores spent on it.
+# Answer every line that they read with the seconds of one batch, and those that the cores spent on it. ONNX Runtime's
+# model is what torch exports.
 TORCH = """
 import sys, time, torch
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 model = CLIPVisionModelWithProjection(CLIPVisionConfig(patch_size=16, projection_dim=512)).eval()
 pixels = torch.randn(int(sys.argv[1]), 3, 224, 224)
-with torch.inference_mode():
-  model(pixel_values=pixels)
-  print(torch.__version__, torch.get_num_threads(), flush=True)
+def answer(run, about):
+  run()
+  print(*about, flush=True)
   for _ in sys.stdin:
     began = time.perf_counter(), time.process_time()
-    model(pixel_values=pixels)
+    run()
     print(time.perf_counter() - began[0], time.process_time() - began[1], flush=True)
 """
+PROGRAMS = {
+  "torch": """
+with torch.inference_mode():
+  answer(lambda: model(pixel_values=pixels), (torch.__version__, torch.get_num_threads()))
+""",
+  "onnxruntime": """
+import os, tempfile, warnings, onnxruntime
+warnings.simplefilter("ignore")
+class Features(torch.nn.Module):
+  def forward(self, pixels):
+    return model(pixel_values=pixels).image_embeds
+with tempfile.TemporaryDirectory() as folder:
+  path = os.path.join(folder, "clip.onnx")
+  torch.onnx.export(Features(), (pixels,), path, input_names=["pixels"], dynamo=False)
+  session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+  del model
+answer(lambda: session.run(None, {"pixels": pixels.numpy()}), (onnxruntime.__version__, os.cpu_count()))
+""",
+}
 LARGE = {
   "model_type": "siglip",
   "text_config": {
@@ -81,32 +104,47 @@ def ours(batch: int, vision: Vision = BASE, dtype: str = "float32") -> Callable[
 
 
 def speed(torch_python: str, batch: int, rounds: int, shape: str = "B/16", dtype: str = "float32") -> str:
-  """Returns images a second of our tower and, with a Python that has torch, of PyTorch's B/16 and the ratio."""
+  """Returns images a second of our tower; with a Python that has torch, a table with PyTorch's and ONNX Runtime's."""
   run = ours(batch, SHAPES[shape], dtype)
   if not torch_python:
     rate = batch / min(run()[0] for _ in range(rounds))
     return f"{shape} at 224, {dtype}, batch {batch}: {rate:.2f} images a second ({jax.devices()[0].device_kind})"
-  command = [torch_python, "-c", TORCH, str(batch)]
-  with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as torch:
-    assert torch.stdin is not None and torch.stdout is not None
-    about = torch.stdout.readline().split()
-    if len(about) != 2:
-      raise ValueError(f"{torch_python} could not run torch with transformers; install both in an environment for it")
-    pairs = []
-    for _ in range(rounds):  # in turn, so that both meet the same machine
-      torch.stdin.write("\n")
-      torch.stdin.flush()
-      pairs.append((tuple(map(float, torch.stdout.readline().split())), run()))
-    torch.stdin.close()
-  # The least disturbed of each; where other programs run, the cores' own seconds are the better measure.
-  (their_seconds, their_cores), (seconds, our_cores) = (
-    map(min, zip(*side, strict=True)) for side in zip(*pairs, strict=True)
-  )
-  return (
-    f"B/16 at 224, batch {batch}, best of {rounds}: ours {batch / seconds:.2f} images a second, torch {about[0]} "
-    f"with {about[1]} threads {batch / their_seconds:.2f}, ratio {their_seconds / seconds:.2f}; by the cores' seconds "
-    f"({our_cores:.1f} and {their_cores:.1f}) {their_cores / our_cores:.2f}"
-  )
+  with contextlib.ExitStack() as stack:
+    others, about = {}, {f"JAX {jax.__version__}": run}
+    for name, program in PROGRAMS.items():
+      command = [torch_python, "-c", TORCH + program, str(batch)]
+      other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+      others[name] = stack.enter_context(other)
+      assert other.stdout is not None
+      words = other.stdout.readline().split()
+      if len(words) != 2:
+        raise ValueError(
+          f"{torch_python} could not run {name}; install torch, transformers, onnx and onnxruntime there"
+        )
+      about[f"{name} {words[0]}"] = functools.partial(_answer, other)
+    # In turn, so that all meet the same machine; the least disturbed round of each.
+    timed = [[measure() for measure in about.values()] for _ in range(rounds)]
+    for other in others.values():
+      assert other.stdin is not None
+      other.stdin.close()
+  best = [tuple(map(min, zip(*one, strict=True))) for one in zip(*timed, strict=True)]
+  lines = [
+    f"| B/16 at 224, batch {batch}, best of {rounds} | images a second | of the cores' seconds | ours against it |"
+  ]
+  lines += ["|---|---|---|---|"]
+  for name, (seconds, cores) in zip(about, best, strict=True):
+    ratio = f"{seconds / best[0][0]:.2f}; by the cores {cores / best[0][1]:.2f}"
+    lines.append(f"| {name} | {batch / seconds:.2f} | {batch / cores:.2f} | {ratio} |")
+  return "\n".join(lines)
+
+
+def _answer(program: subprocess.Popen) -> tuple[float, float]:
+  """Returns the seconds of one batch of another program, and the cores'."""
+  assert program.stdin is not None and program.stdout is not None
+  program.stdin.write("\n")
+  program.stdin.flush()
+  seconds, cores = map(float, program.stdout.readline().split())
+  return seconds, cores
 
 
 def write_checkpoint(folder: pathlib.Path, config: dict[str, Any]) -> int:

@@ -75,6 +75,16 @@ def test_what_is_there_is_measured_and_stands_beside_the_published_figures(root,
   assert all(row["interval"][0] <= row["value"] <= row["interval"][1] for row in rows)
 
 
+def test_a_gallery_that_lacks_distractors_has_no_published_figures(root, tmp_path, monkeypatch):
+  rows = [{"row": "plain", "task": "t2i", "value": 1.0, "interval": [0.5, 1.5], "queries": 3}]
+  monkeypatch.setattr(published, "measured", lambda *_: rows)
+  path = root / "image_ids" / published.MINI
+  path.write_text(path.read_text() + "elsewhere\n")
+  published.main(["ilias", str(root), "--workdir", str(tmp_path / "run")])
+  report = (tmp_path / "run/published.md").read_text()
+  assert "# ILIAS 20 of 21 distractors" in report and "QuARI, arXiv" not in report
+
+
 def test_uneds_features_are_trained_on_in_both_forms(root, tmp_path, monkeypatch):
   write(root / "features" / ENCODER / "features_uned.hdf5", ITEMS, ROWS)
   (root / "uned_paths_1M.txt").write_text("\n".join(LINES) + "\n")

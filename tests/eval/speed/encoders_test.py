@@ -38,5 +38,5 @@ def test_a_tower_is_timed():
 
 def test_a_python_without_torch_is_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(encoders, "ours", lambda *_: lambda: (1.0, 1.0))
-  with pytest.raises(ValueError, match=r"could not run torch with transformers"):
+  with pytest.raises(ValueError, match=r"could not run torch; install torch, transformers"):
     encoders.speed(sys.executable, 2, 1)
