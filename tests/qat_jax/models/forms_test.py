@@ -34,8 +34,8 @@ def test_a_zero_start_is_exactly_the_plain_score(form, queries, gallery):
   module = hypernetwork.FORMS[form](WIDTH, **SMALL[form])
   variables = hypernetwork.initialise(module, jax.random.key(0))
   variables["constants"] = hypernetwork.with_statistics(variables["constants"], queries)
-  prepared_ND = module.apply(variables, gallery, method="prepare")
-  scores_QN = score(module.apply(variables, queries), prepared_ND)
+  apply = jax.jit(module.apply, static_argnames="method")
+  scores_QN = score(apply(variables, queries), apply(variables, gallery, method="prepare"))
   chex.assert_trees_all_close(scores_QN, queries @ gallery.T, atol=1e-6)
 
 
@@ -57,7 +57,8 @@ def test_a_head_for_frozen_items_leaves_them_alone(form, settings, gallery):
   module = hypernetwork.FORMS[form](WIDTH, **settings)
   moved = lambda x: x + 0.1 * jax.random.normal(jax.random.key(3), x.shape, jnp.float32).astype(x.dtype)
   variables = jax.tree.map(moved, hypernetwork.initialise(module, jax.random.key(0)))
-  head, prepared = Head(form, settings, variables), module.apply(variables, 3 * gallery, method="prepare")
+  apply = jax.jit(module.apply, static_argnames="method")
+  head, prepared = Head(form, settings, variables), apply(variables, 3 * gallery, method="prepare")
   chex.assert_trees_all_close(head.prepare(3 * gallery), prepared, atol=1e-6)
   untouched = prepared.shape == gallery.shape and np.allclose(prepared, normalise(gallery), atol=1e-6)
   assert (head.space == "frozen") == untouched
@@ -72,13 +73,13 @@ def test_the_first_gradient_of_a_zero_start_moves_it(form, queries, gallery):
     full = {"params": params, "constants": variables["constants"]}
     return jnp.sum(jnp.square(score(module.apply(full, queries), module.apply(full, gallery, method="prepare"))))
 
-  norms = [float(jnp.linalg.norm(x)) for x in jax.tree.leaves(jax.grad(loss)(variables["params"]))]
+  norms = [float(jnp.linalg.norm(x)) for x in jax.tree.leaves(jax.jit(jax.grad(loss))(variables["params"]))]
   assert max(norms) > 0 and np.isfinite(norms).all()
 
 
 def test_the_paper_form_has_no_gate_and_unequal_factors(queries):
   module = hypernetwork.paper(WIDTH, rank=3, token_hidden=8, layers=1, steps=2, heads=2)
-  adaptation = module.apply(hypernetwork.initialise(module, jax.random.key(0)), queries)
+  adaptation = jax.jit(module.apply)(hypernetwork.initialise(module, jax.random.key(0)), queries)
   assert float(jnp.abs(adaptation.gate).max()) == 0
   assert adaptation.left.shape == (5, WIDTH, 3)
   assert float(jnp.abs(adaptation.left - adaptation.right).max()) > 1e-3
@@ -105,7 +106,8 @@ def test_dropout_acts_in_training_only(queries):
 
 @pytest.mark.parametrize(("form", "settings"), [("adaptive", {}), ("gated", {"linear": True})])
 def test_a_query_only_form_of_equal_size_is_within_one_hidden_unit(form, settings):
-  size = lambda form: hypernetwork.parameters(hypernetwork.initialise(form, jax.random.key(0)))
+  shapes = lambda form: jax.eval_shape(lambda: hypernetwork.initialise(form, jax.random.key(0)))
+  size = lambda form: hypernetwork.parameters(shapes(form))
   target = size(hypernetwork.FORMS[form](WIDTH))
   hidden = hypernetwork.hidden_of_size(target, WIDTH, **settings)
   assert abs(size(hypernetwork.query_only(WIDTH, hidden, **settings)) - target) <= 2 * WIDTH + 3
