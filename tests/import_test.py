@@ -46,6 +46,7 @@ ORDER = (
   "search.grouping",
   "search.rank",
   "search.sums",
+  "duplicates",
   "search.warming",
   "search.index",
   "search.indexes",

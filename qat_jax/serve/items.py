@@ -17,7 +17,9 @@ import pyarrow.compute as pc
 
 from qat_jax.datasets.columns import check_ids
 from qat_jax.features.store import FeatureStore
+from qat_jax.search.grouping import groups_of
 from qat_jax.serve.limits import Refused, invalid
+from qat_jax.types import as_gallery
 
 FEW = 50  # distinct values of a column, up to which they are listed
 EXAMPLES = 4
@@ -36,7 +38,7 @@ class Items:
     ids = ids.cast(pa.large_string())  # of one array with 64-bit offsets, however much text
     self.ids, self.columns = ids.combine_chunks(), _computable(columns)
     self._order = pc.sort_indices(self.ids)
-    self._mask = functools.lru_cache(MASKS)(self._mask_of)
+    self._mask, self._groups = functools.lru_cache(MASKS)(self._mask_of), functools.lru_cache(MASKS)(self._groups_of)
 
   @classmethod
   def of(cls, store: FeatureStore) -> Items:
@@ -108,6 +110,17 @@ class Items:
     Raises Refused (422) for a column that is not there, or a value of another type.
     """
     return self._mask(json.dumps(filters, sort_keys=True)) if filters else None
+
+  def groups(self, column: str) -> np.ndarray:
+    """Returns a number for each item that is equal where the column is; raises Refused (422) where there is none."""
+    return self._groups(column)
+
+  def _groups_of(self, column: str) -> np.ndarray:
+    values = self._column(column)
+    try:
+      return groups_of(values.to_numpy(), as_gallery(np.broadcast_to(np.float32(0), (len(self), 1))))
+    except ValueError as error:
+      raise invalid(f"the column {column[:100]!r} makes no groups: {error}") from error
 
   def _mask_of(self, written: str) -> np.ndarray:
     mask_N = np.ones(len(self), bool)

@@ -135,6 +135,7 @@ def _names(record: dict[str, Any]) -> Iterator[str]:
   for column in FILE_COLUMNS:
     if isinstance(about.get(column), str):
       yield about[column]
-  yield record["id"]
-  for ending in IMAGES:
-    yield record["id"] + ending
+  for name in (about.get("picture"), record["id"]):  # of a crop the picture that it is of
+    if isinstance(name, str):
+      yield name
+      yield from (name + ending for ending in IMAGES)

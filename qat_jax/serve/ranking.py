@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from qat_jax.adaptation import fold
+from qat_jax.search.grouping import grouped
 from qat_jax.search.index import Index
 from qat_jax.search.rank import rank, rerank
 from qat_jax.search.sums import Term, rank_sum
@@ -50,7 +51,7 @@ class Ranker:
     exclude = None if job.exclude is None else job.exclude[None]
     k = next((k for k in KS if k >= job.k), job.k)
     try:
-      ranking, proven_Q = rank_sum(terms, k, exclude=exclude, allowed=job.allowed, depth=DEPTH)
+      ranking, proven_Q = rank_sum(terms, k, exclude=exclude, allowed=job.allowed, group=job.group, depth=DEPTH)
     except ValueError as error:
       return _broken(error)
     there_K = ranking.ids[0] >= 0
@@ -76,9 +77,9 @@ class Ranker:
       if _is_few(first[1]):
         allowed = ragged([job.allowed for _, job, _ in mine], len(adaptation))
       if first[0].head in self.indexes and allowed is None:
-        ranking = self._by_index(str(first[0].head), adaptation, gallery, k, exclude)
+        ranking = self._by_index(str(first[0].head), adaptation, gallery, k, exclude, first[1].group)
       else:
-        ranking = rank(adaptation, gallery, k, exclude=exclude, allowed=allowed)
+        ranking = rank(adaptation, gallery, k, exclude=exclude, allowed=allowed, group=first[1].group)
       for row, i in enumerate(members):
         there_K = ranking.ids[row] >= 0
         results[i] = Ranking(*(array[row][there_K][: requests[i][2]] for array in (ranking.ids, ranking.scores)))
@@ -88,7 +89,10 @@ class Ranker:
         results[i] = _broken(error)
 
     self._batched(
-      [term for term, _, _ in requests], [(mask_of(job), _is_few(job)) for _, job, _ in requests], ranked, broken
+      [term for term, _, _ in requests],
+      [(mask_of(job), _is_few(job), id(job.group)) for _, job, _ in requests],
+      ranked,
+      broken,
     )
     return results
 
@@ -115,8 +119,12 @@ class Ranker:
             raise
           broken(some, error)
 
-  def _by_index(self, name: str, adaptation: Adaptation, gallery: Gallery, k: int, exclude: np.ndarray) -> Ranking:
-    """Returns the exact order of an index's shortlist, without what is excluded."""
+  def _by_index(
+    self, name: str, adaptation: Adaptation, gallery: Gallery, k: int, exclude: np.ndarray, group: np.ndarray | None
+  ) -> Ranking:
+    """Returns the exact order of an index's shortlist, without what is excluded; of groups where items have some."""
+    if group is not None:
+      return grouped(lambda depth: self._by_index(name, adaptation, gallery, depth, exclude, None), k, group)
     most = min(len(gallery), max(SHORTLIST, 2 * k) + exclude.shape[1])
     ids_QS = np.array(self.indexes[name].search(np.asarray(fold(adaptation)), most).ids)
     for row, without in enumerate(exclude):

@@ -44,6 +44,7 @@ class Search:
   query_type: str | None = None
   exclude: np.ndarray | None = None  # positions
   allowed: np.ndarray | None = None  # positions, or bool N; searches with the same array go together
+  group: np.ndarray | None = None  # N, of each item: the best groups are ranked, as `qat_jax.rank` has it
   words: Words = dataclasses.field(
     default_factory=Words
   )  # where it names aspects, adapted search goes by them, on the frozen gallery

@@ -20,6 +20,7 @@ import numpy as np
 from qat_jax.adaptation import plain, unit
 from qat_jax.adapter import Adapter
 from qat_jax.encoders import Encoder
+from qat_jax.evidence import Evidence
 from qat_jax.keeping import KeptMarks
 from qat_jax.search.index import Index
 from qat_jax.search.warming import warm
@@ -33,7 +34,7 @@ from qat_jax.serve.planning import Planner
 from qat_jax.serve.ranking import DEPTH, KS, Ranker
 from qat_jax.serve.searches import Found, Part, Search
 from qat_jax.serve.summands import Summand, rows_of
-from qat_jax.types import Gallery
+from qat_jax.types import Gallery, Ranking
 from qat_jax.words import by_words
 
 
@@ -52,6 +53,7 @@ class Service:
     aspects_: Mapping[str, Aspect] | None = None,
     kept: KeptMarks | None = None,
     about: Mapping[str, Any] | None = None,
+    evidence: Mapping[str, Evidence] | None = None,
   ) -> None:
     """Raises ValueError for what does not fit together.
 
@@ -66,6 +68,7 @@ class Service:
       aspects_: what a search may be alike in, or ignore, by name.
       kept: where marks are kept; None: nowhere.
       about: what /v1/info says of all this.
+      evidence: what scores are worth in the gallery, by query type.
     """
     for name, gallery in {"frozen": frozen, **prepared}.items():
       if len(gallery) != len(items):
@@ -74,7 +77,7 @@ class Service:
       raise ValueError(f"the encoder {encoder.name} is {encoder.width} wide; the adapter wants {adapter.width}")
     self.adapter, self.items, self.frozen, self.prepared = adapter, items, frozen, dict(prepared)
     self.pictures, self.about = pictures or Pictures(None, 1), dict(about or {})
-    self.kept, self.aspects = kept, dict(aspects_ or {})
+    self.kept, self.aspects, self.evidence = kept, dict(aspects_ or {}), dict(evidence or {})
     self.encoder, self.encoding = encoder, Encoding(encoder)
     self.galleries = {"frozen": frozen, **prepared}
     self.planner = Planner(adapter, self.galleries, self.encoding)
@@ -135,13 +138,23 @@ class Service:
         if isinstance(ranking, Exception):
           results[i] = ranking
           continue
-        setattr(one, side, ranking[0])
+        setattr(one, side, self._with_evidence(one, ranking[0]) if side == "adapted" else ranking[0])
         if not ranking[1]:
           one.notes.append(f"the {side} order is that of the best {DEPTH:,} items of each part, not proven for all")
     for result in results:
       if isinstance(result, Found):
         result.seconds = dict(times)
     return results
+
+  def _with_evidence(self, found: Found, ranking: Ranking) -> Ranking:
+    """Returns the ranking of one query with evidence, where it is one feature through a head and nothing else."""
+    terms, evidence = found.terms["adapted"], self.evidence.get(found.query_type)
+    if evidence is None or len(terms) != 1 or terms[0].head != found.query_type or len(found.parts) != 1:
+      return ranking
+    one = Ranking(ranking.ids[None], ranking.scores[None])
+    chance_QK = evidence.of(one, found.parts[0][2][None]).evidence
+    assert chance_QK is not None
+    return ranking.replace(evidence=chance_QK[0])
 
   def planned(self, job: Search) -> Found:
     """Returns one search with its terms, not ranked yet; raises Refused where it cannot be searched."""

@@ -105,7 +105,8 @@ def search_of(
       notes.append("no item passes the filters")
   k = max(asked.k, min(BEFORE, limits.k)) if asked.mode == "both" else asked.k
   exclude = np.unique(np.concatenate(without))
-  return dataclasses.replace(job, k=k, mode=asked.mode, exclude=exclude, allowed=allowed), notes
+  group = None if asked.group is None else service.items.groups(asked.group)
+  return dataclasses.replace(job, k=k, mode=asked.mode, exclude=exclude, allowed=allowed, group=group), notes
 
 
 def job_of(

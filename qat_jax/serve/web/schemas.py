@@ -92,6 +92,9 @@ class Search(Asked):
   allowed: Ids | None = Field(default=None, description="the only ids that may be found")
   wrong: Seen = Field(default=[], description="marked items that are not meant: they are hidden")
   seen: Seen = Field(default=[], description="what was shown already: it is left out")
+  group: Name | None = Field(
+    default=None, description="a metadata column, such as picture: the best groups of items, each by its best item"
+  )
   filters: Filters = Field(default={}, description="column → a value, a list of values, or a range; all must hold")
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from qat_jax.adaptation import fold, unit
 from qat_jax.search.rank import score
+from qat_jax.serve.items import as_json
 from qat_jax.serve.limits import Limits, Refused, invalid
 from qat_jax.serve.searches import Found, Search
 from qat_jax.serve.service import Service
@@ -18,6 +19,8 @@ from qat_jax.serve.summands import Summand, mean_of
 from qat_jax.serve.web import schemas
 from qat_jax.serve.web.asking import vector_of
 from qat_jax.types import Ranking
+
+ALARMS = (0.01, 0.1, 0.3)  # shares of false alarms, for which an answer says what evidence to ask for
 
 
 def found_json(service: Service, found: Found, k: int, notes: list[str], waited: float) -> dict[str, Any]:
@@ -36,6 +39,7 @@ def found_json(service: Service, found: Found, k: int, notes: list[str], waited:
   return {
     "query_type": found.query_type,
     "results": results,
+    **_evidence(service, found),
     "notes": [*found.notes, *notes],
     "milliseconds": milliseconds,
   }
@@ -44,10 +48,23 @@ def found_json(service: Service, found: Found, k: int, notes: list[str], waited:
 def _entries(service: Service, ranking: Ranking, k: int) -> list[dict[str, Any]]:
   records = service.items.records(ranking.ids[:k])
   scores = ranking.scores[:k].tolist()
-  return [
+  entries = [
     {"id": record["id"], "rank": i, "score": score, "metadata": record["metadata"]}
     for i, (record, score) in enumerate(zip(records, scores, strict=True), start=1)
   ]
+  if ranking.evidence is not None:
+    for entry, chance in zip(entries, ranking.evidence.tolist(), strict=False):
+      entry["evidence"] = as_json(chance)
+  return entries
+
+
+def _evidence(service: Service, found: Found) -> dict[str, Any]:
+  """Returns what the evidence of adapted results is worth: its status, and what to ask for a share of false alarms."""
+  if found.adapted is None or found.adapted.evidence is None:
+    return {}
+  evidence = service.evidence[found.query_type]
+  least = {f"{alarms:g}": as_json(evidence.least(alarms=alarms)) for alarms in ALARMS}
+  return {"evidence": {"status": evidence.status, "least": least}}
 
 
 def reranked(service: Service, asked: schemas.Rerank, job: Search, notes: list[str]) -> dict[str, Any]:

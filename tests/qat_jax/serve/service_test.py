@@ -155,6 +155,9 @@ def test_an_index_s_shortlist_is_ranked_exactly(open_shop, served, index):
   indexed, job = open_shop(index=index), Search((Part(text="a red box"),), k=9, exclude=np.array([0]))
   (exact,), (found,) = served.search([job]), indexed.search([job])
   assert ids(found.adapted) == ids(exact.adapted)
+  grouped = dataclasses.replace(job, group=served.items.groups("colour"))
+  (exact,), (found,) = served.search([grouped]), indexed.search([grouped])
+  assert len(ids(found.adapted)) == 3 and ids(found.adapted) == ids(exact.adapted)
 
 
 def test_a_service_without_encoder_takes_items_and_vectors_and_says_so_of_the_rest(open_shop):

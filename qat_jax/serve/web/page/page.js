@@ -107,7 +107,8 @@ async function search() {
   const file = subject?.file;
   const { right, alike, ignore, change, ...hidden } = refine.fields(both);
   const refined = JSON.parse(JSON.stringify({ right, alike, ignore, change })); // of what is there alone
-  const body = { mode, k, filters, ...refined, ...hidden, ...(query.length ? { query } : {}) };
+  const grouped = "picture" in info.columns && "box_left" in info.columns ? { group: "picture" } : {}; // crops: each picture by its best one
+  const body = { mode, k, filters, ...grouped, ...refined, ...hidden, ...(query.length ? { query } : {}) };
   at("results").classList.add("busy");
   at("status").textContent = "Searching…";
   try {
@@ -146,7 +147,14 @@ function draw(found) {
   const { wait, ...spent } = found.milliseconds;
   const total = Object.values(spent).reduce((a, b) => a + b, wait);
   const notes = found.notes.map((note) => `; ${note}`).join("");
+  at("nothing").hidden = !unlikely(found);
   at("status").textContent = `${count ? `${count} items` : "Nothing found"} in ${total.toFixed(0)} ms${notes}`;
+}
+
+// Whether no result is as likely as one false alarm in ten allows.
+function unlikely(found) {
+  const least = found.evidence?.least["0.1"];
+  return typeof least === "number" && !(found.results.adapted ?? []).some((entry) => entry.evidence >= least);
 }
 
 function mark(name, id) {

@@ -26,12 +26,25 @@ export function card(entry, on) {
     like.append(words());
   }
   like.append(make("span", { className: "hidden" }, ", more like this"));
+  const edges = ["left", "top", "right", "bottom"].map((edge) => entry.metadata[`box_${edge}`]);
+  if (on.picture && edges.every((edge) => typeof edge === "number") && edges[2] - edges[0] < 1) {
+    like.classList.add("whole");
+    like.append(boxed(...edges));
+  }
   const line = make("div", { className: "line" }, make("span", {}, String(entry.rank)), ...moved(entry));
+  if (typeof entry.evidence === "number") line.append(make("span", { className: "evidence", title: "how likely it is to be what you look for" }, `${Math.round(100 * entry.evidence)} %`));
   if (on.scores) line.append(make("span", { className: "score" }, entry.score.toFixed(3)));
   line.append(make("button", { type: "button", className: "why", onclick: () => on.why(entry), ariaLabel: `Why ${name}` }, "why"));
   const button = (sign, text, hint) => make("button", { type: "button", className: sign, title: hint, ariaLabel: `${hint}: ${name}`, onclick: () => on.mark(sign, entry.id) }, text);
   const marks = make("div", { className: "say" }, button("right", "this one", "This one: find more like it"), button("wrong", "not that", "Not that: hide it"));
   return make("li", { className: "card", data: { id: entry.id } }, like, line, marks);
+}
+
+// The box of a crop on its picture, which is shown whole.
+function boxed(left, top, right, bottom) {
+  const box = make("span", { className: "box" });
+  Object.assign(box.style, { left: `${100 * left}%`, top: `${100 * top}%`, width: `${100 * (right - left)}%`, height: `${100 * (bottom - top)}%` });
+  return box;
 }
 
 function moved(entry) {

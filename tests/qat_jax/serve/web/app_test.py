@@ -40,6 +40,39 @@ def test_a_picture_is_found_by_upload_and_by_base64_and_with_words(client):
   assert {entry["metadata"]["colour"] for entry in colours} == {"red"}
 
 
+def test_a_column_makes_groups_each_by_its_best_item(client):
+  for query in ("a red box", {"item": "shop/3"}, [{"text": "a red box"}, {"item": "shop/3"}]):
+    asked = {"query": query, "mode": "both", "exclude": ["shop/6"]}
+    whole = client.post("/v1/search", json={**asked, "k": 36}).json()["results"]
+    found = client.post("/v1/search", json={**asked, "group": "colour", "k": 5}).json()["results"]
+    for side in ("plain", "adapted"):
+      first = {entry["metadata"]["colour"]: entry["id"] for entry in reversed(whole[side])}
+      assert {entry["metadata"]["colour"]: entry["id"] for entry in found[side]} == first and len(found[side]) == 3
+      assert [entry["score"] for entry in found[side]] == sorted((e["score"] for e in found[side]), reverse=True)
+  assert code(client.post("/v1/search", json={"query": "a", "group": "size"})) == (422, "invalid")
+
+
+def test_evidence_is_said_of_what_one_head_found(served, client):
+  rng = np.random.default_rng(0)
+  absent, own = rng.normal(0, 0.1, 200), rng.normal(2, 0.1, 200)
+  for status, present in (("calibrated", own), ("not known", absent)):
+    known = qat_jax.Evidence(served.adapter.heads["text"], absent, present, np.ones(200, bool))
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setitem(served.evidence, "text", known)
+      answer = client.post("/v1/search", json={"query": "a red box", "k": 4, "mode": "both"}).json()
+      both = client.post("/v1/search", json={"query": [{"text": "a red box"}, {"item": "shop/3"}]}).json()
+    assert answer["evidence"]["status"] == status
+    score_K = np.array([entry["score"] for entry in answer["results"]["adapted"]])
+    got = [entry["evidence"] for entry in answer["results"]["adapted"]]
+    if status == "not known":
+      assert got == [None] * 4 and answer["evidence"]["least"]["0.1"] is None
+    else:
+      np.testing.assert_allclose(got, known.probability(score_K), rtol=1e-5)
+      assert answer["evidence"]["least"]["0.1"] == known.least(alarms=0.1)
+    assert "evidence" not in answer["results"]["plain"][0] and "evidence" not in both
+  assert "evidence" not in client.post("/v1/search", json={"query": "a red box"}).json()  # the adapter keeps no queries
+
+
 def test_items_filters_and_lists_narrow_a_search(client):
   asked = {"query": {"item": "shop/3"}, "k": 50, "filters": {"colour": "green", "price": {"most": 6}}}
   found = ids(client.post("/v1/search", json=asked))
