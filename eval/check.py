@@ -20,4 +20,4 @@ def config(config: ConfigDict) -> None:
   if config.benchmark.split not in SPLITS:
     raise ValueError(f"config.benchmark.split is {config.benchmark.split!r}; use one of {', '.join(SPLITS)}")
   if config.benchmark.name:
-    official.check(official.Settings(**config.benchmark))
+    official.check(official.BenchmarkFiles(**config.benchmark))

@@ -12,7 +12,7 @@ from qat_jax.adapter import Adapter
 RESIDENT = 1 << 30  # bytes of float32: a smaller gallery lies on the device
 
 
-def size_of(gallery: Any) -> int:
+def float32_bytes(gallery: Any) -> int:
   """Returns how many bytes a gallery takes as float32."""
   return 4 * len(gallery) * width_of(gallery)
 
@@ -28,6 +28,6 @@ def prepared(adapter: Adapter, query_type: str, gallery: Any, folder: pathlib.Pa
   One that is too large for the device is itself where nothing is to be done; else its map is written to a feature
   folder in `folder`, chunk by chunk in the stored type.
   """
-  if size_of(gallery) <= RESIDENT:
+  if float32_bytes(gallery) <= RESIDENT:
     return adapter.prepare(jnp.asarray(gallery[:]), query_type)
   return adapter.prepare(gallery, query_type, folder / "gallery")

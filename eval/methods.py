@@ -141,9 +141,9 @@ def fitted(fit: Fit, run: Run, problem: Problem) -> Method | str:
   return CANNOT if head is None else of_head(head, run, problem)
 
 
-def tuned(fit: Callable[[Validator], Method | None], run: Run, problem: Problem) -> Method | str:
+def tuned_search(fit: Callable[[Validator], Method | None], run: Run, problem: Problem) -> Method | str:
   """Returns a way to search of eval/baselines, tuned on validation; or why the gallery is too large."""
-  items, size = len(problem.gallery), galleries.size_of(problem.gallery)
+  items, size = len(problem.gallery), galleries.float32_bytes(problem.gallery)
   if fit in (diffusion.fit, diffusion.fit_shortlist) and items > GRAPH_ITEMS:
     return (
       f"its graph compares every pair of items, and the gallery has {items:,}; it is run on {GRAPH_ITEMS:,} at most"
@@ -190,7 +190,7 @@ def shortlisted(rerank: bool, run: Run, problem: Problem) -> Method:
   """
   adapter, query_type, gallery = run.adapter, problem.query_type, problem.gallery
   length = min(run.shortlist, len(gallery))
-  exact = galleries.size_of(gallery) > SCANN or importlib.util.find_spec("scann") is None
+  exact = galleries.float32_bytes(gallery) > SCANN or importlib.util.find_spec("scann") is None
 
   def prepare(gallery: Any) -> Search:
     prepared = galleries.prepared(adapter, query_type, gallery, run.scratch)
@@ -232,7 +232,7 @@ def _table() -> dict[str, Entry]:
   """Returns all methods by name, in the order of the tables."""
   part = functools.partial
   fit = lambda fit: part(fitted, fit)
-  search = lambda fit: part(tuned, fit)
+  search = lambda fit: part(tuned_search, fit)
   normalised = levels.nearest_neighbour_normalisation
   return {
     "plain": Entry("plain score", "#8b949e", plain),

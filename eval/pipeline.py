@@ -127,7 +127,7 @@ def opened(config: ConfigDict, workdir: pathlib.Path) -> methods.Run:
 
 def problems(config: ConfigDict, run: methods.Run) -> list[Problem]:
   """Returns what is to be ranked, for the query types that the adapter serves."""
-  heads, settings = run.adapter.heads, official.Settings(**config.benchmark)
+  heads, settings = run.adapter.heads, official.BenchmarkFiles(**config.benchmark)
   if run.data is not None and not settings.name:
     every = of_split(run.data, config.eval.queries, config.seed)
     where = str(run.data.root)

@@ -47,7 +47,7 @@ GRID: dict[str, tuple] = {
 }
 
 
-class Items(NamedTuple):
+class GraphedItems(NamedTuple):
   """A gallery, and its graph."""
 
   gallery_ND: jax.Array  # unit float32
@@ -64,7 +64,9 @@ def fit_shortlist(validator: Validator) -> Method | None:
   return _fit(search_shortlist, validator, f"shortlist {SHORTLIST}, ")
 
 
-def _fit(search: Callable[[Items, Choice, np.ndarray, int], Ranking], validator: Validator, note: str) -> Method | None:
+def _fit(
+  search: Callable[[GraphedItems, Choice, np.ndarray, int], Ranking], validator: Validator, note: str
+) -> Method | None:
   gallery_ND = normalise(validator.gallery_ND)
   if len(gallery_ND) < 2:
     return None
@@ -73,22 +75,22 @@ def _fit(search: Callable[[Items, Choice, np.ndarray, int], Ranking], validator:
 
   @functools.cache
   def value(choice: Choice) -> float:
-    items = Items(gallery_ND, mutual_graph(nearest, choice.neighbours, choice.gamma))
+    items = GraphedItems(gallery_ND, mutual_graph(nearest, choice.neighbours, choice.gamma))
     return subset.of_search(functools.partial(search, items, choice))
 
-  choice = tuned(value)
+  choice = best_choice(value)
 
   def prepare(gallery: Any) -> Search:
     unit_ND = normalise(jnp.asarray(gallery[:]))
     graph = mutual_graph(neighbours_of(unit_ND, choice.neighbours), choice.neighbours, choice.gamma)
-    return functools.partial(search, Items(unit_ND, graph), choice)
+    return functools.partial(search, GraphedItems(unit_ND, graph), choice)
 
   note += ", ".join(f"{name} {number:g}" for name, number in choice._asdict().items())
   most = 8.0 * choice.neighbours + 4  # an id and a weight an edge, a place a row
   return Method(prepare, note, bytes_per_item=most)
 
 
-def tuned(value: Callable[[Choice], float]) -> Choice:
+def best_choice(value: Callable[[Choice], float]) -> Choice:
   """Returns the best choice found by going through the grid twice, one number after the other."""
   choice = Choice()
   for name, numbers in [*GRID.items()] * 2:
@@ -96,7 +98,7 @@ def tuned(value: Callable[[Choice], float]) -> Choice:
   return choice
 
 
-def search_all(items: Items, choice: Choice, query_QD: np.ndarray, k: int) -> Ranking:
+def search_all(items: GraphedItems, choice: Choice, query_QD: np.ndarray, k: int) -> Ranking:
   """Returns the k items of the highest cosine + weight · f / max f, f diffused through the whole graph."""
   k = min(k, len(items.gallery_ND))
   ids, scores = [], []
@@ -113,7 +115,7 @@ def search_all(items: Items, choice: Choice, query_QD: np.ndarray, k: int) -> Ra
   return Ranking(np.concatenate(ids), np.concatenate(scores))
 
 
-def search_shortlist(items: Items, choice: Choice, query_QD: np.ndarray, k: int) -> Ranking:
+def search_shortlist(items: GraphedItems, choice: Choice, query_QD: np.ndarray, k: int) -> Ranking:
   """Returns the k nearest items, the shortlist at their head ordered by diffusion through its part of the graph."""
   size = min(SHORTLIST, len(items.gallery_ND))
   plain = qat_jax.plain(jnp.asarray(query_QD, jnp.float32))

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import qat_jax
-from eval.benchmarks.task import check_lengths, need
+from eval.benchmarks.task import check_unit_lengths, need
 from qat_jax import words
 from qat_jax.adaptation import unit
 from qat_jax.adapter import Adapter
@@ -125,7 +125,7 @@ def measure(root: Path, features: Path, adapter: Path | None, aspects: str | Non
   for what, store, lines in (("queries", pictures, benchmark.queries), ("gallery", gallery, benchmark.database)):
     if len(store) != len(lines):
       raise ValueError(f"{store.folder} has {len(store):,} rows for {len(lines):,} {what}; give one for each line")
-    check_lengths(store, [line.image for line in lines], what)
+    check_unit_lengths(store, [line.image for line in lines], what)
   picture_QD, text_QD = (unit(np.asarray(store[:]), np.float32) for store in (pictures, texts))
   methods: dict[str, Score] = {
     "text": lambda picture_QD, text_QD, item_ND: text_QD @ item_ND.T,

@@ -24,7 +24,7 @@ from qat_jax.features.store import FeatureStore
 QUERY_TYPES = {"i2i": "image", "t2i": "text"}
 
 
-class Settings(NamedTuple):
+class BenchmarkFiles(NamedTuple):
   """What `config.benchmark` holds; paths as text, "" where there is none."""
 
   name: str
@@ -37,7 +37,7 @@ class Settings(NamedTuple):
   linear_layer: str = ""  # a published static layer, for a row of its own
 
 
-def check(settings: Settings) -> None:
+def check(settings: BenchmarkFiles) -> None:
   """Raises ValueError for a benchmark that is not known, or whose files are not named."""
   if settings.name not in BENCHMARKS:
     raise ValueError(f"config.benchmark.name is {settings.name!r}; use one of {', '.join(BENCHMARKS)}")
@@ -48,13 +48,13 @@ def check(settings: Settings) -> None:
       )
 
 
-def open_problems(settings: Settings) -> list[Problem]:
+def open_problems(settings: BenchmarkFiles) -> list[Problem]:
   """Returns the problems of the benchmark, every file checked; raises ValueError or FileNotFoundError."""
   check(settings)
   return BENCHMARKS[settings.name].open(settings)
 
 
-def _ilias(settings: Settings) -> list[Problem]:
+def _ilias(settings: BenchmarkFiles) -> list[Problem]:
   folder = Path(settings.features)
   mini = Path(settings.mini_ids) if settings.mini_ids else None
   tasks = ilias_features.open_tasks(settings.root, folder, settings.distractor_files, mini)
@@ -67,7 +67,7 @@ def _ilias(settings: Settings) -> list[Problem]:
   return problems
 
 
-def _inquire(settings: Settings) -> list[Problem]:
+def _inquire(settings: BenchmarkFiles) -> list[Problem]:
   benchmark = Inquire.open(settings.root, settings.split)
   queries, gallery = _stores(settings, "text")
   task = benchmark.full_rank(gallery.ids)
@@ -76,7 +76,7 @@ def _inquire(settings: Settings) -> list[Problem]:
   return [_problem(settings, f"inquire_{settings.split}", "text", {"": task}, files)]
 
 
-def _inquire_rerank(settings: Settings) -> list[Problem]:
+def _inquire_rerank(settings: BenchmarkFiles) -> list[Problem]:
   """Returns the problem whose gallery is what the re-rank set shows; a query is answered by its own 100 photos."""
   benchmark = Inquire.open(settings.root, settings.split)
   queries, gallery = _stores(settings, "text")
@@ -89,7 +89,7 @@ def _inquire_rerank(settings: Settings) -> list[Problem]:
   return [problem._replace(depth=len(used), candidates=candidates_QK)]
 
 
-def _gldv2(settings: Settings) -> list[Problem]:
+def _gldv2(settings: BenchmarkFiles) -> list[Problem]:
   root = Path(settings.root)
   solutions = sorted(root.glob("retrieval_solution*.csv"))
   solution = solutions[-1] if solutions else need(root / "retrieval_solution_v2.1.csv", gldv2.SOURCE)
@@ -100,7 +100,7 @@ def _gldv2(settings: Settings) -> list[Problem]:
   return [_problem(settings, "gldv2", "image", {"": task}, files)]
 
 
-def _oxford_paris(settings: Settings) -> list[Problem]:
+def _oxford_paris(settings: BenchmarkFiles) -> list[Problem]:
   """Returns the problem of Oxford, Paris or INSTRE; features are folders, or the published .mat of Q and X."""
   name, features = settings.name, Path(settings.features)
   candidates = [Path(settings.root) / f"gnd_{name}{ending}" for ending in (".pkl", ".mat", ".json")]
@@ -144,7 +144,7 @@ class Named:
     return self.features[rows]
 
 
-def _problem(settings: Settings, name: str, query_type: str, tasks: dict[str, Task], files: tuple) -> Problem:
+def _problem(settings: BenchmarkFiles, name: str, query_type: str, tasks: dict[str, Task], files: tuple) -> Problem:
   first = next(iter(tasks.values()))
   depth = min(first.depth or len(first.gallery), len(first.gallery))
   query_QD = np.asarray(first.queries[:], np.float32)
@@ -153,7 +153,7 @@ def _problem(settings: Settings, name: str, query_type: str, tasks: dict[str, Ta
   return Problem(name, settings.name, query_type, query_QD, first.gallery, depth, tasks, made_from)
 
 
-def _stores(settings: Settings, kind: str) -> tuple[Any, FeatureStore]:
+def _stores(settings: BenchmarkFiles, kind: str) -> tuple[Any, FeatureStore]:
   folder = Path(settings.features)
   gallery = FeatureStore.open(folder / "gallery", "img")
   if gallery.space != "frozen":
@@ -172,7 +172,7 @@ def _in_order(queries: FeatureStore, ids: Ids) -> np.ndarray:
 class Benchmark(NamedTuple):
   """What a public benchmark is for `eval.main` and, where it says which flags it needs, for `eval.score`."""
 
-  open: Callable[[Settings], list[Problem]]
+  open: Callable[[BenchmarkFiles], list[Problem]]
   score: Callable[[argparse.Namespace], dict]  # the figures of the files that the flags name
   needs: tuple[str, ...] = ()
 

@@ -52,14 +52,14 @@ def with_features(task: Task, queries: Any, gallery: Any) -> Task:
       raise ValueError(f"{task.name}, {what}: {len(features):,} features for {len(ids):,} ids; give one for each")
     if getattr(features, "ids", None) is not None:
       check_same_ids(features.ids, ids, f"{task.name}, {what}")
-    check_lengths(features, ids, f"{task.name}, {what}")
+    check_unit_lengths(features, ids, f"{task.name}, {what}")
   widths = [int(features[:1].shape[1]) for features in (queries, gallery)]
   if widths[0] != widths[1]:
     raise ValueError(f"{task.name}: queries are {widths[0]} wide, the gallery {widths[1]}; use one encoder for both")
   return dataclasses.replace(task, queries=queries, gallery=gallery)
 
 
-def check_lengths(features: Any, ids: Ids, what: str) -> None:
+def check_unit_lengths(features: Any, ids: Ids, what: str) -> None:
   """Raises ValueError where a feature is not of unit length, or not finite; looks at 65,536 of a larger number."""
   every = max(BLOCK_ROWS, len(features) // CHECKED_BLOCKS)
   for start in range(0, len(features), every):

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from eval.benchmarks.hdf5 import Hdf5Features
-from eval.benchmarks.task import check_lengths, check_unique, need
+from eval.benchmarks.task import check_unique, check_unit_lengths, need
 from qat_jax.features.splitting import split
 from qat_jax.features.store import ROWS_PER_SHARD, write_features
 from qat_jax.fit.linear import layer_head
@@ -74,7 +74,7 @@ def write_set(features: Path | str, paths: Path | str, root: Path | str, share: 
         f"{features}, row {row} is {got!r}, line {row + 1} of {paths} {name!r}; the order must be the same"
       )
   check_unique(store.ids, str(features))
-  check_lengths(store, store.ids, str(features))
+  check_unit_lengths(store, store.ids, str(features))
   root = Path(root)
   source = root.with_name(f"{root.name}.features")
   chunks = (store[start : start + ROWS_PER_SHARD] for start in range(0, len(store), ROWS_PER_SHARD))

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 OPEN_CLIENTS = 400  # threads that send at random times; the queue holds fewer, so some are refused
 
 
-def load(port: int, bodies: list[bytes], clients: int, seconds: float, rate: float = 0.0) -> dict[str, Any]:
+def under_load(port: int, bodies: list[bytes], clients: int, seconds: float, rate: float = 0.0) -> dict[str, Any]:
   """Returns statuses, answers a second, and the median and 99th percentile latency in milliseconds of status 200.
 
   Args:
@@ -177,7 +177,7 @@ def main() -> None:
     parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
   flags = parser.parse_args()
   if flags.load:
-    print(json.dumps(load(flags.load, flags.bodies.read_bytes().splitlines(), **flags.settings)))
+    print(json.dumps(under_load(flags.load, flags.bodies.read_bytes().splitlines(), **flags.settings)))
     return
   from qat_jax.serve.limits import Limits
   from qat_jax.serve.web.app import create

@@ -50,7 +50,7 @@ def method(config, workdir, name, query_type="image"):
   ],
 )
 def test_a_row_says_what_was_fitted_for_it(config, workdir, name, words, monkeypatch):
-  monkeypatch.setattr(diffusion, "tuned", lambda value: diffusion.Choice())
+  monkeypatch.setattr(diffusion, "best_choice", lambda value: diffusion.Choice())
   made, _ = method(config, workdir, name)
   assert re.search(words, made.note), made.note
 

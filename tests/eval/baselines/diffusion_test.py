@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from eval.baselines import diffusion
-from eval.baselines.diffusion import Choice, Items
+from eval.baselines.diffusion import Choice, GraphedItems
 from eval.baselines.graph import mutual_graph, neighbours_of
 from qat_jax.adaptation import unit
 from qat_jax.types import Relevance
@@ -15,7 +15,7 @@ CHOICE = Choice(neighbours=4, gamma=3.0, alpha=0.9, entries=2, weight=0.5)
 @pytest.fixture
 def items():
   gallery_ND = jnp.asarray(unit(np.random.default_rng(0).normal(size=(40, 4))), jnp.float32)
-  return Items(gallery_ND, mutual_graph(neighbours_of(gallery_ND, 4), 4, 3.0))
+  return GraphedItems(gallery_ND, mutual_graph(neighbours_of(gallery_ND, 4), 4, 3.0))
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_diffusion_follows_a_chain_that_cosine_loses(fit):
 
 def test_tuning_walks_to_the_best_of_a_grid():
   aim = Choice(5, 1.0, 0.99, 20, 0.1)
-  assert diffusion.tuned(lambda choice: -sum(abs(a - b) for a, b in zip(choice, aim, strict=True))) == aim
+  assert diffusion.best_choice(lambda choice: -sum(abs(a - b) for a, b in zip(choice, aim, strict=True))) == aim
 
 
 def test_a_gallery_of_one_cannot_be_diffused():

@@ -31,7 +31,7 @@ def port():
 
 @pytest.mark.parametrize("rate", [0.0, 100.0])
 def test_clients_count_what_is_answered_and_what_is_refused(port, rate):
-  found = service.load(port, [b"1", b"2"], clients=3, seconds=0.5, rate=rate)
+  found = service.under_load(port, [b"1", b"2"], clients=3, seconds=0.5, rate=rate)
   assert set(found["statuses"]) == {"200", "503"} and 0 < found["p50"] <= found["p99"]
   assert found["a_second"] * 0.4 < found["statuses"]["200"]
   assert rate == 0 or sum(found["statuses"].values()) < 100
