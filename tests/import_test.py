@@ -38,6 +38,7 @@ ORDER = (
   "runs",
   "search.cores",
   "search.bounds",
+  "search.coarse",
   "search.gallery",
   "search.kernels",
   "search.scores",

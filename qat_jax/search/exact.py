@@ -10,7 +10,9 @@ that cannot reach the best of its group so far is not scored.
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import time
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +25,7 @@ from qat_jax.search.scores import ITEMS, all_scores, refined_bounds, scores
 FIRST = 28  # items beyond k, at least, that are scored before there is a threshold
 STEP = 512  # items a query that are scored between two looks at the threshold
 LEAST_STEP = 2048  # items: to look costs as much as to score so many
+MANY = 1 / 32  # of the bounds: where so many from 8 bits reach the threshold, float32 takes a look
 DEEP = 0.25  # of a gallery: to find more of it, every item is scored
 SAMPLE = 4096  # items by which the size of groups is guessed
 CERTAIN = (
@@ -147,6 +150,18 @@ def search(prepared: Prepared, part: Part, best: TopK, excluded: Pairs, deep: bo
     excluded: positions that a query shall not find.
     deep: whether every item is scored. The same for all parts of a gallery: equal items then have equal scores.
   """
+  bounds, trial = prepared.bounds, part.trial
+  if part.coarse is None or trial is None or deep or bounds.square is not None:
+    return _search(prepared, part, best, excluded, deep)
+  kind = (bounds.columns.shape, len(bounds.floor), part.window, prepared.tight is None, best.ids.shape)
+  eight_bits, start = trial.pick(kind), time.perf_counter()
+  part = part if eight_bits else dataclasses.replace(part, coarse=None)
+  best = _search(prepared, part, best, excluded, deep)
+  trial.tell(kind, eight_bits, time.perf_counter() - start)
+  return best
+
+
+def _search(prepared: Prepared, part: Part, best: TopK, excluded: Pairs, deep: bool) -> TopK:
   queries, k = best.ids.shape
   here_P = (excluded.item >= part.first) & (excluded.item < part.first + part.items)
   excluded = Pairs(excluded.query[here_P], excluded.item[here_P] - part.first)
@@ -161,6 +176,9 @@ def search(prepared: Prepared, part: Part, best: TopK, excluded: Pairs, deep: bo
     done = _likeliest(uppers, part, best, count, excluded)
     best = _with(best, prepared, part, done)
   query_P, item_P, upper_P = uppers.reaching(best.threshold - margin_Q)
+  if uppers.coarse and len(query_P) > MANY * queries * part.items:
+    uppers = upper_bounds(prepared.bounds, dataclasses.replace(part, coarse=None), queries)
+    query_P, item_P, upper_P = uppers.reaching(best.threshold - margin_Q)
   left = Pairs(query_P, item_P)
   new_P = ~(left.among(done, part.items) | left.among(excluded, part.items))
   left, upper_P = left.take(new_P), upper_P[new_P]

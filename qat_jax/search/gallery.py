@@ -8,6 +8,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import mmap
+import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
@@ -18,6 +19,7 @@ import numpy as np
 
 from qat_jax.adaptation import power_of_two
 from qat_jax.search.bounds import UNIT
+from qat_jax.search.coarse import AFTER, Coarse, Trial, copied, wanted
 from qat_jax.types import ArrayGallery, Gallery
 
 COUNTABLE = (1 << 31) - 1  # bounds whose places 32 bits hold
@@ -47,6 +49,8 @@ class Part:
   window: int  # how many rows are looked at: few numbers of them, so that few shapes are compiled for
   lengths: np.ndarray  # the least and the greatest |z|²
   wanted: np.ndarray | None = None  # bool, which of the items may be found
+  coarse: Coarse | None = None  # an 8-bit copy of the features' rows
+  trial: Trial | None = None  # of float32 against that
 
   @property
   def skipped(self) -> int:
@@ -108,12 +112,13 @@ def places(gallery: Gallery, devices: Sequence[jax.Device] | None) -> int:
 
 def whole_shards(array_ND: jax.Array) -> list[Part]:
   """Returns what of a device array lies on each of its devices; raises as `parts` does."""
-  both = zip(shards(array_ND), _lengths(array_ND), strict=True)
+  both = zip(shards(array_ND), _of(array_ND).lengths, strict=True)
   return [Part(first, len(data), data, 0, len(data), pair) for (first, data), pair in both]
 
 
 def _resident(array_ND: jax.Array, rows: int) -> Iterator[Part]:
-  whole = whole_shards(array_ND)
+  both = zip(whole_shards(array_ND), _copies(array_ND), strict=True)
+  whole = [dataclasses.replace(part, coarse=copy, trial=_of(array_ND).trial) for part, copy in both]
   for offset in range(0, max(part.items for part in whole), rows):
     for part in whole:
       items = min(rows, part.items - offset)
@@ -212,11 +217,22 @@ def squares(gallery_ND: jax.Array) -> jax.Array:
   return jax.lax.fori_loop(0, -(-len(gallery_ND) // rows), block, jnp.zeros(len(gallery_ND)))
 
 
-_known: dict[int, tuple[weakref.ref, list[np.ndarray]]] = {}
+@dataclasses.dataclass
+class _Known:
+  """What is known of a device array, which cannot change."""
+
+  reference: weakref.ref
+  lengths: list[np.ndarray]  # of each shard, checked: the least and the greatest |z|²
+  searches: int = 0
+  copies: list[Coarse] | None = None  # of each shard
+  trial: Trial = dataclasses.field(default_factory=Trial)
+  lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
 
-def _lengths(array_ND: jax.Array) -> list[np.ndarray]:
-  """Returns the least and greatest |z|² of each shard, checked; computed once for each array, which cannot change."""
+_known: dict[int, _Known] = {}
+
+
+def _of(array_ND: jax.Array) -> _Known:
   name = id(array_ND)
   if name not in _known:
     found = [squares(data) for _, data in shards(array_ND)]
@@ -225,5 +241,23 @@ def _lengths(array_ND: jax.Array) -> list[np.ndarray]:
       check_lengths(np.asarray(square_N), start, array_ND.shape[1])
       for start, square_N in zip(starts, found, strict=True)
     ]
-    _known[name] = weakref.ref(array_ND, lambda _: _known.pop(name, None)), pairs
-  return _known[name][1]
+    _known[name] = _Known(weakref.ref(array_ND, lambda _: _known.pop(name, None)), pairs)
+  return _known[name]
+
+
+def _copies(array_ND: jax.Array) -> Sequence[Coarse | None]:
+  """Returns the 8-bit copy of each shard; None where there is none, for want of searches or of use."""
+  known, data = _of(array_ND), [data for _, data in shards(array_ND)]
+  known.searches += 1
+  if next(iter(array_ND.devices())).platform != "cpu" or not wanted(array_ND, known.searches):
+    return [None] * len(data)
+  with known.lock:
+    if known.copies is None:
+      known.copies = [copied(x) for x in data]
+  return known.copies
+
+
+def expect_searches(gallery: Gallery) -> None:
+  """Lets the next search make what many will use."""
+  if isinstance(gallery, ArrayGallery) and isinstance(gallery.array, jax.Array):
+    _of(gallery.array).searches = AFTER

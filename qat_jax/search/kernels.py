@@ -14,12 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from qat_jax.adaptation import HIGHEST, power_of_two
-from qat_jax.search.bounds import UNIT, Array, Bounds
+from qat_jax.search.bounds import LENGTHS, UNIT, Array, Bounds
+from qat_jax.search.coarse import Coarse, CutColumns, cut_columns, intervals
 from qat_jax.search.cores import cores, on_cores
 from qat_jax.search.gallery import Part
 
 BLOCK_ROWS = {"cpu": 128}  # of a block of items: on a CPU, what the cache of a core holds, and a copy of it
 BLOCK_ROWS_ELSEWHERE = 1 << 14
+COARSE_ROWS = 1024  # of a block of the 8-bit copy
 PIECE_ROWS = 2048  # that a core of a CPU is given at least
 FEW_COLUMNS = 80  # so few of a float32 gallery that XLA's CPU product is fastest in one piece
 GROUP = 16  # items whose greatest bound stands for them, where there are
@@ -46,6 +48,7 @@ class Uppers(NamedTuple):
   pieces: list[Piece]
   queries: int  # the other columns are padding
   on_host: bool
+  coarse: bool  # whether they come from the 8-bit copy
 
   def greatest(self, count: int) -> np.ndarray:
     """Returns a bound that about `count` items of each query reach (Q), no fewer; −inf where there are not so many."""
@@ -119,13 +122,18 @@ def _reaching(upper_NQ: jax.Array, least_Q: jax.Array, most: int) -> tuple[jax.A
 
 
 def upper_bounds(bounds: Bounds, part: Part, queries: int) -> Uppers:
-  """Returns what no score of a part's items exceeds."""
-  rows, on_host = part.window, part.platform in ON_HOST
-  few = part.platform == "cpu" and bounds.square is None and bounds.columns.shape[1] <= FEW_COLUMNS
+  """Returns what no score of a part's items exceeds, from the part's 8-bit copy where there is one.
+
+  Gates as wide as features ask for sums of squares, which 8 bits do not hold.
+  """
+  rows, on_host, columns = part.window, part.platform in ON_HOST, bounds.columns.shape[1]
+  coarse = part.coarse is not None and bounds.square is None
+  items: jax.Array | Coarse = part.coarse if coarse and part.coarse is not None else part.features
+  few = part.platform == "cpu" and bounds.square is None and columns <= FEW_COLUMNS and not coarse
   whole = few and rows == len(part.features) and part.features.dtype == jnp.float32  # a slice would be a copy
   count = 1 if whole or not on_host else max(1, min(cores(), rows // PIECE_ROWS))
   each = -(-rows // count)
-  block = rows if whole else min(each, block_rows(part, bounds.columns.shape[1]))
+  block = rows if whole else min(each, COARSE_ROWS if coarse else block_rows(part, columns))
   wanted_N = None
   if part.wanted is not None:
     wanted_N = np.pad(part.wanted, (part.skipped, rows - part.skipped - part.items))
@@ -135,10 +143,10 @@ def upper_bounds(bounds: Bounds, part: Part, queries: int) -> Uppers:
     new = np.array([max(i * each, part.skipped) - at, part.skipped + part.items - at], np.int32)
     wanted_B = None if wanted_N is None else wanted_N[at : at + each]
     start = np.int32(part.offset - part.skipped + at)
-    found = _upper_bounds(bounds, part.features, start, part.lengths, new, wanted_B, each, block)
+    found = _upper_bounds(bounds, items, start, part.lengths, new, wanted_B, each, block)
     return Piece(at - part.skipped, *(jax.block_until_ready(found) if count > 1 else found))
 
-  return Uppers(on_cores(piece, range(count)), queries, on_host)
+  return Uppers(on_cores(piece, range(count)), queries, on_host, coarse)
 
 
 def block_rows(part: Part, columns: int) -> int:
@@ -153,7 +161,7 @@ def block_rows(part: Part, columns: int) -> int:
 @functools.partial(jax.jit, static_argnames=("rows", "block"))
 def _upper_bounds(
   bounds: Bounds,
-  gallery_ND: jax.Array,
+  gallery: jax.Array | Coarse,
   start: jax.Array,
   lengths: np.ndarray,
   new: np.ndarray,
@@ -163,11 +171,17 @@ def _upper_bounds(
 ) -> tuple[jax.Array, jax.Array]:
   """Returns the bounds (NQ) of some rows, and the greatest of groups of them; −inf but from new[0] to new[1]."""
   blocks, queries = -(-rows // block), bounds.floor.shape[0]
+  columns = cut_columns(bounds.columns, gallery) if isinstance(gallery, Coarse) else None
+
+  def some(at: jax.Array) -> jax.Array | Coarse:
+    if isinstance(gallery, Coarse):
+      return gallery.block(at, block)
+    return jax.lax.dynamic_slice_in_dim(gallery, at, block)
 
   def one(i: jax.Array, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
     upper_NQ, peak_GQ = found
     at = jnp.minimum(i * block, rows - block)  # the last block goes over some rows again
-    upper_BQ = upper(bounds, jax.lax.dynamic_slice_in_dim(gallery_ND, start + at, block), lengths)
+    upper_BQ = upper(bounds, some(start + at), lengths, columns)
     row_B = at + jnp.arange(block)
     there_B = (row_B >= new[0]) & (row_B < new[1])
     if wanted_N is not None:
@@ -184,16 +198,29 @@ def _upper_bounds(
   return jax.lax.fori_loop(0, blocks, one, (jnp.zeros((rows, queries)), peak_GQ))
 
 
-def upper(bounds: Bounds, item_BD: jax.Array, lengths: Array) -> jax.Array:
-  """Returns upper bounds (BQ) of the scores of items whose squared lengths lie between two `lengths`."""
+def upper(bounds: Bounds, items: jax.Array | Coarse, lengths: Array, columns: CutColumns | None = None) -> jax.Array:
+  """Returns upper bounds (BQ) of the scores of items whose squared lengths lie between two `lengths`.
+
+  Items are features (BD), or their 8-bit copy, which the bounds' columns are then cut for.
+  """
   queries = bounds.floor.shape[0]
-  product_BC = _product(item_BD, bounds.columns)
   square_BQ = (bounds.floor * jnp.where(bounds.floor >= 0, lengths[0], lengths[1]) - bounds.slack)[None]
-  if bounds.square is not None:
-    square_BQ += jnp.matmul(jnp.square(item_BD.astype(jnp.float32)), bounds.square, precision=HIGHEST)
+  if isinstance(items, Coarse):
+    assert columns is not None
+    product_BC, doubt_BC = intervals(items, columns)
+    least_BC = jnp.maximum(jnp.abs(product_BC) - doubt_BC, 0)
+    most_BC = jnp.minimum(jnp.abs(product_BC) + doubt_BC, LENGTHS)
+    numerator_BQ = product_BC[:, :queries] + doubt_BC[:, :queries]
+  else:
+    product_BC = least_BC = most_BC = _product(items, bounds.columns)
+    numerator_BQ = product_BC[:, :queries]
+    if bounds.square is not None:
+      square_BQ += jnp.matmul(jnp.square(items.astype(jnp.float32)), bounds.square, precision=HIGHEST)
   for i in range(bounds.weight.shape[0]):
-    square_BQ += bounds.weight[i][None] * jnp.square(product_BC[:, queries * (i + 1) : queries * (i + 2)])
-  numerator_BQ = product_BC[:, :queries] + bounds.numerator_slack[None]
+    own, weight_1Q = slice(queries * (i + 1), queries * (i + 2)), bounds.weight[i][None]
+    along_BQ = product_BC[:, own] if columns is None else jnp.where(weight_1Q >= 0, least_BC[:, own], most_BC[:, own])
+    square_BQ += weight_1Q * jnp.square(along_BQ)
+  numerator_BQ += bounds.numerator_slack[None]
   return jnp.minimum(_bound(numerator_BQ, square_BQ, bounds.cut[None], bounds.longest[None]), bounds.most[None])
 
 

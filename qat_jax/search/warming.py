@@ -12,7 +12,7 @@ import numpy as np
 
 from qat_jax.search.bounds import RANK, Bounds, each_query, prepare
 from qat_jax.search.exact import Pairs, score_pairs
-from qat_jax.search.gallery import GATHERED, parts
+from qat_jax.search.gallery import GATHERED, expect_searches, parts
 from qat_jax.search.kernels import upper_bounds
 from qat_jax.search.rank import rerank
 from qat_jax.search.scores import ITEMS, PIECE, refined_bounds
@@ -27,12 +27,15 @@ def warm(adaptation: Adaptation, gallery: Gallery) -> None:
   Filtering by one mask for all queries, and k of a fourth of the gallery or more, are left out: two shapes more.
   """
   queries, (width, rank) = len(adaptation), adaptation.left.shape[1:]
+  expect_searches(gallery)
   part = next(iter(parts(gallery, None, None, queries)))
   prepared = prepare(adaptation)
   wide = adaptation.gate.shape[1] > 1
   for kept in range(min(RANK, 2 * rank, width) + 1):
     for square in sorted({False, wide}):
-      upper_bounds(part.placed(_shaped(prepared.bounds, kept, square)), part, queries)
+      for copy in {id(x): x for x in (None, part.coarse)}.values():
+        either = dataclasses.replace(part, coarse=copy)
+        upper_bounds(part.placed(_shaped(prepared.bounds, kept, square)), either, queries)
   if rank > 2 * RANK:
     prepared = prepared._replace(tight=each_query(_shaped(prepared.bounds, min(2 * RANK, width), wide)))
   prepared = part.placed(prepared)

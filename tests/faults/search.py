@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qat_jax.search import gallery as galleries
 from qat_jax.search import kernels, scores
 from qat_jax.search.bounds import prepare
 from qat_jax.search.gallery import parts
@@ -118,7 +119,10 @@ def _padded(ranking: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
 def check(case: Case) -> float:
   """Returns by how much a score is off at most; raises AssertionError where a case's ranking is not float64's."""
   rows = 32 if case.seed % 2 else kernels.PIECE_ROWS  # of a core: few, so that small galleries are looked at in pieces
-  with unittest.mock.patch.object(kernels, "PIECE_ROWS", rows):
+  eight_bits = case.seed // 2 % 4 > 0
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(unittest.mock.patch.object(kernels, "PIECE_ROWS", rows))
+    stack.enter_context(unittest.mock.patch.object(galleries, "wanted", return_value=eight_bits))
     return _checked(case)
 
 
@@ -146,7 +150,7 @@ def _checked(case: Case) -> float:
 def _check_bounds(case: Case, own: Adaptation, item_ND: np.ndarray, exact_QN: np.ndarray) -> None:
   """Raises AssertionError where the score of an item exceeds its bounds: whether or not the search would lose it."""
   prepared = prepare(own)
-  gallery = jnp.asarray(item_ND) if case.place in ("device", "elsewhere") else item_ND
+  gallery = item_ND if case.place in ("host", "map", "stream") else jnp.asarray(item_ND)
   for part in parts(as_gallery(gallery), None, 256 if case.place == "stream" else None, case.queries):
     exact_NQ = exact_QN.T[part.first : part.first + part.items]
     uppers = kernels.upper_bounds(prepared.bounds, part, case.queries)

@@ -70,6 +70,9 @@ CHOICES: dict[str, tuple] = {
     "signs",
     "axes",
     "clusters",
+    "huge dimensions",
+    "constant dimensions",
+    "subnormal",
   ),
   "size": (0, -1, 1, -6, 6, -18, 18),
   "split": (0, -1, 1, -6, 6, -18, 18),
@@ -206,6 +209,13 @@ def _items(case: Case, rng: np.random.Generator, query_QD: np.ndarray, blind_D: 
     return np.eye(width)[rng.integers(0, width, items)] * rng.choice([-1.0, 1.0], (items, 1))
   if case.gallery == "clusters":
     return unit(random_ND[rng.integers(0, max(1, items // 50), items)] + 1e-3 * random_ND)
+  if case.gallery == "huge dimensions":  # in a cone, as CLIP's are
+    scale_D = np.where(rng.random(width) < 0.1, 10.0 ** rng.uniform(0, 4), 1)
+    return unit(scale_D * (rng.standard_normal(width) + rng.choice([0.01, 1]) * rng.standard_normal((items, width))))
+  if case.gallery == "constant dimensions":
+    return unit(np.where(rng.random(width) < 0.5, rng.standard_normal(width) / np.sqrt(width), random_ND))
+  if case.gallery == "subnormal":
+    return unit(np.where(rng.random((items, width)) < 0.7, 1e-41, 1) * random_ND)
   return random_ND
 
 
