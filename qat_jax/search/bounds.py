@@ -148,7 +148,7 @@ def _cut(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Returns U, V (QDC, V orthonormal), and |left rightᵀ − U Vᵀ| at most (Q; the spectral norm).
 
-  V is right's basis where its rank is at most RANK, else nearly its leading singular directions.
+  Lemma 1: V is right's basis where its rank is at most RANK, else nearly its leading singular directions.
   """
   queries, width, rank = right_QDR.shape
   if min(width, rank) <= RANK:
@@ -180,7 +180,7 @@ def _norm(gram_left_QRR: np.ndarray, gram_right_QRR: np.ndarray, whole_QRR: np.n
 
   With leftᵀleft ≤ K Kᵀ, the norm's square is at most the largest eigenvalue of H = Kᵀ rightᵀright K, and that is at
   most the Frobenius norm of H³² to the power 1/32: a sum of squares, in which nothing cancels. What float64 may have
-  rounded off the matrices is added, `whole_QRR` being what the right one is a difference of.
+  rounded off the matrices is added (lemma 2), `whole_QRR` being what the right one is a difference of.
   """
   rank, tiny, symmetric = gram_left_QRR.shape[1], np.finfo(float).tiny, lambda x: (x + _across(x)) / 2
   trace_left_Q, trace_right_Q = (np.trace(x, axis1=1, axis2=2) for x in (gram_left_QRR, whole_QRR))
@@ -201,7 +201,7 @@ def _spectrum(gate_QD: np.ndarray, left_QDC: np.ndarray, basis_QDC: np.ndarray) 
   """Returns eigenvalues (QE, rising) and orthonormal directions (QDE) of TᵀT − diag(gate²), E = min(2C, D).
 
   |T z|² = |gate ∘ z|² + Σ λ_i (e_i·z)². The low-rank part of TᵀT is P S Pᵀ with P = [right, gate∘left] and
-  S = [[leftᵀleft, I], [I, 0]]; P = Q C by a QR leaves the eigenproblem of C S Cᵀ.
+  S = [[leftᵀleft, I], [I, 0]] (lemma 3); P = Q C by a QR leaves the eigenproblem of C S Cᵀ.
   """
   queries, width, rank = left_QDC.shape
   if not rank:

@@ -100,7 +100,7 @@ class TopK(NamedTuple):
     return np.maximum(self.scores[:, -1], self.floor)
 
   def merge(self, other: TopK) -> TopK:
-    """Returns the best K of both, lower id first where scores are equal; associative, in any order."""
+    """Returns the best K of both, lower id first where scores are equal; associative, in any order (lemma 5)."""
     there_QJ = other.ids >= 0
     return self.with_pairs(Pairs(np.nonzero(there_QJ)[0], other.ids[there_QJ]), other.scores[there_QJ])
 

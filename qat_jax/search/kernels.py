@@ -201,7 +201,7 @@ def _upper_bounds(
 def upper(bounds: Bounds, items: jax.Array | Coarse, lengths: Array, columns: CutColumns | None = None) -> jax.Array:
   """Returns upper bounds (BQ) of the scores of items whose squared lengths lie between two `lengths`.
 
-  Items are features (BD), or their 8-bit copy, which the bounds' columns are then cut for.
+  Items are features (BD), or their 8-bit copy, which the bounds' columns are then cut for (lemma 9).
   """
   queries = bounds.floor.shape[0]
   square_BQ = (bounds.floor * jnp.where(bounds.floor >= 0, lengths[0], lengths[1]) - bounds.slack)[None]
@@ -225,7 +225,7 @@ def upper(bounds: Bounds, items: jax.Array | Coarse, lengths: Array, columns: Cu
 
 
 def _bound(numerator: Array, square: Array, cut: Array, longest: Array) -> jax.Array:
-  """Returns the numerator over the least length, √square − cut; a negative one over the greatest."""
+  """Returns the numerator over the least length, √square − cut; a negative one over the greatest (lemma 4)."""
   length = jnp.sqrt(jnp.maximum(square, 0)) - cut
   length = jnp.where(numerator > 0, length, jnp.maximum(longest, 1e-30))
   quotient = jnp.where(length > 0, numerator / length, jnp.inf)

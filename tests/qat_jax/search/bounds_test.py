@@ -1,10 +1,13 @@
 """What `prepare` says of maps holds for the dense maps, in float64."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from qat_jax.search.bounds import RANK, prepare
+from qat_jax.search.coarse import copied
 from qat_jax.search.gallery import Part
 from qat_jax.search.kernels import upper_bounds
 from qat_jax.search.scores import refined_bounds
@@ -43,8 +46,10 @@ CASES = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.parametrize("bits", [32, 8])
 @CASES
-def test_no_score_exceeds_its_bounds_and_most_come_near(rank, gate, decay):
+def test_no_score_exceeds_its_bounds_and_most_come_near(rank, gate, decay, bits):
+  """Lemmas 1 to 4, and 9 in 8 bits."""
   adaptation = make(rank, gate, decay)
   gallery_ND = unit(np.random.default_rng(0).standard_normal((ITEMS, WIDTH)))
   mapped_QND = np.einsum("QDE,NE->QND", dense(adaptation), gallery_ND.astype(np.float64))
@@ -53,6 +58,8 @@ def test_no_score_exceeds_its_bounds_and_most_come_near(rank, gate, decay):
   )
   prepared = prepare(adaptation)
   part = Part(0, ITEMS, jnp.asarray(gallery_ND), 0, ITEMS, np.array([0.9999, 1.0001], np.float32))
+  if bits == 8:
+    part = dataclasses.replace(part, coarse=copied(part.features))
   query_P, item_P, upper_P = upper_bounds(prepared.bounds, part, QUERIES).reaching(np.full(QUERIES, -np.inf))
   upper_QN = np.full((QUERIES, ITEMS), -np.inf)
   upper_QN[query_P, item_P] = upper_P
@@ -68,6 +75,7 @@ def test_no_score_exceeds_its_bounds_and_most_come_near(rank, gate, decay):
 @pytest.mark.parametrize("decay", [0.5, 0.9, 1.0])
 @pytest.mark.parametrize("rank", [12, 30])
 def test_lengths_differ_from_those_of_the_cut_map_by_no_more_than_it_says(rank, decay):
+  """Lemmas 1 and 2."""
   adaptation = make(rank, "one", decay)
   prepared = prepare(adaptation)
   kept = np.linalg.svd(dense(adaptation) - np.eye(WIDTH), compute_uv=False)[:, RANK]
