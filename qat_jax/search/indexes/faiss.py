@@ -26,10 +26,10 @@ from qat_jax.search.index import (
   read_about,
   whole,
 )
+from qat_jax.search.indexes.stored import SAMPLE, needed
 from qat_jax.search.rank import GalleryLike
 from qat_jax.types import MISSING, Gallery, Ranking
 
-SAMPLE = 256  # items whose length tells whether an index holds unit vectors
 TRAINED_ON = 100_000  # items, at most, that partitions and codes are learned from
 _OWN_TYPE = {int: "int", str: "str", uuid.UUID: "uuid"}
 
@@ -234,8 +234,4 @@ def _words(error: RuntimeError) -> str:
 
 
 def _faiss() -> Any:
-  try:
-    import faiss
-  except ImportError as error:
-    raise ImportError("FaissIndex wants the package faiss: pip install 'qat-jax[faiss]', or use ExactIndex") from error
-  return faiss
+  return needed("faiss", "FaissIndex", "pip install 'qat-jax[faiss]', or use ExactIndex")

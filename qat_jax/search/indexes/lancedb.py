@@ -11,32 +11,17 @@ import jax
 import numpy as np
 import pyarrow as pa
 
-from qat_jax.search.index import (
-  SMALL,
-  Ids,
-  Metric,
-  as_queries,
-  as_ranking,
-  check_columns,
-  check_gallery,
-  check_ids,
-  check_stored,
-  chunks,
-  fetched,
-  inner_products,
-)
+from qat_jax.search.index import SMALL, Ids, Metric, check_columns, check_gallery, check_ids, chunks
+from qat_jax.search.indexes.stored import ID, SAMPLE, StoredIndex, needed
 from qat_jax.search.rank import GalleryLike
 from qat_jax.types import Ranking
 
-QUERIES = 64  # of one search
-FETCHED = 1000  # vectors of one scan
-SAMPLE = 256  # rows whose length tells whether a table holds unit vectors
-ID, VECTOR = "id", "vector"  # the columns of tables that are built here
+VECTOR = "vector"  # the column of tables that are built here
 SPACE = b"qat_jax.space"  # of the schema's metadata
 NAMES: dict[Metric, str] = {"ip": "dot", "cosine": "cosine", "l2": "l2"}
 
 
-class LanceIndex:
+class LanceIndex(StoredIndex):
   """A table; its ids are those of a column of numbers or texts (UUIDs are texts there)."""
 
   def __init__(self, table: Any, metric: Metric, unit: bool, space: str, id_column: str, vector: str) -> None:
@@ -51,7 +36,7 @@ class LanceIndex:
         f"the table {table.name} has the columns {there}; wanted {id_column}, and {vector} of vectors: name yours, "
         "id_column=…, vector=…"
       )
-    self.table, self.metric, self.unit, self.space = table, metric, unit, space
+    self.table, self.metric, self.unit, self.space, self.where = table, metric, unit, space, f"the table {table.name}"
     self.id_column, self.vector, self.width = id_column, vector, kinds[vector].list_size
     self.integers = pa.types.is_integer(kinds[id_column])
 
@@ -139,7 +124,7 @@ class LanceIndex:
     metric = metric or ("ip" if unit else "cosine")  # without an index every row is compared, by whatever is asked for
     found = cls(opened, metric, unit, space or own, id_column, vector)
     sample = opened.search().where(f"`{vector}` IS NOT NULL").select([vector]).limit(SAMPLE).to_arrow().column(vector)
-    check_stored(f"the table {table}", metric, unit, found._rows(sample) if len(sample) else None)
+    found._check(found._vectors(sample), unit)
     return found
 
   def search(
@@ -155,39 +140,32 @@ class LanceIndex:
     `nprobes`: partitions looked into; `refine_factor`: how many times k items of a quantised index are compared
     exactly. Both are LanceDB's own, with its defaults.
     """
-    query_QD = as_queries(query_QD, self.width, k)
-    found = []
-    for start in range(0, len(query_QD), QUERIES):
-      block_QD = query_QD[start : start + QUERIES]
-      asked = self.table.search(list(block_QD), vector_column_name=self.vector).distance_type(NAMES[self.metric])
-      asked = asked.where(filter, prefilter=True) if filter is not None else asked
-      asked = asked.nprobes(nprobes) if nprobes is not None else asked
-      asked = asked.refine_factor(refine_factor) if refine_factor is not None else asked
-      answer = asked.limit(k).select([self.id_column, "_distance"]).to_arrow()
-      which = answer.column("query_index").to_numpy() if len(block_QD) > 1 else np.zeros(len(answer), np.int64)
+
+    def answers(query_QD: np.ndarray) -> Iterator[tuple[list[Any], np.ndarray]]:
+      query = self.table.search(list(query_QD), vector_column_name=self.vector).distance_type(NAMES[self.metric])
+      query = query.where(filter, prefilter=True) if filter is not None else query
+      query = query.nprobes(nprobes) if nprobes is not None else query
+      query = query.refine_factor(refine_factor) if refine_factor is not None else query
+      answer = query.limit(k).select([self.id_column, "_distance"]).to_arrow()
+      which = answer.column("query_index").to_numpy() if len(query_QD) > 1 else np.zeros(len(answer), np.int64)
       names, distances = answer.column(self.id_column).to_pylist(), answer.column("_distance").to_numpy()
       values = distances if self.metric == "l2" else 1 - distances.astype(np.float64)
-      for i, query_D in enumerate(block_QD):
+      for i in range(len(query_QD)):
         rows = np.flatnonzero(which == i)
-        score_K = inner_products(self.metric, values[rows], float(np.linalg.norm(query_D)))
-        found.append(([names[row] for row in rows], score_K))
-    return as_ranking(found, k, self.integers)
+        yield [names[row] for row in rows], values[rows]
+
+    return self._searched(query_QD, k, answers)
 
   def fetch(self, ids: Ids) -> np.ndarray:
     """Returns the vectors (ND, float32) of some of its ids; raises KeyError for one that is not there."""
-    names = [str(name) if isinstance(name, uuid.UUID) else name for name in np.asarray(ids, object).tolist()]
-    vectors: dict[Any, Any] = {}
-    for start in range(0, len(names), FETCHED):
-      some = names[start : start + FETCHED]
-      these = f"`{self.id_column}` IN ({', '.join(map(_literal, some))}) AND `{self.vector}` IS NOT NULL"
-      asked = self.table.search().where(these).select([self.id_column, self.vector])
-      answer = asked.limit(len(some) + 1).to_arrow()
-      if len(answer) > len(some):
-        raise ValueError(f"{self.id_column} names several rows of {self.table.name}; it must name one item each")
-      vectors |= zip(answer.column(self.id_column).to_pylist(), self._rows(answer.column(self.vector)), strict=True)
-    return fetched(vectors, names, self.unit, f"the table {self.table.name}")
+    return super().fetch([str(name) if isinstance(name, uuid.UUID) else name for name in np.asarray(ids, object)])
 
-  def _rows(self, column: pa.ChunkedArray) -> np.ndarray:
+  def _rows(self, names: list[Any]) -> list[tuple[Any, Any]]:
+    these = f"`{self.id_column}` IN ({', '.join(map(_literal, names))}) AND `{self.vector}` IS NOT NULL"
+    answer = self.table.search().where(these).select([self.id_column, self.vector]).limit(len(names) + 1).to_arrow()
+    return list(zip(answer.column(self.id_column).to_pylist(), self._vectors(answer.column(self.vector)), strict=True))
+
+  def _vectors(self, column: pa.ChunkedArray) -> np.ndarray:
     flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
     return flat.astype(np.float32).reshape(-1, self.width)
 
@@ -197,8 +175,4 @@ def _literal(name: int | str) -> str:
 
 
 def _lancedb() -> Any:
-  try:
-    import lancedb
-  except ImportError as error:
-    raise ImportError("LanceIndex wants the package lancedb: pip install 'qat-jax[lancedb]'") from error
-  return lancedb
+  return needed("lancedb", "LanceIndex", "pip install 'qat-jax[lancedb]'")

@@ -11,34 +11,19 @@ import jax
 import numpy as np
 import pyarrow as pa
 
-from qat_jax.search.index import (
-  SMALL,
-  Ids,
-  Metric,
-  as_queries,
-  as_ranking,
-  check_columns,
-  check_gallery,
-  check_ids,
-  check_stored,
-  chunks,
-  fetched,
-  inner_products,
-)
+from qat_jax.search.index import SMALL, Ids, Metric, check_columns, check_gallery, check_ids, chunks
+from qat_jax.search.indexes.stored import ID, SAMPLE, StoredIndex, needed
 from qat_jax.search.rank import GalleryLike
 from qat_jax.types import Gallery, Ranking
 
-QUERIES = 64  # sent before the first answer is read
-FETCHED = 10_000  # vectors of one statement
-SAMPLE = 256  # rows whose length tells whether a table holds unit vectors
 WIDEST_GRAPH = 2000  # dimensions that pgvector's HNSW takes
 MOST_LOOKED_AT = 1000  # the largest hnsw.ef_search
-ID, VECTOR = "id", "embedding"  # the columns of tables that are built here
+VECTOR = "embedding"  # the column of tables that are built here
 OPERATORS: dict[Metric, str] = {"ip": "<#>", "cosine": "<=>", "l2": "<->"}  # negative product, 1 − cosine, distance
 SQL_TYPES = {"int": "bigint", "str": "text", "UUID": "uuid"}
 
 
-class PgvectorIndex:
+class PgvectorIndex(StoredIndex):
   """A table; its ids are those of a column of numbers, texts or UUIDs."""
 
   def __init__(
@@ -53,7 +38,7 @@ class PgvectorIndex:
     settings: Mapping[str, object] | None = None,
   ) -> None:
     """Connects; use `build` or `connect`."""
-    self.location, self.table, self.unit = location, table, unit
+    self.location, self.table, self.unit, self.where = location, table, unit, f"the table {table}"
     self._connection: Any = None
     names = {"id": id_column, "vector": vector, "table": table}
     self._names = {key: _psycopg().sql.Identifier(*name.split(".")) for key, name in names.items()}
@@ -119,7 +104,7 @@ class PgvectorIndex:
     statement = _psycopg().sql.SQL("SELECT {vector}::real[] FROM {table} WHERE {vector} IS NOT NULL LIMIT %s")
     with found._connected() as connection:
       rows = connection.execute(statement.format(**found._names), [SAMPLE]).fetchall()
-    check_stored(f"the table {table}", found.metric, unit, np.array([row[0] for row in rows]) if rows else None)
+    found._check([row[0] for row in rows], unit)
     return found
 
   def search(
@@ -133,7 +118,6 @@ class PgvectorIndex:
     In a condition alone a % is a %: "name LIKE 'mug%'". Beside values a literal one is written %%, as in psycopg. The
     condition becomes part of the statement: never take it from a stranger, take values alone.
     """
-    query_QD = as_queries(query_QD, self.width, k)
     condition, values = (filter.replace("%", "%%"), ()) if isinstance(filter, str) else filter
     sql = _psycopg().sql
     statement = sql.SQL(
@@ -142,35 +126,24 @@ class PgvectorIndex:
     )
     parts = {"operator": OPERATORS[self.metric], "type": self._type, "condition": condition}
     statement = statement.format(**self._names, **{name: sql.SQL(part) for name, part in parts.items()})
-    found = []
     with self._connected() as connection, connection.transaction():
       for name, value in {**self._settings(k), **self.settings}.items():
         connection.execute("SELECT set_config(%s, %s, true)", [name, str(value)])
-      for start in range(0, len(query_QD), QUERIES):
-        block_QD = query_QD[start : start + QUERIES]
-        with connection.pipeline():
-          cursors = [connection.execute(statement, [_text(query_D), *values, k]) for query_D in block_QD]
-          answers = [cursor.fetchall() for cursor in cursors]
-        for query_D, rows in zip(block_QD, answers, strict=True):
-          value_K = np.array([np.nan if row[1] is None else row[1] for row in rows], np.float64)
-          value_K = {"ip": -value_K, "cosine": 1 - value_K, "l2": np.square(value_K)}[self.metric]
-          score_K = inner_products(self.metric, value_K, float(np.linalg.norm(query_D)))
-          found.append(([row[0] for row in rows], score_K))
-    return as_ranking(found, k, self.integers)
 
-  def fetch(self, ids: Ids) -> np.ndarray:
-    """Returns the vectors (ND, float32) of some of its ids; raises KeyError for one that is not there."""
-    names = np.asarray(ids, object).tolist()
+      def answers(query_QD: np.ndarray) -> Iterator[tuple[list[Any], np.ndarray]]:
+        with connection.pipeline():
+          cursors = [connection.execute(statement, [_text(query_D), *values, k]) for query_D in query_QD]
+          tables = [cursor.fetchall() for cursor in cursors]
+        for rows in tables:
+          value_K = np.array([np.nan if row[1] is None else row[1] for row in rows], np.float64)
+          yield [row[0] for row in rows], {"ip": -value_K, "cosine": 1 - value_K, "l2": value_K**2}[self.metric]
+
+      return self._searched(query_QD, k, answers)
+
+  def _rows(self, names: list[Any]) -> list[tuple[Any, Any]]:
     statement = _psycopg().sql.SQL("SELECT {id}, {vector}::real[] FROM {table} WHERE {id} = ANY(%s)")
-    vectors: dict[Any, Any] = {}
     with self._connected() as connection:
-      for start in range(0, len(names), FETCHED):
-        some = names[start : start + FETCHED]
-        rows = connection.execute(statement.format(**self._names), [some]).fetchall()
-        if len(rows) > len(some):
-          raise ValueError(f"the ids of {self.table} name several rows; a column that names one item each is wanted")
-        vectors |= {name: row for name, row in rows if row is not None}
-    return fetched(vectors, names, self.unit, f"the table {self.table}")
+      return connection.execute(statement.format(**self._names), [names]).fetchall()
 
   def close(self) -> None:
     """Ends the connection; the next search makes another."""
@@ -197,7 +170,7 @@ class PgvectorIndex:
     if kind not in ("vector", "halfvec") or width < 1 or id_column not in kinds:
       there = ", ".join(f"{name} {kind}" for name, (kind, _) in kinds.items())
       raise ValueError(
-        f"the table {self.table} has the columns {there}; wanted {id_column}, and {vector} of the type vector(D) or "
+        f"{self.where} has the columns {there}; wanted {id_column}, and {vector} of the type vector(D) or "
         "halfvec(D): name yours, id_column=…, vector=…"
       )
     return kind, width, kinds[id_column][0] in ("int2", "int4", "int8")
@@ -293,9 +266,6 @@ def _one_line(location: str) -> Iterator[None]:
 
 
 def _psycopg() -> Any:
-  try:
-    import psycopg
-    import psycopg.sql
-  except ImportError as error:
-    raise ImportError("PgvectorIndex wants psycopg and pgvector: pip install 'qat-jax[pgvector]'") from error
-  return psycopg
+  how = "pip install 'qat-jax[pgvector]'"
+  needed("psycopg.sql", "PgvectorIndex", how)
+  return needed("psycopg", "PgvectorIndex", how)

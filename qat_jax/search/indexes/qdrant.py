@@ -15,30 +15,15 @@ import jax
 import numpy as np
 import pyarrow as pa
 
-from qat_jax.search.index import (
-  Ids,
-  Metric,
-  as_queries,
-  as_ranking,
-  check_columns,
-  check_gallery,
-  check_ids,
-  check_stored,
-  chunks,
-  fetched,
-  inner_products,
-)
+from qat_jax.search.index import Ids, Metric, check_columns, check_gallery, check_ids, chunks
+from qat_jax.search.indexes.stored import ID, SAMPLE, StoredIndex, needed
 from qat_jax.search.rank import GalleryLike
 from qat_jax.types import Ranking
 
-QUERIES = 64  # of one request
-FETCHED = 1000  # vectors of one request
-SAMPLE = 256  # items whose length tells whether a collection holds unit vectors
-ID_FIELD = "id"  # of the payload: names that are no UUIDs, which Qdrant's own ids must be where they are no numbers
 MARK = "qat_jax"  # of the collection's metadata
 
 
-class QdrantIndex:
+class QdrantIndex(StoredIndex):
   """A collection; its ids are the points' own (int or UUID), or a field of their payload."""
 
   def __init__(
@@ -56,6 +41,7 @@ class QdrantIndex:
     """Use `build` or `connect`. `integers`: its ids are, as far as is known."""
     self.client, self.collection, self.width, self.metric, self.unit = client, collection, width, metric, unit
     self.space, self.vector, self.id_field, self.integers = space, vector, id_field, integers
+    self.where = f"the collection {collection!r}"
 
   @classmethod
   def build(
@@ -76,14 +62,14 @@ class QdrantIndex:
     gallery = check_gallery(gallery)
     names = check_ids(ids, len(gallery))
     by_field = isinstance(names[0], str)
-    table = check_columns(columns, len(gallery), (ID_FIELD,) if by_field else ())
+    table = check_columns(columns, len(gallery), (ID,) if by_field else ())
     client, models = _client(location, options), _qdrant().models
     space = gallery.space or "frozen"
     with _one_line(location):
       if client.collection_exists(collection):
         raise ValueError(f"Qdrant has a collection {collection!r} already; connect to it, delete it or name another")
       vectors = models.VectorParams(size=gallery.width, distance=models.Distance.DOT)
-      about = {"space": space, "id_field": ID_FIELD if by_field else None}
+      about = {"space": space, "id_field": ID if by_field else None}
       client.create_collection(collection, vectors_config=vectors, metadata={MARK: {**about, "complete": False}})
       try:
         if by_field:
@@ -92,7 +78,7 @@ class QdrantIndex:
           part = names[start : start + len(item_ND)]
           payloads = table.slice(start, len(part)).to_pylist() if table is not None else [{} for _ in part]
           if by_field:
-            payloads = [{**row, ID_FIELD: name} for row, name in zip(payloads, part, strict=True)]
+            payloads = [{**row, ID: name} for row, name in zip(payloads, part, strict=True)]
             points: list[int | str] = list(range(start, start + len(part)))
           else:
             points = [name if isinstance(name, int) else str(name) for name in part]
@@ -147,8 +133,7 @@ class QdrantIndex:
       found.id_field = id_field or ours.get("id_field")
       points, _ = client.scroll(collection, limit=SAMPLE, with_vectors=[vector] if vector else True, with_payload=True)
     points = [point for point in points if found._vector_of(point) is not None]
-    # a cosine collection normalised what it took
-    check_stored(f"the collection {collection!r}", metric, unit or metric == "cosine", found._vectors_of(points))
+    found._check(found._vectors_of(points), unit or metric == "cosine")  # which normalised what it took
     found.integers = all(isinstance(found._name_of(point), int) for point in points)
     return found
 
@@ -160,45 +145,35 @@ class QdrantIndex:
     params: Any = None,
   ) -> Ranking:
     """As `Index.search`; `filter` and `params` are Qdrant's own: models.Filter, models.SearchParams."""
-    query_QD, models = as_queries(query_QD, self.width, k), _qdrant().models
-    payload = [self.id_field] if self.id_field else False
-    found = []
-    for start in range(0, len(query_QD), QUERIES):
+    models, payload = _qdrant().models, [self.id_field] if self.id_field else False
+
+    def answers(query_QD: np.ndarray) -> Iterator[tuple[list[Any], np.ndarray]]:
       requests = [
         models.QueryRequest(
           query=query_D.tolist(), using=self.vector, limit=k, filter=filter, params=params, with_payload=payload
         )
-        for query_D in query_QD[start : start + QUERIES]
+        for query_D in query_QD
       ]
       with _one_line(self.collection):
-        answers = self.client.query_batch_points(self.collection, requests)
-      for query_D, answer in zip(query_QD[start : start + QUERIES], answers, strict=True):
-        value_K = np.array([point.score for point in answer.points], np.float64)
-        value_K = np.square(value_K) if self.metric == "l2" else value_K
-        score_K = inner_products(self.metric, value_K, float(np.linalg.norm(query_D)))
-        found.append(([self._name_of(point) for point in answer.points], score_K))
-    return as_ranking(found, k, self.integers)
+        batches = self.client.query_batch_points(self.collection, requests)
+      for batch in batches:
+        value_K = np.array([point.score for point in batch.points], np.float64)
+        yield [self._name_of(point) for point in batch.points], value_K**2 if self.metric == "l2" else value_K
 
-  def fetch(self, ids: Ids) -> np.ndarray:
-    """Returns the vectors (ND, float32) of some of its ids; raises KeyError for one that is not there."""
-    models, names = _qdrant().models, np.asarray(ids, object).tolist()
-    vectors: dict[Any, Any] = {}
-    for start in range(0, len(names), FETCHED):
-      some, which = names[start : start + FETCHED], [self.vector] if self.vector else True
-      with _one_line(self.collection):
-        if self.id_field:
-          condition = models.FieldCondition(key=self.id_field, match=models.MatchAny(any=some))
-          points, _ = self.client.scroll(
-            self.collection, scroll_filter=models.Filter(must=[condition]), limit=len(some) + 1, with_vectors=which
-          )
-        else:
-          known = [str(name) if isinstance(name, uuid.UUID) else name for name in some]
-          points = self.client.retrieve(self.collection, known, with_vectors=which, with_payload=False)
-      if len(points) > len(some):
-        raise ValueError(f"{self.id_field!r} names several points of {self.collection!r}; it must name one item each")
-      points = [point for point in points if self._vector_of(point) is not None]
-      vectors |= zip(map(self._name_of, points), self._vectors_of(points), strict=True)
-    return fetched(vectors, names, self.unit, f"the collection {self.collection!r}")
+    return self._searched(query_QD, k, answers)
+
+  def _rows(self, names: list[Any]) -> list[tuple[Any, Any]]:
+    models, which = _qdrant().models, [self.vector] if self.vector else True
+    with _one_line(self.collection):
+      if self.id_field:
+        condition = models.FieldCondition(key=self.id_field, match=models.MatchAny(any=names))
+        points, _ = self.client.scroll(
+          self.collection, scroll_filter=models.Filter(must=[condition]), limit=len(names) + 1, with_vectors=which
+        )
+      else:
+        known = [str(name) if isinstance(name, uuid.UUID) else name for name in names]
+        points = self.client.retrieve(self.collection, known, with_vectors=which, with_payload=False)
+    return [(self._name_of(point), self._vector_of(point)) for point in points]
 
   def _name_of(self, point: Any) -> Any:
     if self.id_field is None:
@@ -239,7 +214,7 @@ def _close(reference: weakref.ref) -> None:
 def _index_field(client: Any, collection: str) -> None:
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # the embedded mode looks through all payloads, and says so
-    client.create_payload_index(collection, ID_FIELD, _qdrant().models.PayloadSchemaType.KEYWORD)
+    client.create_payload_index(collection, ID, _qdrant().models.PayloadSchemaType.KEYWORD)
 
 
 @contextlib.contextmanager
@@ -258,8 +233,4 @@ def _shown(location: Any) -> str:
 
 
 def _qdrant() -> Any:
-  try:
-    import qdrant_client
-  except ImportError as error:
-    raise ImportError("QdrantIndex wants the package qdrant-client: pip install 'qat-jax[qdrant]'") from error
-  return qdrant_client
+  return needed("qdrant_client", "QdrantIndex", "pip install 'qat-jax[qdrant]'")

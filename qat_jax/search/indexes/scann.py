@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from qat_jax.search.index import SMALL, as_queries, check_gallery, read_about, whole
+from qat_jax.search.indexes.stored import needed
 from qat_jax.search.rank import GalleryLike
 from qat_jax.types import Ranking
 
@@ -67,10 +68,4 @@ class ScannIndex:
 
 
 def _scann() -> Any:
-  try:
-    from scann import scann_ops_pybind
-  except ImportError as error:
-    raise ImportError(
-      "ScannIndex wants the package scann (Linux only): pip install scann, or use ExactIndex"
-    ) from error
-  return scann_ops_pybind
+  return needed("scann", "ScannIndex", "pip install scann (Linux only), or use ExactIndex").scann_ops_pybind
