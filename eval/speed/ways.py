@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import unittest.mock
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,6 +19,7 @@ from qat_jax.adaptation import plain, score
 from qat_jax.models.forms import adaptive, initialise
 from qat_jax.models.quari import Released
 from qat_jax.search.bounds import prepare
+from qat_jax.search.coarse import SWITCH
 from qat_jax.search.rank import rank, rerank
 from qat_jax.types import Adaptation
 
@@ -62,6 +65,10 @@ def ways(adaptation: Adaptation, gallery_ND: jax.Array, k: int) -> dict[str, Way
     "plain": Way(lambda: jax.block_until_ready(top(gallery_ND, adaptation.query, k)), items, size, every * 2 * width),
     "plain_rank": Way(lambda: rank(unchanged, gallery_ND, k), items, size, every * 2 * width),
   }
+  for name in ("rank", "plain_rank"):
+    way = named[name]
+    assert isinstance(way, Way)
+    named[f"{name}_float32"] = way._replace(run=functools.partial(in_float32, way.run))
   for name, length in (("rerank_1k", 1000), ("rerank_10k", 10_000)):
     if length > items:
       continue
@@ -98,6 +105,12 @@ def library_ways(adaptation: Adaptation, gallery_ND: jax.Array, k: int) -> dict[
     moved = queries * length * width * 4.0
     named["scann_rerank"] = Way(run, len(host_ND), moved, moved * adaptation.left.shape[2])
   return named
+
+
+def in_float32(run: Callable[[], object]) -> object:
+  """Returns what a search does that leaves the 8-bit copies of galleries alone."""
+  with unittest.mock.patch.dict(os.environ, {SWITCH: "float32"}):
+    return run()
 
 
 @functools.partial(jax.jit, static_argnums=2)
