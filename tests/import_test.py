@@ -37,6 +37,7 @@ ORDER = (
   "metrics",
   "runs",
   "search.cores",
+  "search.spectrum",
   "search.bounds",
   "search.coarse",
   "search.gallery",

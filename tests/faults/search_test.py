@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from qat_jax.search import bounds, exact
+from qat_jax.search import exact, spectrum
 from tests.faults import search
 
-NORM, SPECTRUM = bounds._norm, bounds._spectrum
+NORM, SPECTRUM = spectrum.norm, spectrum.spectrum
 SHAPES = {"width": 8, "directions": 12, "queries": 2, "items": 256, "extra": "nothing"}
 
 
@@ -58,8 +58,8 @@ def test_nor_with_half_precision():
 @pytest.mark.parametrize(
   ("where", "name", "planted", "case"),
   [
-    (bounds, "_spectrum", too_large, {"factors": "items", "gallery": "equal"}),
-    (bounds, "_norm", lambda *args: 0.9 * NORM(*args), {"factors": "opposite", "gallery": "singular"}),
+    (spectrum, "spectrum", too_large, {"factors": "items", "gallery": "equal"}),
+    (spectrum, "norm", lambda *args: 0.9 * NORM(*args), {"factors": "opposite", "gallery": "singular"}),
     (exact, "CERTAIN", np.inf, {"factors": "blind", "gallery": "near blind"}),
     (exact, "MARGIN", -0.5, {"factors": "opposite", "gallery": "singular"}),
   ],
