@@ -51,7 +51,7 @@ def add_split(commands: argparse._SubParsersAction) -> None:
   )
   parser.description = (
     "Make a retrieval set from a folder of features. Each instance goes, whole, to train, val or test.\n"
-    "Captions, and images of which another view exists, become queries."
+    "Captions, and images of which another view exists, become queries. A metadata column `split` is followed."
   )
   text = "a feature folder with img_emb/ and, for text queries, text_emb/ (docs/data.md)"
   parser.add_argument("source", metavar="SOURCE", help=text)

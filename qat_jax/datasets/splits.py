@@ -36,20 +36,23 @@ TOYBOX = {
 
 
 def sources(kind: str, name: str, folder: str | os.PathLike, limit: int = 0, views: int = 0) -> Places:
-  """Returns place → (source, kinds of feature to encode) of a data set whose files lie in `folder`.
+  """Returns place → (source, kinds of feature to encode) of a data set.
 
-  Kinds:
-    toybox: draws itself; `name` is its config, empty for the default. "intents", or "tiny_intents", has that gallery,
-      and image queries of two intents (`toybox.intents`).
-    tfds: a prepared TFDS set with the features of coco_captions; `name` as TFDS has it, empty for that one itself. An
-      image is an instance.
-    folder: images with captions, see `FolderSource`; with the name "subfolders" those of one subfolder are an instance.
-    webdataset: tar shards, see `WebdatasetSource`; `folder` may be a pattern with *, or an address.
-    parquet: files with a column of images, see `ParquetSource`; `folder` as for webdataset.
+  Args:
+    kind: where its items come from.
+      toybox: it draws itself.
+      tfds: a prepared TFDS set with the features of coco_captions; an image is an instance.
+      folder: images with captions, see `FolderSource`.
+      webdataset: tar shards, see `WebdatasetSource`.
+      parquet: files with a column of images, see `ParquetSource`.
+    name: of a toybox its config, empty for the default; "intents", or "tiny_intents", has that gallery, and image
+      queries of two intents (`toybox.intents`). Of a TFDS set its name, empty for coco_captions. "subfolders": the
+      images in one subfolder of a folder are one instance.
+    folder: where the files lie; of tars and Parquet files also a pattern with *, or an address.
+    limit: keeps the first items of each place alone, 0 all.
+    views: how many made views of each picture are an instance with it, see `label_free`; 0: none are made.
 
-  `limit` keeps the first items of each place alone, 0 all. With `views` the instances are pictures and so many made
-  views of each, see `label_free`. Raises FileNotFoundError where the files are not there,
-  ValueError for an unknown kind or a set that cannot be split.
+  Raises FileNotFoundError where the files are not there, ValueError for an unknown kind or a set that cannot be split.
   """
   if kind not in KINDS:
     raise ValueError(f"data.source is {kind!r}; use one of {', '.join(KINDS)}, or give features on disk (data.root)")

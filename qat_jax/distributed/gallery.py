@@ -126,8 +126,8 @@ class Gallery:
 
   def column(self, name: str) -> np.ndarray:
     """Returns a metadata column (N), which travels."""
-    found = self._all("column", dict.fromkeys(range(len(self.paths)), (name,)))
-    return np.concatenate([found[place] for place in sorted(found)])
+    columns = self._all("column", dict.fromkeys(range(len(self.paths)), (name,)))
+    return np.concatenate([columns[place] for place in sorted(columns)])
 
   def rank(self, adaptation: Adaptation, k: int, masks: Masks) -> Ranking:
     """Returns what `qat_jax.rank` does, of arguments that it has checked.

@@ -91,13 +91,13 @@ class GalleryShard:
 
   def best(self, request: bytes) -> bytes:
     """Returns the best of the shard's items for some queries, by their positions in it."""
-    asked, k, floor_Q, masks, deep = pickle.loads(request)
-    adaptation = asked if isinstance(asked, Adaptation) else self.model(*asked)
+    question, k, floor_Q, masks, deep = pickle.loads(request)
+    adaptation = question if isinstance(question, Adaptation) else self.model(*question)
     if masks.wanted_N is not None:
       masks = masks._replace(wanted_N=np.unpackbits(masks.wanted_N, count=len(self.store)).astype(bool))
     (top,) = best_of(adaptation, self.items, [TopK.empty(len(adaptation), k, floor_Q)], masks, deep)
-    found = int((top.ids >= 0).sum(axis=1).max(initial=0))
-    reply = top.ids[:, :found].astype(np.int32), top.scores[:, :found]
+    most = int((top.ids >= 0).sum(axis=1).max(initial=0))
+    reply = top.ids[:, :most].astype(np.int32), top.scores[:, :most]
     return pickle.dumps(reply, pickle.HIGHEST_PROTOCOL)
 
 
@@ -149,15 +149,15 @@ def rooms(slots: list[Slot], shards: int, replicas: int) -> list[list[Slot]]:
 
 def check_alike(paths: Sequence[str], about: Sequence[dict[str, Any]]) -> None:
   """Raises ValueError that names two shards which differ in width, space or encoder; `about` is of each."""
-  for place, (path, own) in enumerate(zip(paths, about, strict=True)):
+  for place, (path, other) in enumerate(zip(paths, about, strict=True)):
     for name in ("width", "space"):
-      if own[name] != about[0][name]:
+      if other[name] != about[0][name]:
         raise ValueError(
-          f"the shards differ in {name}: {paths[0]} has {about[0][name]!r}, {path} has {own[name]!r}; give folders of "
-          "one encoder, prepared alike"
+          f"the shards differ in {name}: {paths[0]} has {about[0][name]!r}, {path} has {other[name]!r}; give folders "
+          "of one encoder, prepared alike"
         )
     for before in range(place):
-      check_encoders(f"shard {paths[before]}", about[before]["encoder"], f"shard {path}", own["encoder"])
+      check_encoders(f"shard {paths[before]}", about[before]["encoder"], f"shard {path}", other["encoder"])
 
 
 def check_names(

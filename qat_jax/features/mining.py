@@ -43,10 +43,20 @@ def mine(
 ) -> SemiPositives:
   """Returns for each image the nearest `keep` of its `neighbours` nearest by cosine that are of another instance.
 
-  Weights (rows sum to 1) are softmax(cosine / temperature) over those kept; −1 and 0 pad. An image without an instance
-  (None) is like no other. Equal cosines go by position. Features above half a gigabyte are read
-  N / block times, a chunk at a time. `cluster` says who mines: this process, or a Ray cluster (docs/scale.md); only a
-  store can be read there. Raises ValueError for settings without meaning.
+  Weights (rows sum to 1) are softmax(cosine / temperature) over those kept; −1 and 0 pad. Equal cosines go by
+  position. Features above half a gigabyte are read N / block times, a chunk at a time.
+
+  Args:
+    features: of the images, ND.
+    instance_N: of each image; one without an instance (None) is like no other.
+    neighbours: how many of the nearest are looked at.
+    keep: how many are kept.
+    temperature: of the softmax.
+    block: how many images are searched for at once.
+    progress: whether a progress bar is shown.
+    cluster: who mines: this process, or a Ray cluster (docs/scale.md); only a store can be read there.
+
+  Raises ValueError for settings without meaning.
   """
   if len(instance_N) != len(features):
     raise ValueError(f"{len(instance_N)} instances for {len(features)} features; give one for each")

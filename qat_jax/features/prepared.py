@@ -27,10 +27,18 @@ def prepared_features(
 ) -> FeatureStore:
   """Writes what `prepare` makes of a gallery's rows (ND → NE) as a feature folder of `space`; opens it if it is there.
 
-  What a killed call left is gone on with. A folder that was made from another gallery, or for another space, is written
-  anew; a line of the log says so. `cluster` says who makes the shards: this process, or a Ray cluster (docs/scale.md);
-  only a FeatureStore can be read there. Raises FileExistsError where the folder holds anything that was not made here,
-  BlockingIOError where another process writes it.
+  A call goes on with what a killed one left. A folder that was made from another gallery, or for another space, is
+  written anew; a line of the log says so.
+
+  Args:
+    folder: where the features are written.
+    gallery: the rows; on a cluster a FeatureStore.
+    prepare: the static map, of any number of rows.
+    space: the name of what it maps to.
+    cluster: who makes the shards: this process, or a Ray cluster (docs/scale.md).
+
+  Raises FileExistsError where the folder holds anything that was not made here, BlockingIOError where another process
+  writes it.
   """
   folder, kind = Path(folder), getattr(gallery, "kind", "img")
   if cluster != LOCAL and not isinstance(gallery, FeatureStore):

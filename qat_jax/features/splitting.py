@@ -68,16 +68,8 @@ def split(
   source, root = Path(source), Path(root)
   if not (0 < val < 1 and 0 < test < 1 and val + test < 1):
     raise ValueError(f"val is {val}, test {test}; give shares of the instances above 0 that leave some for train")
-  images = FeatureStore.open(source, "img")
-  texts = FeatureStore.open(source, "text") if shard_files(source, "text_emb", "npy") else None
+  images, texts = _open(source)
   stores = [images] if texts is None else [images, texts]
-  if images.space != "frozen":
-    raise ValueError(f"{source} was prepared by an adapter ({images.space}); give the encoder's own features")
-  if texts is not None and len(texts) != len(images):
-    raise ValueError(f"{source} has {len(images)} images and {len(texts)} captions; give one caption an image")
-  images.check_ids()
-  if texts is not None and pc.any(pc.ends_with(images.arrow_ids(), CAPTION)).as_py():
-    raise ValueError(f"{source} has an id that ends with {CAPTION}, as the ids of captions will; rename it")
   made_from = fingerprint(
     source={store.kind: store.fingerprint for store in stores}, by=by, val=val, test=test, seed=seed
   )
@@ -101,6 +93,20 @@ def split(
     os.replace(parts / "set", root)
     empty(parts)
   return rows
+
+
+def _open(source: Path) -> tuple[FeatureStore, FeatureStore | None]:
+  """Returns the images and the captions, if any, of a folder; raises ValueError where they cannot be split."""
+  images = FeatureStore.open(source, "img")
+  texts = FeatureStore.open(source, "text") if shard_files(source, "text_emb", "npy") else None
+  if images.space != "frozen":
+    raise ValueError(f"{source} was prepared by an adapter ({images.space}); give the encoder's own features")
+  if texts is not None and len(texts) != len(images):
+    raise ValueError(f"{source} has {len(images)} images and {len(texts)} captions; give one caption an image")
+  images.check_ids()
+  if texts is not None and pc.any(pc.ends_with(images.arrow_ids(), CAPTION)).as_py():
+    raise ValueError(f"{source} has an id that ends with {CAPTION}, as the ids of captions will; rename it")
+  return images, texts
 
 
 def _rows_of(root: Path, made_from: dict[str, Any]) -> dict[str, int] | None:

@@ -239,12 +239,19 @@ def write_features(
   meta: Mapping[str, object] | None = None,
   rows_per_shard: int = ROWS_PER_SHARD,
 ) -> FeatureStore:
-  """Writes features by kind (an array ND, or chunks of one that need not fit in memory) and returns their store.
+  """Writes features and metadata as a folder and returns its store, of the first kind.
 
-  The store is of the first kind. `columns` must have `id`, `meta` hold what JSON can. What an earlier call left
-  unfinished is written anew. Raises FileExistsError where the folder holds anything else, ValueError for broken rows,
-  repeated ids, or fewer or more features than ids, BlockingIOError where
-  another process writes the folder.
+  What an earlier call left unfinished is written anew.
+
+  Args:
+    folder: where they are written.
+    features: by kind, an array ND or chunks of one that need not fit in memory.
+    columns: the metadata; one of them must be `id`.
+    meta: what meta.json says beside, of values that JSON can hold.
+    rows_per_shard: how many items a shard has.
+
+  Raises FileExistsError where the folder holds anything else, ValueError for broken rows, repeated ids, or fewer or
+  more features than ids, BlockingIOError where another process writes the folder.
 
   >>> store = write_features("toys", {"img": np.eye(3, 8, dtype=np.float32)}, {"id": ["a", "b", "c"]})
   >>> len(store), store.width, store.ids.tolist()

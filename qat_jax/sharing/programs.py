@@ -88,8 +88,8 @@ def _onnx(adapter: Adapter, name: str, queries: int) -> tuple[bytes, dict[str, A
       data = model.SerializeToString()
       session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
   except Exception as error:  # of three libraries; a model of more than 2 GB among them
-    said = " ".join(str(error).split())[:300]
-    raise ValueError(f"the head for {name} queries has no program in ONNX ({said}); use --format jax") from error
+    reason = " ".join(str(error).split())[:300]
+    raise ValueError(f"the head for {name} queries has no program in ONNX ({reason}); use --format jax") from error
   _compare(adapter, name, lambda query_QD: session.run(["folded"], {"query": query_QD})[0])
   return data, {"opset": OPSET}
 
@@ -122,8 +122,8 @@ def _compare(adapter: Adapter, name: str, program: Callable[[np.ndarray], Any]) 
     try:
       off = float(np.abs(np.asarray(program(query_QD[:rows])) - expected_QE[:rows]).max())
     except Exception as error:  # of the library that runs it
-      said = " ".join(str(error).split())[:300]
-      raise ValueError(f"the program for {name} queries does not run ({said}); use another --format") from error
+      reason = " ".join(str(error).split())[:300]
+      raise ValueError(f"the program for {name} queries does not run ({reason}); use another --format") from error
     if not off <= NEAR * max(1.0, float(np.abs(expected_QE).max())):
       raise ValueError(
         f"the program for {name} queries is {off:.1e} off the adapter's numbers; use another --format, or "

@@ -118,7 +118,7 @@ def push(
   """
   folder = pathlib.Path(folder)
   adapter = load(folder)
-  missing = [wanted for wanted in ("adapter.json", "config.json", "README.md") if not (folder / wanted).exists()]
+  missing = [file for file in ("adapter.json", "config.json", "README.md") if not (folder / file).exists()]
   if missing:
     raise ValueError(f"{folder} has no {missing[0]}; export the adapter first: qat-jax export RUN FOLDER")
   card = (folder / "README.md").read_text()
