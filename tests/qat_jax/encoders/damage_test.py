@@ -235,26 +235,38 @@ def test_settings_of_pictures_that_are_not_understood_are_named(folder, settings
     load_encoder(str(folder))
 
 
-@pytest.mark.parametrize("form", ["config", "config object", "map", "map object", "tokenizer alone", "null"])
-@pytest.mark.parametrize("family", ["clip", "clip_openclip", "siglip", "siglip2_gemma"])
-def test_the_padding_token_is_found_wherever_it_lies(tmp_path, family, form):
+FAMILIES = ["clip", "clip_openclip", "siglip", "siglip2_gemma"]
+
+
+@pytest.mark.parametrize("form", ["config", "config object", "map", "map object"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_padding_token_is_taken_wherever_it_is_named(tmp_path, family, form):
   folder = pathlib.Path(shutil.copytree(DATA / family, tmp_path / "it"))
-  by_feature = family == "clip_openclip"  # whose tower never looks at the padding, so any will do
-
-  def read():
-    encoder = load_encoder(str(folder))
-    return encoder.texts(["a red star"]) if by_feature else encoder._tokens(["a red star"])[0]
-
-  expected = read()
-  path = folder / "tokenizer_config.json"
-  settings = json.loads(path.read_text())
-  token = settings.pop("pad_token")
+  tokens = load_encoder(str(folder))._tokens
+  token = tokens._tokenizer.convert_ids_to_tokens(9)  # any but the family's own
+  assert tokens(["a red star"])[0][0, -1] != 9
   word = {"content": token, "special": True} if form.endswith("object") else token
+  path = folder / "tokenizer_config.json"
   path.write_text(json.dumps({"pad_token": word} if form.startswith("config") else {"pad_token": None}))
   if form.startswith("map"):
     (folder / "special_tokens_map.json").write_text(json.dumps({"pad_token": word}))
+  assert load_encoder(str(folder))._tokens(["a red star"])[0][0, -1] == 9
+
+
+@pytest.mark.parametrize("form", ["tokenizer alone", "null"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_where_no_padding_token_is_named_the_familys_own_is_taken(tmp_path, family, form):
+  folder = pathlib.Path(shutil.copytree(DATA / family, tmp_path / "it"))
+
+  def read():
+    encoder = load_encoder(str(folder))  # the tower of clip_openclip never looks at the padding, so any will do
+    return encoder.texts(["a red star"]) if family == "clip_openclip" else encoder._tokens(["a red star"])[0]
+
+  expected = read()
+  (folder / "special_tokens_map.json").unlink(missing_ok=True)
+  (folder / "tokenizer_config.json").write_text(json.dumps({"pad_token": None}))
   if form == "tokenizer alone":
-    path.unlink()
+    (folder / "tokenizer_config.json").unlink()
   np.testing.assert_array_equal(read(), expected)
 
 
