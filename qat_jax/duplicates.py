@@ -21,7 +21,7 @@ from qat_jax.adaptation import HIGHEST, normalise
 from qat_jax.search.rank import GalleryLike
 from qat_jax.types import Gallery, as_gallery
 
-THRESHOLD = 0.97  # cosine of features; docs/duplicates.md says what it finds
+THRESHOLD = 0.95  # cosine of features; docs/duplicates.md says what it finds
 TILE = 2048  # items that are compared with as many at once
 CENTRES = 1024  # at most; one for EACH items
 EACH = 512

@@ -118,6 +118,7 @@ ORDER = (
   "serve.queue",
   "serve.items",
   "serve.pictures",
+  "serve.alike",
   "serve.encoding",
   "serve.aspects",
   "serve.summands",

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 import qat_jax
-from qat_jax.cli import features, programs, searching, sharing
+from qat_jax.cli import duplicates, features, programs, searching, sharing
 from qat_jax.cli.flags import Help
 from qat_jax.runs import end_on_signals, in_one_line
 
@@ -21,6 +21,7 @@ COMMANDS = (
   *programs.ADD,
   searching.add_rank,
   searching.add_serve,
+  duplicates.add_duplicates,
   searching.add_learn,
   sharing.add_convert,
   sharing.add_export,

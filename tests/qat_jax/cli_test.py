@@ -94,6 +94,28 @@ def test_shards_of_pictures_become_features(write, tmp_path, capsys):
   assert store.meta["speed"]["items_per_second"] > 0
 
 
+def test_near_duplicates_are_written_and_shown_side_by_side(tmp_path, capsys):
+  (tmp_path / "pictures").mkdir()
+  rows_ND = np.eye(12, dtype=np.float32)
+  rows_ND[[3, 7]] = rows_ND[1] + [[0.1], [0.05]] * np.eye(12, dtype=np.float32)[[3, 7]]
+  rows_ND[9] = rows_ND[0]
+  for i in range(12):
+    Image.new("RGB", (40, 40), (20 * i, 0, 0)).save(tmp_path / f"pictures/{i}<b.png")
+  names = [f"{i}<b" for i in range(12)]
+  qat_jax.write_features(tmp_path / "all", {"img": rows_ND}, {"id": names})
+  out, page = tmp_path / "out.parquet", tmp_path / "out.html"
+  flags = [f"--out={out}", f"--images={tmp_path / 'pictures'}", f"--report={page}"]
+  cli.main(["duplicates", str(tmp_path / "all"), *flags])
+  assert capsys.readouterr().out == f"2 groups of 5 near-duplicates among 12 items are in {out}\n"
+  table = pq.read_table(out).to_pydict()
+  assert table["item_id"] == ["1<b", "3<b", "7<b", "0<b", "9<b"] and table["group"] == [0, 0, 0, 1, 1]
+  assert table["cosine"][3:] == [1, 1] and 0.99 < table["cosine"][0] < 1
+  html = page.read_text()
+  assert html.count("data:image/jpeg") == 5 and "1&lt;b, 0.99" in html and "3 alike" in html and "<b," not in html
+  with pytest.raises(SystemExit, match="--images and --report go together"):
+    cli.main(["duplicates", str(tmp_path / "all"), *flags[:2]])
+
+
 def test_a_folder_of_features_is_split(tmp_path, capsys):
   rows_ND = np.eye(12, dtype=np.float32)
   columns = {"id": [str(i) for i in range(12)], "toy": [str(i // 2) for i in range(12)]}
@@ -140,6 +162,7 @@ def test_every_command_has_examples_that_it_takes_and_flags_with_dashes():
     "evaluate",
     "rank",
     "serve",
+    "duplicates",
     "learn",
     "convert",
     "export",
