@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import export
 
-from qat_jax.encoders.settings import Blocks, Text, Vision
+from qat_jax.encoders.settings import Blocks, Rope, Text, Vision
 from qat_jax.encoders.tower import TextTower, VisionTower, in_parts
 
 BLOCKS = Blocks(16, 2, 2, 32, "gelu_pytorch_tanh", 1e-6)
@@ -23,6 +23,20 @@ TOWERS = {
       resampling="cubic smooth",
     )
   ),
+  "dinov3 images": VisionTower(
+    Vision(
+      Blocks(16, 1, 2, 24, "silu", 1e-5, gated=True, rope=Rope(100.0, 0.5, 12.6, -6.3)), 4, 2, "class", table=False
+    )
+  ),
+  "pe images": VisionTower(
+    Vision(
+      Blocks(16, 1, 2, 32, "gelu", 1e-5, rope=Rope(1e4, 1.0, 2.0, columns_first=True, neighbours=True)),
+      *(4, 2, "attention", 8),
+      class_token=True,
+      probe=(4, 16),
+    )
+  ),
+  "naflex images": VisionTower(Vision(BLOCKS, 4, 3, "attention", resampling="linear smooth", patches=6)),
   "siglip texts": TextTower(Text(BLOCKS, 50, 6, "last", 16, projection_bias=True)),
   "clip texts": TextTower(Text(Blocks(16, 2, 2, 32, "quick_gelu", 1e-5, causal=True), 50, 6, "end", 16, end=49)),
 }
@@ -33,6 +47,8 @@ TOWERS = {
 def test_a_tower_lowers_for_tpu_and_cuda(name, dtype):
   tower = TOWERS[name].clone(dtype=jnp.dtype(dtype))
   example = jnp.ones((2, 6), jnp.int32) if "texts" in name else jnp.ones((2, 8, 8, 3), jnp.float32)
+  if name == "naflex images":
+    example = jnp.ones((2, 6, 48)), jnp.array([[2, 3], [1, 4]])
   params = jax.eval_shape(tower.init, jax.random.key(0), example)["params"]
   features = jax.jit(lambda params, items: in_parts(tower, params, items, 6))
   lowered = export.export(features, platforms=["tpu", "cuda"])(params, example)
