@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import qat_jax
+from eval.markdown import markdown
 from eval.speed.shortlists import clusters
-from eval.speed.tools import make_adaptation, make_gallery, markdown
+from eval.speed.tools import make_adaptation, make_gallery
 from qat_jax.search.bounds import prepare
 from qat_jax.search.coarse import copied
 from qat_jax.search.exact import MARGIN

@@ -165,17 +165,23 @@ def wanted(features_ND: jax.Array, searches: int) -> bool:
 
 @functools.cache
 def _quicker() -> bool:
-  """Says whether this machine multiplies 8 bits faster than float32: tried once, since not every release does."""
+  """Says whether this machine multiplies 8 bits faster than float32, and without error: tried once a process.
+
+  Some releases are slow at it. And processors have instructions that add products of 8 bits in 16 and stop at the
+  largest number that these hold: the largest values show whether a library uses them.
+  """
   rows, width, columns = TRIED
   product = jax.jit(lambda x, y, kind: jnp.matmul(x, y, preferred_element_type=kind), static_argnums=2)
-  operands = [[jnp.ones(shape, kind) for shape in ((rows, width), (width, columns))] for kind in ("float32", "int8")]
+  shapes = (rows, width), (width, columns)
+  operands = [[jnp.full(shape, LARGEST, kind) for shape in shapes] for kind in ("float32", "int8")]
   seconds: tuple[list[float], list[float]] = ([], [])
   for _ in range(6):
     for both, kind, taken in zip(operands, ("float32", "int32"), seconds, strict=True):
       start = time.perf_counter()
-      jax.block_until_ready(product(*both, kind))
+      sums = jax.block_until_ready(product(*both, kind))
       taken.append(time.perf_counter() - start)
-  return min(seconds[1][1:]) < min(seconds[0][1:])  # the first ones compile
+  exact = (np.asarray(sums) == width * LARGEST**2).all()
+  return bool(exact and min(seconds[1][1:]) < min(seconds[0][1:]))  # the first ones compile
 
 
 class Trial:

@@ -155,11 +155,15 @@ def test_where_8_bits_rule_too_little_out_float32_takes_a_look(eager, monkeypatc
   assert [look.coarse for look in looks] == ([True] if many else [True, False])
 
 
-@pytest.mark.parametrize(("eight", "expected"), [(0.1, True), (10.0, False)])
-def test_what_is_quicker_is_decided_by_trying(monkeypatch, eight, expected):
+@pytest.mark.parametrize(
+  ("eight", "wrong", "expected"), [(0.1, 0, True), (10.0, 0, False), (0.1, 1, False)], ids=["quick", "slow", "wrong"]
+)
+def test_8_bits_are_used_where_they_are_quicker_and_their_sums_right(monkeypatch, eight, wrong, expected):
   clock = iter(np.cumsum([1.0, 1.0, 1.0, eight] * 6))
   monkeypatch.setattr(coarse, "time", types.SimpleNamespace(perf_counter=lambda: next(clock)))
-  assert coarse._quicker.__wrapped__() == expected
+  real = jnp.matmul
+  monkeypatch.setattr(jnp, "matmul", lambda *args, **kind: real(*args, **kind) - wrong)
+  assert coarse._quicker.__wrapped__() is expected
 
 
 def test_a_shard_has_a_copy_of_its_own(eager):
