@@ -23,13 +23,14 @@ demo: setup
 	$(BIN)/python -m train.main --config configs/demo.py --workdir $(WORKDIR)
 	$(BIN)/python -m eval.main --config configs/demo.py --workdir $(WORKDIR)
 
-# the search page on the demo; trains it first if it is not there
+# the search page on drawn toys, or on pictures of your own: make serve PICTURES=folder; with the demo's adapter, if it
+# was trained
 PORT ?= 8000
+PICTURES ?= runs/pictures
 serve: setup
-	test -f $(WORKDIR)/adapter/adapter.json || $(BIN)/python -m train.main --config configs/demo.py --workdir $(WORKDIR)
-	$(BIN)/python -m qat_jax.serve.demo $(WORKDIR)
-	$(BIN)/qat-jax serve --adapter $(WORKDIR) --gallery $(WORKDIR)/features/test/gallery \
-	  --images $(WORKDIR)/pictures --port $(PORT)
+	test -e $(PICTURES) || $(BIN)/python -m qat_jax.serve.demo $(PICTURES)
+	$(BIN)/qat-jax serve $(PICTURES) --port $(PORT) \
+	  $(if $(and $(filter runs/pictures,$(PICTURES)),$(wildcard $(WORKDIR)/adapter/adapter.json)),--adapter $(WORKDIR))
 
 # the demo's path in a minute or two, on the toybox's tiny config: that it runs, not what it shows
 demo-short: setup

@@ -84,6 +84,60 @@ class ArrayGallery:
     return self.array[rows]
 
 
+@dataclass(frozen=True)
+class Pieces:
+  """Device arrays behind one another as one gallery that others like it replace while it grows and shrinks.
+
+  An array may have more rows than items: what follows them is padding of unit length, so arrays come in few shapes, and
+  searches compile nothing new. An item that is not `alive` is never found; it keeps its position.
+  """
+
+  arrays: tuple[jax.Array, ...]  # ND each, one at least, of one width and type
+  counts: tuple[int, ...]  # how many rows of each are items
+  alive: tuple[np.ndarray, ...]  # bool, an entry an item of each
+  space: str | None = None
+
+  @property
+  def width(self) -> int:
+    """D."""
+    return self.arrays[0].shape[1]
+
+  @property
+  def dtype(self) -> np.dtype:
+    """The type of the arrays."""
+    return np.dtype(self.arrays[0].dtype)
+
+  @property
+  def starts(self) -> np.ndarray:
+    """The position of each array's first item, and the number of all items."""
+    return np.cumsum([0, *self.counts])
+
+  @property
+  def living(self) -> np.ndarray:
+    """The positions of the items that may be found."""
+    return np.flatnonzero(np.concatenate(self.alive))
+
+  def __len__(self) -> int:
+    return sum(self.counts)
+
+  def __getitem__(self, rows: slice | np.ndarray, /) -> np.ndarray:
+    """Returns rows (ND, in memory): a slice, or positions in any order, with repeats."""
+    place_N = np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else np.asarray(rows)
+    if place_N.size and not (place_N.min() >= 0 and place_N.max() < len(self)):
+      raise IndexError(f"positions {place_N.min()} to {place_N.max()} of a gallery of {len(self)} items")
+    found_ND = np.empty((len(place_N), self.width), self.dtype)
+    of_N = np.searchsorted(self.starts, place_N, "right") - 1
+    for piece in np.unique(of_N):
+      here, array = np.flatnonzero(of_N == piece), self.arrays[piece]
+      row_B = place_N[here] - self.starts[piece]
+      if next(iter(array.devices())).platform == "cpu":  # no copy of the whole
+        found_ND[here] = np.asarray(array)[row_B]
+      else:
+        few_B = np.pad(row_B, (0, (1 << (len(row_B) - 1).bit_length()) - len(row_B)))  # few shapes to compile for
+        found_ND[here] = np.asarray(jnp.take(array, few_B, axis=0))[: len(row_B)]
+    return found_ND
+
+
 def as_gallery(gallery: Gallery | np.ndarray | jax.Array) -> Gallery:
   """Returns what was given as a Gallery: a store as it is, an array (ND) wrapped.
 

@@ -22,6 +22,7 @@ COMMANDS = (
   searching.add_rank,
   searching.add_serve,
   duplicates.add_duplicates,
+  searching.add_migrate,
   searching.add_learn,
   sharing.add_convert,
   sharing.add_export,

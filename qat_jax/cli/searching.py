@@ -54,16 +54,29 @@ def add_serve(commands: argparse._SubParsersAction) -> None:
   parser = add_command(
     commands,
     "serve",
-    "Serve adapted search of a gallery, with a page for the browser.",
+    "Serve search of pictures, with a page for the browser.",
     (
+      "qat-jax serve PICTURES",
+      "qat-jax serve PICTURES --encoder openai/clip-vit-base-patch16 --watch",
       "qat-jax serve --adapter runs/mine --gallery features --images PICTURES",
       "QAT_JAX_API_KEY=secret qat-jax serve --adapter runs/mine --gallery features --host 0.0.0.0",
     ),
     _serve,
   )
-  parser.description = f"{parser.description} Every request must carry the key in QAT_JAX_API_KEY, if it is set."
-  add_adapter(parser)
-  add_gallery(parser)
+  parser.description = (
+    f"{parser.description} New pictures are encoded while those that are encoded already are searched.\n"
+    "Every request must carry the key in QAT_JAX_API_KEY, if it is set; those that change the collection the key in "
+    "QAT_JAX_WRITE_KEY."
+  )
+  text = "a folder of pictures, tar shards, Parquet files or a feature folder: a collection that may change"
+  parser.add_argument("pictures", metavar="PICTURES", nargs="?", help=text)
+  text = "where to keep what is made of PICTURES; by default .qat-jax beside them"
+  parser.add_argument("--data", metavar="FOLDER", type=place, help=text)
+  parser.add_argument("--watch", action="store_true", help="follow PICTURES: what comes, changes, moves or goes there")
+  text = "learn from PICTURES in the background, and serve what was learnt when it is better"
+  parser.add_argument("--learn", action="store_true", help=text)
+  add_adapter(parser, required=False)
+  add_gallery(parser, required=False)
   parser.add_argument("--images", metavar="FOLDER", help="the gallery's pictures, named by image_path or by id")
   text = "the encoder of queries; by default the gallery's own; none: search by items and vectors only"
   parser.add_argument("--encoder", metavar="NAME", help=text)
@@ -136,6 +149,32 @@ def _learn(marks: str, adapter: str, gallery: str, data: str | None, out: str) -
   return f"the adapter is in {out}. {told}"
 
 
+def add_migrate(commands: argparse._SubParsersAction) -> None:
+  """Adds the command migrate."""
+  parser = add_command(
+    commands,
+    "migrate",
+    "Move a served collection to another encoder, searchable at once.",
+    ("qat-jax migrate PICTURES --encoder google/siglip2-base-patch16-512",),
+    _migrate,
+  )
+  parser.description = (
+    "A share of the pictures is encoded by both encoders. A map learnt from these places all others until "
+    "`qat-jax serve` has encoded them anew; the line printed says what share of a full re-encoding it reaches."
+  )
+  parser.add_argument("pictures", metavar="PICTURES", help="what was served")
+  parser.add_argument("--encoder", metavar="NAME", required=True, help="the new encoder")
+  parser.add_argument("--old", metavar="NAME", help="the encoder to come from, where there are several")
+  parser.add_argument("--data", metavar="FOLDER", help="as qat-jax serve has it; by default .qat-jax beside PICTURES")
+  parser.add_argument("--share", metavar="SHARE", type=float, default=0.05, help="of the pictures, encoded by both")
+
+
+def _migrate(**flags: object) -> str:
+  from qat_jax.serve.migration import migrate_pictures
+
+  return migrate_pictures(**flags)  # type: ignore[arg-type]
+
+
 def _rank(**flags: object) -> str:
   told = {name: flags.pop(name) for name in ("alike", "ignore", "change", "aspects", "encoder", "right")}
   if any(told[name] for name in ("alike", "ignore", "change", "right")):
@@ -158,6 +197,10 @@ def _rank(**flags: object) -> str:
 
 
 def _serve(
+  pictures: str | None,
+  data: str | None,
+  watch: bool,
+  learn: bool,
   host: str,
   port: int,
   name: list[str],
@@ -171,8 +214,21 @@ def _serve(
 ) -> str:
   from qat_jax.serve.limits import Limits
   from qat_jax.serve.opening import Settings
+  from qat_jax.serve.places import Place
   from qat_jax.serve.web.server import serve
 
   limits = Limits(rate=rate, waiting=waiting, body_bytes=body_bytes, image_pixels=image_pixels, k=max_k)
-  serve(Settings(**settings), limits, host, port, tuple(name), tuple(origin))  # type: ignore[arg-type]
+  served: Settings | Place
+  if pictures is None:
+    if missing := [f"--{flag}" for flag in ("adapter", "gallery") if settings[flag] is None]:
+      raise ValueError(f"{' and '.join(missing)} is missing; give PICTURES, or an adapter and a gallery")
+    if data or watch or learn:
+      raise ValueError("--data, --watch and --learn are for a collection; give PICTURES")
+    served = Settings(**settings)  # type: ignore[arg-type]
+  else:
+    if settings.pop("gallery") or settings.pop("prepared") or settings.pop("index") != "exact":
+      raise ValueError("--gallery, --prepared and --index are for a gallery that does not change; leave out PICTURES")
+    settings.pop("verify")  # a collection always is
+    served = Place(pictures, data, watch=watch, learn=learn, **settings)  # type: ignore[arg-type]
+  serve(served, limits, host, port, tuple(name), tuple(origin))
   return "stopped"

@@ -120,7 +120,7 @@ def open_source(kind: str, name: str, where: str | os.PathLike) -> Any:
   from qat_jax.datasets.parquet import ParquetSource
   from qat_jax.datasets.webdataset import WebdatasetSource
 
-  kind = kind or _kind_of(where)
+  kind = kind or kind_of(where)
   if name not in ("", "subfolders") or (name and kind != "folder"):
     raise ValueError(f"data.name is {name!r}; for the source folder it is empty or 'subfolders', else empty")
   if kind == "folder":
@@ -128,7 +128,8 @@ def open_source(kind: str, name: str, where: str | os.PathLike) -> Any:
   return {"webdataset": WebdatasetSource, "parquet": ParquetSource}[kind](where)
 
 
-def _kind_of(where: str | os.PathLike) -> str:
+def kind_of(where: str | os.PathLike) -> str:
+  """Returns the kind of source that lies somewhere: webdataset, parquet or folder."""
   from qat_jax.datasets.parquet import holds_images
 
   address = os.fspath(where)

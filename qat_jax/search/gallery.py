@@ -20,7 +20,7 @@ import numpy as np
 from qat_jax.adaptation import power_of_two
 from qat_jax.search.bounds import UNIT
 from qat_jax.search.coarse import AFTER, Coarse, Trial, copied, wanted
-from qat_jax.types import ArrayGallery, Gallery
+from qat_jax.types import ArrayGallery, Gallery, Pieces
 
 COUNTABLE = (1 << 31) - 1  # bounds whose places 32 bits hold
 SQUARED = 1 << 30  # numbers of a gallery that are squared at once
@@ -88,7 +88,9 @@ def parts(
   in turn. Raises ValueError that names the first item that is NaN, infinite or not of unit length.
   """
   array = gallery.array if isinstance(gallery, ArrayGallery) else None
-  if isinstance(array, jax.Array) and devices is None and chunk_rows is None:
+  if isinstance(gallery, Pieces):
+    yield from _of_pieces(gallery, queries)
+  elif isinstance(array, jax.Array) and devices is None and chunk_rows is None:
     window = WINDOW.get(next(iter(array.devices())).platform, WINDOW_ELSEWHERE)
     yield from _resident(array, max(1, window // queries))
   else:
@@ -110,6 +112,19 @@ def places(gallery: Gallery, devices: Sequence[jax.Device] | None) -> int:
   return len(devices or (array.devices() if isinstance(array, jax.Array) else [None]))
 
 
+def in_place(gallery: Gallery) -> list[Part] | None:
+  """Returns what of a gallery lies on each device, or in each piece; None where it has to be streamed."""
+  if isinstance(gallery, Pieces):
+    pieces = zip(gallery.starts, gallery.arrays, gallery.counts, strict=False)
+    return [
+      dataclasses.replace(part, first=int(first), items=count)
+      for first, array, count in pieces
+      for part in whole_shards(array)
+    ]
+  array = gallery.array if isinstance(gallery, ArrayGallery) else None
+  return whole_shards(array) if isinstance(array, jax.Array) else None
+
+
 def whole_shards(array_ND: jax.Array) -> list[Part]:
   """Returns what of a device array lies on each of its devices; raises as `parts` does."""
   both = zip(shards(array_ND), _of(array_ND).lengths, strict=True)
@@ -118,13 +133,28 @@ def whole_shards(array_ND: jax.Array) -> list[Part]:
 
 def _resident(array_ND: jax.Array, rows: int) -> Iterator[Part]:
   both = zip(whole_shards(array_ND), _copies(array_ND), strict=True)
-  whole = [dataclasses.replace(part, coarse=copy, trial=_of(array_ND).trial) for part, copy in both]
+  yield from _windows([dataclasses.replace(part, coarse=copy, trial=_of(array_ND).trial) for part, copy in both], rows)
+
+
+def _windows(whole: list[Part], rows: int) -> Iterator[Part]:
+  """Yields what lies on each device, so many rows at a time."""
   for offset in range(0, max(part.items for part in whole), rows):
     for part in whole:
       items = min(rows, part.items - offset)
       if items > 0:
         window = min(rows, part.items)
         yield dataclasses.replace(part, first=part.first + offset, items=items, offset=offset, window=window)
+
+
+def _of_pieces(gallery: Pieces, queries: int) -> Iterator[Part]:
+  """Yields the parts of each piece, without its padding: the program of a window is that of the padded array."""
+  for first, array, count, alive_N in zip(gallery.starts, gallery.arrays, gallery.counts, gallery.alive, strict=False):
+    window = WINDOW.get(next(iter(array.devices())).platform, WINDOW_ELSEWHERE)
+    for part in _windows(whole_shards(array), max(1, window // queries)):  # without 8-bit copies: arrays come and go
+      items = min(part.items, count - part.offset)
+      if items > 0:
+        wanted_N = alive_N[part.offset : part.offset + items]
+        yield dataclasses.replace(part, first=int(first) + part.first, items=items, wanted=wanted_N)
 
 
 def _streamed(gallery: Gallery, devices: Sequence[jax.Device], chunk_rows: int | None) -> Iterator[Part]:

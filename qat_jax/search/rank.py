@@ -17,7 +17,7 @@ from qat_jax.adaptation import power_of_two
 from qat_jax.adaptation import score as score_by_factors
 from qat_jax.search.bounds import Prepared, prepare
 from qat_jax.search.exact import DEEP, Pairs, TopK, exact_scores, score_pairs, search
-from qat_jax.search.gallery import GATHERED, Part, gathered, parts, places, whole_shards
+from qat_jax.search.gallery import GATHERED, Part, gathered, in_place, parts, places
 from qat_jax.search.grouping import grouped, groups_of
 from qat_jax.search.masks import Elsewhere, Masks
 from qat_jax.types import (
@@ -26,6 +26,7 @@ from qat_jax.types import (
   ArrayGallery,
   Fetchable,
   Gallery,
+  Pieces,
   Ranking,
   as_gallery,
   check_encoders,
@@ -79,7 +80,8 @@ def rank(
       return gallery.rank(adaptation, k, masks)
     return grouped(functools.partial(gallery.rank, adaptation, masks=masks), k, group_N)
   empty = [TopK.empty(len(block), min(k, len(gallery)), None, group_N) for block in blocks(len(adaptation))]
-  best = best_of(adaptation, gallery, empty, masks, k >= DEEP * len(gallery), devices, chunk_rows)
+  deep = k >= DEEP * len(gallery) and not isinstance(gallery, Pieces)  # whose scores do not hang on how it grew
+  best = best_of(adaptation, gallery, empty, masks, deep, devices, chunk_rows)
   return ranking_of(best, k, len(gallery))
 
 
@@ -107,7 +109,8 @@ def best_of(
     if part.device not in on_device:
       on_device[part.device] = part.placed(prepared)
     if masks.wanted_N is not None:
-      part = dataclasses.replace(part, wanted=masks.wanted_N[part.first : part.first + part.items])
+      wanted_N = masks.wanted_N[part.first : part.first + part.items]
+      part = dataclasses.replace(part, wanted=wanted_N if part.wanted is None else wanted_N & part.wanted)
     own = zip(on_device[part.device], best, excluded, strict=True)
     return [search(bounds, part, top, without, deep) for bounds, top, without in own]
 
@@ -247,8 +250,8 @@ def _fetched(adaptation: Adaptation, index: Fetchable, shortlist: Ranking | npt.
 
 def _where_they_lie(gallery: Gallery, pairs: Pairs) -> Iterator[tuple[Part, Pairs, np.ndarray]]:
   """Yields parts that hold the items of some pairs, these pairs by their place in the part, and in the gallery."""
-  if isinstance(gallery, ArrayGallery) and isinstance(gallery.array, jax.Array):
-    for part in whole_shards(gallery.array):
+  if (there := in_place(gallery)) is not None:
+    for part in there:
       here = pairs.take((pairs.item >= part.first) & (pairs.item < part.first + part.items))
       yield part, Pairs(here.query, here.item - part.first), here.item
     return

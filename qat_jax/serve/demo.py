@@ -1,36 +1,44 @@
-"""The pictures of the demo's gallery as files: python -m qat_jax.serve.demo runs/demo, as make serve calls it."""
+"""Draws toys with captions as a folder of pictures: python -m qat_jax.serve.demo PICTURES, as make serve calls it."""
 
 from __future__ import annotations
 
 import argparse
+import csv
 import os
 import shutil
 from pathlib import Path
 
-from qat_jax.features.store import FeatureStore
+from qat_jax.datasets.toybox import captions, objects, render
+
+VIEWS = 3  # pictures of each toy
 
 
-def write_pictures(workdir: str | os.PathLike) -> Path:
-  """Draws the test gallery's pictures, `<id>.jpg`, in `workdir`/pictures, whole or not at all.
+def draw(folder: str | os.PathLike, toys: int = 200) -> Path:
+  """Draws so many toys, a few pictures each, with captions.csv; the folder is whole or not there.
 
-  Raises FileNotFoundError where the demo has not been trained there.
+  Raises FileExistsError where it is there already.
   """
-  from qat_jax.datasets.toybox.render import drawn, encode
-
-  folder = Path(workdir) / "pictures"
-  if folder.is_dir():
-    return folder
-  store = FeatureStore.open(Path(workdir) / "features/test/gallery")
-  temporary = folder.with_name("pictures.incomplete")
+  folder = Path(folder)
+  if folder.exists():
+    raise FileExistsError(f"{folder} is there already; delete it, or serve it: qat-jax serve {folder}")
+  temporary = folder.with_name(f"{folder.name}.incomplete")
   shutil.rmtree(temporary, ignore_errors=True)
   temporary.mkdir(parents=True)
-  for name in store.ids:
-    (temporary / f"{name}.jpg").write_bytes(encode(drawn(name)))
+  with open(temporary / "captions.csv", "w", newline="") as file:
+    table = csv.writer(file)
+    table.writerow(["file", "caption", "instance"])
+    for family in objects.families()[: toys // 2]:
+      for toy in family[:2]:
+        for view in range(VIEWS):
+          render.render(toy, view).save(temporary / f"{toy.name}_{view}.png")
+          table.writerow([f"{toy.name}_{view}.png", captions.detailed(toy, view), toy.name])
   os.replace(temporary, folder)
   return folder
 
 
 if __name__ == "__main__":
-  parser = argparse.ArgumentParser(description="Writes the pictures of the demo's gallery.")
-  parser.add_argument("workdir", help="where the demo was trained")
-  print(f"pictures are in {write_pictures(parser.parse_args().workdir)}")
+  parser = argparse.ArgumentParser(description="Draws toys as a folder of pictures.")
+  parser.add_argument("folder", help="where to draw them")
+  parser.add_argument("--toys", type=int, default=200, help="how many; each has three pictures")
+  flags = parser.parse_args()
+  print(f"pictures are in {draw(flags.folder, flags.toys)}")

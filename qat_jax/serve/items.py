@@ -50,6 +50,11 @@ class Items:
   def __len__(self) -> int:
     return len(self.ids)
 
+  @property
+  def count(self) -> int:
+    """How many can be found."""
+    return len(self.ids)
+
   def id(self, position: int) -> str:
     """Returns the id at a position."""
     return self.ids[position].as_py()

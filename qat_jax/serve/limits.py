@@ -10,6 +10,7 @@ import ipaddress
 import math
 import threading
 import time
+from collections.abc import Sequence
 
 TEXT_LETTERS = 2_000
 PARTS = 8  # of one query
@@ -21,6 +22,8 @@ RIGHT = 100  # marks of one query that say "this one"
 SEEN = 10_000  # ids in wrong and in seen
 ASPECTS = 8  # that a request names, or brings along
 NAMES = 1_000  # in one object of a body
+ITEMS = 1_000  # that a request adds
+COLUMNS = 1_000  # of metadata, of all items together
 CLIENTS = 10_000  # whose rates are known
 
 
@@ -88,14 +91,14 @@ class Rates:
       raise Refused(429, "too_many", f"more than {self.rate:g} requests a second; try again in {wait:.1f} s", wait)
 
 
-def check_key(key: str | None, authorization: str | None, own_header: str | None) -> None:
-  """Raises Refused (401) unless a request gives the key, in constant time; None: no key is asked for."""
-  if key is None:
+def check_key(keys: Sequence[str], authorization: str | None, own_header: str | None) -> None:
+  """Raises Refused (401) unless a request gives one of the keys, in constant time; without keys none is asked for."""
+  if not keys:
     return
   given = own_header or ""
   if authorization and authorization[:7].lower() == "bearer ":
     given = authorization[7:].strip()
-  if not hmac.compare_digest(_digest(given), _digest(key)):
+  if not any(hmac.compare_digest(_digest(given), _digest(key)) for key in keys):
     raise Refused(401, "no_key", "this server asks for a key: Authorization: Bearer KEY, or X-API-Key: KEY")
 
 

@@ -74,7 +74,7 @@ def open_service(settings: Settings, limits: Limits, log: Callable[[str], Any] =
     if not any(store_ is other for other in stores):
       stores.append(store_)
   size = sum(len(one) * one.width * 4 for one in stores)
-  free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+  free = free_memory()
   single, half = size < SHARE * free, size / 2 < SHARE * free
   placed = [_placed(one, single) if half else one for one in stores]
   in_place = lambda store: next(other for one, other in zip(stores, placed, strict=True) if one is store)
@@ -84,10 +84,10 @@ def open_service(settings: Settings, limits: Limits, log: Callable[[str], Any] =
     "version": qat_jax.__version__,
     "adapter": {
       "heads": {name: head.form for name, head in adapter.heads.items()},
-      "encoder": None if adapter.encoder is None else _shown(adapter.encoder[0]),
+      "encoder": None if adapter.encoder is None else shown_name(adapter.encoder[0]),
       "fingerprint": {name: head.fingerprint["variables"][:12] for name, head in adapter.heads.items()},
     },
-    "encoder": None if encoder is None else {"name": _shown(encoder.name), "revision": encoder.revision},
+    "encoder": None if encoder is None else {"name": shown_name(encoder.name), "revision": encoder.revision},
     "gallery": {"items": len(store), "width": store.width, "where": where},
     "index": settings.index,
   }
@@ -95,7 +95,17 @@ def open_service(settings: Settings, limits: Limits, log: Callable[[str], Any] =
   indexes = {name: _index(settings.index, one) for name, one in galleries.items()} if settings.index != "exact" else {}
   evidence = _evidence(settings, adapter, galleries, log)
   service = Service(
-    adapter, items, in_place(frozen), galleries, encoder, pictures, indexes, _aspects(settings), kept, about, evidence
+    adapter,
+    items,
+    in_place(frozen),
+    galleries,
+    encoder,
+    pictures,
+    indexes,
+    aspects_of(settings.adapter, settings.aspects),
+    kept,
+    about,
+    evidence,
   )
   _ = items.facets
   service.warm(log)
@@ -164,12 +174,17 @@ def _encoder(settings: Settings, adapter: Adapter, store: FeatureStore) -> Encod
   return encoder
 
 
-def _aspects(settings: Settings) -> dict[str, Aspect]:
+def aspects_of(adapter: str, named: str | None) -> dict[str, Aspect]:
   """Returns the aspects that searches may name: of the file named, of aspects.json beside the adapter, or our own."""
-  beside = Path(settings.adapter) / "aspects.json"
-  return read_aspects(settings.aspects or (beside if beside.is_file() else None))
+  beside = Path(adapter) / "aspects.json"
+  return read_aspects(named or (beside if beside.is_file() else None))
 
 
-def _shown(name: str) -> str:
+def free_memory() -> int:
+  """Returns how many bytes of memory are free."""
+  return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def shown_name(name: str) -> str:
   """Returns a name as it may be shown: of a folder its last part."""
   return Path(name).name if os.path.isabs(name) else name

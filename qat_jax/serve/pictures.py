@@ -8,7 +8,7 @@ import collections
 import io
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from qat_jax.datasets import UnreadableImage, decode, formats, opened
 from qat_jax.datasets.files import IMAGES
 from qat_jax.datasets.tables import FILE_COLUMNS
 from qat_jax.serve.limits import Refused, invalid
+from qat_jax.stages import write_whole
 
 BROWSERS = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "AVIF": "avif"}
 LONGEST_SIDE = 1 << 17  # pixels: twice what a JPEG can have; decoders and resizing take memory for each row and column
@@ -37,6 +38,10 @@ class Pictures:
     self._thumbnails: collections.OrderedDict[Path, tuple[int, bytes]] = collections.OrderedDict()
     self._bytes, self._lock = 0, threading.Lock()
 
+  def found(self, record: dict[str, Any]) -> Path | bytes:
+    """Returns an item's picture, a file or its bytes; raises Refused (404) where there is none."""
+    return self.path(record)
+
   def path(self, record: dict[str, Any]) -> Path:
     """Returns the file of an item's record; raises Refused (404) where there is none.
 
@@ -50,14 +55,15 @@ class Pictures:
 
   def thumbnail(self, record: dict[str, Any]) -> bytes:
     """Returns a small JPEG of an item's picture, kept for the next time; Refused (404) where it cannot be read."""
-    path = self.path(record)
+    found = self.found(record)
+    path = found if isinstance(found, Path) else Path(record["id"])
     try:
-      changed = path.stat().st_mtime_ns
+      changed = hash(found) if isinstance(found, bytes) else found.stat().st_mtime_ns
       with self._lock:
         if path in self._thumbnails and self._thumbnails[path][0] == changed:
           self._thumbnails.move_to_end(path)
           return self._thumbnails[path][1]
-      picture = read(path.read_bytes(), self.pixels)
+      picture = read(found if isinstance(found, bytes) else found.read_bytes(), self.pixels)
     except (OSError, Refused) as error:
       raise Refused(404, "no_picture", f"the picture of {record['id'][:200]!r} cannot be read") from error
     picture.thumbnail((SIDE, SIDE))
@@ -117,13 +123,55 @@ def from_base64(text: str) -> bytes:
     raise invalid("image is no base64 of a picture's bytes") from error
 
 
-def media_type(path: Path) -> str:
-  """Returns the Content-Type of a picture's file, by what is in it, whatever its ending says.
+class Stored(Pictures):
+  """The pictures of a collection's items; what was added lies in a folder of its own, under its content's digest."""
+
+  def __init__(
+    self,
+    folder: str | os.PathLike | None,
+    pixels: int,
+    added: Path,
+    origin: Callable[[str], tuple[str, bool]],
+    source: Callable[[str], bytes | None],
+  ) -> None:
+    """Takes the places that pictures may lie in.
+
+    Args:
+      folder: that the source's files lie in; None: there is none.
+      pixels: that a picture may have.
+      added: the folder of what was added by the API.
+      origin: id → the digest of its picture, and whether it was added by the API.
+      source: id → the bytes of its picture, of sources that are no files.
+    """
+    super().__init__(folder, pixels)
+    self.added, self.origin, self.source = added, origin, source
+
+  def found(self, record: dict[str, Any]) -> Path | bytes:
+    """Returns an item's picture; for what was added no name that came from a client is looked up."""
+    content, is_added = self.origin(record["id"])
+    if is_added:
+      path = next(iter(self.added.glob(f"{content}.*")), None) if content else None
+      if path is None:
+        raise Refused(404, "no_picture", f"there is no picture of {record['id'][:200]!r}")
+      return path
+    data = self.source(record["id"]) if self.folder is None else None
+    return self.path(record) if data is None else data
+
+  def keep(self, content: str, data: bytes) -> None:
+    """Keeps the bytes of a picture under their digest; raises OSError where the disk does not take them."""
+    self.added.mkdir(parents=True, exist_ok=True)
+    if next(iter(self.added.glob(f"{content}.*")), None) is None:
+      ending = media_type(data).partition("/")[2]
+      write_whole(self.added / f"{content}.{ending if ending.isalnum() else 'picture'}", data)
+
+
+def media_type(picture: Path | bytes) -> str:
+  """Returns the Content-Type of a picture, by what is in it, whatever its ending says.
 
   What browsers do not show, such as a TIFF, is only to be saved.
   """
   try:
-    with Image.open(path, formats=formats()) as image:
+    with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture, formats=formats()) as image:
       return f"image/{BROWSERS[image.format or '']}"
   except Exception:  # broken headers make Pillow raise anything
     return "application/octet-stream"

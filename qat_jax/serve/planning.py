@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from collections import defaultdict
@@ -20,7 +21,7 @@ from qat_jax.serve.encoding import Encoding
 from qat_jax.serve.limits import Refused, invalid
 from qat_jax.serve.searches import Found, Part, Search
 from qat_jax.serve.summands import Summand, fewer, rows_of
-from qat_jax.types import Adaptation, Gallery, as_gallery
+from qat_jax.types import Adaptation, Gallery, Pieces, as_gallery
 from qat_jax.words import LEAST, NOTHING, SAMPLE, by_words, named_aspect
 
 KEPT = 256  # aspects whose features are kept
@@ -31,9 +32,21 @@ class Planner:
 
   def __init__(self, adapter: Adapter, galleries: Mapping[str, Gallery], encoding_: Encoding) -> None:
     self.adapter, self.galleries, self.encoding = adapter, galleries, encoding_
-    frozen = galleries["frozen"]
-    self.sample = np.asarray(frozen[evenly(len(frozen), SAMPLE)]) if len(frozen) >= LEAST else None
     self._rows = functools.lru_cache(KEPT)(self._rows_of)
+
+  def over(self, galleries: Mapping[str, Gallery]) -> Planner:
+    """Returns the same planner for other galleries."""
+    other = copy.copy(self)
+    other.galleries = galleries
+    other.__dict__.pop("sample", None)
+    return other
+
+  @functools.cached_property
+  def sample(self) -> np.ndarray | None:
+    """Items all over the gallery (ND), which maps made of words are measured on; None of a very small one."""
+    frozen = self.galleries["frozen"]
+    living = frozen.living if isinstance(frozen, Pieces) else np.arange(len(frozen))
+    return np.asarray(frozen[living[evenly(len(living), SAMPLE)]]) if len(living) >= LEAST else None
 
   def features(self, jobs: Sequence[Search]) -> list[Found | Exception]:
     """Returns the features and the types of each search's parts, or why there are none."""

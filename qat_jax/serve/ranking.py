@@ -36,6 +36,8 @@ class Ranker:
 
     Searches with one summand are ranked in batches, others one by one, their summands at most DEPTH deep.
     """
+    if not len(self.galleries["frozen"]):
+      return [(Ranking(np.zeros(0, np.int32), np.zeros(0, np.float32)), True)] * len(jobs)
     results: list[Any] = [None] * len(jobs)
     single = [i for i in range(len(jobs)) if len(summands[i]) == 1]
     for i, ranking in zip(single, self._each([(summands[i][0], jobs[i], jobs[i].k) for i in single]), strict=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import copy
 import dataclasses
 import time
 from collections import defaultdict
@@ -83,24 +84,39 @@ class Service:
     self.planner = Planner(adapter, self.galleries, self.encoding)
     self.ranker = Ranker(self.galleries, dict(indexes or {}))
 
+  def over(self, items: Items, galleries: Mapping[str, Gallery]) -> Service:
+    """Returns the same service of other items: their galleries by query type, and `frozen`."""
+    other = copy.copy(self)
+    other.items, other.galleries, other.frozen = items, dict(galleries), galleries["frozen"]
+    other.prepared = {name: galleries[name] for name in self.prepared}
+    other.planner, other.ranker = self.planner.over(other.galleries), Ranker(other.galleries, self.ranker.indexes)
+    return other
+
   def warm(self, log: Callable[[str], Any] = lambda line: None) -> None:
     """Compiles what searches need, for each size of a batch."""
-    rng = np.random.default_rng(0)
-    few = np.arange(min(8, len(self.items)))
-    self.planner.features([Search((Part(position=0),))])
     for size in encoding.SIZES:
       log(f"compiling for {size} queries at once")
-      self.encoding.warm(size)
-      for name in self.adapter.heads:
-        vectors = rng.standard_normal((size, self.adapter.width)).astype(np.float32)
-        warm(self.planner.adapt(name, vectors), self.prepared[name])
-        warm(plain(jnp.asarray(vectors)), self.frozen)
-        parts = [(Part(vector=vector, query_type=name),) for vector in vectors]
-        for k in KS:
-          self._checked([Search(part, k, "both") for part in parts])
-        self._checked([Search(part, mode="both", allowed=few) for part in parts])
-      for rank in aspects.RANKS if self.encoding.reads_text else ():
-        self._warm_map(size, rank)
+      self.warm_plain(size)
+      self.warm_words(size)
+
+  def warm_plain(self, size: int) -> None:
+    """Compiles what searches need that are not told in words, for one size of a batch."""
+    rng, few = np.random.default_rng(0), np.arange(min(8, len(self.items)))
+    self.planner.features([Search((Part(position=0),))])
+    self.encoding.warm(size)
+    for name in self.adapter.heads:
+      vectors = rng.standard_normal((size, self.adapter.width)).astype(np.float32)
+      warm(self.planner.adapt(name, vectors), self.prepared[name])
+      warm(plain(jnp.asarray(vectors)), self.frozen)
+      parts = [(Part(vector=vector, query_type=name),) for vector in vectors]
+      for k in KS:
+        self._checked([Search(part, k, "both") for part in parts])
+      self._checked([Search(part, mode="both", allowed=few) for part in parts])
+
+  def warm_words(self, size: int) -> None:
+    """Compiles what searches in words need, for one size of a batch."""
+    for rank in aspects.RANKS if self.encoding.reads_text else ():
+      self._warm_map(size, rank)
 
   def _warm_map(self, size: int, rank: int) -> None:
     """Compiles for maps made of words, with one number of columns."""

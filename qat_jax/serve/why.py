@@ -19,7 +19,7 @@ from qat_jax.serve.planning import Planner
 from qat_jax.serve.ranking import Ranker
 from qat_jax.serve.searches import Found, Part, Search
 from qat_jax.serve.summands import Summand, mean_of
-from qat_jax.types import Adaptation, Gallery
+from qat_jax.types import Adaptation, Gallery, Pieces
 
 REMEMBERED = 5  # pairs that are shown
 COUNTED = 4_000_000  # items × terms up to which ranks are counted among all; beyond, within the first DEEP
@@ -98,6 +98,9 @@ def _ranks(terms: Sequence[Summand], ranker: Ranker, positions: np.ndarray) -> l
     ids = [] if isinstance(ranked, Refused) else ranked[0].ids.tolist()
     return [ids.index(p) + 1 if p in ids else None for p in positions.tolist()]
   score_N = mean_of(terms, [np.asarray(score(one.adaptation, ranker.galleries[one.gallery]))[0] for one in terms])
+  frozen = ranker.galleries["frozen"]
+  if isinstance(frozen, Pieces):
+    score_N[~np.concatenate(frozen.alive)] = -np.inf
   before = lambda p: (score_N > score_N[p]) | ((score_N == score_N[p]) & (np.arange(items) < p))
   return [int(before(p).sum()) + 1 for p in positions.tolist()]
 

@@ -21,6 +21,7 @@ from qat_jax.serve.pictures import media_type, read
 from qat_jax.serve.searches import Part, Search
 from qat_jax.serve.service import Service
 from qat_jax.serve.web import asking, clip_retrieval, schemas, views
+from qat_jax.serve.web.changing import Writing, id_in
 from qat_jax.serve.web.description import JSON, Route, described
 from qat_jax.serve.web.guard import FILES, Guard
 from qat_jax.serve.web.state import State
@@ -32,7 +33,11 @@ PARTS = ("metadata", "picture", "thumbnail")  # of an item
 
 
 def create(
-  state: State, key: str | None = None, hosts: frozenset[str] | None = None, origins: tuple[str, ...] = ()
+  state: State,
+  key: str | None = None,
+  hosts: frozenset[str] | None = None,
+  origins: tuple[str, ...] = (),
+  write_key: str | None = None,
 ) -> Any:
   """Returns the ASGI application.
 
@@ -41,9 +46,12 @@ def create(
     key: what requests have to give; None: nothing.
     hosts: the names that the server goes by; None: any.
     origins: whose pages may read answers.
+    write_key: what changes have to give; None: the same as all requests, and without that there are no changes.
   """
   logging.getLogger("python_multipart").setLevel(logging.ERROR)  # its warnings show letters of a form
-  routes = Answers(state, key).routes()
+  answers = Answers(state, key, bool(write_key or key))
+  writing = Writing(state, write_key or key, said_and_picture)
+  routes = [*writing.routes(), *answers.routes()]
   description = described(routes, TITLE)
 
   async def openapi(request: Request) -> Response:
@@ -52,15 +60,19 @@ def create(
   async def nothing(scope: Any, receive: Any, send: Any) -> None:
     raise Refused(404, "not_found", "there is nothing at this address; /openapi.json has what there is")
 
-  table = [routing.Route(one.path, _endpoint(one)) for one in (*routes, Route("GET", "/openapi.json", openapi))]
+  of_path: dict[str, list[Route]] = {}
+  for one in (*routes, Route("GET", "/openapi.json", openapi)):
+    of_path.setdefault(one.path, []).append(one)
+  table = [routing.Route(path, _endpoint(some)) for path, some in of_path.items()]
   # HEAD arrives as GET, and `_endpoint` refuses other methods, so that every refusal looks alike.
   for entry in table:
     entry.methods = None
   router = routing.Router(table, redirect_slashes=False, default=nothing)
-  guard = Guard(router, state.limits, key, hosts, state.metrics.count, bool(origins))
+  keys = () if key is None else (key, *filter(None, [write_key]))
+  guard = Guard(router, state.limits, keys, hosts, state.metrics.count, bool(origins))
   if not origins:
     return guard
-  methods, exposed = ["GET", "POST"], ["Retry-After"]
+  methods, exposed = ["GET", "POST", "PUT", "DELETE"], ["Retry-After"]
   return CORSMiddleware(  # outside, so that pages can read refusals too
     guard, allow_origins=list(origins), allow_methods=methods, allow_headers=["*"], expose_headers=exposed
   )
@@ -69,8 +81,9 @@ def create(
 class Answers:
   """Who answers each route of a running server."""
 
-  def __init__(self, state: State, key: str | None) -> None:
-    self.state, self.key = state, key
+  def __init__(self, state: State, key: str | None, writes: bool) -> None:
+    """`writes` says whether there is a key that changes want."""
+    self.state, self.key, self.writes = state, key, writes
 
   def routes(self) -> list[Route]:
     """Returns the table of routes; of two that fit an address the first answers.
@@ -118,13 +131,15 @@ class Answers:
   async def search(self, request: Request) -> Any:
     """Searches by text, a picture, an item, a vector, or several with weights: plain, adapted or both."""
     service = self.state.ready()
-    asked, picture = await _search_and_picture(request)
+    asked, picture = await said_and_picture(request, schemas.Search, schemas.Search)
     job, notes = await asyncio.to_thread(self._job, service, asked, picture)
     began = time.perf_counter()
     found = await self.state.do(service, job)
     waited = max(0.0, time.perf_counter() - began - sum(found.seconds.values()))
     if service.kept is not None:
       notes += await asyncio.to_thread(service.keep, job, found, asked.right, asked.wrong)
+    if self.state.running is not None:
+      notes += self.state.running.notes(service, found)
     return await asyncio.to_thread(views.found_json, service, found, asked.k, notes, waited)
 
   def _job(self, service: Service, asked: schemas.Search, picture: bytes | None) -> tuple[Search, list[str]]:
@@ -147,13 +162,13 @@ class Answers:
 
   async def item(self, request: Request) -> Any:
     """Answers for the item that the address names in ?id=."""
-    names, parts = (request.query_params.getlist(name) for name in ("id", "part"))
-    if len(names) != 1 or len(parts) > 1:
-      raise invalid(f"got {len(names)} ids and {len(parts)} parts; ask for one item at a time: ?id=ID&part=picture")
-    asking.unquoted(request.scope["query_string"].decode("latin-1"))
+    parts = request.query_params.getlist("part")
+    if len(parts) > 1:
+      raise invalid(f"got {len(parts)} parts; ask for one: ?id=ID&part=picture")
+    name = id_in(request)
     if parts and parts[0] not in PARTS:
       raise invalid(f"part: {parts[0][:60]!r} is none of {', '.join(PARTS)}")
-    return await self._item(names[0], parts[0] if parts else "metadata")
+    return await self._item(name, parts[0] if parts else "metadata")
 
   async def item_at(self, part: str, request: Request) -> Any:
     """Answers for the item that the path names."""
@@ -170,8 +185,10 @@ class Answers:
     if part == "thumbnail":
       data = await asyncio.to_thread(read_picture, service.pictures.thumbnail)
       return Response(data, media_type="image/jpeg", headers=KEPT)
-    path = await asyncio.to_thread(read_picture, service.pictures.path)
-    return FileResponse(path, media_type=media_type(path), headers=KEPT)
+    found = await asyncio.to_thread(read_picture, service.pictures.found)
+    if isinstance(found, bytes):
+      return Response(found, media_type=media_type(found), headers=KEPT)
+    return FileResponse(found, media_type=media_type(found), headers=KEPT)
 
   async def indices(self, request: Request) -> Any:
     """Names the two sides, as clip-retrieval's clients ask."""
@@ -200,7 +217,8 @@ class Answers:
 
   async def info(self, request: Request) -> Any:
     """Says what is served."""
-    return views.info_json(self.state.ready(), self.state.limits)
+    answer, running = views.info_json(self.state.ready(), self.state.limits), self.state.running
+    return answer if running is None else {**answer, "collection": {**running.about(), "changes": self.writes}}
 
   async def metrics(self, request: Request) -> Any:
     """Gives the counters."""
@@ -224,15 +242,17 @@ class Answers:
     return {"status": "reloaded", **state.service.about}
 
 
-def _endpoint(route: Route) -> Callable:
-  """Returns a route's answer as Starlette calls it: for one method, and JSON where it is no response yet."""
+def _endpoint(routes: list[Route]) -> Callable:
+  """Returns the answers of one address as Starlette calls them: by method, and JSON where it is no response yet."""
+  of_method = {route.method: route for route in routes}
 
   async def endpoint(request: Request) -> Response:
-    request.scope["pattern"] = route.path
-    if request.method != route.method:
-      refusal = Refused(405, "method", f"this address takes {route.method}")
-      return Response(views.json_bytes(refusal.as_json()), 405, {"Allow": route.method}, media_type=JSON)
-    content = await route.answer(request)
+    request.scope["pattern"] = routes[0].path
+    if request.method not in of_method:
+      allowed = ", ".join(of_method)
+      refusal = Refused(405, "method", f"this address takes {allowed}")
+      return Response(views.json_bytes(refusal.as_json()), 405, {"Allow": allowed}, media_type=JSON)
+    content = await of_method[request.method].answer(request)
     return content if isinstance(content, Response) else Response(views.json_bytes(content), media_type=JSON)
 
   return endpoint
@@ -248,10 +268,10 @@ def _page(path: str, kind: str) -> Callable:
   return page
 
 
-async def _search_and_picture(request: Request) -> tuple[schemas.Search, bytes | None]:
-  """Returns a search and the picture beside it: JSON whatever its content type says, or a form with both."""
+async def said_and_picture(request: Request, model: Any, alone: Any) -> tuple[Any, bytes | None]:
+  """Returns what a request says, and the picture beside it: JSON (`alone`) whatever its type, or a form (`model`)."""
   if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-    return await asyncio.to_thread(asking.parse, schemas.Search, await request.body()), None
+    return await asyncio.to_thread(asking.parse, alone, await request.body()), None
   try:
     form = await MultiPartParser(request.headers, request.stream(), max_files=1, max_fields=1).parse()
   except (MultiPartException, KeyError, ValueError, UnicodeError) as error:
@@ -262,4 +282,4 @@ async def _search_and_picture(request: Request) -> tuple[schemas.Search, bytes |
   text = form.get("request") or "{}"
   data = await image.read()
   await form.close()
-  return asking.parse(schemas.Search, str(text).encode("utf-8", "surrogatepass")), data
+  return asking.parse(model, str(text).encode("utf-8", "surrogatepass")), data

@@ -20,6 +20,7 @@ from qat_jax.serve.ranking import FEW
 from qat_jax.serve.searches import Part, Search
 from qat_jax.serve.service import Service
 from qat_jax.serve.web import schemas
+from qat_jax.serve.writing import New
 
 BEFORE = 100  # of the plain ranking are looked at to say where adapted items were
 Model = TypeVar("Model", bound=BaseModel)
@@ -76,6 +77,24 @@ def unquoted(written: str) -> str:
     return urllib.parse.unquote(written, errors="strict")
   except UnicodeDecodeError:
     raise Refused(404, "no_item", "the id is no UTF-8; no item has such an id") from None
+
+
+def new_items(
+  service: Service, asked: schemas.Add | schemas.NewItem, picture: bytes | None, limits: Limits
+) -> list[New]:
+  """Returns the items that a request adds, their pictures read; `picture` came beside. Raises Refused (422)."""
+  new = []
+  for item in asked.items if isinstance(asked, schemas.Add) else [asked]:
+    if sum(one is not None for one in (item.image, item.vector, picture)) != 1:
+      raise invalid("an item is a picture or a vector; give exactly one of image and vector")
+    given: dict[str, Any]
+    if item.vector is not None:
+      given = {"vector": vector_of(item.vector, service.adapter.width)}
+    else:
+      data = picture if picture is not None else from_base64(item.image or "")
+      given = {"data": data, "pixels": service.encoding.pixels(read(data, limits.image_pixels))}
+    new.append(New.of(service, item.id, item.metadata, **given))
+  return new
 
 
 def search_of(

@@ -15,7 +15,7 @@ from typing import Any
 
 from qat_jax.serve.limits import Limits, Rates, Refused, check_host, check_key
 
-FILES = ("/", "/page.js", "/results.js", "/refine.js", "/server.js", "/page.css")  # of the page
+FILES = ("/", "/page.js", "/results.js", "/refine.js", "/collection.js", "/server.js", "/page.css")  # of the page
 OPEN = (*FILES, "/health", "/ready")  # without a key
 BODY_SECONDS = 30.0  # to send a body in
 UNKNOWN = "unknown"
@@ -41,13 +41,17 @@ class Guard:
     self,
     app: Any,
     limits: Limits,
-    key: str | None,
+    keys: tuple[str, ...],
     hosts: frozenset[str] | None,
     count: Callable[[str, int, float, str | None], None],
     cross_origin: bool = False,
   ) -> None:
-    """`hosts`: the names the server goes by; None: any. `cross_origin`: pages of named origins may read answers."""
-    self.app, self.limits, self.key, self.hosts, self.count = app, limits, key, hosts, count
+    """Takes what is asked of requests.
+
+    `keys`: one of them, if there are any. `hosts`: the names that the server goes by; None: any. `cross_origin`: pages
+    of named origins may read answers.
+    """
+    self.app, self.limits, self.keys, self.hosts, self.count = app, limits, keys, hosts, count
     self.rates, self.active = Rates(limits.rate, limits.burst), 0
     self.headers = [pair for pair in HEADERS if not (cross_origin and pair[0] == b"cross-origin-resource-policy")]
 
@@ -98,7 +102,7 @@ class Guard:
     if scope["path"] in OPEN or scope["method"] == "OPTIONS":
       return
     self.rates.take((scope.get("client") or (UNKNOWN,))[0])
-    check_key(self.key, headers.get(b"authorization"), headers.get(b"x-api-key"))
+    check_key(self.keys, headers.get(b"authorization"), headers.get(b"x-api-key"))
     if headers.get(b"content-encoding", "identity").strip().lower() not in ("", "identity"):
       raise Refused(415, "compressed", "bodies are taken as they are: send it without Content-Encoding")
     length = headers.get(b"content-length", "")

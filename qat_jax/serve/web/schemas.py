@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 from qat_jax.serve.aspects import PHRASES
-from qat_jax.serve.limits import ASPECTS, FILTERS, IDS, PARTS, RIGHT, SEEN, TEXT_LETTERS, VALUES, VECTOR
+from qat_jax.serve.limits import ASPECTS, FILTERS, IDS, ITEMS, PARTS, RIGHT, SEEN, TEXT_LETTERS, VALUES, VECTOR
 
 Id = Annotated[str, Field(strict=True, max_length=4096)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -132,6 +132,40 @@ class Why(Asked):
   items: list[Id] = Field(min_length=1, max_length=20, fail_fast=True)
 
 
+Kept = Annotated[
+  dict[
+    Annotated[str, Field(max_length=200)],
+    StrictBool | StrictInt | Number | Annotated[StrictStr, Field(max_length=10_000)] | None,
+  ],
+  Field(max_length=200),
+]
+
+
+class Described(_Strict):
+  """Metadata in place of what an item had."""
+
+  metadata: Kept = Field(description="column → text, number, true or false; null is the same as leaving it out")
+
+
+class NewItem(_Strict):
+  """An item to add: a picture, or a frozen feature of the gallery's encoder."""
+
+  id: Id | None = Field(default=None, description="one that is there is replaced; default: a digest of the content")
+  image: str | None = Field(default=None, description="the bytes of a picture in base64, or as a data: address")
+  vector: Vector | None = None
+  metadata: Kept = {}
+
+
+class Add(_Strict):
+  """Items to add, all or none."""
+
+  model_config = ConfigDict(
+    extra="forbid", json_schema_extra={"examples": [{"items": [{"id": "a-17", "metadata": {"caption": "a mug"}}]}]}
+  )
+
+  items: list[NewItem] = Field(min_length=1, max_length=ITEMS, fail_fast=True)
+
+
 class Knn(BaseModel):
   """A search as clip-retrieval's clients write it. An empty text is none."""
 
@@ -152,4 +186,4 @@ class KnnMetadata(BaseModel):
   indice_name: Literal["adapted", "plain", ""] | None = None
 
 
-MODELS = (Part, Range, Search, Rerank, Adapt, Why, Knn, KnnMetadata)
+MODELS = (Part, Range, Search, Rerank, Adapt, Why, Add, NewItem, Described, Knn, KnnMetadata)

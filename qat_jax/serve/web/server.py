@@ -9,20 +9,26 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qat_jax.serve.limits import Limits, host_of, is_loopback
 from qat_jax.serve.opening import Settings, open_service
+from qat_jax.serve.places import Place
+from qat_jax.serve.service import Service
+from qat_jax.serve.starting import Running
 
-KEY = "QAT_JAX_API_KEY"
+if TYPE_CHECKING:
+  from qat_jax.serve.web.state import State
+
+KEY, WRITE_KEY = "QAT_JAX_API_KEY", "QAT_JAX_WRITE_KEY"
 DRAIN = 10  # seconds that accepted requests have, after SIGTERM
 COMPILED = "~/.cache/qat-jax/compiled"  # so that a restart compiles nothing; JAX_COMPILATION_CACHE_DIR is another place
 
 
 def serve(
-  settings: Settings,
+  settings: Settings | Place,
   limits: Limits,
   host: str = "127.0.0.1",
   port: int = 8000,
@@ -34,9 +40,10 @@ def serve(
   The key is read from QAT_JAX_API_KEY. Raises ValueError where another address than this machine's own is to be bound
   without one, or what is to be served is missing or damaged; ImportError without the extra `serve`.
   """
-  key = os.environ.get(KEY) or None
-  if key and not all("!" <= letter <= "~" for letter in key):
-    raise ValueError(f"{KEY} has spaces or letters beyond ASCII, which a header cannot say; choose another key")
+  key, write_key = (os.environ.get(name) or None for name in (KEY, WRITE_KEY))
+  for name, given in ((KEY, key), (WRITE_KEY, write_key)):
+    if given and not all("!" <= letter <= "~" for letter in given):
+      raise ValueError(f"{name} has spaces or letters beyond ASCII, which a header cannot say; choose another key")
   if key is None and not is_loopback(host):
     raise ValueError(f"{host} is reached from other machines: set a key, {KEY}, or bind 127.0.0.1")
   try:
@@ -52,10 +59,10 @@ def serve(
     logging.getLogger(name).setLevel(logging.WARNING)
 
   _keep_compiled()
-  reopen = lambda: open_service(settings, limits, log.info)
-  state = State(limits, reopen)
+  state = State(limits)
+  state.reopen = lambda: _opened(state, settings, log.info)
   hosts = None if key else frozenset({"localhost", "127.0.0.1", "::1", host.lower(), *map(host_of, names)})
-  app = create(state, key, hosts, origins)
+  app = create(state, key, hosts, origins, write_key)
   config = uvicorn.Config(
     app,
     host=host,
@@ -72,7 +79,8 @@ def serve(
 
   def load() -> None:
     try:
-      state.service = reopen()
+      assert state.reopen is not None
+      state.service = state.reopen()
       shown = f"[{host}]" if ":" in host else host
       print(f"serving on http://{shown}:{port}/", flush=True)
     except BaseException as error:  # told by the main thread
@@ -84,8 +92,23 @@ def serve(
     signal.signal(number, lambda *_: None)
   server.run()
   state.queue.close(DRAIN)
+  if state.running is not None:
+    state.running.stop()
   if failed:
     raise failed[0]
+
+
+def _opened(state: State, settings: Settings | Place, log: Callable[[str], Any]) -> Service:
+  """Returns the service of what is to be served; of a collection that is open already with its adapter read anew."""
+  if isinstance(settings, Settings):
+    return open_service(settings, state.limits, log)
+  if state.running is not None:
+    return state.running.reload()
+  running = Running(settings, state.limits, state.show, state.allow)
+  running.start(log)
+  state.running = running
+  assert running.service is not None
+  return running.service
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from qat_jax.serve.limits import Limits, Refused
 from qat_jax.serve.queue import Queue
 from qat_jax.serve.searches import Search
 from qat_jax.serve.service import Service
+from qat_jax.serve.starting import Running
 from qat_jax.serve.web.metrics import Metrics
 
 
@@ -21,9 +22,10 @@ class State:
     """`reopen` reads gallery and adapter anew; None where that cannot be asked for."""
     self.limits, self.reopen = limits, reopen
     self.service: Service | None = None
+    self.running: Running | None = None  # where a collection is served that changes
     self.reloading = asyncio.Lock()
     self.queue = Queue(self._work, encoding.SIZES[-1], limits.waiting, limits.seconds)
-    self.metrics = Metrics(lambda: len(self.queue), lambda: len(self.service.items) if self.service else 0)
+    self.metrics = Metrics(lambda: len(self.queue), lambda: self.service.items.count if self.service else 0)
     self.queue.observe = self.metrics.batch
 
   def ready(self) -> Service:
@@ -31,6 +33,21 @@ class State:
     if self.service is None:
       raise Refused(503, "starting", "the server is loading the gallery and compiling; ask again soon", 2)
     return self.service
+
+  def writable(self) -> Running:
+    """Returns what a change goes to; raises Refused where nothing that is served can change."""
+    self.ready()
+    if self.running is None:
+      raise Refused(409, "frozen", "this gallery does not change; serve a collection: qat-jax serve PICTURES")
+    return self.running
+
+  def show(self, service: Service) -> None:
+    """Takes the place of the service before."""
+    self.service = service
+
+  def allow(self, queries: int) -> None:
+    """Lets so many queries be searched at once."""
+    self.queue.most = queries
 
   def _work(self, jobs: Any) -> list[Any]:
     """Answers a batch: searches of one service together, anything else one by one."""

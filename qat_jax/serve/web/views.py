@@ -150,7 +150,7 @@ def record_json(service: Service, name: str) -> dict[str, Any]:
   """Returns an item; raises Refused (404) where there is none."""
   record = service.items.records(service.items.positions([name]))[0]
   try:
-    service.pictures.path(record)
+    service.pictures.found(record)
     return {**record, "picture": True}
   except Refused:
     return {**record, "picture": False}
@@ -168,6 +168,7 @@ def info_json(service: Service, limits: Limits) -> dict[str, Any]:
     "columns": service.items.facets,
     "aspects": list(service.aspects) if service.encoding.reads_text else [],
     "keeps_marks": service.kept is not None,
+    "gallery": {"where": "in memory", **service.about.get("gallery", {}), "items": service.items.count},
   }
 
 

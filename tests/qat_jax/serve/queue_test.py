@@ -95,12 +95,12 @@ def test_a_client_has_its_rate_and_its_burst():
 
 
 def test_keys_hosts_and_addresses():
-  check_key(None, None, None)
-  check_key("secret", "Bearer secret", None)
-  check_key("secret", None, "secret")
+  check_key((), None, None)
+  check_key(("other", "secret"), "Bearer secret", None)
+  check_key(("secret",), None, "secret")
   for given in ((None, None), ("Bearer other", None), ("secret", None), (None, ""), ("Basic secret", None)):
     with pytest.raises(Refused) as error:
-      check_key("secret", *given)
+      check_key(("secret",), *given)
     assert error.value.status == 401
   assert [host_of(name) for name in ("LocalHost:80", "[::1]:8000", "::1", "a.b")] == ["localhost", "::1", "::1", "a.b"]
   check_host("localhost:8000", frozenset({"localhost"}))

@@ -1,5 +1,6 @@
 // The search page: what is asked lies in the address, so that a link opens the same search again.
 
+import * as collection from "./collection.js";
 import * as refine from "./refine.js";
 import { ask, send, show } from "./server.js";
 import { SIDES, at, card, explained, fieldsOf, make } from "./results.js";
@@ -23,7 +24,7 @@ function asked() {
     if (end) filters[column] = { ...filters[column], [end]: value };
     else filters[column] = value;
   }
-  return { text: at("text").value.trim(), weight: Number(at("weight").value), mode: at("mode").value, k: Number(at("k").value), filters };
+  return { text: at("text").value.trim(), weight: Number(at("weight").value), mode: info.adapter || !info.collection ? at("mode").value : "adapted", k: Number(at("k").value), filters };
 }
 
 function remember() {
@@ -140,7 +141,7 @@ function draw(found) {
   for (const side of SIDES) {
     const entries = found.results[side];
     at(side).hidden = !entries?.length;
-    at(side).querySelector("ol").replaceChildren(...(entries ?? []).map((entry) => card(entry, { picture: info.pictures && show, scores: at("scores").checked, moreLike, why, mark })));
+    at(side).querySelector("ol").replaceChildren(...(entries ?? []).map((entry) => card(entry, { picture: info.pictures && show, scores: at("scores").checked, moreLike, why, mark, ...(collection.changeable(info) && { edit, remove }) })));
     count = Math.max(count, entries?.length ?? 0);
   }
   at("next-line").hidden = !count;
@@ -156,6 +157,20 @@ function unlikely(found) {
   const least = found.evidence?.least["0.1"];
   return typeof least === "number" && !(found.results.adapted ?? []).some((entry) => entry.evidence >= least);
 }
+
+const edit = (entry) => collection.edit(entry, () => setTimeout(search, 1000)); // by then searches see it
+
+async function remove(entry) {
+  if (!confirm(`Remove ${entry.metadata.caption ?? entry.id} from the collection?`)) return;
+  try {
+    await collection.remove(entry.id);
+    document.querySelectorAll(".card").forEach((item) => item.dataset.id === entry.id && item.remove());
+  } catch (error) {
+    fail(error);
+  }
+}
+
+const add = (files) => collection.add([...files], (words) => (at("status").textContent = words));
 
 function mark(name, id) {
   refine.mark(name, id);
@@ -245,10 +260,19 @@ function listen() {
   at("file").addEventListener("change", (event) => (take(event.target.files[0]), (event.target.value = "")));
   addEventListener("paste", (event) => take([...event.clipboardData.files].find((file) => file.type.startsWith("image/"))));
   addEventListener("popstate", () => (recall(), search()));
-  addEventListener("dragenter", (event) => (at("drop").hidden = !event.dataTransfer.types.includes("Files")));
-  at("drop").addEventListener("dragleave", () => (at("drop").hidden = true));
+  at("add").addEventListener("change", (event) => add(event.target.files).then(() => (event.target.value = "")));
+  addEventListener("dragenter", (event) => {
+    at("drop").hidden = !event.dataTransfer.types.includes("Files");
+    at("drop-add").hidden = !collection.changeable(info);
+  });
+  at("drop").addEventListener("dragleave", (event) => (at("drop").hidden = !event.relatedTarget || !at("drop").contains(event.relatedTarget)));
   addEventListener("dragover", (event) => event.preventDefault());
-  addEventListener("drop", (event) => (event.preventDefault(), (at("drop").hidden = true), take(event.dataTransfer.files[0])));
+  addEventListener("drop", (event) => {
+    event.preventDefault();
+    at("drop").hidden = true;
+    if (event.target.id === "drop-add") add(event.dataTransfer.files);
+    else take(event.dataTransfer.files[0]);
+  });
   addEventListener("keydown", (event) => {
     if (event.key === "/" && !/INPUT|SELECT|TEXTAREA/.test(document.activeElement.tagName)) (event.preventDefault(), at("text").focus());
   });
@@ -264,13 +288,31 @@ async function start() {
     return;
   }
   at("error").textContent = "";
-  at("about").textContent = `${info.gallery.items.toLocaleString()} items${info.encoder ? `, ${info.encoder.name}` : ""}`;
+  const about = () => (at("about").textContent = `${info.gallery.items.toLocaleString()} items${info.encoder ? `, ${info.encoder.name}` : ""}`);
+  about();
+  const fields = () => {
+    at("columns").replaceChildren(...fieldsOf(info.columns));
+    at("filters").hidden = !at("columns").childElementCount;
+  };
+  fields();
+  const suggest = () => {
+    const examples = info.searches.text ? info.examples : [];
+    at("examples").append(...examples.map((text) => make("button", { type: "button", onclick: () => (choose(null), refine.forget(), (at("text").value = text), go()) }, text)));
+    at("examples").hidden ||= !examples.length;
+  };
+  suggest();
+  if (info.collection) {
+    collection.watch(info, (next) => {
+      info = next;
+      about();
+      if (!at("columns").childElementCount) fields();
+      if (!at("examples").childElementCount && info.examples.length) suggest(), search();
+    });
+  }
+  at("mode-label").hidden = Boolean(info.collection && !info.adapter);
+  if (at("mode-label").hidden) at("adapted-title").textContent = "Results";
   at("text").disabled = !info.searches.text;
   at("choose").hidden = !info.searches.image;
-  at("columns").replaceChildren(...fieldsOf(info.columns));
-  at("filters").hidden = !at("columns").childElementCount;
-  const examples = info.searches.text ? info.examples : [];
-  at("examples").append(...examples.map((text) => make("button", { type: "button", onclick: () => (choose(null), refine.forget(), (at("text").value = text), go()) }, text)));
   listen();
   recall();
   search();

@@ -37,7 +37,12 @@ export function card(entry, on) {
   line.append(make("button", { type: "button", className: "why", onclick: () => on.why(entry), ariaLabel: `Why ${name}` }, "why"));
   const button = (sign, text, hint) => make("button", { type: "button", className: sign, title: hint, ariaLabel: `${hint}: ${name}`, onclick: () => on.mark(sign, entry.id) }, text);
   const marks = make("div", { className: "say" }, button("right", "this one", "This one: find more like it"), button("wrong", "not that", "Not that: hide it"));
-  return make("li", { className: "card", data: { id: entry.id } }, like, line, marks);
+  const changes = [];
+  if (on.edit) {
+    const change = (text, hint, work) => make("button", { type: "button", title: hint, ariaLabel: `${hint}: ${name}`, onclick: work }, text);
+    changes.push(make("div", { className: "say" }, change("edit", "Edit what is known of it", () => on.edit(entry)), change("remove", "Remove it from the collection", () => on.remove(entry))));
+  }
+  return make("li", { className: "card", data: { id: entry.id } }, like, line, marks, ...changes);
 }
 
 // The box of a crop on its picture, which is shown whole.

@@ -1,0 +1,128 @@
+"""The items of several blocks as those of one gallery; the dead among them are not there."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from qat_jax.serve.collection.blocks import CONTENT, STAMP, Block
+from qat_jax.serve.collection.migrating import is_placed
+from qat_jax.serve.items import EXAMPLES, FEW, MASKS, Items
+from qat_jax.serve.limits import invalid
+
+
+class Collected(Items):
+  """Items by their ids and metadata; a position is that among all blocks' rows, the dead ones included."""
+
+  def __init__(self, blocks: Sequence[Block]) -> None:
+    self.blocks = list(blocks)
+    self.starts = np.cumsum([0, *(len(block.rows) for block in blocks)])
+    self.alive = np.concatenate([np.zeros(0, bool), *(block.alive for block in blocks)])
+    self.names = list(dict.fromkeys(name for block in blocks for name in block.items.columns.column_names))
+    self._mask = functools.lru_cache(MASKS)(self._mask_of)
+
+  def __len__(self) -> int:
+    return int(self.starts[-1])
+
+  @functools.cached_property
+  def count(self) -> int:
+    """How many are alive."""
+    return int(self.alive.sum())
+
+  def id(self, position: int) -> str:
+    """Returns the id at a position."""
+    block = self._block_of(position)
+    return self.blocks[block].items.id(position - int(self.starts[block]))
+
+  def position(self, name: str) -> int | None:
+    """Returns the position of an id, None where there is none alive."""
+    for block, start in zip(reversed(self.blocks), reversed(self.starts[:-1].tolist()), strict=True):
+      row = block.items.position(name)
+      if row is not None and block.alive[row]:
+        return start + row
+    return None
+
+  def known(self, names: Iterable[str]) -> tuple[np.ndarray, list[str]]:
+    """Returns the positions of ids (in their order, each once), and those that are not there."""
+    once = list(dict.fromkeys(names))
+    place = dict.fromkeys(once, -1)
+    for block, start in zip(self.blocks, self.starts.tolist(), strict=False):
+      found, _ = block.items.known(once)
+      for row in found[block.alive[found]].tolist():
+        place[block.items.id(row)] = start + row
+    place_N = np.array(list(place.values()), np.int64)
+    return place_N[place_N >= 0], [once[i] for i in np.flatnonzero(place_N < 0)]
+
+  def records(self, positions: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
+    """Returns id and metadata of items, as JSON can say them; what is missing is left out."""
+    place_N = np.asarray(positions, np.int64)
+    of_N = np.searchsorted(self.starts, place_N, "right") - 1
+    found: list[dict[str, Any]] = [{} for _ in place_N]
+    for block in np.unique(of_N):
+      here = np.flatnonzero(of_N == block)
+      records = self.blocks[block].items.records(place_N[here] - self.starts[block])
+      for i, record in zip(here.tolist(), records, strict=True):
+        found[i] = record
+    return found
+
+  def origin(self, name: str) -> tuple[str, str]:
+    """Returns the digest of an item's picture, and its stamp; "" for what is not there."""
+    if (position := self.position(name)) is None:
+      return "", ""
+    block = self._block_of(position)
+    row = self.blocks[block].table.slice(position - int(self.starts[block]), 1)
+    return row.column(CONTENT)[0].as_py(), row.column(STAMP)[0].as_py()
+
+  @functools.cached_property
+  def placed(self) -> np.ndarray:
+    """Which items are placed by a map of another encoder's features (bool N)."""
+    return np.concatenate([np.zeros(0, bool), *(is_placed(block) & block.alive for block in self.blocks)])
+
+  def _block_of(self, position: int) -> int:
+    return int(np.searchsorted(self.starts, position, "right")) - 1
+
+  def _mask_of(self, written: str) -> np.ndarray:
+    filters = json.loads(written)
+    for name in filters:
+      if name not in ("id", *self.names):
+        raise invalid(f"there is no metadata column {name[:100]!r}; there are {self.names}")
+    masks = [np.zeros(0, bool)]
+    for block in self.blocks:
+      there = filters.keys() <= {"id", *block.items.columns.column_names}
+      mask_N = block.items.mask(filters) if there else None
+      masks.append(np.zeros(len(block.rows), bool) if mask_N is None else mask_N & block.alive)
+    mask_N = np.concatenate(masks)
+    mask_N.setflags(write=False)
+    return mask_N
+
+  @functools.cached_property
+  def examples(self) -> list[str]:
+    """A few captions from all over the collection."""
+    if not self.count:
+      return []
+    living = np.flatnonzero(self.alive)
+    places = np.unique(np.linspace(0, len(living) - 1, EXAMPLES + 2).astype(np.int64)[1:-1])
+    texts = [record["metadata"].get("caption") for record in self.records(living[places])]
+    return [text for text in texts if isinstance(text, str) and text]
+
+  @functools.cached_property
+  def facets(self) -> dict[str, dict[str, Any]]:
+    """What can be filtered by, of all blocks."""
+    found: dict[str, dict[str, Any]] = {}
+    for block in self.blocks:
+      for name, about in block.items.facets.items():
+        if (one := found.get(name)) is None:
+          found[name] = dict(about)
+          continue
+        values = set(one.pop("values", ())) | set(about.get("values", ()))
+        if "values" in about and values and len(values) <= FEW:
+          one["values"] = sorted(values)
+        for end, choose in (("least", min), ("most", max)):
+          ends = [of[end] for of in (one, about) if of.get(end) is not None]
+          if ends:
+            one[end] = choose(ends)
+    return found

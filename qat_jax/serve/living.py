@@ -1,0 +1,198 @@
+"""A collection that changes → services that do not: each is a snapshot, and the next takes its place.
+
+A snapshot shares with the one before the arrays of all blocks that have not changed. Blocks come in few sizes, and what
+searches of a size need is compiled before a block of that size is shown: a search compiles nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow as pa
+
+from qat_jax.adapter import Adapter
+from qat_jax.serve.collected import Collected
+from qat_jax.serve.collection.blocks import SIZES as CAPACITIES
+from qat_jax.serve.collection.blocks import Block, capacity_of
+from qat_jax.serve.collection.collection import Collection
+from qat_jax.serve.encoding import SIZES
+from qat_jax.serve.service import Service
+from qat_jax.types import Pieces
+
+PREPARED_ROWS = 1024  # that a head maps at once, always: other shapes would round otherwise
+PAUSE = 0.1  # seconds between two looks for changes
+
+_log = logging.getLogger("qat_jax.serve")
+
+
+class Living:
+  """The service of a collection, made anew after changes by a thread of its own.
+
+  It answers as soon as it has compiled for one query at once; what more queries at once need is compiled meanwhile.
+  """
+
+  def __init__(
+    self,
+    collection: Collection,
+    template: Service,
+    show: Callable[[Service], Any],
+    allow: Callable[[int], Any] = lambda queries: None,
+    dtype: Any = jnp.float32,
+  ) -> None:
+    """Takes what services are made of.
+
+    Args:
+      collection: what is shown.
+      template: a service with the adapter, the encoder and the pictures, of any items.
+      show: takes each new service.
+      allow: is told how many queries may be searched at once, whenever that grows.
+      dtype: of arrays on the device.
+    """
+    self.collection, self.template, self.show, self.allow, self.dtype = collection, template, show, allow, dtype
+    self.spaces = {name: head.space for name, head in template.adapter.heads.items()}
+    self.batches: Sequence[int] = SIZES[:1]  # of queries, that are compiled for
+    self._arrays: dict[int, tuple[np.ndarray, dict[str, jax.Array]]] = {}  # of the rows of blocks
+    self._warm: set[tuple[int, int]] = set()  # capacities of blocks, and batches
+    self._lock, self._stop = threading.Lock(), threading.Event()
+    self._shown = -1
+    self._threads: list[threading.Thread] = []
+
+  def start(self) -> None:
+    """Shows the first service, and goes on in threads."""
+    self.publish()
+    self.allow(self.batches[-1])
+    for name, work in (("collection", self._run), ("compiling", self._compile)):
+      self._threads.append(threading.Thread(target=work, name=name, daemon=True))
+      self._threads[-1].start()
+
+  def stop(self) -> None:
+    """Ends the threads."""
+    self._stop.set()
+    for thread in self._threads:
+      thread.join()
+
+  def adapt(self, template: Service) -> None:
+    """Takes another adapter: compiles for it and prepares all items, and then shows it."""
+    other = Living(self.collection, template, lambda service: None, dtype=self.dtype)
+    other.batches = self.batches
+    other.publish()
+    with self._lock:
+      self.template, self.spaces, self._arrays, self._warm = template, other.spaces, other._arrays, other._warm
+    self.publish()
+
+  def publish(self) -> None:
+    """Shows the collection as it is now."""
+    with self._lock:
+      changes, blocks = self.collection.snapshot()
+      for capacity in sorted({block.capacity for block in blocks} | {CAPACITIES[0]}):
+        self._warm_for(capacity, self.batches)
+      service = self.template.over(Collected(blocks), self._galleries(blocks))
+      keep = {id(block.rows) for block in blocks}
+      self._arrays = {name: entry for name, entry in self._arrays.items() if name in keep}
+      self.show(service)
+      self._shown = changes
+
+  @property
+  def is_settled(self) -> bool:
+    """Whether all changes are shown."""
+    return self._shown >= self.collection.changes
+
+  def _run(self) -> None:
+    while not self._stop.wait(PAUSE):
+      if self.is_settled:
+        continue
+      try:
+        self.publish()
+        if self.collection.wants_compacting:
+          threading.Thread(target=self._compact, name="compacting", daemon=True).start()
+      except Exception:
+        _log.exception("the collection's changes could not be shown; they are kept")
+        self._stop.wait(1)
+
+  def _compact(self) -> None:
+    try:
+      self.collection.compact()
+    except OSError as error:
+      _log.error("the collection could not be compacted, its logs stay: %s", error)
+
+  def _compile(self) -> None:
+    """Compiles ahead: for more queries at once, for words, and for the next capacity of blocks before there is one."""
+    while not self._stop.wait(PAUSE):
+      with contextlib.suppress(Exception):  # which the next publication tells
+        self._compile_next()
+
+  def _compile_next(self) -> None:
+    capacities = sorted({capacity for capacity, _ in self._warm})
+    if len(self.batches) < len(SIZES):
+      more = SIZES[: len(self.batches) + 1]
+      for capacity in capacities:
+        self._warm_for(capacity, more)
+      with self._lock:
+        for capacity in {capacity for capacity, _ in self._warm}:
+          self._warm_for(capacity, more)
+        self.batches = more
+      self.allow(more[-1])
+    elif len(self.collection) > capacities[-1] and capacities[-1] < CAPACITIES[-1]:
+      self._warm_for(CAPACITIES[CAPACITIES.index(capacities[-1]) + 1], self.batches)
+    else:
+      for capacity in capacities:
+        for size in self.batches:
+          if (capacity, -size) not in self._warm and not self._stop.is_set():
+            self._dummy(capacity).warm_words(size)
+            self._warm.add((capacity, -size))
+
+  def _warm_for(self, capacity: int, batches: Sequence[int]) -> None:
+    for size in batches:
+      if (capacity, size) not in self._warm:
+        self._dummy(capacity).warm_plain(size)
+        self._warm.add((capacity, size))
+
+  def _dummy(self, size: int) -> Service:
+    """Returns a service of a full block of one capacity, to compile with."""
+    template, rng = self.template, np.random.default_rng(0)
+    rows_ND = rng.standard_normal((size, template.adapter.width)).astype(np.float32)
+    rows_ND /= np.linalg.norm(rows_ND, axis=1, keepdims=True)
+    block = Block.of(rows_ND, pa.table({"id": [str(i) for i in range(size)]}))
+    arrays = self._placed(template.adapter, rows_ND)
+    galleries = {
+      name: Pieces((arrays[space],), (size,), (block.alive,), space)
+      for name, space in {"frozen": "frozen", **self.spaces}.items()
+    }
+    return template.over(Collected([block]), galleries)
+
+  def _galleries(self, blocks: Sequence[Block]) -> dict[str, Any]:
+    """Returns the galleries by query type; those of one space are one."""
+    adapter, width = self.template.adapter, self.template.adapter.width
+    for block in blocks:
+      if id(block.rows) not in self._arrays:
+        self._arrays[id(block.rows)] = block.rows, self._placed(adapter, block.rows)
+    each = [self._arrays[id(block.rows)][1] for block in blocks] or [
+      self._placed(adapter, np.zeros((0, width), np.float32))
+    ]
+    counts = tuple(len(block.rows) for block in blocks) or (0,)
+    alive = tuple(block.alive for block in blocks) or (np.zeros(0, bool),)
+    of_space = {
+      space: Pieces(tuple(arrays[space] for arrays in each), counts, alive, space)
+      for space in {"frozen", *self.spaces.values()}
+    }
+    return {name: of_space[space] for name, space in {"frozen": "frozen", **self.spaces}.items()}
+
+  def _placed(self, adapter: Adapter, rows_ND: np.ndarray) -> dict[str, jax.Array]:
+    """Returns the rows of a block on the device, padded to its size, as they are and as each head wants them."""
+    size = capacity_of(len(rows_ND))
+    padded_CD = np.zeros((size, adapter.width), np.float32)
+    padded_CD[:, 0] = 1
+    padded_CD[: len(rows_ND)] = rows_ND
+    found = {"frozen": jnp.asarray(padded_CD, self.dtype)}
+    for name, space in self.spaces.items():
+      if space not in found:
+        chunks = (padded_CD[at : at + PREPARED_ROWS] for at in range(0, size, PREPARED_ROWS))
+        found[space] = jnp.asarray(np.concatenate([adapter.prepare(chunk, name) for chunk in chunks]), self.dtype)
+    return found

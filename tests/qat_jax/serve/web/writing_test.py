@@ -1,0 +1,161 @@
+"""Changes by the API: kept with a key alone, whole or not at all, and nothing outside is ever named by a client."""
+
+import base64
+import json
+import random
+import time
+
+import pytest
+from starlette.testclient import TestClient
+
+from qat_jax.serve import living
+from qat_jax.serve.limits import Limits
+from qat_jax.serve.places import Place
+from qat_jax.serve.starting import Running
+from qat_jax.serve.web.app import create
+from qat_jax.serve.web.state import State
+from tests.qat_jax.serve.web.clients import code, ids, png
+
+KEY = {"X-API-Key": "secret"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("served")
+  (folder / "pictures").mkdir()
+  for name, colour in (("red", "red"), ("green", "green"), ("blue", "blue")):
+    (folder / f"pictures/{name}.png").write_bytes(png(colour))
+  (folder / "outside.png").write_bytes(png("black"))
+  return folder
+
+
+@pytest.fixture(scope="module")
+def client(folder):
+  patch = pytest.MonkeyPatch()
+  patch.setattr(living.Living, "_warm_for", lambda self, capacity, batches: self._warm.add((capacity, 1)))
+  patch.setattr(living.Living, "_compile_next", lambda self: None)
+  state = State(Limits(seconds=120, body_bytes=1 << 20))
+  state.running = running = Running(Place(str(folder / "pictures")), state.limits, state.show)
+  running.start(lambda line: None)
+  client = TestClient(create(state, None, frozenset({"localhost"}), (), "secret"), "http://localhost")
+  client.running = running
+  settle(client, 3)
+  yield client
+  running.stop()
+  patch.undo()
+
+
+def settle(client, count=None):
+  until = time.monotonic() + 60
+  while time.monotonic() < until:
+    if count in (None, len(client.running.collection)) and client.running.living.is_settled:
+      return
+    time.sleep(0.02)
+  raise AssertionError("the collection did not settle")
+
+
+def test_pictures_of_the_folder_are_searched_without_an_adapter(client):
+  info = client.get("/v1/info").json()
+  assert info["adapter"] is None and info["gallery"]["items"] == 3 == info["collection"]["of"]
+  assert "toys alone" in info["notice"]
+  assert set(ids(client.post("/v1/search", json={"query": "a red box"}))) == {"red.png", "green.png", "blue.png"}
+  assert client.get("/v1/items", params={"id": "red.png", "part": "picture"}).content == png("red")
+
+
+def test_a_picture_is_added_described_found_and_removed(client, folder):
+  answer = client.post(
+    "/v1/items",
+    headers=KEY,
+    files={"image": png("yellow")},
+    data={"request": json.dumps({"id": "y", "metadata": {"price": 3}})},
+  )
+  assert answer.json() == {"status": "kept", "ids": ["y"]}
+  settle(client)
+  assert client.get("/v1/items", params={"id": "y", "part": "picture"}).content == png("yellow")
+  assert client.get("/v1/items", params={"id": "y"}).json() == {"id": "y", "metadata": {"price": 3}, "picture": True}
+  assert "y" in ids(client.post("/v1/search", json={"query": {"item": "red.png"}, "filters": {"price": 3}}))
+  client.put("/v1/items", params={"id": "y"}, headers=KEY, json={"metadata": {"price": 5}})
+  settle(client)
+  assert ids(client.post("/v1/search", json={"query": {"item": "red.png"}, "filters": {"price": 3}})) == []
+  assert client.delete("/v1/items", params={"id": "y"}, headers=KEY).status_code == 200
+  settle(client, 3)
+  assert code(client.get("/v1/items", params={"id": "y"})) == (404, "no_item")
+  assert code(client.delete("/v1/items", params={"id": "y"}, headers=KEY)) == (404, "no_item")
+
+
+def test_a_batch_is_kept_whole_or_not_at_all(client):
+  picture = base64.b64encode(png("white")).decode()
+  vector = [1.0] + [0.0] * (client.running.collection.width - 1)
+  good = [{"id": "a", "image": picture}, {"id": "b", "vector": vector}]
+  for wrong in ({"id": "a", "vector": vector}, {"id": "c"}, {"id": "c", "image": "AAAA"}, {"id": "c", "vector": [0.0]}):
+    assert code(client.post("/v1/items", headers=KEY, json={"items": [*good, wrong]})) == (422, "invalid")
+  assert client.running.collection.get("a") is None
+  assert client.post("/v1/items", headers=KEY, json={"items": good}).json()["ids"] == ["a", "b"]
+  settle(client, 5)
+  for name in ("a", "b"):
+    client.delete("/v1/items", params={"id": name}, headers=KEY)
+  settle(client, 3)
+
+
+def test_changes_want_the_key_and_a_collection(client, open_shop):
+  changes = client.running.collection.changes
+  for call in (
+    lambda headers: client.post("/v1/items", headers=headers, files={"image": png("red")}),
+    lambda headers: client.put("/v1/items?id=red.png", headers=headers, json={"metadata": {}}),
+    lambda headers: client.delete("/v1/items?id=red.png", headers=headers),
+  ):
+    assert code(call({})) == (401, "no_key") == code(call({"X-API-Key": "other"}))
+  assert client.running.collection.changes == changes
+  for write_key, answer in ((None, (403, "no_key_set")), ("secret", (409, "frozen"))):
+    state = State(Limits())
+    state.service = open_shop()
+    frozen = TestClient(create(state, None, None, (), write_key), "http://localhost")
+    assert code(frozen.delete("/v1/items?id=a", headers=KEY)) == answer
+
+
+def test_no_path_is_taken_from_a_client(client, folder):
+  vector = [1.0] + [0.0] * (client.running.collection.width - 1)
+  for name in ("file", "image_path", "path", ".content", ".stamp", "id", ""):
+    metadata = {name: "../outside.png"}
+    answer = client.post(
+      "/v1/items", headers=KEY, json={"items": [{"id": "p", "vector": vector, "metadata": metadata}]}
+    )
+    assert code(answer) == (422, "invalid")
+    answer = client.put("/v1/items", params={"id": "red.png"}, headers=KEY, json={"metadata": metadata})
+    assert code(answer) == (422, "invalid")
+  names = ["../outside.png", str(folder / "outside.png"), "green.png/../red.png", ".qat-jax/toy_clip/log-0"]
+  new = [{"id": name, "vector": vector} for name in names]
+  assert client.post("/v1/items", headers=KEY, json={"items": new}).status_code == 200
+  settle(client, 3 + len(names))
+  for name in names:
+    assert code(client.get("/v1/items", params={"id": name, "part": "picture"})) == (404, "no_picture")
+    client.delete("/v1/items", params={"id": name}, headers=KEY)
+  settle(client, 3)
+
+
+def test_malformed_changes_are_refused_and_nothing_is_written(client):
+  numbers, changes = random.Random(0), client.running.collection.changes
+  log = client.running.folder / "log-0"
+  before = log.stat().st_size
+  good = json.dumps({"items": [{"id": "a", "image": base64.b64encode(png("red")).decode(), "metadata": {"price": 3}}]})
+  odd = ["null", "NaN", "1e999", '"\\ud800"', "[]", "{}", "-1", "true", '"' + "x" * 300 + '"', "1" * 400]
+  for number in range(300):
+    if numbers.random() < 0.5:
+      place = numbers.randrange(len(good))
+      body = (
+        good[:place] + numbers.choice(["", "{", '"', ",", "\\", "é", "\x00"]) + good[place + numbers.randint(1, 3) :]
+      )
+    else:
+      item = {"id": "a", "metadata": {}, "vector": [], "image": "AA"}
+      body = json.dumps({"items": [item]}).replace(
+        json.dumps(numbers.choice(list(item.values()))), numbers.choice(odd), 1
+      )
+    call = client.put if number % 3 == 0 else client.post
+    answer = call("/v1/items?id=red.png", headers=KEY, content=body.encode("utf-8", "surrogatepass"))
+    if answer.status_code == 200:  # a letter of its caption or its id is as good as another
+      assert '"ids"' in answer.text
+      changes += 1
+    else:
+      assert 400 <= answer.status_code < 500, (answer.status_code, body)
+  assert client.running.collection.changes == changes
+  assert (log.stat().st_size > before) == (changes > 0)
