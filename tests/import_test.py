@@ -47,6 +47,7 @@ ORDER = (
   "search.masks",
   "search.grouping",
   "search.rank",
+  "search.diversity",
   "search.sums",
   "search.warming",
   "search.index",

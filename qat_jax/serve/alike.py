@@ -7,12 +7,15 @@ import html
 import os
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from qat_jax.adaptation import plain
 from qat_jax.duplicates import groups, pairs
 from qat_jax.features.store import FeatureStore
+from qat_jax.search.rank import rank
 from qat_jax.serve.items import Items
 from qat_jax.serve.limits import Refused
 from qat_jax.serve.pictures import Pictures
@@ -20,6 +23,7 @@ from qat_jax.stages import write_whole
 
 SHOWN, EACH = 200, 8  # groups on the page, and pictures of each
 PIXELS = 200_000_000
+CHUNK = 4096  # items that are looked for at once in another folder
 STYLE = (
   "body{font:16px sans-serif;margin:1rem}section{margin:1rem 0}figure{display:inline-block;margin:.3rem;width:160px}"
 )
@@ -65,6 +69,32 @@ def find(
   if report is not None:
     write_whole(Path(report), page(Items.of(store), pictures, member_M, group_M, cosine_N).encode())
   return len(member_M), len(store), len(count)
+
+
+def find_shared(
+  folder: str | os.PathLike, against: str | os.PathLike, threshold: float, out: str | os.PathLike
+) -> tuple[int, int]:
+  """Writes the items that are nearly the same as one of another folder; returns how many they are, of how many items.
+
+  `out` is Parquet, a row for each such item: item_id, other_id and cosine, of the most alike. Raises ValueError for a
+  threshold that is no cosine from 0.5 to 1, and as `qat_jax.rank` does.
+  """
+  if not 0.5 <= threshold <= 1:
+    raise ValueError(f"the threshold is {threshold}; give a cosine from 0.5 to 1")
+  store, other = FeatureStore.open(folder), FeatureStore.open(against)
+  ids, cosines = [], []
+  for _, rows_ND in store.chunks(CHUNK):
+    best = rank(plain(jnp.asarray(rows_ND, jnp.float32)), other, 1)
+    ids.append(best.ids[:, 0])
+    cosines.append(best.scores[:, 0])
+  other_N, cosine_N = np.concatenate(ids), np.concatenate(cosines)
+  mine = np.flatnonzero(cosine_N >= np.float32(threshold))
+  take = lambda names, rows: names.take(pa.array(rows))
+  columns = {"item_id": take(store.arrow_ids(), mine), "other_id": take(other.arrow_ids(), other_N[mine])}
+  stream = pa.BufferOutputStream()
+  pq.write_table(pa.table({**columns, "cosine": pa.array(cosine_N[mine])}), stream)
+  write_whole(Path(out), stream.getvalue())
+  return len(mine), len(store)
 
 
 def page(items: Items, pictures: Pictures, member_M: np.ndarray, group_M: np.ndarray, cosine_N: np.ndarray) -> str:

@@ -112,6 +112,12 @@ def test_near_duplicates_are_written_and_shown_side_by_side(tmp_path, capsys):
   assert table["cosine"][3:] == [1, 1] and 0.99 < table["cosine"][0] < 1
   html = page.read_text()
   assert html.count("data:image/jpeg") == 5 and "1&lt;b, 0.99" in html and "3 alike" in html and "<b," not in html
+  qat_jax.write_features(tmp_path / "train", {"img": rows_ND[[5, 1]]}, {"id": ["five", "one"]})
+  cli.main(["duplicates", str(tmp_path / "all"), "--against", str(tmp_path / "train"), f"--out={out}"])
+  said = f"4 of 12 items of {tmp_path / 'all'} are nearly the same as one of {tmp_path / 'train'}: {out}\n"
+  assert capsys.readouterr().out == said
+  table = pq.read_table(out).to_pydict()
+  assert table["item_id"] == ["1<b", "3<b", "5<b", "7<b"] and table["other_id"] == ["one", "one", "five", "one"]
   with pytest.raises(SystemExit, match="--images and --report go together"):
     cli.main(["duplicates", str(tmp_path / "all"), *flags[:2]])
 
