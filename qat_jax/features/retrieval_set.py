@@ -167,10 +167,10 @@ def _alike(queries: FeatureStore, gallery: FeatureStore) -> Iterator[np.ndarray]
   code_N = (
     pc.index_in(gallery.names("instance"), value_set=encoded.dictionary, skip_nulls=True).fill_null(-1).to_numpy()
   )
-  order_N = np.argsort(code_N, kind="stable")
-  ends = [np.searchsorted(code_N[order_N], code_Q, side) for side in ("left", "right")]
-  for code, first, last in zip(code_Q, *ends, strict=True):
-    yield order_N[first:last] if code >= 0 else order_N[:0]
+  rows_N = np.flatnonzero(code_N >= 0)
+  rows_N = rows_N[np.argsort(code_N[rows_N], kind="stable")]
+  for first, last in zip(*(np.searchsorted(code_N[rows_N], code_Q, side) for side in ("left", "right")), strict=True):
+    yield rows_N[first:last]
 
 
 def _listed(queries: FeatureStore, gallery: FeatureStore) -> Iterator[np.ndarray]:
