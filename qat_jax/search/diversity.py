@@ -11,6 +11,8 @@ from qat_jax.adaptation import unit
 from qat_jax.search.rank import GalleryLike
 from qat_jax.types import Ranking, as_gallery
 
+DECIMALS = 9  # of a cosine: copies are equally alike, whatever rounding says
+
 
 def diverse(ranking: Ranking, gallery: GalleryLike, k: int, diversity: float) -> Ranking:
   """Returns k items of a ranking, each next one the best by (1 − diversity) · score − diversity · likeness.
@@ -39,7 +41,7 @@ def diverse(ranking: Ranking, gallery: GalleryLike, k: int, diversity: float) ->
       best = int(np.argmax(value_S - diversity * likeness_S))
       place_QK[query, place] = there[best]
       value_S[best] = -np.inf
-      likeness_S = np.maximum(likeness_S, (item_SD * item_SD[best]).sum(axis=1))
+      likeness_S = np.maximum(likeness_S, np.round(item_SD @ item_SD[best], DECIMALS))
   missing_QK = place_QK < 0
   taken = lambda array, other: np.where(missing_QK, other, np.take_along_axis(array, np.maximum(place_QK, 0), axis=1))
   evidence = None if ranking.evidence is None else taken(ranking.evidence, np.float32(np.nan))

@@ -10,7 +10,7 @@ def slow(ids, scores, item_ND, k, diversity):
   taken = []
   for _ in range(min(k, len(ids))):
     left = [place for place in range(len(ids)) if place not in taken]
-    like = lambda place: max((float(item_ND[ids[place]] @ item_ND[ids[t]]) for t in taken), default=-1.0)
+    like = lambda place: max((round(float(item_ND[ids[place]] @ item_ND[ids[t]]), 9) for t in taken), default=-1.0)
     value = [(1 - diversity) * float(scores[place]) - diversity * like(place) for place in left]
     taken.append(left[int(np.argmax(value))])
   return [int(ids[place]) for place in taken]
@@ -20,10 +20,11 @@ def slow(ids, scores, item_ND, k, diversity):
 def test_the_next_item_is_the_best_by_score_less_likeness_to_those_taken(diversity):
   rng = np.random.default_rng(0)
   item_ND = unit(rng, 20, 24)[rng.integers(0, 20, 200)]  # copies
+  exact_ND = item_ND / np.linalg.norm(item_ND.astype(np.float64), axis=1, keepdims=True)
   ranking = rank(make("plain"), item_ND, 50)
   found = diverse(ranking, item_ND, 10, diversity)
   for query in range(3):
-    wanted = slow(ranking.ids[query], ranking.scores[query], item_ND.astype(np.float64), 10, diversity)
+    wanted = slow(ranking.ids[query], ranking.scores[query], exact_ND, 10, diversity)
     assert found.ids[query].tolist() == wanted
     places = [ranking.ids[query].tolist().index(i) for i in wanted]
     np.testing.assert_array_equal(found.scores[query], ranking.scores[query][places])
