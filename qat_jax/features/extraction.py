@@ -56,27 +56,23 @@ def extract(
 ) -> dict[str, FeatureStore]:
   """Encodes a source into `folder` and returns the stores by kind; what is there already is not encoded again.
 
-  Images that cannot be decoded are left out, listed in unreadable.json and counted in meta.json. So are, where captions
-  are encoded, items without one; captions longer than the encoder takes are cut and counted. All that was left out is
-  in left_out.json. Holds two batches of decoded images and one shard. meta.json also says how fast the last run was,
-  and which share of its time the encoder computed: with much less than 1 it waits for pictures.
+  Images that cannot be decoded are left out and listed in unreadable.json, and so are, where captions are encoded,
+  items without one; left_out.json has all of them. Captions longer than the encoder takes are cut. meta.json counts
+  these, and says which share of the last run's time the encoder computed: with much less than 1 it waits for pictures.
+  Holds two batches of decoded images and one shard.
 
   Args:
-    source: the items. Scalar fields of their records become metadata.
-    encoder: what encodes them.
-    folder: where the features are written.
+    source: the items; scalar fields of their records become metadata.
+    encoder, folder: what encodes them, and where the features are written.
     kinds: what is encoded, "img" and "text" (the captions), one row an item each.
-    batch_size: how many items are encoded at once.
-    rows_per_shard: how many items of the source a shard has.
+    batch_size, rows_per_shard: how many items are encoded at once, and how many of the source a shard has.
     dtype: of the stored features, "float16" or "float32".
-    threads: how many read and decode pictures ahead.
-    progress: whether a progress bar is shown.
+    threads, progress: how many read and decode pictures ahead; whether a progress bar is shown.
     beside: of the other parts of the same set, how many images they have, and how many of these are known to be
       unreadable; the share of 1% is one of all.
     cluster: who makes the shards: this process, or a Ray cluster (docs/scale.md).
-    reuse: a folder beneath which this function has written features: those of pictures whose bytes are the same are
-      copied, and meta.json counts them. Captions are encoded anew. An encoder may round the last bit of a stored number
-      otherwise in another batch; apart from that the features are those of encoding everything.
+    reuse: a folder beneath which this function has written features: those of pictures with the same bytes are copied.
+      Captions are encoded anew. In another batch an encoder may round a stored number's last bit otherwise.
 
   Raises ValueError where more than 1% of the images are unreadable, more than half of the captions are missing, ids
   repeat, a feature is NaN (named by id), the folder was begun with other settings, or `reuse` is of another encoder;
