@@ -11,7 +11,7 @@ import io
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from qat_jax.datasets.files import FORMATS, opened_endings
 
@@ -54,6 +54,8 @@ def decode(record: dict[str, Any]) -> Image.Image:
       image = opened(image)
     kind = _kind_of_samples(image)
     return _rgb(_upright(image), kind)
+  except UnidentifiedImageError as error:  # which names an object by its address, another in every run
+    raise UnreadableImage(str(record["id"]), "UnidentifiedImageError: it is no picture of a known format") from error
   except Exception as error:  # broken bytes make Pillow's decoders raise anything: RuntimeError, struct.error, KeyError
     raise UnreadableImage(str(record["id"]), f"{type(error).__name__}: {error}") from error
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import re
 import shutil
 import time
 from collections.abc import Sequence
@@ -37,7 +36,6 @@ LEFT_OUT = "left_out.json"  # kind → names of all that the source holds and wa
 MOST_UNREADABLE = 0.01  # a larger share is a broken source, not a few broken files
 MOST_WITHOUT_CAPTION = 0.5  # with more the captions are somewhere else
 AGAIN = "Delete it or choose another folder; told to reuse this one, that encodes what is new alone"
-ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # Pillow names objects by their address, which is another in every run
 
 
 def extract(
@@ -143,7 +141,7 @@ class _Shards:
         self.bar.set_postfix_str(f"encoding {share:.0%} of the time", refresh=False)
         self.bar.update()
       if isinstance(record, UnreadableImage):
-        report["unreadable"].append({"position": position, "id": record.id, "reason": ADDRESS.sub("", record.reason)})
+        report["unreadable"].append({"position": position, "id": record.id, "reason": record.reason})
         self.check_share(report["unreadable"])
         continue
       self._check_new(record["id"], position)

@@ -21,7 +21,6 @@ import pyarrow as pa
 from qat_jax.datasets import Source, UnreadableImage, tables
 from qat_jax.datasets.columns import SIGNED
 from qat_jax.features import records
-from qat_jax.features.extraction import ADDRESS
 from qat_jax.serve.collection.blocks import ADDED, CONTENT, STAMP
 from qat_jax.serve.collection.collection import Collection, Item, types_for
 
@@ -136,7 +135,7 @@ class Feeder:
       readable = []
       for position, record in some:
         if isinstance(record, UnreadableImage):
-          reason = ADDRESS.sub("", record.reason)
+          reason = record.reason
           self.progress.unreadable[stamps[position][0]] = self._bad[stamps[position][1]] = reason
         else:
           readable.append((record, stamps[position][1]))
