@@ -63,8 +63,11 @@ with torch.inference_mode():
 import os, tempfile, warnings, onnxruntime
 warnings.simplefilter("ignore")
 class Features(torch.nn.Module):
+  def __init__(self):
+    super().__init__()
+    self.model = model.requires_grad_(False)
   def forward(self, pixels):
-    return model(pixel_values=pixels).image_embeds
+    return self.model(pixel_values=pixels).image_embeds
 with tempfile.TemporaryDirectory() as folder:
   path = os.path.join(folder, "clip.onnx")
   torch.onnx.export(Features(), (pixels,), path, input_names=["pixels"], dynamo=False)
