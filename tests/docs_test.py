@@ -21,7 +21,9 @@ import qat_jax
 from eval.pipeline import evaluate
 from qat_jax import cli
 from qat_jax.adaptation import unit
+from qat_jax.adapter import Adapter
 from qat_jax.features.store import write_features
+from qat_jax.models.head import Head
 from train.pipeline import train
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -213,10 +215,12 @@ PAGES_WITH_SNIPPETS = sorted({name.rsplit(":", 1)[0] for name, _ in SNIPPETS} - 
 @pytest.mark.parametrize("page", PAGES_WITH_SNIPPETS)
 def test_a_pages_snippets_run(page, place):
   """With what the pages take as given: names of arrays, and folders of features in the working folder."""
-  if page == "docs/words.md":  # as wide as the encoder that stands in, and enough items for their mean
+  if page in ("docs/words.md", "docs/marks.md"):  # as wide as the encoder that stands in, and items for their mean
     for name, count in (("gallery", 100), ("queries", 4)):
-      rows_ND = np.random.default_rng(count).normal(size=(count, 128)).astype(np.float32)
-      write_features(name, {"img": unit(rows_ND, np.float32)}, {"id": [f"{name}{i}" for i in range(count)]})
+      rows_ND = unit(np.random.default_rng(count).normal(size=(count, 128)), np.float32)
+      write_features(name, {"img": rows_ND, "text": rows_ND}, {"id": [f"{name}{i}" for i in range(count)]})
+    plain = Head("plain", {}, {})
+    Adapter(128, {"text": plain, "image": plain}).save("runs/mine/adapter")
   else:
     shutil.copytree("ROOT/test/gallery", "gallery")
     shutil.copytree("ROOT/test/text_queries", "queries")

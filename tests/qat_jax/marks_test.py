@@ -23,7 +23,25 @@ FORMS = {
   "experts": ("experts", {"form": "static", "settings": {}, "experts": 3}),
   "levelled": ("levelled", {"form": "plain", "settings": {}, "queries": 4, "items": 8, "nearest": 2}),
   "captions": ("remembering", {"form": "plain", "settings": {}, "pairs": 20, "captions": "image"}),
+  "query_only": ("query_only", {"hidden": 8}),
+  "affine": ("affine", {"dimensions": 5, "bias": True}),
+  "neighbours": ("neighbours", {"pairs": 9}),
+  "experts": ("experts", {"form": "static", "settings": {}, "experts": 3}),
+  "projected": ("projected", {"form": "static", "settings": {}, "items": WIDTH, "narrow": 5}),
+  "marked": ("marked", {"form": "static", "settings": {}, "pairs": 9, "items": WIDTH}),
+  "ensemble": ("ensemble", {"form": "adaptive", "settings": {"hidden": 8, "rank": 2, "token_hidden": 8}, "members": 2}),
+  "paper": ("paper", {"rank": 2, "token_hidden": 8, "layers": 1, "steps": 1, "heads": 2}),
+  "released": (
+    "released",
+    {"hidden": 8, "rank": 2, "layers": 1, "steps": 1, "heads": 2, "anchor_scale": 0.8}
+    | {"query_residual": 0.5, "frobenius_norm": True},
+  ),
 }
+OWN_MAPS = ("adaptive", "gated", "ensemble", "paper", "released")
+
+
+def test_every_form_is_among_them():
+  assert {form for form, _ in FORMS.values()} == set(forms.FORMS)
 
 
 @pytest.fixture
@@ -59,7 +77,7 @@ def test_refined_queries_rank_by_the_added_scores(gallery_ND, features, query_ty
   taken = lambda ids_QK: np.take_along_axis(score_QN, ids_QK, axis=1)
   np.testing.assert_allclose(taken(ranking.ids), taken(order_QK), atol=2e-5)
   np.testing.assert_allclose(ranking.scores, taken(order_QK), atol=2e-5)
-  if query_type == "image" and image not in ("adaptive", "gated"):  # one adaptation has the order of the sum
+  if query_type == "image" and image not in OWN_MAPS:  # one adaptation has the order of the sum
     refined = adapter.refine(query, right)
     assert refined.frozen is None  # what an adapter makes of the frozen features is another query
     ids_QK = qat_jax.rank(refined, galleries["image"], 30).ids
