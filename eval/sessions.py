@@ -4,8 +4,9 @@
 
 Residual collection: all that was shown is taken out of the gallery for every method, and what counts is the average
 precision of the rest. Each method shows its own pages, but for the first, which is the same for all. Figures are means
-× 100 over queries with a right mark and something right left after the first page. `--flip` is how often the person is
-wrong: a mark is then the other one. Beside ours are Rocchio's formula and those of Qdrant's recommendations.
+× 100 over queries with something right on the first page and after it. `--flip` is how often the person is wrong about
+an item that is shown: a mark is then the other one. Beside ours are Rocchio's formula and those of Qdrant's
+recommendations.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ def sessions(
     row_N[ignored] = True
   flips_QN = np.random.default_rng(seed).random(right_QN.shape) < flip
   first_QP = shown(collection.served_QN, hidden_QN, page)
-  marked_QP = np.take_along_axis(right_QN ^ flips_QN, first_QP, axis=1)
+  marked_QP = np.take_along_axis(right_QN, first_QP, axis=1)  # flips left out: all shares have the same queries
   rest_QN = right_QN & ~hidden_QN
   np.put_along_axis(rest_QN, first_QP, False, axis=1)
   queries = np.flatnonzero(marked_QP.any(axis=1) & rest_QN.any(axis=1))

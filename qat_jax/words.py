@@ -32,7 +32,7 @@ IGNORED = 0.2  # of the first singular value, above which a direction of an igno
 EVEN = 0.005  # root mean square distance of an aspect's rows from their mean, below which its words are all alike
 CHANGED = 0.75  # how much the text counts beside the picture where something is changed
 LEAST, SAMPLE = 100, 2048  # items that the gallery's mean needs, and that are looked at
-LEAST_RANK = 8  # maps are padded to 8, 16, 32, … columns, so that other aspects compile nothing anew
+RANKS = (8, 32, 128)  # columns that maps are padded to, and beyond a power of two: other aspects compile nothing anew
 SMALL = 1e-6  # of the first singular value: what is smaller is rounding
 LEFT = 0.3  # of the size of an aspect that is to be alike, which what is ignored must leave
 NOTHING = 1e-4  # length, of a unit query or map, below which only rounding is left
@@ -117,7 +117,7 @@ class Map(NamedTuple):
   def adaptation(self, query_QD: np.ndarray, encoder: EncoderName | None = None) -> Adaptation:
     """Returns the adaptation of unit queries q' (QD) under this map, its factors padded to one of few sizes."""
     queries, (width, rank) = len(query_QD), self.left_DR.shape
-    size = max(rank, min(width, power_of_two(max(rank, LEAST_RANK))))
+    size = max(rank, min(width, next((size for size in RANKS if size >= rank), power_of_two(rank))))
     of_size = lambda x_DR: np.pad(x_DR, ((0, 0), (0, size - rank))).astype(np.float32)
     left, right = (jnp.broadcast_to(of_size(x_DR), (queries, width, size)) for x_DR in (self.left_DR, self.right_DR))
     gate_Q1 = jnp.full((queries, 1), self.gate, jnp.float32)

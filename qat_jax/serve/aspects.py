@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from qat_jax.words import read_aspects
 
 PHRASES = (2, 256)  # of an aspect: least and most
-RANKS = (8, 16, 32)  # of the maps that are compiled for ahead; those of more words compile when they are asked for
 
 
 @dataclasses.dataclass(frozen=True)

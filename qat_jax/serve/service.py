@@ -25,7 +25,7 @@ from qat_jax.evidence import Evidence
 from qat_jax.keeping import KeptMarks
 from qat_jax.search.index import Index
 from qat_jax.search.warming import warm
-from qat_jax.serve import aspects, encoding, why
+from qat_jax.serve import encoding, why
 from qat_jax.serve.aspects import Aspect
 from qat_jax.serve.encoding import Encoding
 from qat_jax.serve.items import Items
@@ -36,7 +36,7 @@ from qat_jax.serve.ranking import DEPTH, KS, Ranker
 from qat_jax.serve.searches import Found, Part, Search
 from qat_jax.serve.summands import Summand, rows_of
 from qat_jax.types import Gallery, Ranking
-from qat_jax.words import by_words
+from qat_jax.words import RANKS, by_words
 
 
 class Service:
@@ -115,16 +115,16 @@ class Service:
 
   def warm_words(self, size: int) -> None:
     """Compiles what searches in words need, for one size of a batch."""
-    for rank in aspects.RANKS if self.encoding.reads_text else ():
+    for rank in sorted({min(rank, self.adapter.width) for rank in RANKS}) if self.encoding.reads_text else ():
       self._warm_map(size, rank)
 
   def _warm_map(self, size: int, rank: int) -> None:
     """Compiles for maps made of words, with one number of columns."""
     row_QD = jnp.asarray(np.random.default_rng(0).standard_normal((size, self.adapter.width)), jnp.float32)
-    if rank < self.adapter.width:  # what `by_words` itself compiles
-      rows = {"any": np.random.default_rng(0).standard_normal((rank + 1, self.adapter.width)).astype(np.float32)}
-      for about in ({"alike": "any"}, {"ignore": "any"}):
-        by_words(np.asarray(row_QD[:1]), aspects=rows, gallery=self.planner.sample, **about)
+    few = 3 * rank // 4 + 1  # words, whose map is padded to so many columns
+    rows = {"any": np.random.default_rng(0).standard_normal((few, self.adapter.width)).astype(np.float32)}
+    for about in ({"alike": "any"}, {"ignore": "any"}):  # what `by_words` itself compiles
+      by_words(np.asarray(row_QD[:1]), aspects=rows, gallery=self.planner.sample, **about)
     map_QDR = np.full((size, self.adapter.width, rank), self.adapter.width**-1.0, np.float32)
     told = plain(row_QD).replace(gate=np.ones((size, 1), np.float32), left=map_QDR, right=map_QDR)
     warm(told, self.frozen)

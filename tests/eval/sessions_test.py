@@ -46,6 +46,13 @@ def test_what_was_shown_is_out_of_the_gallery_and_marks_lift_what_is_left(collec
   assert found["refine"][1].tolist() == [1.0]
 
 
+def test_a_person_who_is_wrong_marks_the_other_one_and_is_measured_on_the_same_queries(collection, monkeypatch):
+  monkeypatch.setattr(sessions, "opened", lambda *args: collection)
+  right = sessions.sessions(None, Split(), "image", rounds=1, page=1, flip=0.0, seed=0)
+  wrong = sessions.sessions(None, Split(), "image", rounds=1, page=1, flip=1 - 1e-9, seed=0)
+  assert wrong["refine"][0].tolist() == right["next page, no marks"][0].tolist()  # item 1 was marked as wrong
+
+
 def test_a_session_without_marks_is_refused(collection, monkeypatch):
   monkeypatch.setattr(sessions, "opened", lambda *args: collection)
   monkeypatch.setattr(Split, "relevance", lambda self, name: Relevance([np.array([4])], [np.array([0])]))

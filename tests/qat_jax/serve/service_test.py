@@ -14,7 +14,11 @@ from qat_jax.types import ArrayGallery
 
 MANY = Aspect.of("many", tuple(f"a {colour} {thing}" for colour in ("red", "blue", "green") for thing in "abcdefghi"))
 TWO = Aspect.of("two", ("a red box", "a blue box"))
-WORDS = (Words(alike=(TWO,)), Words(ignore=(TWO, MANY)), Words((MANY,), (TWO,)))
+VAST = Aspect.of(
+  "vast",
+  tuple(f"a {thing} of {letter} and {other}" for thing in ("box", "cup") for letter in "abcdef" for other in "uvwxy"),
+)
+WORDS = (Words(alike=(TWO,)), Words(ignore=(TWO, MANY)), Words((MANY,), (TWO,)), Words((VAST,)), Words(ignore=(VAST,)))
 
 
 def vector(service, seed):
