@@ -40,6 +40,7 @@ LEAST = 20  # queries with two right marks, which one query type needs
 PAIRS_MOST = 1 << 15  # marks that are remembered for a query type
 ITEMS = 1 << 14  # of the gallery, beside all marked ones, that held-out marks are looked for among
 QUERIES = 1000  # of validation
+SAMPLE = 4096  # items that say how a head's scores depend on frozen features
 
 
 class Asked(NamedTuple):
@@ -151,7 +152,8 @@ def half(own: np.ndarray, fold: int) -> np.ndarray:
 
 def _taught(adapter: Adapter, query_type: str, asked: Asked, gallery: FeatureStore, val: Split) -> tuple[Head, str]:
   """Returns what serves a query type from now on, the head itself where nothing holds, and the account."""
-  head, shown = adapter.heads[query_type], query_type == "image"
+  head, image = adapter.heads[query_type], adapter.heads.get("image")
+  back_FD = None if image is None or image is head else pulled_back(image, gallery)
   tests = [_held_out(asked, gallery, fold) for fold in (0, 1)]
   everything = asked.pairs(gallery)
   lessons = [asked.pairs(gallery, 0), asked.pairs(gallery, 1), everything]
@@ -159,7 +161,7 @@ def _taught(adapter: Adapter, query_type: str, asked: Asked, gallery: FeatureSto
   before_FQ, others_Q = [test.precisions(head) for test in tests], others.precisions(head)
   best, best_gain, held = head, 0.0, "nothing is kept: no way gains on marks held out without a loss of other queries"
   for way in _ways(head, query_type):
-    made = [taught(head, shown, pairs, way) for pairs in lessons]
+    made = [taught(head, image, pairs, way, back_FD) for pairs in lessons]
     gain_Q = np.mean([t.precisions(one) - b for t, one, b in zip(tests, made, before_FQ, strict=False)], axis=0)
     again, rest = paired_interval(gain_Q, 0 * gain_Q), paired_interval(others.precisions(made[2]), others_Q)
     if again[0] > best_gain and again[1] > 0 and rest[2] >= 0:
@@ -194,24 +196,56 @@ class Way(NamedTuple):
 
 def _ways(head: Head, query_type: str) -> list[Way]:
   """Returns the ways to try: words only where the head, or the one that it levels, has captions by texts of pairs."""
-  own = _inner(head) if head.form == "levelled" else head
+  own = _beneath(head)
   words = query_type == "text" and own.form == "remembering" and own.settings.get("captions") == "text"
   memory = list(itertools.product(WEIGHT, TEMPERATURE))
   return [Way(False, *one) for one in memory] + ([Way(True), *(Way(True, *one) for one in memory)] if words else [])
 
 
-def taught(head: Head, shown: bool, pairs: tuple[np.ndarray, np.ndarray], way: Way) -> Head:
-  """Returns a head with what pairs of a query and an image (two MD) teach it; the levels of items stay.
+def taught(
+  head: Head,
+  image: Head | None,
+  pairs: tuple[np.ndarray, np.ndarray],
+  way: Way,
+  back_FD: np.ndarray | None = None,
+) -> Head:
+  """Returns a head with what marks teach it; the levels of items stay.
 
-  `shown`: the queries are images, so a marked image goes through the head as a query does. Where queries are texts, or
-  have maps of their own, a marked image is its item.
+  Args:
+    head: of the queries that were marked.
+    image: of image queries, the same object where it is the one that is taught.
+    pairs: a query and an image each (two MD).
+    way: how they are kept.
+    back_FD: what `pulled_back` makes of the image head, where another one is taught.
   """
-  change = lambda one: _with_memory(_with_words(one, pairs) if way.words else one, shown, pairs, way)
+  beneath = _beneath(head)
+  through = beneath if image is head else None if image is None else _beneath(image)
+  told = _with_words(beneath, pairs) if way.words else beneath
+  changed = _with_memory(told, through, pairs, way, back_FD)
   if head.form != "levelled":
-    return change(head)
-  beneath = change(_inner(head))
+    return changed
   levels = {name: array for name, array in head.variables["constants"].items() if name != "head"}
-  return Head("levelled", head.settings | {"form": beneath.form, "settings": beneath.settings}, beside(beneath, levels))
+  return Head("levelled", head.settings | {"form": changed.form, "settings": changed.settings}, beside(changed, levels))
+
+
+def pulled_back(image: Head, gallery: Any) -> np.ndarray | None:
+  """Returns the map (FD) of a head's queries to vectors whose products with frozen items are most like its scores.
+
+  By least squares over a sample of the gallery; exact but for a constant where the head's items are a linear map of the
+  frozen ones. None where the gallery is too small to tell.
+  """
+  rows = evenly(len(gallery), SAMPLE)
+  row_ND = unit(np.asarray(gallery[rows]))
+  if len(rows) < 2 * row_ND.shape[1]:
+    return None
+  item_NF = np.asarray(_beneath(image).prepare(row_ND.astype(np.float32)), np.float64)
+  coefficient_EF = np.linalg.lstsq(np.pad(row_ND, ((0, 0), (0, 1)), constant_values=1), item_NF, rcond=1e-6)[0]
+  return coefficient_EF[:-1].T
+
+
+def _beneath(head: Head) -> Head:
+  """Returns the head that a levelled one is around; another one as it is."""
+  return _inner(head) if head.form == "levelled" else head
 
 
 def _inner(head: Head) -> Head:
@@ -229,18 +263,34 @@ def _with_words(head: Head, pairs: tuple[np.ndarray, np.ndarray]) -> Head:
   return Head(head.form, settings, head.variables | {"constants": constants})
 
 
-def _with_memory(head: Head, shown: bool, pairs: tuple[np.ndarray, np.ndarray], way: Way) -> Head:
+def _with_memory(
+  head: Head, image: Head | None, pairs: tuple[np.ndarray, np.ndarray], way: Way, back_FD: np.ndarray | None
+) -> Head:
   """Returns the form `marked` around the head; the head itself where the way has no weight."""
   if not way.weight:
     return head
-  query_MD, image_MD = pairs
-  target_ME = head.prepare(image_MD)
-  if shown:
-    through = head.module(image_MD.shape[1]).apply(head.variables, jnp.asarray(image_MD))
-    assert isinstance(through, Adaptation)
-    target_ME = through.query if is_identity(through) else target_ME
-  rows = {"queries": query_MD, "targets": np.asarray(target_ME)}
+  rows = {"queries": pairs[0], "targets": _targets(head, image, pairs[1], back_FD)}
   constants = {name: jnp.asarray(unit(row_MD), jnp.float16) for name, row_MD in rows.items()}
   constants |= {name: jnp.float32(getattr(way, name)) for name in ("weight", "temperature")}
-  settings = {"form": head.form, "settings": head.settings, "pairs": len(query_MD), "items": target_ME.shape[1]}
-  return Head("marked", settings, beside(head, constants))
+  inside = {"form": head.form, "settings": head.settings, "pairs": len(pairs[0]), "items": rows["targets"].shape[1]}
+  return Head("marked", inside, beside(head, constants))
+
+
+def _targets(head: Head, image: Head | None, image_MD: np.ndarray, back_FD: np.ndarray | None) -> np.ndarray:
+  """Returns what finds the instances of marked images among a head's items (ME): the queries of the image head.
+
+  In another head, whose items have to begin with the frozen features, these are pulled back, and what follows is 0.
+  Where that cannot be, and where image queries have maps of their own, a marked image is looked for as an item.
+  """
+  item_ME, width = np.asarray(head.prepare(image_MD)), image_MD.shape[1]
+  if image is None:
+    return item_ME
+  through = image.module(width).apply(image.variables, jnp.asarray(image_MD))
+  assert isinstance(through, Adaptation)
+  if not is_identity(through):
+    return item_ME
+  if image is head:
+    return np.asarray(through.query)
+  if back_FD is None or not np.allclose(unit(item_ME[:, :width]), unit(image_MD), atol=1e-3):
+    return item_ME
+  return np.pad(np.asarray(through.query) @ back_FD, ((0, 0), (0, item_ME.shape[1] - width)))

@@ -26,7 +26,6 @@ FORMS = {
   "query_only": ("query_only", {"hidden": 8}),
   "affine": ("affine", {"dimensions": 5, "bias": True}),
   "neighbours": ("neighbours", {"pairs": 9}),
-  "experts": ("experts", {"form": "static", "settings": {}, "experts": 3}),
   "projected": ("projected", {"form": "static", "settings": {}, "items": WIDTH, "narrow": 5}),
   "marked": ("marked", {"form": "static", "settings": {}, "pairs": 9, "items": WIDTH}),
   "ensemble": ("ensemble", {"form": "adaptive", "settings": {"hidden": 8, "rank": 2, "token_hidden": 8}, "members": 2}),

@@ -107,7 +107,7 @@ def test_words_of_marked_items_go_behind_the_pairs_that_a_levelled_head_remember
   variables["constants"]["head"]["item_temperature"] = np.float32(0.02)
   head = Head("levelled", settings, variables)
   pairs = data.split("test").queries["text"][:], data.split("test").gallery[: INSTANCES * VIEWS : VIEWS]
-  told = learning.taught(head, False, pairs, Way(words=True))
+  told = learning.taught(head, None, pairs, Way(words=True))
   constants = told.variables["constants"]["head"]
   assert told.settings["settings"]["pairs"] == 20 + INSTANCES and told.form == "levelled"
   for name, row_MD in zip(("queries", "images"), pairs, strict=True):
@@ -117,8 +117,20 @@ def test_words_of_marked_items_go_behind_the_pairs_that_a_levelled_head_remember
     for adapter in (Adapter(WIDTH, {"text": one}) for one in (head, told))
   ]
   assert (scores[1] > scores[0]).mean() > 0.9
-  both = learning.taught(head, False, pairs, Way(True, 1.0, 0.01))
+  both = learning.taught(head, PLAIN, pairs, Way(True, 1.0, 0.01))
   assert both.settings["form"] == "marked" and both.space == told.space != head.space
+
+
+@pytest.mark.parametrize("image", ["closed_form", "plda", "experts", "levelled"])
+def test_texts_look_for_marked_images_as_the_image_head_does(data, image):
+  gallery, through = data.split("test").gallery, made(image)
+  pairs = data.split("test").queries["text"][:], gallery[: INSTANCES * VIEWS : VIEWS]
+  told = learning.taught(PLAIN, through, pairs, Way(False, 1.0, 0.01), learning.pulled_back(through, gallery))
+  score_MN = told.variables["constants"]["targets"].astype(float) @ gallery[:].T
+  adapter = Adapter(WIDTH, {"image": through})
+  expected_MN = np.asarray(qat_jax.score(adapter(pairs[1], "image"), adapter.prepare(gallery[:], "image")))
+  alike = [np.corrcoef(own, other)[0, 1] for own, other in zip(score_MN, expected_MN, strict=True)]
+  assert np.median(alike) > (0.999 if image == "closed_form" else 0.6)
 
 
 def test_what_is_left_out_is_said(data):
