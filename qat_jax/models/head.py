@@ -39,8 +39,15 @@ class Head:
 
   @property
   def scale(self) -> float:
-    """What its scores are multiplied by beside those of other galleries: a levelled one is (cosine − level) / 2."""
-    return 2.0 if self.form == "levelled" else 1.0
+    """What its scores are multiplied by beside those of other galleries, so that they count as cosines do.
+
+    A levelled score is (cosine − level) / 2. Experts' items are divided by the `longest`, and half of a query is the
+    weight of what is taken off.
+    """
+    if self.form == "levelled":
+      inner = {name: tree.get("head", {}) for name, tree in self.variables.items()}
+      return 2.0 * Head(self.settings["form"], self.settings["settings"], inner).scale
+    return 2**0.5 * float(self.variables["constants"]["longest"]) if self.form == "experts" else 1.0
 
   def initialise(self, width: int) -> dict:
     """Returns the variables that the form starts with."""

@@ -66,7 +66,7 @@ def test_refined_queries_rank_by_the_added_scores(gallery_ND, features, query_ty
   query = adapter(features, query_type)
   ranking, proven_Q = qat_jax.rank_sum(adapter.refine_terms(query, right, galleries, query_type), 30)
   assert proven_Q.all()
-  twice = {name: 2 if adapter.heads[name].form == "levelled" else 1 for name in adapter.heads}
+  twice = {name: head.scale for name, head in adapter.heads.items()}
   score_QN = twice[query_type] * np.asarray(qat_jax.score(query, galleries[query_type]), np.float64)
   for number, row_RD in enumerate(right):
     if len(row_RD):
@@ -81,6 +81,16 @@ def test_refined_queries_rank_by_the_added_scores(gallery_ND, features, query_ty
     assert refined.frozen is None  # what an adapter makes of the frozen features is another query
     ids_QK = qat_jax.rank(refined, galleries["image"], 30).ids
     np.testing.assert_allclose(taken(ids_QK), taken(order_QK), atol=2e-5)
+
+
+def test_scores_of_other_galleries_count_as_cosines():
+  experts, levelled = made("experts"), FORMS["levelled"][1] | {"form": "experts", "settings": FORMS["experts"][1]}
+  longest = float(experts.variables["constants"]["longest"])
+  assert [made(name).scale for name in ("plain", "plda", "levelled")] == [1, 1, 2]
+  assert experts.scale == pytest.approx(2**0.5 * longest)
+  assert Head("levelled", levelled, {"constants": {"head": experts.variables["constants"]}}).scale == pytest.approx(
+    2 * 2**0.5 * longest
+  )
 
 
 def test_without_marks_nothing_changes(adapter, features):

@@ -77,7 +77,7 @@ def test_a_query_asked_again_finds_what_was_not_marked_and_others_stay(data, ima
       np.mean([len(own & set(ids)) / len(own) for own, ids in zip(unmarked, ranking.ids.tolist(), strict=True)])
       for ranking in (qat_jax.rank(one(query_QD, query_type), item_NE, 12) for one in (adapter, taught))
     ]
-    assert hits[1] > 0.6 > 0.3 > hits[0]
+    assert hits[1] > hits[0] + 0.25
     before, after = (np.asarray(one(-query_QD, query_type).query) for one in (adapter, taught))
     assert np.median(np.abs(before - after).max(axis=1)) < 1e-3  # far from every mark, most stay as they are
 
