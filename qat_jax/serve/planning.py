@@ -161,8 +161,8 @@ class Planner:
   def _in_words(self, words: Words, found: Found) -> tuple[list[Summand], list[tuple[Part, str, np.ndarray]]]:
     """Returns the terms of a search that names aspects, and the parts that go through their heads all the same.
 
-    The frozen gallery is searched, its items and the query mapped by T. The head for pictures takes no part in a change:
-    one that tells instances apart outweighs the text, and finds the picture's own instance.
+    The frozen gallery is searched, its items and the query mapped by T. The head for pictures takes no part in a
+    change: one that tells instances apart outweighs the text, and finds the picture's own instance.
     """
     marks = [one for one in found.parts if one[0].mark]
     parts = [one for one in found.parts if not one[0].mark]
