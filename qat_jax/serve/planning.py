@@ -161,8 +161,8 @@ class Planner:
   def _in_words(self, words: Words, found: Found) -> tuple[list[Summand], list[tuple[Part, str, np.ndarray]]]:
     """Returns the terms of a search that names aspects, and the parts that go through their heads all the same.
 
-    The frozen gallery is searched, its items and the query mapped by T. The head for pictures takes no part in a
-    change: one that tells instances apart outweighs the text, and finds the picture's own instance.
+    The frozen gallery is searched, its items and the query mapped by T. In a gallery too small to have a mean, a change
+    is the adapted picture plus the plain text, which it may outweigh.
     """
     marks = [one for one in found.parts if one[0].mark]
     parts = [one for one in found.parts if not one[0].mark]
@@ -180,6 +180,8 @@ class Planner:
       ((name, _),) = named_aspect(text_D[None], row_WDs)
       change = next(one for one in words.guess if one.name == name)
       found.notes.append(f'the text was taken to change {name!r}; name another with "change"')
+    if "image" in self.adapter.heads and not words.ignore and self.sample is None:
+      return [_weighted(plain_summand(row_D), part.weight) for part, _, row_D in told], [*shown, *marks]
     changed = self._by_words(shown_D, words.ignore, change=text_D, changed=change)
     weight = sum(abs(part.weight) for part, _, _ in parts)
     return [Summand(changed, "frozen", weight), *self._mapped(marks, changed)], []

@@ -57,7 +57,7 @@ def test_parts_and_marks_under_aspects_are_one_exact_search_of_the_frozen_galler
   assert term.gallery == "frozen"
 
 
-def test_a_change_without_a_head_for_pictures_is_a_query_of_its_own(served):
+def test_a_change_in_a_gallery_that_has_a_mean_is_a_query_of_its_own(served):
   adapter = qat_jax.Adapter(served.adapter.width, {"text": served.adapter.heads["text"]})
   other = Service(adapter, served.items, served.frozen, {"text": served.prepared["text"]}, served.encoder)
   job = Search((Part(position=3), Part(text="a blue box")), k=12, words=Words(change=COLOUR))
@@ -76,7 +76,7 @@ def test_a_change_without_a_head_for_pictures_is_a_query_of_its_own(served):
   assert again.notes == ["the text was taken to change 'colour'; name another with \"change\""]
 
 
-def test_a_change_with_a_head_for_pictures_adds_the_adapted_picture_and_the_plain_text(served):
+def test_a_change_in_a_small_gallery_with_a_head_for_pictures_adds_the_adapted_picture_and_the_plain_text(served):
   job = Search((Part(position=3), Part(text="a blue box")), k=36, words=Words(change=COLOUR))
   (found,) = served.search([job])
   (picture_D, text_D) = (one for _, _, one in found.parts)
