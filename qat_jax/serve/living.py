@@ -27,6 +27,7 @@ from qat_jax.serve.service import Service
 from qat_jax.types import Pieces
 
 PREPARED_ROWS = 1024  # that a head maps at once, always: other shapes would round otherwise
+ENDING = 2.0  # seconds that a thread has
 PAUSE = 0.1  # seconds between two looks for changes
 
 _log = logging.getLogger("qat_jax.serve")
@@ -73,10 +74,10 @@ class Living:
       self._threads[-1].start()
 
   def stop(self) -> None:
-    """Ends the threads."""
+    """Ends the threads; one that compiles ends with the process."""
     self._stop.set()
     for thread in self._threads:
-      thread.join()
+      thread.join(ENDING)
 
   def adapt(self, template: Service) -> None:
     """Takes another adapter: compiles for it and prepares all items, and then shows it."""

@@ -7,6 +7,7 @@ added by the API.
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 import time
@@ -31,7 +32,7 @@ from qat_jax.serve.collection.migrating import told
 from qat_jax.serve.encoding import SIZES
 from qat_jax.serve.learning import Learning
 from qat_jax.serve.limits import Limits
-from qat_jax.serve.living import Living
+from qat_jax.serve.living import ENDING, Living
 from qat_jax.serve.opening import SHARE, aspects_of, free_memory, shown_name
 from qat_jax.serve.pictures import Stored
 from qat_jax.serve.places import (
@@ -77,7 +78,12 @@ class Running:
     self.folder = self.root / slug(name or "none")
     known = known_encoder(self.encoder, store)
     width = self.encoder.width if self.encoder is not None else store.width if store is not None else 0
-    self.collection = Collection(self.folder, known, width, store)
+    try:
+      self.collection = Collection(self.folder, known, width, store)
+    except OSError as error:
+      if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+        raise
+      raise OSError(f"{self.folder} cannot be written ({error.strerror}); say where: --data FOLDER") from error
     files = place.images if store is not None else place.pictures if has_files(place.pictures) else None
     self.pictures = Stored(files, limits.image_pixels, self.root / "pictures", self._origin, self._from_source)
     self.migrated = told(self.folder)
@@ -116,7 +122,7 @@ class Running:
       self.learning.stop()
     self.living.stop()
     for thread in self._threads:
-      thread.join()
+      thread.join(ENDING)
     self.collection.close()
 
   def reload(self) -> Service:

@@ -46,6 +46,7 @@ RECORD = "collection.json"
 OUTER = ".."  # a base that is the feature folder around the collection's own
 LEAST_LOG = 64 << 20  # bytes of logs that are compacted, at least
 SHARE = 4  # and a fourth of the base
+CLOSING = 5.0  # seconds that a compaction has, to end
 BATCH = 65536  # rows that are written at once
 WIDER = {pa.int64(): (pa.float64(), pa.string()), pa.float64(): (pa.string(),), pa.bool_(): (pa.string(),)}
 
@@ -234,10 +235,12 @@ class Collection:
     write_features(self.folder / name, {"img": by_batch(blocks, BATCH)}, table, about)
 
   def close(self) -> None:
-    """Lets go of the folder."""
-    with self._compacting, self._lock:
-      self._log.close()
-      self._stack.close()
+    """Lets go of the folder; where a compaction is under way for long, the end of the process does."""
+    if self._compacting.acquire(timeout=CLOSING):
+      with self._lock:
+        self._log.close()
+        self._stack.close()
+      self._compacting.release()
 
 
 def types_for(
