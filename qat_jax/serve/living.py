@@ -73,11 +73,12 @@ class Living:
       self._threads.append(threading.Thread(target=work, name=name, daemon=True))
       self._threads[-1].start()
 
-  def stop(self) -> None:
-    """Ends the threads; one that compiles ends with the process."""
+  def stop(self) -> bool:
+    """Ends the threads, and says whether they have ended: one that compiles takes long."""
     self._stop.set()
     for thread in self._threads:
       thread.join(ENDING)
+    return not any(thread.is_alive() for thread in self._threads)
 
   def adapt(self, template: Service) -> None:
     """Takes another adapter: compiles for it and prepares all items, and then shows it."""

@@ -114,16 +114,17 @@ class Running:
         self._threads.append(threading.Thread(target=work, name=name, daemon=True))
         self._threads[-1].start()
 
-  def stop(self) -> None:
-    """Ends all threads and lets go of the collection."""
+  def stop(self) -> bool:
+    """Ends all threads and lets go of the collection; says whether the threads have ended."""
     if self.feeder is not None:
       self.feeder.stop()
     if self.learning is not None:
       self.learning.stop()
-    self.living.stop()
+    ended = self.living.stop()
     for thread in self._threads:
       thread.join(ENDING)
     self.collection.close()
+    return ended and not any(thread.is_alive() for thread in self._threads)
 
   def reload(self) -> Service:
     """Reads the adapter anew, and returns the service that has it."""

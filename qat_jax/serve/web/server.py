@@ -92,8 +92,9 @@ def serve(
     signal.signal(number, lambda *_: None)
   server.run()
   state.queue.close(DRAIN)
-  if state.running is not None:
-    state.running.stop()
+  if state.running is not None and not state.running.stop() and not failed:
+    print("stopped", flush=True)
+    os._exit(0)  # a thread that compiles would abort the process; all that was acknowledged is on the disk
   if failed:
     raise failed[0]
 
