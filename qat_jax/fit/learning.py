@@ -35,7 +35,7 @@ from qat_jax.search.sums import is_identity
 from qat_jax.types import QUERY_TYPES, Adaptation, Relevance, check_encoders
 from qat_jax.validation import Validator
 
-TEMPERATURE, WEIGHT = (0.003, 0.02), (0.5, 1.0, 2.0, 4.0, 8.0)
+TEMPERATURE, WEIGHT = (0.003, 0.02), (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 LEAST = 20  # queries with two right marks, which one query type needs
 PAIRS_MOST = 1 << 15  # marks that are remembered for a query type
 ITEMS = 1 << 14  # of the gallery, beside all marked ones, that held-out marks are looked for among
