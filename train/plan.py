@@ -37,7 +37,7 @@ FORMAT = 5  # of candidates; higher where the same settings, which numbers are t
 MADE_FROM = "made_from.json"
 ADVICE = "Use another --workdir, or what it was made with"
 ENOUGH_SECOND_VIEWS = 0.5  # of the training images, for a trained image head to be worth trying
-PART_ADDS = 0.05  # mAP; a part beside a good head has not added more, so a head far behind the best is no base
+PARTS_ADD = 0.1  # mAP; parts beside a good head have not added more, so a head far behind the best is no base
 TRAINED_ADDS = 0.06  # mAP; networks have not added more to the best static head where experts did as much
 STATIC = ("plda", "closed_form_both", "static_mapped", "off_words")  # one map of queries and gallery for all queries
 SHRINKAGE = [0.01, 0.03, 0.1, 0.3, 1.0]
@@ -120,7 +120,6 @@ def trained(plan: Plan) -> Iterator[Candidate]:
   if not wants_training(config, training):
     return
   share = config.semi_positives.share if material.semi and training.relevant is None else 0.0
-  may_add = parts_may_add(config, material)
   loss, size = LossSettings(config.noise.kind, config.noise.scale, share), config.train.batch_size
   for name, (form, values) in trained_forms(config, training).items():
     if form != "static" and config.trained[training.query_type] == "auto" and (ahead := lead(fitted)) > TRAINED_ADDS:
@@ -130,7 +129,7 @@ def trained(plan: Plan) -> Iterator[Candidate]:
       return
     schedule = loop_settings(config, form, training.query_type, training.pairs)
     if form != "static":  # which is quick, and what the others are compared with
-      schedule = schedule._replace(target=to_beat(fitted, values["maps_gallery"], may_add))
+      schedule = schedule._replace(target=to_beat(fitted, values["maps_gallery"]))
     settings = {"form": form, form: values, **loss._asdict(), **schedule._asdict(), "batch_size": size}
     train = partial(by_gradient, material, form, values, size, loss)
     if config.ensemble > 1 and form != "static" and not values["maps_gallery"]:
@@ -151,7 +150,7 @@ def parts(plan: Plan) -> Iterator[Candidate]:
   def part(base: str, name: str, settings: dict[str, Any], add: Callable[..., Head]) -> Candidate:
     return Candidate(with_part(base, name), {name: settings}, lambda head: add(training, gate, head), beside=base)
 
-  for base in bases(fitted, parts_may_add(plan.config, plan.material)):
+  for base in bases(fitted):
     steps = [base]
     if pairs and memory.can_remember(training, fitted[base].head):
       yield part(base, "remembering", {"pairs": pairs} | memory.REMEMBERING, partial(memory.remembering, most=pairs))
@@ -195,7 +194,7 @@ def lead(fitted: dict[str, Fitted]) -> float:
   return max(reached) - fitted[best_static(fitted)].precision_Q.mean() if reached else 0.0
 
 
-def bases(fitted: dict[str, Fitted], may_add: float) -> list[str]:
+def bases(fitted: dict[str, Fitted]) -> list[str]:
   """Returns what parts are tried beside: the best on validation for an untouched gallery, and the best of all.
 
   The former only where what parts may add brings it up to the latter.
@@ -203,14 +202,7 @@ def bases(fitted: dict[str, Fitted], may_add: float) -> list[str]:
   reached = {name: one.precision_Q.mean() for name, one in fitted.items()}
   best = max(fitted, key=lambda name: reached[name])
   untouched = max((name for name in fitted if fitted[name].head.space == "frozen"), key=lambda name: reached[name])
-  return list(dict.fromkeys([untouched, best] if reached[untouched] + may_add > reached[best] else [best]))
-
-
-def parts_may_add(config: ConfigDict, material: Material) -> float:
-  """Returns the most that the parts which can be tried may add to a head (mAP)."""
-  kind = material.training.query_type
-  captions = config.captions[kind] and material.captions is not None
-  return PART_ADDS * sum(map(bool, (config.memory[kind], captions, config.levelled[kind])))
+  return list(dict.fromkeys([untouched, best] if reached[untouched] + PARTS_ADD > reached[best] else [best]))
 
 
 def claimed(folder: pathlib.Path, made_from: dict[str, Any]) -> bool:
@@ -260,17 +252,17 @@ def measure(
     shutil.rmtree(path, ignore_errors=True)
 
 
-def to_beat(fitted: dict[str, Fitted], maps_gallery: bool, may_add: float) -> float:
+def to_beat(fitted: dict[str, Fitted], maps_gallery: bool) -> float:
   """Returns what a head has to reach on validation while it trains, to be of use: the best so far.
 
   Parts are tried beside the best head for an untouched gallery too, so such heads compete with each other, as long as
   what parts may add brings them up to the best of all.
   """
   reached = {name: one.adapter.info["train_val_map"] for name, one in fitted.items()}
-  *untouched, best = bases(fitted, may_add)
+  *untouched, best = bases(fitted)
   if maps_gallery:
     return reached[best]
-  return max([reached[best] - may_add, *(reached[name] for name in untouched)])
+  return max([reached[best] - PARTS_ADD, *(reached[name] for name in untouched)])
 
 
 def trained_forms(config: ConfigDict, training: Training) -> dict[str, tuple[str, dict]]:
