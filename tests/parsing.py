@@ -24,10 +24,24 @@ class Parsed(Exception):
 
 def parse(module: str, arguments: list[str]) -> str | None:
   """Returns None where the program's parser takes the arguments, else what it says."""
-  real = argparse.ArgumentParser.parse_args
+  real, real_known, depth = argparse.ArgumentParser.parse_args, argparse.ArgumentParser.parse_known_args, 0
 
   def parse_args(self, *args, **kwargs):
+    nonlocal depth
+    depth += 1
     real(self, *args, **kwargs)
+    raise Parsed
+
+  def parse_known_args(self, *args, **kwargs):
+    """Ends the outermost call, of programs that hand words for a recipe on."""
+    nonlocal depth
+    depth += 1
+    known, rest = real_known(self, *args, **kwargs)
+    depth -= 1
+    if depth:
+      return known, rest
+    if wrong := [word for word in rest if not word.startswith("--config.")]:
+      raise SystemExit(f"unknown arguments {wrong}")
     raise Parsed
 
   def run(main, argv=None, flags_parser=None):
@@ -44,6 +58,7 @@ def parse(module: str, arguments: list[str]) -> str | None:
     raise Parsed
 
   argparse.ArgumentParser.parse_args = parse_args
+  argparse.ArgumentParser.parse_known_args = parse_known_args
   app.run = run
   sys.argv = [module, *arguments]
   said = io.StringIO()

@@ -28,7 +28,7 @@ def migrate_pictures(
   Args:
     pictures: what is served.
     encoder: the new one.
-    data: where its collections lie, as `qat-jax serve --data` has it.
+    data: the folder of its collections, as for `qat-jax serve`.
     old: the encoder to migrate from, where there are several.
     share: of the pictures that are encoded by both.
 
