@@ -20,7 +20,7 @@ from qat_jax.serve.aspects import Aspect, Words
 from qat_jax.serve.encoding import Encoding
 from qat_jax.serve.limits import Refused, invalid
 from qat_jax.serve.searches import Found, Part, Search
-from qat_jax.serve.summands import Summand, fewer, rows_of
+from qat_jax.serve.summands import Summand, fewer, rows_of, spread_of
 from qat_jax.types import Adaptation, Gallery, Pieces, as_gallery
 from qat_jax.words import LEAST, NOTHING, SAMPLE, by_words, named_aspect
 
@@ -33,20 +33,29 @@ class Planner:
   def __init__(self, adapter: Adapter, galleries: Mapping[str, Gallery], encoding_: Encoding) -> None:
     self.adapter, self.galleries, self.encoding = adapter, galleries, encoding_
     self._rows = functools.lru_cache(KEPT)(self._rows_of)
+    self._samples: dict[str, np.ndarray | None] = {}
 
   def over(self, galleries: Mapping[str, Gallery]) -> Planner:
     """Returns the same planner for other galleries."""
     other = copy.copy(self)
     other.galleries = galleries
+    other._samples = {}
     other.__dict__.pop("sample", None)
     return other
 
   @functools.cached_property
   def sample(self) -> np.ndarray | None:
     """Items all over the gallery (ND), which maps made of words are measured on; None of a very small one."""
-    frozen = self.galleries["frozen"]
-    living = frozen.living if isinstance(frozen, Pieces) else np.arange(len(frozen))
-    return np.asarray(frozen[living[evenly(len(living), SAMPLE)]]) if len(living) >= LEAST else None
+    items_ND = self._sampled("frozen")
+    return items_ND if len(items_ND) >= LEAST else None
+
+  def _sampled(self, name: str) -> np.ndarray:
+    """Returns up to SAMPLE items (ND), evenly spaced, of a gallery by its name, read once."""
+    if name not in self._samples:
+      gallery = self.galleries[name]
+      living = gallery.living if isinstance(gallery, Pieces) else np.arange(len(gallery))
+      self._samples[name] = np.asarray(gallery[living[evenly(len(living), SAMPLE)]])
+    return self._samples[name]
 
   def features(self, jobs: Sequence[Search]) -> list[Found | Exception]:
     """Returns the features and the types of each search's parts, or why there are none."""
@@ -118,7 +127,7 @@ class Planner:
 
   def plan(self, jobs: Sequence[Search], results: list[Found | Exception]) -> None:
     """Gives each search its terms: the plain side's, and the adapted side's, each part through its own head."""
-    members: dict[str, list[tuple[Found, Part, np.ndarray]]] = defaultdict(list)
+    members: dict[str, list[tuple[Found, Part, np.ndarray, bool]]] = defaultdict(list)
     for i, (job, found) in enumerate(zip(jobs, results, strict=True)):
       if isinstance(found, Exception):
         continue
@@ -135,13 +144,16 @@ class Planner:
           continue
       if job.words or any(name in self.adapter.heads for _, name, _ in found.parts):
         found.terms.setdefault("adapted", [])
+        mixed = len({name for part, name, _ in through_heads if not part.mark}) > 1
         for part, name, feature_D in through_heads:
-          members[name].append((found, part, feature_D))
+          members[name].append((found, part, feature_D, mixed))
     for name, all_ in members.items():
       for start in range(0, len(all_), encoding.SIZES[-1]):
         some = all_[start : start + encoding.SIZES[-1]]
-        for (found, part, _), term in zip(some, self.terms(name, [row for _, _, row in some]), strict=True):
-          found.terms["adapted"].append(_weighted(term, part.weight))
+        terms = self.terms(name, [feature_D for _, _, feature_D, _ in some])
+        for (found, part, feature_D, mixed), term in zip(some, terms, strict=True):
+          even = self._as_plain(term, feature_D) if mixed else term
+          found.terms["adapted"].append(_weighted(even, part.weight))
     for i, found in enumerate(results):
       if isinstance(found, Found) and "adapted" in found.terms:
         found.terms["adapted"] = fewer(found.terms["adapted"])
@@ -157,6 +169,16 @@ class Planner:
     weight = self.adapter.heads[query_type].scale
     rows = rows_of(self.adapt(query_type, np.stack(feature_QD)), len(feature_QD))
     return [Summand(adaptation, name, weight, query_type) for adaptation in rows]
+
+  def _as_plain(self, term: Summand, feature_D: np.ndarray) -> Summand:
+    """Returns a term whose score spreads over the gallery as the plain score of its feature does.
+
+    Scores of two heads may differ in spread by a factor of sixty, and the one that spreads less would not count in
+    their sum. The spread is the standard deviation over the sample of each gallery.
+    """
+    spread = spread_of(term.adaptation, self._sampled(term.gallery))
+    plain_spread = spread_of(plain_summand(feature_D).adaptation, self._sampled("frozen"))
+    return dataclasses.replace(term, weight=plain_spread / spread) if min(spread, plain_spread) > NOTHING else term
 
   def _in_words(self, words: Words, found: Found) -> tuple[list[Summand], list[tuple[Part, str, np.ndarray]]]:
     """Returns the terms of a search that names aspects, and the parts that go through their heads all the same.

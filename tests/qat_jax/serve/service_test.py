@@ -60,7 +60,7 @@ def test_a_batch_of_any_searches_finds_what_rank_finds_of_each(served):
       np.testing.assert_allclose(ranking.scores, wanted.scores[0][there], atol=2e-6)
 
 
-def test_parts_of_a_query_go_through_their_own_heads_and_their_scores_add(served):
+def test_parts_of_a_query_go_through_their_own_heads_and_their_scores_add_as_wide_as_plain_ones(served):
   words, picture = Part(text="in red", weight=0.5), Part(position=3)
   job = Search((picture, words), k=36, mode="both")
   (found,) = served.search([job])
@@ -71,7 +71,13 @@ def test_parts_of_a_query_go_through_their_own_heads_and_their_scores_add(served
     found.query_type == "image" and served.planned(dataclasses.replace(job, query_type="text")).query_type == "text"
   )
   score = lambda one, name: np.asarray(qat_jax.score(served.adapter(one.feature[None], name), served.prepared[name]))[0]
-  score_N = (score(image, "image") + 0.5 * score(text, "text")) / 1.5
+  plain = lambda one: np.asarray(qat_jax.score(qat_jax.plain(one.feature[None]), served.frozen))[0]
+  scores = {one: (score(part, one), np.std(plain(part))) for one, part in (("image", image), ("text", text))}
+  weight = {
+    name: part * spread / np.std(scores_N)
+    for (name, (scores_N, spread)), part in zip(scores.items(), (1, 0.5), strict=True)
+  }
+  score_N = sum(weight[name] * scores_N for name, (scores_N, _) in scores.items()) / sum(weight.values())
   assert ids(found.adapted) == np.argsort(-score_N, kind="stable").tolist()
   np.testing.assert_allclose(found.adapted.scores, score_N[found.adapted.ids], atol=2e-6)
 
