@@ -111,6 +111,8 @@ def measure(split: Split, encoder: Any, adapter: Adapter | None = None) -> list[
     others |= {"product": product, "BASIC": basic(subjects, styles, split.gallery)}
     if adapter is not None and "image" in adapter.heads:
       others["image head + text"] = functools.partial(through_head, adapter)
+      if "text" in adapter.heads:
+        others["both heads"] = functools.partial(through_head, adapter, text_head=True)
     for method, score in others.items():
       line.precision[method] = precision_of(score(x_QD, t_QD, gallery_ND), right_QN)
     lines.append(line)

@@ -194,10 +194,20 @@ def told(gallery: FeatureStore, aspects: str | None) -> Score:
   return score
 
 
-def through_head(adapter: Adapter, picture_QD: np.ndarray, text_QD: np.ndarray, item_ND: np.ndarray) -> np.ndarray:
-  """Returns the adapted cosine of the picture plus the plain one of the text."""
-  shown_QN = qat_jax.score(adapter(picture_QD, "image"), adapter.prepare(item_ND, "image"))
-  return adapter.heads["image"].scale * np.asarray(shown_QN) + text_QD @ item_ND.T
+def through_head(
+  adapter: Adapter, picture_QD: np.ndarray, text_QD: np.ndarray, item_ND: np.ndarray, text_head: bool = False
+) -> np.ndarray:
+  """Returns scores (QN): that of the picture through its head plus that of the text, plain or through its own head.
+
+  Each adapted score is scaled to spread over the items as the plain one does, as the service does it.
+  """
+
+  def adapted(query_QD: np.ndarray, name: str) -> np.ndarray:
+    score_QN = np.asarray(qat_jax.score(adapter(query_QD, name), adapter.prepare(item_ND, name)), np.float64)
+    spread_Q = np.std(score_QN, axis=1, keepdims=True)
+    return score_QN * np.std(query_QD @ item_ND.T, axis=1, keepdims=True) / np.where(spread_Q > 0, spread_Q, 1)
+
+  return adapted(picture_QD, "image") + (adapted(text_QD, "text") if text_head else text_QD @ item_ND.T)
 
 
 def _lines(path: Path) -> list[Line]:

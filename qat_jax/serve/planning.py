@@ -144,7 +144,7 @@ class Planner:
           continue
       if job.words or any(name in self.adapter.heads for _, name, _ in found.parts):
         found.terms.setdefault("adapted", [])
-        mixed = len({name for part, name, _ in through_heads if not part.mark}) > 1
+        mixed = bool(found.terms["adapted"]) or len({name for part, name, _ in through_heads if not part.mark}) > 1
         for part, name, feature_D in through_heads:
           members[name].append((found, part, feature_D, mixed))
     for name, all_ in members.items():

@@ -169,6 +169,7 @@ def test_every_command_has_examples_that_it_takes_and_flags_with_dashes():
     "rank",
     "serve",
     "duplicates",
+    "migrate",
     "learn",
     "convert",
     "export",

@@ -81,5 +81,6 @@ def test_a_change_in_a_small_gallery_with_a_head_for_pictures_adds_the_adapted_p
   (found,) = served.search([job])
   (picture_D, text_D) = (one for _, _, one in found.parts)
   picture_N = np.asarray(qat_jax.score(served.adapter(picture_D[None], "image"), served.prepared["image"]))[0]
-  score_N = picture_N + np.asarray(served.frozen[:], np.float64) @ text_D
+  item_ND = np.asarray(served.frozen[:], np.float64)
+  score_N = picture_N * np.std(item_ND @ picture_D) / np.std(picture_N) + item_ND @ text_D
   assert found.adapted.ids.tolist() == np.argsort(-score_N, kind="stable").tolist()
