@@ -113,6 +113,7 @@ ORDER = (
   "fit.memory",
   "fit.levels",
   "fit.learning",
+  "serve.job_files",
   "serve.batch",
   "serve.refined",
   "serve.limits",

@@ -17,12 +17,11 @@ MOST_LINES = {"product": 34_700, "tests": 25_200}
 LONGEST_FUNCTION, LONGEST_FILE = 60, 300  # lines; a function's include its decorators and its docstring
 # What exceeds these, and its lines. It may become shorter; nothing is added here.
 LONGER = {
-  "qat_jax/serve/batch.py rerank_files": 97,
+  "qat_jax/serve/batch.py rerank_files": 82,
   "qat_jax/serve/refined.py rank_refined": 68,
   "qat_jax/serve/web/server.py serve": 70,
   "train/loop.py train": 61,
   "qat_jax/distributed/gallery.py": 303,
-  "qat_jax/serve/batch.py": 339,
 }
 
 

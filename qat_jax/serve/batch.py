@@ -9,14 +9,11 @@ import functools
 import itertools
 import logging
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
@@ -24,13 +21,13 @@ from qat_jax.adapter import Adapter, load
 from qat_jax.cluster.work import LOCAL, reach, run
 from qat_jax.datasets.tiles import BOX
 from qat_jax.evidence import Evidence, calibrate
-from qat_jax.features.shards import check_npy
 from qat_jax.features.store import FeatureStore
-from qat_jax.sealed import UNREADABLE, read_record, read_sealed, readable, write_record, write_sealed
+from qat_jax.sealed import read_record, read_sealed, write_record, write_sealed
 from qat_jax.search.grouping import groups_of
 from qat_jax.search.rank import rank, rerank
+from qat_jax.serve.job_files import as_parquet, ids_of, open_queries, read_shortlist, table_of
 from qat_jax.stages import check_same, digest_of_files, empty, fingerprint, lock, write_whole
-from qat_jax.types import KIND_OF_QUERY, Gallery, Ranking, as_gallery, check_encoders
+from qat_jax.types import Gallery, check_encoders
 
 FORMAT = 1  # of the blocks that are kept beside the output
 
@@ -83,25 +80,13 @@ def rerank_files(
     raise ValueError(f"the output is {out.name}; rankings are written as Parquet: call it {out.stem}.parquet")
   reach(cluster)
   model, store = load(adapter), FeatureStore.open(gallery)
-  query, query_type = _open_queries(Path(queries), model, query_type)
-  space = model.head(query_type).space
+  query, query_type = open_queries(Path(queries), model, query_type)
   if group is not None:
     if shortlist is not None:
       raise ValueError("group goes with the whole gallery; leave the shortlist out")
     store.arrow_column(group)  # raises where there is none
-  if query.width != model.width or store.width != model.width:
-    raise ValueError(
-      f"the queries {queries} are {query.width} wide, the gallery {gallery} {store.width}; the adapter {adapter} wants "
-      f"{model.width}"
-    )
-  encoders = [("the adapter", model.encoder), (f"the gallery {gallery}", store.encoder)]
-  encoders.append((f"the queries {queries}", getattr(query, "encoder", None)))
-  for (one, own), (other, its) in itertools.combinations(encoders, 2):
-    check_encoders(one, own, other, its)
-  if store.space not in ("frozen", space):
-    raise ValueError(f"the gallery {gallery} was prepared by another adapter ({store.space}); give the frozen one")
-  query_ids, item_ids = _ids(query), store.arrow_ids()
-  shortlist_QS = None if shortlist is None else read_shortlist(Path(shortlist), query_ids, item_ids)
+  _check_fit(adapter, model, queries, query, gallery, store, query_type)
+  shortlist_QS = None if shortlist is None else read_shortlist(Path(shortlist), ids_of(query), store.arrow_ids())
   reads = fingerprint(
     format=FORMAT,
     adapter=model.fingerprint,
@@ -119,10 +104,7 @@ def rerank_files(
     store = model.prepare(store, query_type, out.with_name(out.name + ".gallery"), cluster)
     known = None
     if evidence or alarms is not None:
-      known = calibrate(model, store, query_type, out.with_name(out.name + ".gallery") / "evidence")
-      known.least(alarms=0.1 if alarms is None else alarms)  # raises for what is no share
-      if known.status != "calibrated" and alarms is not None:
-        raise ValueError(f"the evidence in {gallery} is {known.status}; leave alarms out (docs/evidence.md)")
+      known = _known(model, store, query_type, out.with_name(out.name + ".gallery") / "evidence", alarms)
     blocks = _Blocks(
       adapter, model, Path(queries), query_type, store, shortlist_QS, k, block, parts, group, known, alarms
     )
@@ -131,9 +113,59 @@ def rerank_files(
     with tqdm(total=len(starts), initial=len(starts) - len(missing), desc="rerank", unit="block") as bar:
       for _ in run(blocks, missing, cluster):
         bar.update()
-    write_whole(out, _as_parquet([blocks.read(start) for start in starts]))
+    write_whole(out, as_parquet([blocks.read(start) for start in starts]))
     empty(parts)
   return out
+
+
+def _check_fit(
+  adapter: str | os.PathLike,
+  model: Adapter,
+  queries: str | os.PathLike,
+  query: Gallery,
+  gallery: str | os.PathLike,
+  store: FeatureStore,
+  query_type: str | None,
+) -> None:
+  """Raises ValueError where an adapter, queries and a gallery have other widths, encoders or spaces.
+
+  Args:
+    adapter: the path of `model`, for the message.
+    model: the adapter.
+    queries: the path of `query`.
+    query: the queries.
+    gallery: the path of `store`.
+    store: the gallery, frozen or prepared for the head of `query_type`.
+    query_type: "text" or "image", or None where the adapter's heads are the same.
+  """
+  if query.width != model.width or store.width != model.width:
+    raise ValueError(
+      f"the queries {queries} are {query.width} wide, the gallery {gallery} {store.width}; the adapter {adapter} wants "
+      f"{model.width}"
+    )
+  encoders = [("the adapter", model.encoder), (f"the gallery {gallery}", store.encoder)]
+  encoders.append((f"the queries {queries}", getattr(query, "encoder", None)))
+  for (one, encoder), (other, other_encoder) in itertools.combinations(encoders, 2):
+    check_encoders(one, encoder, other, other_encoder)
+  if store.space not in ("frozen", model.head(query_type).space):
+    raise ValueError(f"the gallery {gallery} was prepared by another adapter ({store.space}); give the frozen one")
+
+
+def _known(model: Adapter, store: Gallery, query_type: str | None, folder: Path, alarms: float | None) -> Evidence:
+  """Returns what is known of scores in a prepared gallery.
+
+  Args:
+    model: the adapter.
+    store: the prepared gallery.
+    query_type: "text" or "image", or None where the adapter's heads are the same.
+    folder: keeps the planted queries' scores.
+    alarms: the share of false alarms that is allowed; raises ValueError where that cannot be kept.
+  """
+  known = calibrate(model, store, query_type, folder)
+  known.least(alarms=0.1 if alarms is None else alarms)  # raises for what is no share
+  if known.status != "calibrated" and alarms is not None:
+    raise ValueError(f"the evidence in the gallery is {known.status}; leave alarms out (docs/evidence.md)")
+  return known
 
 
 class _Blocks:
@@ -170,8 +202,8 @@ class _Blocks:
   @functools.cached_property
   def ids(self) -> tuple[Gallery, pa.Array, pa.ChunkedArray]:
     """The queries, their ids, and those of the gallery."""
-    query, _ = _open_queries(self.queries, self.model, self.query_type)
-    return query, _ids(query), self.gallery.arrow_ids()
+    query, _ = open_queries(self.queries, self.model, self.query_type)
+    return query, ids_of(query), self.gallery.arrow_ids()
 
   @functools.cached_property
   def groups(self) -> np.ndarray | None:
@@ -219,88 +251,8 @@ class _Blocks:
         assert ranking.evidence is not None
         enough_QK = ranking.evidence >= self.known.least(alarms=self.alarms)
         ranking = ranking.replace(ids=np.where(enough_QK, ranking.ids, -1))
-    table = _table(ranking, query_ids[rows.start : rows.stop], item_ids, self.beside)
-    write_sealed(self.path(start), _as_parquet([table]))
-
-
-def read_shortlist(path: Path, query_ids: pa.Array, item_ids: pa.ChunkedArray) -> np.ndarray:
-  """Returns gallery positions (QS, −1 as padding) from a .npy file, or a Parquet file with query_id and item_id.
-
-  Raises ValueError for ids that the queries or the gallery do not have, by name, and for positions outside the gallery.
-  """
-  if path.suffix == ".npy":
-    return _read_positions(path, len(query_ids), len(item_ids))
-  with readable(path):
-    table = pq.read_table(path)
-  if missing := {"query_id", "item_id"} - set(table.column_names):
-    raise ValueError(f"{path} has the columns {table.column_names}; {sorted(missing)} is missing")
-  columns = []
-  for name, ids in (("query_id", query_ids), ("item_id", item_ids)):
-    values = table.column(name).cast(pa.string())
-    places = pc.index_in(values, value_set=ids)
-    if places.null_count:
-      unknown = values.filter(pc.is_null(places))[0].as_py()
-      raise ValueError(
-        f"{path}: {name} {unknown!r} is not among the {len(ids)} there are ({places.null_count} such rows)"
-      )
-    columns.append(places.to_numpy())
-  query, item = columns
-  order = np.argsort(query, kind="stable")
-  query, item = query[order], item[order]
-  counts_Q = np.bincount(query, minlength=len(query_ids))
-  place = np.arange(len(query)) - np.repeat(np.cumsum(counts_Q) - counts_Q, counts_Q)
-  position_QS = np.full((len(query_ids), max(1, int(counts_Q.max(initial=0)))), -1, np.int32)
-  position_QS[query, place] = item
-  return position_QS
-
-
-def _read_positions(path: Path, queries: int, items: int) -> np.ndarray:
-  position_QS = _read_array(path, "the shortlist")
-  if position_QS.ndim != 2 or position_QS.dtype.kind not in "iu" or len(position_QS) != queries:
-    raise ValueError(
-      f"the shortlist {path} holds {position_QS.dtype} of shape {position_QS.shape}; wanted positions in the gallery, "
-      f"one row for each of {queries} queries"
-    )
-  if position_QS.size and not -1 <= position_QS.min() <= position_QS.max() < items:
-    raise ValueError(
-      f"the shortlist {path} holds positions {position_QS.min()} to {position_QS.max()}; the gallery has {items} "
-      "items, −1 is padding"
-    )
-  return position_QS.astype(np.int32)
-
-
-def _open_queries(path: Path, model: Adapter, query_type: str | None) -> tuple[Gallery, str | None]:
-  """Returns the queries and their type: the one asked for, the only one that the adapter has, or the store's own."""
-  if not path.is_dir():
-    if path.suffix != ".npy" or not path.exists():
-      raise FileNotFoundError(f"no queries at {path}; give a .npy file (Q×D) or a feature folder")
-    query_QD = _read_array(path, "the queries")
-    model.head(query_type)  # raises where the type is missing
-    if query_QD.ndim != 2 or not len(query_QD):
-      raise ValueError(f"{path} holds an array of shape {query_QD.shape}; wanted queries × width")
-    return as_gallery(query_QD), query_type
-  there = [name for name, kind in KIND_OF_QUERY.items() if (path / f"{kind}_emb").is_dir()]
-  if query_type is None:
-    fitting = [name for name in there if name in model.heads]
-    if len(there) > 1 and len(fitting) > 1:
-      raise ValueError(f"{path} has features of {' and '.join(there)} queries; say which: query_type")
-    query_type = next(iter(fitting or there), None)
-  model.head(query_type)
-  return FeatureStore.open(path, KIND_OF_QUERY.get(query_type or "")), query_type
-
-
-def _read_array(path: Path, what: str) -> np.ndarray:
-  check_npy(path)
-  try:
-    return np.load(path, mmap_mode="r", allow_pickle=False)
-  except UNREADABLE as error:
-    raise ValueError(f"{what} {path} is no .npy file of numbers, or is cut short ({error})") from error
-
-
-def _ids(queries: Gallery) -> pa.Array:
-  if isinstance(queries, FeatureStore):
-    return queries.arrow_ids().combine_chunks()
-  return pa.array(np.arange(len(queries))).cast(pa.string())
+    table = table_of(ranking, query_ids[rows.start : rows.stop], item_ids, self.beside)
+    write_sealed(self.path(start), as_parquet([table]))
 
 
 def _begin(parts: Path, reads: dict[str, Any]) -> None:
@@ -310,30 +262,3 @@ def _begin(parts: Path, reads: dict[str, Any]) -> None:
     check_same(parts, read_record(path), reads, "Delete it, or change --out")
   else:
     write_record(path, reads)
-
-
-def _table(
-  ranking: Ranking,
-  query_ids: pa.Array,
-  item_ids: pa.ChunkedArray,
-  beside: Mapping[str, pa.ChunkedArray] = MappingProxyType({}),
-) -> pa.Table:
-  there_QK = ranking.ids >= 0
-  query, place = np.nonzero(there_QK)
-  position_P = pa.array(ranking.ids[there_QK])
-  return pa.table(
-    {
-      "query_id": query_ids.take(pa.array(query)),
-      "rank": pa.array((place + 1).astype(np.int32)),
-      "item_id": item_ids.take(position_P),
-      "score": pa.array(ranking.scores[there_QK]),
-      **({} if ranking.evidence is None else {"evidence": pa.array(ranking.evidence[there_QK], from_pandas=True)}),
-      **{name: column.take(position_P) for name, column in beside.items()},
-    }
-  )
-
-
-def _as_parquet(tables: list[pa.Table]) -> pa.Buffer:
-  stream = pa.BufferOutputStream()
-  pq.write_table(pa.concat_tables(tables), stream)
-  return stream.getvalue()

@@ -33,7 +33,7 @@ class Planner:
   def __init__(self, adapter: Adapter, galleries: Mapping[str, Gallery], encoding_: Encoding) -> None:
     self.adapter, self.galleries, self.encoding = adapter, galleries, encoding_
     self._rows = functools.lru_cache(KEPT)(self._rows_of)
-    self._samples: dict[str, np.ndarray | None] = {}
+    self._samples: dict[str, np.ndarray] = {}
 
   def over(self, galleries: Mapping[str, Gallery]) -> Planner:
     """Returns the same planner for other galleries."""

@@ -19,7 +19,7 @@ from qat_jax.models.head import Head
 from qat_jax.search.grouping import groups_of
 from qat_jax.search.rank import rank
 from qat_jax.search.sums import rank_sum
-from qat_jax.serve.batch import _as_parquet, _ids, _open_queries, _table, read_shortlist
+from qat_jax.serve.job_files import as_parquet, ids_of, open_queries, read_shortlist, table_of
 from qat_jax.stages import write_whole
 from qat_jax.types import QUERY_TYPES, check_encoders
 from qat_jax.words import by_words
@@ -64,9 +64,9 @@ def rank_refined(
   store = FeatureStore.open(gallery)
   plain = {name: Head("plain", {}, {}) for name in QUERY_TYPES}
   model = load(adapter) if adapter else Adapter(store.width, plain)
-  query, query_type = _open_queries(Path(queries), model, query_type)
+  query, query_type = open_queries(Path(queries), model, query_type)
   check_encoders(f"the queries {queries}", getattr(query, "encoder", None), f"the gallery {gallery}", store.encoder)
-  query_ids, item_ids = _ids(query), store.arrow_ids()
+  query_ids, item_ids = ids_of(query), store.arrow_ids()
   marked_QS = None if right is None else read_shortlist(Path(right), query_ids, item_ids)
   none = np.zeros(0, int)
   marked = [none] * len(query) if marked_QS is None else [row[row >= 0] for row in marked_QS]
@@ -93,5 +93,5 @@ def rank_refined(
     terms = model.refine_terms(adaptation, rows, galleries, query_type or "image")
     ranking, _ = rank_sum(terms, k, exclude=marked_QS, group=None if group is None else groups_of(group, store))
   beside = {name: store.arrow_column(name) for name in ([group, *BOX] if group else []) if name in store.columns}
-  write_whole(Path(out), _as_parquet([_table(ranking, query_ids, item_ids, beside)]))
+  write_whole(Path(out), as_parquet([table_of(ranking, query_ids, item_ids, beside)]))
   return Path(out)

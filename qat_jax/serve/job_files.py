@@ -1,0 +1,135 @@
+"""The files of a ranking job: reads queries, their ids and shortlists, and makes tables of rankings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from qat_jax.adapter import Adapter
+from qat_jax.features.shards import check_npy
+from qat_jax.features.store import FeatureStore
+from qat_jax.sealed import UNREADABLE, readable
+from qat_jax.types import KIND_OF_QUERY, Gallery, Ranking, as_gallery
+
+
+def read_shortlist(path: Path, query_ids: pa.Array, item_ids: pa.ChunkedArray) -> np.ndarray:
+  """Returns gallery positions (QS, −1 as padding) from a .npy file, or a Parquet file with query_id and item_id.
+
+  Raises ValueError for ids that the queries or the gallery do not have, by name, and for positions outside the gallery.
+  """
+  if path.suffix == ".npy":
+    return _read_positions(path, len(query_ids), len(item_ids))
+  with readable(path):
+    table = pq.read_table(path)
+  if missing := {"query_id", "item_id"} - set(table.column_names):
+    raise ValueError(f"{path} has the columns {table.column_names}; {sorted(missing)} is missing")
+  columns = []
+  for name, ids in (("query_id", query_ids), ("item_id", item_ids)):
+    values = table.column(name).cast(pa.string())
+    places = pc.index_in(values, value_set=ids)
+    if places.null_count:
+      unknown = values.filter(pc.is_null(places))[0].as_py()
+      raise ValueError(
+        f"{path}: {name} {unknown!r} is not among the {len(ids)} there are ({places.null_count} such rows)"
+      )
+    columns.append(places.to_numpy())
+  query, item = columns
+  order = np.argsort(query, kind="stable")
+  query, item = query[order], item[order]
+  counts_Q = np.bincount(query, minlength=len(query_ids))
+  place = np.arange(len(query)) - np.repeat(np.cumsum(counts_Q) - counts_Q, counts_Q)
+  position_QS = np.full((len(query_ids), max(1, int(counts_Q.max(initial=0)))), -1, np.int32)
+  position_QS[query, place] = item
+  return position_QS
+
+
+def _read_positions(path: Path, queries: int, items: int) -> np.ndarray:
+  position_QS = _read_array(path, "the shortlist")
+  if position_QS.ndim != 2 or position_QS.dtype.kind not in "iu" or len(position_QS) != queries:
+    raise ValueError(
+      f"the shortlist {path} holds {position_QS.dtype} of shape {position_QS.shape}; wanted positions in the gallery, "
+      f"one row for each of {queries} queries"
+    )
+  if position_QS.size and not -1 <= position_QS.min() <= position_QS.max() < items:
+    raise ValueError(
+      f"the shortlist {path} holds positions {position_QS.min()} to {position_QS.max()}; the gallery has {items} "
+      "items, −1 is padding"
+    )
+  return position_QS.astype(np.int32)
+
+
+def open_queries(path: Path, model: Adapter, query_type: str | None) -> tuple[Gallery, str | None]:
+  """Returns the queries and their type: the one asked for, the only one that the adapter has, or the store's own."""
+  if not path.is_dir():
+    if path.suffix != ".npy" or not path.exists():
+      raise FileNotFoundError(f"no queries at {path}; give a .npy file (Q×D) or a feature folder")
+    query_QD = _read_array(path, "the queries")
+    model.head(query_type)  # raises where the type is missing
+    if query_QD.ndim != 2 or not len(query_QD):
+      raise ValueError(f"{path} holds an array of shape {query_QD.shape}; wanted queries × width")
+    return as_gallery(query_QD), query_type
+  there = [name for name, kind in KIND_OF_QUERY.items() if (path / f"{kind}_emb").is_dir()]
+  if query_type is None:
+    fitting = [name for name in there if name in model.heads]
+    if len(there) > 1 and len(fitting) > 1:
+      raise ValueError(f"{path} has features of {' and '.join(there)} queries; say which: query_type")
+    query_type = next(iter(fitting or there), None)
+  model.head(query_type)
+  return FeatureStore.open(path, KIND_OF_QUERY.get(query_type or "")), query_type
+
+
+def _read_array(path: Path, what: str) -> np.ndarray:
+  check_npy(path)
+  try:
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+  except UNREADABLE as error:
+    raise ValueError(f"{what} {path} is no .npy file of numbers, or is cut short ({error})") from error
+
+
+def ids_of(queries: Gallery) -> pa.Array:
+  """Returns the ids of queries as text: those of a feature folder, else row numbers."""
+  if isinstance(queries, FeatureStore):
+    return queries.arrow_ids().combine_chunks()
+  return pa.array(np.arange(len(queries))).cast(pa.string())
+
+
+def table_of(
+  ranking: Ranking,
+  query_ids: pa.Array,
+  item_ids: pa.ChunkedArray,
+  beside: Mapping[str, pa.ChunkedArray] = MappingProxyType({}),
+) -> pa.Table:
+  """Returns the rows of a ranking: query_id, rank from 1, item_id, score, and more columns of the items.
+
+  Args:
+    ranking: of Q queries; −1 as id is no row.
+    query_ids: Q.
+    item_ids: N, of the gallery.
+    beside: columns of the gallery (N each) by name, written beside item_id.
+  """
+  there_QK = ranking.ids >= 0
+  query, place = np.nonzero(there_QK)
+  position_P = pa.array(ranking.ids[there_QK])
+  return pa.table(
+    {
+      "query_id": query_ids.take(pa.array(query)),
+      "rank": pa.array((place + 1).astype(np.int32)),
+      "item_id": item_ids.take(position_P),
+      "score": pa.array(ranking.scores[there_QK]),
+      **({} if ranking.evidence is None else {"evidence": pa.array(ranking.evidence[there_QK], from_pandas=True)}),
+      **{name: column.take(position_P) for name, column in beside.items()},
+    }
+  )
+
+
+def as_parquet(tables: list[pa.Table]) -> pa.Buffer:
+  """Returns tables, one after the other, as the bytes of a Parquet file."""
+  stream = pa.BufferOutputStream()
+  pq.write_table(pa.concat_tables(tables), stream)
+  return stream.getvalue()
