@@ -136,19 +136,21 @@ def sessions(
 
 
 def opened(adapter: Adapter, split: Split, query_type: str) -> Collection:
-  """Returns the queries of one type and their scores; a levelled head's are doubled, as `Adapter.refine_terms` does."""
+  """Returns the queries of one type and their scores, scaled as `Adapter.refine_terms` scales them."""
   query_QD = np.asarray(split.queries[query_type][:], np.float32)
   gallery_ND = unit(np.asarray(split.gallery[:]), np.float32)
-  scale = {name: head.scale for name, head in adapter.heads.items()}
   prepared = {name: np.asarray(adapter.prepare(gallery_ND, name)) for name in adapter.heads}
-  served_QN = scale[query_type] * np.asarray(qat_jax.score(adapter(query_QD, query_type), prepared[query_type]))
   image = "image" if "image" in adapter.heads else query_type
 
-  def like(items: list[int]) -> np.ndarray:
-    return scale[image] * np.asarray(qat_jax.score(adapter(gallery_ND[items], image), prepared[image]))
+  def scores(row_QD: np.ndarray, name: str) -> np.ndarray:
+    adaptation = adapter(row_QD, name)
+    score_QN = np.asarray(qat_jax.score(adaptation, prepared[name]))
+    return (
+      score_QN if query_type == image else marks.as_plain(adaptation, prepared[name], gallery_ND)[:, None] * score_QN
+    )
 
-  every_MN = np.concatenate([like(list(some)) for some in np.array_split(np.arange(len(gallery_ND)), 8)])
-  return Collection(unit(query_QD, np.float32), gallery_ND, served_QN, lambda items: every_MN[items])
+  every_MN = np.concatenate([scores(rows_ND, image) for rows_ND in np.array_split(gallery_ND, 8)])
+  return Collection(unit(query_QD, np.float32), gallery_ND, scores(query_QD, query_type), lambda items: every_MN[items])
 
 
 def methods() -> dict[str, Method]:

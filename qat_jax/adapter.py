@@ -62,8 +62,7 @@ class Adapter:
     if unknown or not heads:
       raise ValueError(f"an adapter has heads for {sorted(heads)}; wanted one or both of {QUERY_TYPES}")
     self.width, self.heads, self.info = width, dict(heads), dict(info or {})
-    of = lambda one: one if isinstance(one, Planted) else Planted(**one)
-    self.planted = {name: of(one) for name, one in (planted or {}).items()}
+    self.planted = {n: one if isinstance(one, Planted) else Planted(**one) for n, one in (planted or {}).items()}
     self._calls = {name: _jitted(head, width) for name, head in self.heads.items()}
     self._on_device: dict[str, dict] = {}  # variables after their first use: copying a memory's pairs takes long
 
@@ -192,9 +191,7 @@ class Adapter:
     own: `refine_terms` then has the sum.
     """
     row_MD, owner_M = marks.listed(right, len(adaptation), self.width)
-    if not len(row_MD):
-      return adaptation
-    return marks.refined(adaptation, self(row_MD, "image"), owner_M, weight)
+    return marks.refined(adaptation, self(row_MD, "image"), owner_M, weight) if len(row_MD) else adaptation
 
   def refine_terms(
     self,
@@ -204,12 +201,20 @@ class Adapter:
     query_type: str,
     weight: float = marks.WEIGHT,
   ) -> list[Term]:
-    """As `refine`, for any heads, as terms of `qat_jax.rank_sum`; `galleries` are the prepared ones by query type."""
+    """As `refine`, for any heads, as terms of `qat_jax.rank_sum`.
+
+    `adaptation`, `right` and `weight` are as for `refine`, `galleries` the prepared ones by query type. With the frozen
+    one, as "frozen", scores beside another gallery are scaled to spread as plain ones do; without it, by head alone.
+    """
     query = Term(adaptation, galleries[query_type], self.heads[query_type].scale)
     row_MD, owner_M = marks.listed(right, len(adaptation), self.width)
     if not len(row_MD):
       return [query]
-    return marks.terms(query, self(row_MD, "image"), owner_M, galleries["image"], weight * self.heads["image"].scale)
+    mark, gallery = self(row_MD, "image"), galleries["image"]
+    scale: np.ndarray | float = self.heads["image"].scale
+    if query_type != "image" and "frozen" in galleries and adaptation.frozen is not None:
+      query, scale = marks.evened(query, mark, gallery, galleries["frozen"])
+    return marks.terms(query, mark, owner_M, gallery, weight, scale)
 
   def together(self, pictures_MD: np.ndarray | jax.Array) -> Adaptation:
     """Returns one query of several pictures of one thing: their scores add, each through the image head."""

@@ -9,17 +9,19 @@ the answer and nothing more: to subtract it was measured to harm.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qat_jax.adaptation import HIGHEST, unit
+from qat_jax.adaptation import HIGHEST, plain, unit
 from qat_jax.search.rank import GalleryLike
-from qat_jax.search.sums import Term, is_identity, same_map
+from qat_jax.search.sums import Term, is_identity, same_map, spreads
 from qat_jax.types import Adaptation
 
 WEIGHT = 2.0  # all marks together, beside the query's 1; 1 to 4 were measured to be safe
+SAMPLE = 2048  # items that tell how far scores spread
 MOST = 100  # marks a query, at most: more say nothing new, and a mark can cost a search of its own
 
 Rows = np.ndarray | jax.Array
@@ -58,24 +60,56 @@ def refined(adaptation: Adaptation, mark: Adaptation, owner_M: np.ndarray, weigh
   return adaptation.replace(query=jnp.asarray(query_QD), frozen=None)
 
 
-def terms(query: Term, mark: Adaptation, owner_M: np.ndarray, gallery: GalleryLike, weight: float) -> list[Term]:
-  """Returns the terms of queries refined by M marks: the marks' mean where no mark has its own map, else each mark."""
+def terms(
+  query: Term,
+  mark: Adaptation,
+  owner_M: np.ndarray,
+  gallery: GalleryLike,
+  weight: float,
+  scale: np.ndarray | float = 1.0,
+) -> list[Term]:
+  """Returns the terms of queries refined by M marks: the marks' mean where no mark has its own map, else each mark.
+
+  Args:
+    query: Q queries.
+    mark: M marks as image queries, maybe with padding after them.
+    owner_M: whose each mark is, in rising order.
+    gallery: the items for `mark`.
+    weight: of the mean of a query's marks, beside 1 for the query.
+    scale: what the marks' scores are multiplied by, or each mark's (M).
+  """
   queries, weight = len(query.adaptation), _checked(weight)
   if not len(owner_M):
     return [query]
+  scale_M = np.broadcast_to(scale, len(owner_M))
   count_Q = np.bincount(owner_M, minlength=queries)
   some = lambda row_Q: jax.tree.map(lambda x: np.asarray(x)[row_Q], mark.replace(frozen=None))
   if is_identity(mark):
-    mean_QD, there_Q = _means(mark, owner_M, queries)
+    mean_QD, there_Q = _means(mark, owner_M, queries, scale_M)
     first = some(np.zeros(queries, int))
     query_QD = np.where(there_Q[:, None], unit(mean_QD), first.query).astype(np.float32)
     return [query, Term(first.replace(query=query_QD), gallery, weight * np.linalg.norm(mean_QD, axis=1))]
   first_Q, made = np.cumsum(count_Q) - count_Q, [query]
   for place in range(count_Q.max()):
     there_Q = count_Q > place
-    weight_Q = np.where(there_Q, weight / np.maximum(count_Q, 1), 0)
-    made.append(Term(some(np.where(there_Q, first_Q + place, 0)), gallery, weight_Q))
+    mark_Q = np.where(there_Q, first_Q + place, 0)
+    weight_Q = np.where(there_Q, weight * scale_M[mark_Q] / np.maximum(count_Q, 1), 0)
+    made.append(Term(some(mark_Q), gallery, weight_Q))
   return made
+
+
+def evened(query: Term, mark: Adaptation, gallery: Any, frozen: Any) -> tuple[Term, np.ndarray]:
+  """Returns queries whose scores spread over a gallery as plain ones do, and the factors of marks that do (M)."""
+  weight_Q = as_plain(query.adaptation, query.gallery, frozen)
+  return query._replace(weight=weight_Q), as_plain(mark, gallery, frozen)
+
+
+def as_plain(adaptation: Adaptation, gallery: Any, frozen: Any) -> np.ndarray:
+  """Returns what each query's scores are multiplied by (Q) to spread over a gallery as those of its feature do."""
+  row_N = np.linspace(0, len(frozen) - 1, min(len(frozen), SAMPLE)).astype(int)
+  spread_Q = spreads(adaptation, gallery[row_N])
+  plain_Q = spreads(plain(jnp.asarray(adaptation.frozen)), frozen[row_N])
+  return np.where((spread_Q > 0) & (plain_Q > 0), plain_Q / np.where(spread_Q > 0, spread_Q, 1), 1.0)
 
 
 def apply(adaptation: Adaptation, x_QD: np.ndarray) -> np.ndarray:
@@ -109,11 +143,14 @@ def listed(right: Rows | Sequence[Rows], queries: int, width: int) -> tuple[np.n
   return np.concatenate(rows), owner_M
 
 
-def _means(mark: Adaptation, owner_M: np.ndarray, queries: int) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the mean of the marks' queries (QD, float64; zero without marks), and which queries have marks (Q)."""
+def _means(
+  mark: Adaptation, owner_M: np.ndarray, queries: int, scale: np.ndarray | float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the mean of the scaled marks (QD, float64; zero without marks), and which queries have marks (Q)."""
   count_Q = np.bincount(owner_M, minlength=queries)
   total_QD = np.zeros((queries, mark.query.shape[1]))
-  np.add.at(total_QD, owner_M, np.asarray(mark.query, np.float64)[: len(owner_M)])
+  scale_M1 = np.broadcast_to(scale, len(owner_M))[:, None]
+  np.add.at(total_QD, owner_M, scale_M1 * np.asarray(mark.query, np.float64)[: len(owner_M)])
   return total_QD / np.maximum(count_Q, 1)[:, None], count_Q > 0
 
 

@@ -39,6 +39,24 @@ class Term(NamedTuple):
   weight: float | np.ndarray = 1.0  # or one for each query (Q); may be negative
 
 
+def spreads(adaptation: Adaptation, item_ND: npt.ArrayLike) -> np.ndarray:
+  """Returns the standard deviation (Q) of each query's scores, cosine(q', T z), over items (ND), in float64.
+
+  Scores of two heads may differ in spread by a factor of sixty. The one that spreads less would not count in their sum,
+  so each is scaled to the spread of its plain score.
+  """
+  item_ND = np.asarray(item_ND, np.float64)
+  spread_Q = np.empty(len(adaptation))
+  for number, query_D in enumerate(np.asarray(adaptation.query, np.float64)):
+    gate_D, left_DR, right_DR = (
+      np.asarray(x[number], np.float64) for x in (adaptation.gate, adaptation.left, adaptation.right)
+    )
+    mapped_ND = item_ND * gate_D + (item_ND @ right_DR) @ left_DR.T
+    length_N = np.linalg.norm(mapped_ND, axis=1)
+    spread_Q[number] = np.std(mapped_ND @ query_D / np.where(length_N > 0, length_N, 1))
+  return spread_Q
+
+
 def rank_sum(
   terms: Sequence[Term],
   k: int = 100,

@@ -15,12 +15,13 @@ import numpy as np
 from qat_jax.adaptation import plain, unit
 from qat_jax.adapter import Adapter, check_queries
 from qat_jax.fit.training import evenly
+from qat_jax.search.sums import spreads
 from qat_jax.serve import encoding
 from qat_jax.serve.aspects import Aspect, Words
 from qat_jax.serve.encoding import Encoding
 from qat_jax.serve.limits import Refused, invalid
 from qat_jax.serve.searches import Found, Part, Search
-from qat_jax.serve.summands import Summand, fewer, rows_of, spread_of
+from qat_jax.serve.summands import Summand, fewer, rows_of
 from qat_jax.types import Adaptation, Gallery, Pieces, as_gallery
 from qat_jax.words import LEAST, NOTHING, SAMPLE, by_words, named_aspect
 
@@ -127,7 +128,7 @@ class Planner:
 
   def plan(self, jobs: Sequence[Search], results: list[Found | Exception]) -> None:
     """Gives each search its terms: the plain side's, and the adapted side's, each part through its own head."""
-    members: dict[str, list[tuple[Found, Part, np.ndarray, bool]]] = defaultdict(list)
+    members: dict[str, list[tuple[Found, Part, np.ndarray]]] = defaultdict(list)
     for i, (job, found) in enumerate(zip(jobs, results, strict=True)):
       if isinstance(found, Exception):
         continue
@@ -144,15 +145,15 @@ class Planner:
           continue
       if job.words or any(name in self.adapter.heads for _, name, _ in found.parts):
         found.terms.setdefault("adapted", [])
-        mixed = bool(found.terms["adapted"]) or len({name for part, name, _ in through_heads if not part.mark}) > 1
+        found.mixed = bool(found.terms["adapted"] and through_heads) or len({name for _, name, _ in through_heads}) > 1
         for part, name, feature_D in through_heads:
-          members[name].append((found, part, feature_D, mixed))
+          members[name].append((found, part, feature_D))
     for name, all_ in members.items():
       for start in range(0, len(all_), encoding.SIZES[-1]):
         some = all_[start : start + encoding.SIZES[-1]]
-        terms = self.terms(name, [feature_D for _, _, feature_D, _ in some])
-        for (found, part, feature_D, mixed), term in zip(some, terms, strict=True):
-          even = self._as_plain(term, feature_D) if mixed else term
+        terms = self.terms(name, [feature_D for _, _, feature_D in some])
+        for (found, part, feature_D), term in zip(some, terms, strict=True):
+          even = self.as_plain(term, feature_D) if found.mixed else term
           found.terms["adapted"].append(_weighted(even, part.weight))
     for i, found in enumerate(results):
       if isinstance(found, Found) and "adapted" in found.terms:
@@ -170,15 +171,13 @@ class Planner:
     rows = rows_of(self.adapt(query_type, np.stack(feature_QD)), len(feature_QD))
     return [Summand(adaptation, name, weight, query_type) for adaptation in rows]
 
-  def _as_plain(self, term: Summand, feature_D: np.ndarray) -> Summand:
-    """Returns a term whose score spreads over the gallery as the plain score of its feature does.
-
-    Scores of two heads may differ in spread by a factor of sixty, and the one that spreads less would not count in
-    their sum. The spread is the standard deviation over the sample of each gallery.
-    """
-    spread = spread_of(term.adaptation, self._sampled(term.gallery))
-    plain_spread = spread_of(plain_summand(feature_D).adaptation, self._sampled("frozen"))
-    return dataclasses.replace(term, weight=plain_spread / spread) if min(spread, plain_spread) > NOTHING else term
+  def as_plain(self, term: Summand, feature_D: np.ndarray) -> Summand:
+    """Returns a term whose score spreads over the gallery's sample as the plain score of its feature does."""
+    (spread,) = spreads(term.adaptation, self._sampled(term.gallery))
+    (plain_spread,) = spreads(plain_summand(feature_D).adaptation, self._sampled("frozen"))
+    return (
+      dataclasses.replace(term, weight=float(plain_spread / spread)) if min(spread, plain_spread) > NOTHING else term
+    )
 
   def _in_words(self, words: Words, found: Found) -> tuple[list[Summand], list[tuple[Part, str, np.ndarray]]]:
     """Returns the terms of a search that names aspects, and the parts that go through their heads all the same.

@@ -90,7 +90,7 @@ def rank_refined(
       one: model.prepare(store, one, folder.with_name(f"{folder.name}-{one}"))
       for one in {query_type or "image", "image"}
     }
-    terms = model.refine_terms(adaptation, rows, galleries, query_type or "image")
+    terms = model.refine_terms(adaptation, rows, {**galleries, "frozen": store}, query_type or "image")
     ranking, _ = rank_sum(terms, k, exclude=marked_QS, group=None if group is None else groups_of(group, store))
   beside = {name: store.arrow_column(name) for name in ([group, *BOX] if group else []) if name in store.columns}
   write_whole(Path(out), as_parquet([table_of(ranking, query_ids, item_ids, beside)]))

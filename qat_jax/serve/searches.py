@@ -70,6 +70,7 @@ class Found:
   parts: list[tuple[Part, str, np.ndarray]]  # each with the query type that it goes by and its unit feature
   notes: list[str] = dataclasses.field(default_factory=list)
   terms: dict[str, list[Summand]] = dataclasses.field(default_factory=dict)  # of each side
+  mixed: bool = False  # whether parts go through several heads, so that each score is scaled to its plain spread
   plain: Ranking | None = None
   adapted: Ranking | None = None
   seconds: dict[str, float] = dataclasses.field(default_factory=dict)  # of the batch, by stage

@@ -56,17 +56,6 @@ def fewer(summands: Sequence[Summand]) -> list[Summand]:
   return made
 
 
-def spread_of(adaptation: Adaptation, item_ND: np.ndarray) -> float:
-  """Returns the standard deviation of the scores, cosine(q', T z), of one query over items (ND), in float64."""
-  gate_D, left_DR, right_DR = (
-    np.asarray(x[0], np.float64) for x in (adaptation.gate, adaptation.left, adaptation.right)
-  )
-  item_ND = np.asarray(item_ND, np.float64)
-  mapped_ND = item_ND * gate_D + (item_ND @ right_DR) @ left_DR.T
-  length_N = np.linalg.norm(mapped_ND, axis=1)
-  return float(np.std(mapped_ND @ np.asarray(adaptation.query[0], np.float64) / np.where(length_N > 0, length_N, 1)))
-
-
 def mean_of(summands: Sequence[Summand], scores: Sequence[np.ndarray]) -> np.ndarray:
   """Returns the weighted mean of the summands' scores of the same items."""
   total = sum(one.weight for one in summands)

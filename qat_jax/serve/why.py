@@ -68,6 +68,9 @@ def parts_of(
       about: dict[str, Any] = {"of": "mark" if part.mark else _kind(part)}
       about |= {} if part.position is None else {"item": part.position}
       terms = one.terms["adapted"]
+      if found.mixed:
+        even = [planner.as_plain(term, one.feature) for term in terms]
+        terms = [dataclasses.replace(term, weight=abs(part.weight) * term.weight) for term in even]
       scores = mean_of(terms, ranker.scores([(term, positions) for term in terms]))
       shares.append((about, sum(term.weight for term in terms) / total * scores))
   whole = mean_of(found.terms["adapted"], ranker.scores([(term, positions) for term in found.terms["adapted"]]))

@@ -57,6 +57,24 @@ def made(name):
   return Head(form, own, jax.tree.map(filled, variables))
 
 
+def test_marks_of_another_gallery_count_as_wide_as_their_plain_scores(gallery_ND, features):
+  adapter = Adapter(WIDTH, {"text": made("levelled"), "image": made("experts")})
+  galleries = {name: np.asarray(adapter.prepare(gallery_ND, name)) for name in adapter.heads} | {"frozen": gallery_ND}
+  right = [gallery_ND[[1, 2]], *[gallery_ND[[3]]] * (len(features) - 1)]
+
+  def as_plain(row_QD, name):
+    score_QN = np.asarray(qat_jax.score(adapter(row_QD, name), galleries[name]), np.float64)
+    plain_QN = np.asarray(qat_jax.score(qat_jax.plain(jnp.asarray(row_QD)), gallery_ND), np.float64)
+    return score_QN * plain_QN.std(axis=1, keepdims=True) / score_QN.std(axis=1, keepdims=True)
+
+  terms = adapter.refine_terms(adapter(features, "text"), right, galleries, "text")
+  ranking, _ = qat_jax.rank_sum(terms, 20)
+  score_QN = as_plain(features, "text") + 2 * np.stack([as_plain(row_RD, "image").mean(axis=0) for row_RD in right])
+  taken = np.take_along_axis(score_QN, ranking.ids, axis=1)
+  np.testing.assert_allclose(ranking.scores, taken, atol=2e-4)
+  np.testing.assert_allclose(taken, -np.sort(-score_QN, axis=1)[:, :20], atol=2e-4)
+
+
 @pytest.mark.parametrize("image", FORMS)
 @pytest.mark.parametrize("query_type", ["text", "image"])
 def test_refined_queries_rank_by_the_added_scores(gallery_ND, features, query_type, image):

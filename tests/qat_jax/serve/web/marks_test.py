@@ -18,7 +18,13 @@ def client(served):
 
 def image_scores(served, positions):
   rows_QD = np.asarray(served.frozen[np.array(positions)], np.float32)
-  return np.asarray(qat_jax.score(served.adapter(rows_QD, "image"), served.prepared["image"]))
+  return rows_QD, np.asarray(qat_jax.score(served.adapter(rows_QD, "image"), served.prepared["image"]))
+
+
+def as_plain(served, row_QD, score_QN):
+  """Scales scores to spread as those of the plain rows do."""
+  plain_QN = np.asarray(qat_jax.score(qat_jax.plain(row_QD), served.frozen), np.float64)
+  return score_QN * plain_QN.std(axis=1, keepdims=True) / score_QN.std(axis=1, keepdims=True)
 
 
 @pytest.mark.parametrize("query", [{"text": "a red box"}, {"item": "shop/3"}])
@@ -27,10 +33,12 @@ def test_right_marks_add_the_mean_of_their_image_scores_twice(client, served, qu
   answer = client.post("/v1/search", json={"query": query, "right": right, "wrong": wrong, "seen": seen, "k": 36})
   if "text" in query:
     feature_D = served.encoding.texts(["a red box"])["a red box"]
-    query_N = np.asarray(qat_jax.score(served.adapter(feature_D[None], "text"), served.prepared["text"]))[0]
+    text_QN = np.asarray(qat_jax.score(served.adapter(feature_D[None], "text"), served.prepared["text"]))
+    query_N = as_plain(served, feature_D[None].astype(np.float32), text_QN)[0]
+    mark_QN = as_plain(served, *image_scores(served, [4, 8]))  # beside another head
   else:
-    query_N = image_scores(served, [3])[0]
-  score_N = query_N + 2 * image_scores(served, [4, 8]).mean(axis=0)
+    (query_N,), mark_QN = image_scores(served, [3])[1], image_scores(served, [4, 8])[1]
+  score_N = query_N + 2 * mark_QN.mean(axis=0)
   gone = [0, 1, 2, 4, 8, *([3] if "item" in query else [])]
   order = [i for i in np.argsort(-score_N, kind="stable").tolist() if i not in gone]
   assert ids(answer) == [f"shop/{i}" for i in order] and answer.json()["notes"] == []
