@@ -74,13 +74,14 @@ def client(served):
 def by_hand(served, parts, side):
   """Returns the score of every item (N): each part by itself, its score times its weight over all weights.
 
-  A part's score is the cosine of query and item, or of q' and T z. On the plain side the cosine of the summed query.
+  A part's score is the cosine of query and item, or of q' and T z, beside another head scaled to spread over 2048 items
+  as the plain score does. On the plain side it is the cosine of the summed query.
   """
   total = sum(abs(weight) for weight, _, _ in parts)
   unit = lambda x: x / np.linalg.norm(x)
   if side == "plain":
     return FEATURES.astype(np.float64) @ unit(sum(weight / total * unit(row_D) for weight, row_D, _ in parts))
-  score_N = np.zeros(ITEMS)
+  scores, weights, sample = [], [], np.linspace(0, ITEMS - 1, 2048).astype(int)
   for weight, row_D, query_type in parts:
     adaptation = served.adapter(row_D[None], query_type)
     query_D, gate, left_DR, right_DR = (
@@ -88,8 +89,10 @@ def by_hand(served, parts, side):
     )
     item_ND = np.asarray(served.prepared[query_type][:], np.float64)
     mapped_ND = item_ND * gate + (item_ND @ right_DR) @ left_DR.T
-    score_N += weight / total * (mapped_ND @ query_D / np.linalg.norm(mapped_ND, axis=1))
-  return score_N
+    scores.append(mapped_ND @ query_D / np.linalg.norm(mapped_ND, axis=1))
+    even = np.std(FEATURES[sample].astype(np.float64) @ unit(row_D)) / np.std(scores[-1][sample])
+    weights.append(weight * (even if len({name for _, _, name in parts}) > 1 else 1))
+  return np.array(weights) / np.abs(weights).sum() @ np.stack(scores)
 
 
 def v(weight=1.0):
