@@ -25,7 +25,8 @@ import qat_jax
 from eval.told import GROUND, SCENES
 from qat_jax import words
 from qat_jax.adaptation import plain
-from qat_jax.datasets.tiles import BOX, Tiles
+from qat_jax.datasets import BOX
+from qat_jax.datasets.tiles import Tiles
 from qat_jax.datasets.toybox.objects import families
 from qat_jax.datasets.toybox.render import SIZE, render
 from qat_jax.features.retrieval_set import RetrievalSet, Split

@@ -4,6 +4,7 @@ import ast
 import importlib.metadata
 import pathlib
 import re
+import subprocess
 import sys
 import tomllib
 
@@ -29,7 +30,7 @@ DISTRIBUTIONS = {
 # Which dependencies a folder may count on; the first prefix that fits.
 MAY_USE = {
   "qat_jax/encoders/": ("core", "encoders"),
-  "qat_jax/datasets/__init__": ("core", "encoders", "heif"),  # on use
+  "qat_jax/datasets/pictures": ("core", "encoders", "heif"),  # on use
   "qat_jax/datasets/": ("core", "encoders"),
   **{f"qat_jax/search/indexes/{name}": ("core", name) for name, kind in INDEXES.items() if kind.packages},
   "qat_jax/serve/": ("core", "serve"),
@@ -149,3 +150,11 @@ def test_the_hosts_files_parse_and_run_our_own_targets(name):
   targets = set(re.findall(r"make ([a-z-]+)", text))
   makefile = (ROOT / "Makefile").read_text()
   assert targets and not [target for target in targets if not re.search(rf"^{target}:", makefile, re.MULTILINE)]
+
+
+def test_ranking_needs_nothing_of_the_extras():
+  """The wheel with its core dependencies alone ranks; CI's `make wheel-test` tries it whole."""
+  names = "PIL", "optax", "starlette", "transformers", "tokenizers", "tensorflow", "h5py", "faiss"
+  program = f"import sys, qat_jax, qat_jax.serve.batch, qat_jax.cli; print(sorted(set({names}) & set(sys.modules)))"
+  done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+  assert done.stdout.strip() == "[]"

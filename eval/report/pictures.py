@@ -22,7 +22,7 @@ class Pictures:
 
   def __call__(self, position: int) -> Image.Image:
     """Returns the picture of a position."""
-    from qat_jax.datasets import decode
+    from qat_jax.datasets.pictures import decode
 
     return decode(self.source[position if self.aligned else self._find(self.store.ids[position])])
 

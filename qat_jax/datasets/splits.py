@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from qat_jax.datasets.files import left_out_of
-from qat_jax.datasets.views import label_free
 
 _log = logging.getLogger(__name__)
 KINDS = ("toybox", "tfds", "folder", "webdataset", "parquet")
@@ -50,7 +49,7 @@ def sources(kind: str, name: str, folder: str | os.PathLike, limit: int = 0, vie
       images in one subfolder of a folder are one instance.
     folder: where the files lie; of tars and Parquet files also a pattern with *, or an address.
     limit: keeps the first items of each place alone, 0 all.
-    views: how many made views of each picture are an instance with it, see `label_free`; 0: none are made.
+    views: how many made views of each picture are an instance with it, see `views.label_free`; 0: none are made.
 
   Raises FileNotFoundError where the files are not there, ValueError for an unknown kind or a set that cannot be split.
   """
@@ -62,7 +61,7 @@ def sources(kind: str, name: str, folder: str | os.PathLike, limit: int = 0, vie
     places = _by_instance(open_source(kind, name, pathlib.Path(folder).expanduser()), folder, views)
   else:
     places = _toybox(name) if kind == "toybox" else _tfds(name, pathlib.Path(folder).expanduser())
-    places = label_free(places, views, labelled=kind == "toybox") if views else places
+    places = _label_free(places, views, kind == "toybox") if views else places
   if limit:
     first = lambda source: Rows(source, range(min(limit, len(source))), dict, left_out_of(source))
     places = {place: (first(source), kinds) for place, (source, kinds) in places.items()}
@@ -198,7 +197,7 @@ def _by_instance(source: Any, folder: str | os.PathLike, made_views: int) -> Pla
     if "image" in queries:
       places[f"{part}/image_queries"] = (Rows(source, queries["image"][part], _own), ("img",))
   if made_views:
-    return label_free(places, made_views, labelled=any(item["instance"] not in (None, item["id"]) for item in items))
+    return _label_free(places, made_views, any(item["instance"] not in (None, item["id"]) for item in items))
   return places
 
 
@@ -248,3 +247,9 @@ def _own(record: dict) -> dict:
 def _caption(record: dict) -> dict:
   """Returns a gallery item's caption as a query: with another id, so that its image counts as relevant."""
   return {**_own(record), "id": f"{record['id']}{CAPTION}"}
+
+
+def _label_free(places: Places, views: int, labelled: bool) -> Places:
+  from qat_jax.datasets.views import label_free  # which draws with Pillow
+
+  return label_free(places, views, labelled)

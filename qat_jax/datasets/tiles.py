@@ -13,13 +13,13 @@ from typing import Any
 
 from PIL import Image
 
-from qat_jax.datasets import Source, UnreadableImage, decode
+from qat_jax.datasets import BOX, Source, UnreadableImage
 from qat_jax.datasets.files import left_out_of
+from qat_jax.datasets.pictures import decode
 
 OVERLAP = 0.25  # of a crop's side, shared with its neighbour
 MOST = 16  # crops a side
 KEPT = 16  # pictures that threads share while their crops are read
-BOX = ("box_left", "box_top", "box_right", "box_bottom")  # metadata columns: shares of the picture's sides, 0 to 1
 
 
 def boxes(n: int) -> list[tuple[float, float, float, float]]:

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 
-from qat_jax.datasets import decode
 from qat_jax.datasets.files import left_out_of
+from qat_jax.datasets.pictures import decode
 
 RECIPE = 1  # counts the changes of `view`: features of another recipe are not taken for these
 VIEW = "#view"  # what the id of a made view ends with, before its number

@@ -9,7 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from qat_jax.datasets import Source, UnreadableImage, columns, decode
+from qat_jax.datasets import Source, UnreadableImage, columns
+from qat_jax.datasets.pictures import decode
 from qat_jax.features import reuse
 from qat_jax.features.reuse import Encoded
 

@@ -62,9 +62,14 @@ class Experts(nn.Module):
 
     x_QD = self.head.prepare(query_QD)
     expert_Q = jnp.argmax(self._nearness(x_QD), axis=1)
-    # One query after the other, so that no map is copied for each. The converter to ONNX has no such loop.
-    any_number = jax.export.is_symbolic_dim(x_QD.shape[0])
-    w_QD = jax.vmap(one)(x_QD, expert_Q) if any_number else jax.lax.map(lambda each: one(*each), (x_QD, expert_Q))
+    # One query after the other, so that no map is copied for each. Programs for any number of queries go through all
+    # experts and keep the query's own: the converter to ONNX has no such loop, and no gather of maps.
+    if jax.export.is_symbolic_dim(x_QD.shape[0]):
+      off_QKD = x_QD[:, None] - mean_KD[None]
+      y_QKE = self._one_hot(expert_Q)[:, :, None] * jnp.einsum("QKD,KDE->QKE", off_QKD, map_KDD, precision=HIGHEST)
+      w_QD = jnp.einsum("QKE,KDE->QD", weight_KD[None] * y_QKE, map_KDD, precision=HIGHEST)
+    else:
+      w_QD = jax.lax.map(lambda each: one(*each), (x_QD, expert_Q))
     one_QK = self.typical.value * self._one_hot(expert_Q)
     return plain(normalise(jnp.concatenate([w_QD, one_QK, 0 * one_QK[:, :1]], axis=1)))
 

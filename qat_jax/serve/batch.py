@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from qat_jax.adapter import Adapter, load
 from qat_jax.cluster.work import LOCAL, reach, run
-from qat_jax.datasets.tiles import BOX
+from qat_jax.datasets import BOX
 from qat_jax.evidence import Evidence, calibrate
 from qat_jax.features.store import FeatureStore
 from qat_jax.sealed import read_record, read_sealed, write_record, write_sealed

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from qat_jax.datasets import UnreadableImage, decode
+from qat_jax.datasets import UnreadableImage
+from qat_jax.datasets.pictures import decode
 from qat_jax.datasets.splits import open_source
 from qat_jax.encoders import Encoder, load_encoder
 from qat_jax.sealed import read_record

@@ -14,8 +14,9 @@ from typing import Any
 
 from PIL import Image
 
-from qat_jax.datasets import UnreadableImage, decode, formats, opened
+from qat_jax.datasets import UnreadableImage
 from qat_jax.datasets.files import IMAGES
+from qat_jax.datasets.pictures import decode, formats, opened
 from qat_jax.datasets.tables import FILE_COLUMNS
 from qat_jax.serve.limits import Refused, invalid
 from qat_jax.stages import write_whole

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from qat_jax.adapter import Adapter, load
-from qat_jax.datasets.tiles import BOX
+from qat_jax.datasets import BOX
 from qat_jax.features.store import FeatureStore
 from qat_jax.marks import refine
 from qat_jax.models.head import Head

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from qat_jax import stages
 from qat_jax.adaptation import normalise
-from qat_jax.datasets import decode
+from qat_jax.datasets.pictures import decode
 from qat_jax.datasets.toybox import captions as toybox_captions
 from qat_jax.datasets.toybox import source as toybox
 from qat_jax.datasets.toybox.objects import families as families_of_toys

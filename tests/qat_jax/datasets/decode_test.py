@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qat_jax.datasets import UnreadableImage, decode
+from qat_jax.datasets import UnreadableImage
+from qat_jax.datasets.pictures import decode
 
 
 def opened(image, kind="PNG", **options):

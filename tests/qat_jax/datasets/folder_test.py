@@ -6,8 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from qat_jax.datasets import UnreadableImage, decode
+from qat_jax.datasets import UnreadableImage
 from qat_jax.datasets.folder import FolderSource
+from qat_jax.datasets.pictures import decode
 
 ROWS = [
   {"file": "b.jpg", "caption": "a blue one", "instance": "blue", "year": "7"},

@@ -9,9 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from qat_jax.datasets import UnreadableImage, decode
+from qat_jax.datasets import UnreadableImage
 from qat_jax.datasets.files import listed
 from qat_jax.datasets.parquet import ParquetSource
+from qat_jax.datasets.pictures import decode
 from qat_jax.datasets.splits import open_source, sources
 from tests.qat_jax.datasets.corpora import parquet_files, picture
 

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from qat_jax.datasets import decode
+from qat_jax.datasets.pictures import decode
 from qat_jax.datasets.splits import parted, sources
 from tests.qat_jax.datasets.corpora import picture, tfds_set, write_tar
 

@@ -1,6 +1,6 @@
 import pytest
 
-from qat_jax.datasets import decode
+from qat_jax.datasets.pictures import decode
 from qat_jax.datasets.tfds import TfdsSource
 from tests.qat_jax.datasets.corpora import tfds_set
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qat_jax.datasets import UnreadableImage
-from qat_jax.datasets.tiles import BOX, Tiles, boxes
+from qat_jax.datasets import BOX, UnreadableImage
+from qat_jax.datasets.tiles import Tiles, boxes
 from qat_jax.features.records import read_ahead
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qat_jax.datasets import decode
+from qat_jax.datasets.pictures import decode
 from qat_jax.datasets.splits import sources
 from qat_jax.datasets.views import Views, label_free, view
 from tests.qat_jax.datasets.corpora import picture, tar_shards

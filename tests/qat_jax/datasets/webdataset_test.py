@@ -9,7 +9,8 @@ import fsspec
 import numpy as np
 import pytest
 
-from qat_jax.datasets import UnreadableImage, decode
+from qat_jax.datasets import UnreadableImage
+from qat_jax.datasets.pictures import decode
 from qat_jax.datasets.splits import sources
 from qat_jax.datasets.webdataset import WebdatasetSource
 from qat_jax.features.records import table

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qat_jax.datasets import formats
 from qat_jax.datasets.files import FORMATS, PILLOW
+from qat_jax.datasets.pictures import formats
 from qat_jax.serve import pictures
 from qat_jax.serve.limits import Refused
 from qat_jax.serve.pictures import Pictures, from_base64, read

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from qat_jax.datasets import decode
+from qat_jax.datasets.pictures import decode
 from qat_jax.datasets.splits import sources
 from qat_jax.datasets.toybox.intents import Queries, shared
 from qat_jax.datasets.toybox.objects import Toy, families

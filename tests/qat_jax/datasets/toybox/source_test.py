@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qat_jax.datasets import UnreadableImage, decode
+from qat_jax.datasets import UnreadableImage
+from qat_jax.datasets.pictures import decode
 from qat_jax.datasets.toybox import captions as toybox_captions
 from qat_jax.datasets.toybox import render as toybox_render
 from qat_jax.datasets.toybox import source as toybox
