@@ -6,28 +6,15 @@ A source is anything with `len(source)` and `source[i]` → {"id": str, "image":
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
-# Metadata columns of a crop's box: shares of the picture's sides, 0 to 1.
-BOX = ("box_left", "box_top", "box_right", "box_bottom")
+from qat_jax.datasets.sources import BOX, Source, UnreadableImage
 
-
-class Source(Protocol):
-  """N items, one record each; one whose records may change has `stamp(i)` too, all that decides what is read of i."""
-
-  def __len__(self) -> int:
-    """N."""
-
-  def __getitem__(self, position: int, /) -> dict[str, Any]:
-    """Returns the record of an item; raises UnreadableImage where its file cannot be read."""
+__all__ = ["BOX", "Source", "UnreadableImage", "decode"]
 
 
-class UnreadableImage(ValueError):
-  """An image that cannot be decoded: the id of its item and why."""
+def decode(record: dict[str, Any]) -> Any:
+  """Returns a record's image as RGB, as `pictures.decode` does, which wants Pillow."""
+  from qat_jax.datasets.pictures import decode as opened
 
-  def __init__(self, id: str, reason: str) -> None:
-    super().__init__(f"the image of {id!r} cannot be read: {reason}")
-    self.id, self.reason = id, reason
-
-  def __reduce__(self) -> tuple[type[UnreadableImage], tuple[str, str]]:
-    return type(self), (self.id, self.reason)
+  return opened(record)

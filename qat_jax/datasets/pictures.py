@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from qat_jax.datasets import UnreadableImage
 from qat_jax.datasets.files import FORMATS, opened_endings
+from qat_jax.datasets.sources import UnreadableImage
 
 HEIF = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")  # kinds of HEIC that Pillow lacks
 
