@@ -17,7 +17,7 @@ import numpy as np
 
 from qat_jax.adaptation import HIGHEST, plain, unit
 from qat_jax.search.rank import GalleryLike
-from qat_jax.search.sums import Term, is_identity, same_map, spreads
+from qat_jax.search.sums import FLAT, Term, is_identity, same_map, spreads
 from qat_jax.types import Adaptation
 
 WEIGHT = 2.0  # all marks together, beside the query's 1; 1 to 4 were measured to be safe
@@ -109,7 +109,7 @@ def as_plain(adaptation: Adaptation, gallery: Any, frozen: Any) -> np.ndarray:
   row_N = np.linspace(0, len(frozen) - 1, min(len(frozen), SAMPLE)).astype(int)
   spread_Q = spreads(adaptation, gallery[row_N])
   plain_Q = spreads(plain(jnp.asarray(adaptation.frozen)), frozen[row_N])
-  return np.where((spread_Q > 0) & (plain_Q > 0), plain_Q / np.where(spread_Q > 0, spread_Q, 1), 1.0)
+  return np.where((spread_Q > FLAT) & (plain_Q > FLAT), plain_Q / np.maximum(spread_Q, FLAT), 1.0)
 
 
 def apply(adaptation: Adaptation, x_QD: np.ndarray) -> np.ndarray:

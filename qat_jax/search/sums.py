@@ -28,6 +28,7 @@ FIRST = 64  # items of each term's first list, at least
 GROWTH = 8  # how much longer the next list is: every item but the last is found anew
 HELD = 1 << 26  # numbers of a block of queries with whole galleries: 0.5 GB for ids and scores of a term
 ROUNDING = 4e-6  # times the sum of the weights: what sums of exact scores may be wrong by, generously
+FLAT = 1e-6  # spread of scores below which they tell items apart by rounding alone; they are not scaled then
 CANCELLED = 1e-6  # length of a sum, beside the sum of its weights, below which nothing but rounding is left of it
 
 

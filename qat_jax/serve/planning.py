@@ -15,7 +15,7 @@ import numpy as np
 from qat_jax.adaptation import plain, unit
 from qat_jax.adapter import Adapter, check_queries
 from qat_jax.fit.training import evenly
-from qat_jax.search.sums import spreads
+from qat_jax.search.sums import FLAT, spreads
 from qat_jax.serve import encoding
 from qat_jax.serve.aspects import Aspect, Words
 from qat_jax.serve.encoding import Encoding
@@ -175,9 +175,7 @@ class Planner:
     """Returns a term whose score spreads over the gallery's sample as the plain score of its feature does."""
     (spread,) = spreads(term.adaptation, self._sampled(term.gallery))
     (plain_spread,) = spreads(plain_summand(feature_D).adaptation, self._sampled("frozen"))
-    return (
-      dataclasses.replace(term, weight=float(plain_spread / spread)) if min(spread, plain_spread) > NOTHING else term
-    )
+    return dataclasses.replace(term, weight=float(plain_spread / spread)) if min(spread, plain_spread) > FLAT else term
 
   def _in_words(self, words: Words, found: Found) -> tuple[list[Summand], list[tuple[Part, str, np.ndarray]]]:
     """Returns the terms of a search that names aspects, and the parts that go through their heads all the same.
