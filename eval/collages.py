@@ -11,10 +11,8 @@ the first ten count, and then all of them.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -22,6 +20,8 @@ import numpy as np
 from PIL import Image
 
 import qat_jax
+from eval import commands
+from eval.benchmarks.task import relevance_of
 from eval.told import GROUND, SCENES
 from qat_jax import words
 from qat_jax.adaptation import plain
@@ -31,8 +31,6 @@ from qat_jax.datasets.toybox.objects import families
 from qat_jax.datasets.toybox.render import SIZE, render
 from qat_jax.features.retrieval_set import RetrievalSet, Split
 from qat_jax.metrics import average_precision
-from qat_jax.runs import end_on_signals, explained
-from qat_jax.stages import write_whole
 from qat_jax.types import Adaptation, Relevance
 
 CROPS = {2: (1, 2, 3), 3: (1, 2, 3, 4, 5), 4: (1, 2, 3, 4, 5)}  # toys a side → sizes of crops
@@ -70,22 +68,15 @@ class Collages:
 
 def main(arguments: Sequence[str] | None = None) -> None:
   """Parses the flags, prints a line for each number of toys, and writes them where --json says."""
-  parser = argparse.ArgumentParser(
-    prog="eval.collages", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-  )
-  parser.add_argument("--workdir", required=True, type=Path, help="a run of configs/demo.py")
-  parser.add_argument("--split", choices=["val", "test"], default="test")
-  parser.add_argument("--json", help="where to write the figures")
-  flags = parser.parse_args(arguments)
-  with explained():
+  parser = commands.parser("eval.collages", __doc__, "--workdir", "--split", "--json")
+  with commands.started(parser, arguments) as flags:
     split = RetrievalSet.open(flags.workdir / "features").split(flags.split)
     adapter, encoder = qat_jax.load(flags.workdir), qat_jax.load_encoder("toy_clip")
     lines = {}
     for n in CROPS:
       lines[n**2] = measure(split, adapter, encoder, n)
       print(f"{n**2} toys: {json.dumps(lines[n**2])}", flush=True)
-    if flags.json:
-      write_whole(Path(flags.json), (json.dumps(lines, indent=2) + "\n").encode())
+    commands.write_figures(flags.json, lines)
 
 
 def measure(split: Split, adapter: qat_jax.Adapter, encoder: Any, n: int) -> dict[str, Any]:
@@ -101,7 +92,7 @@ def measure(split: Split, adapter: qat_jax.Adapter, encoder: Any, n: int) -> dic
   there = [[toy.name for toy, _ in row] for row in collages.views]
   right = [np.flatnonzero([name in row for row in there]) for name in toy_Q]
   some = np.flatnonzero([len(rows) > 0 for rows in right])
-  relevance = Relevance([right[i] for i in some], [np.zeros(0, int)] * len(some))
+  relevance = relevance_of([right[i] for i in some])
   scene = words.encode([GROUND.format(word) for word in SCENES], encoder, "scene")
   told = qat_jax.by_words(query_QD[some], ignore="scene", aspects={"scene": scene}, gallery=item_ND)
   image = adapter(query_QD[some], "image")
@@ -162,5 +153,4 @@ def score(picture_QK: np.ndarray, relevance: Relevance) -> float:
 
 
 if __name__ == "__main__":
-  end_on_signals()
   main()

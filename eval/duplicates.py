@@ -10,23 +10,19 @@ used on the test split.
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 import qat_jax
-from qat_jax.datasets.toybox.objects import families
-from qat_jax.datasets.toybox.render import render
+from eval import commands
+from qat_jax.datasets.toybox.render import drawn
 from qat_jax.duplicates import Pairs, pairs
 from qat_jax.encoders import Encoder
 from qat_jax.features.retrieval_set import RetrievalSet, Split
-from qat_jax.runs import end_on_signals, explained
-from qat_jax.stages import write_whole
 
 THRESHOLDS = (0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.985, 0.99, 0.995)
 EACH = 3  # one picture in so many is copied
@@ -65,28 +61,20 @@ COPIES: tuple[Callable[[Image.Image], Image.Image], ...] = (cut, scaled, compres
 
 def main(arguments: Sequence[str] | None = None) -> None:
   """Parses the flags, prints the table, and writes it where --json says."""
-  parser = argparse.ArgumentParser(
-    prog="eval.duplicates", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-  )
-  parser.add_argument("--workdir", required=True, type=Path, help="a run of configs/demo.py")
-  parser.add_argument("--json", help="where to write the figures")
-  flags = parser.parse_args(arguments)
-  with explained():
+  parser = commands.parser("eval.duplicates", __doc__, "--workdir", "--json")
+  with commands.started(parser, arguments) as flags:
     data, encoder = RetrievalSet.open(flags.workdir / "features"), qat_jax.load_encoder("toy_clip")
     made = {name: planted(data.split(name), encoder) for name in ("val", "test")}
     on_val = {threshold: counted(*made["val"], threshold) for threshold in THRESHOLDS}
     best = max(THRESHOLDS, key=lambda one: harmonic(on_val[one]))
     figures = {"validation": on_val, "threshold": best, "test": counted(*made["test"], best)}
     print(json.dumps(figures, indent=2))
-    if flags.json:
-      write_whole(Path(flags.json), (json.dumps(figures, indent=2) + "\n").encode())
+    commands.write_figures(flags.json, figures)
 
 
 def planted(split: Split, encoder: Encoder) -> tuple[np.ndarray, int]:
   """Returns the features of a gallery's pictures, then of all copies, kind after kind; and how many originals."""
-  toys = {toy.name: toy for family in families() for toy in family}
-  whole = [str(one).rsplit("_", 1) for one in split.gallery.ids]
-  images = [render(toys[name], int(view)) for name, view in whole]
+  images = [drawn(name) for name in split.gallery.ids]
   copies = [copy(image) for copy in COPIES for image in images[::EACH]]
   return encoder.images([*images, *copies]), len(images)
 
@@ -112,5 +100,4 @@ def harmonic(figures: dict[str, float]) -> float:
 
 
 if __name__ == "__main__":
-  end_on_signals()
   main()

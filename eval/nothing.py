@@ -11,8 +11,6 @@ item's probability, in ten bins. Errors are standard errors over families.
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,11 +18,10 @@ from typing import Any
 import numpy as np
 
 import qat_jax
+from eval import commands
 from qat_jax.features.retrieval_set import RetrievalSet, Split
 from qat_jax.metrics import clustered_error
 from qat_jax.planted import Planted
-from qat_jax.runs import end_on_signals, explained
-from qat_jax.stages import write_whole
 
 SHARES = (0.25, 0.5, 1.0)  # of the families in the gallery
 BINS = 10
@@ -32,16 +29,10 @@ BINS = 10
 
 def main(arguments: Sequence[str] | None = None) -> None:
   """Parses the flags, prints a line for each query type and gallery, and writes them where --json says."""
-  parser = argparse.ArgumentParser(
-    prog="eval.nothing", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-  )
-  parser.add_argument("--workdir", required=True, type=Path, help="a run, with features/ and adapter/")
+  parser = commands.parser("eval.nothing", __doc__, "--workdir", "--split", "--json")
   parser.add_argument("--adapter", type=Path, help="another adapter than the run's")
-  parser.add_argument("--split", choices=["val", "test"], default="test")
   parser.add_argument("--family", default="family", help="the metadata column of look-alikes")
-  parser.add_argument("--json", help="where to write the figures")
-  flags = parser.parse_args(arguments)
-  with explained():
+  with commands.started(parser, arguments) as flags:
     data = RetrievalSet.open(flags.workdir / "features")
     adapter = qat_jax.load(flags.adapter or flags.workdir)
     if not adapter.planted:  # trained before adapters kept them
@@ -52,8 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
       for share in SHARES
     ]
     print("\n".join(map(text_of, lines)))
-    if flags.json:
-      write_whole(Path(flags.json), (json.dumps(lines, indent=2) + "\n").encode())
+    commands.write_figures(flags.json, lines)
 
 
 def measure(adapter: qat_jax.Adapter, split: Split, query_type: str, column: str, share: float) -> dict[str, Any]:
@@ -120,5 +110,4 @@ def text_of(line: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-  end_on_signals()
   main()

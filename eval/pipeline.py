@@ -15,10 +15,9 @@ from eval import check, measure, methods
 from eval.benchmarks import official
 from eval.benchmarks.uned import read_linear_layer
 from eval.problem import Problem, of_split
-from eval.report import pictures
 from eval.report.page import gather_curves, write_report
 from eval.report.results import Result, Row, Skipped, summarise
-from eval.report.sheets import Sheet
+from eval.report.sheets import Sheet, build_sheets, pictures_of
 from qat_jax.adapter import load
 from qat_jax.datasets.splits import sources
 from qat_jax.features.retrieval_set import RetrievalSet
@@ -166,13 +165,10 @@ def contact_sheets(
     return []
   data = config.data
   pictured = sources(data.source, data.name, data.folder or workdir / "data", data.limit, data.views)
-  query_source, _ = pictured[f"test/{problem.query_type}_queries"]
-  return pictures.sheets(
-    problem.queries,
-    problem.rows,
-    problem.tasks[""].relevance,
-    measured["plain"][0],
-    measured["adapted"][0],
-    pictures.Pictures(problem.gallery, pictured["test/gallery"][0]),
-    pictures.Pictures(problem.queries, query_source),
-  )
+  captions = problem.queries.column("caption") if problem.query_type == "text" else None
+  query_picture = pictures_of(problem.queries, pictured[f"test/{problem.query_type}_queries"][0])
+  item_picture = pictures_of(problem.gallery, pictured["test/gallery"][0])
+  rows = problem.rows.tolist()
+  query_of = lambda query: query_picture(rows[query]) if captions is None else str(captions[rows[query]])
+  before, after = (measured[name][0] for name in ("plain", "adapted"))
+  return build_sheets(before, after, problem.tasks[""].relevance, query_of, item_picture)

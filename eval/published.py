@@ -11,7 +11,6 @@ Words that begin with --config. go to training and measuring, such as --config.t
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -19,13 +18,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from eval import commands
 from eval.benchmarks import ilias, ilias_features, ilias_files
 from eval.benchmarks.hdf5 import Hdf5Features
 from eval.benchmarks.ilias import Ilias
 from eval.benchmarks.uned import write_set
+from eval.markdown import markdown
 from qat_jax.adapter import Adapter, load
 from qat_jax.fit.training import PLAIN
-from qat_jax.runs import end_on_signals, explained
 from qat_jax.stages import write_whole
 
 SITE = "https://vrg.fel.cvut.cz/ilias_data/"
@@ -227,17 +227,15 @@ def called(module: str, *words: str) -> None:
 
 def table(rows: Sequence[dict[str, Any]], encoder: str, size: str) -> str:
   """Returns the rows as a Markdown table, the published figures of the same set beside them."""
-  lines = ["| queries | row | mAP@1000, 95% interval | queries | published | source |", "|---|---|---|---|---|---|"]
-  of = {(one.task, one.row): one for one in PUBLISHED if (one.encoder, one.size) == (encoder, size)}
+  lines, of = [], {(one.task, one.row): one for one in PUBLISHED if (one.encoder, one.size) == (encoder, size)}
   for one in rows:
     figure = of.pop((one["task"], one["row"]), None)
     low, high = one["interval"]
-    published = f"{figure.value:.1f} | {figure.source}" if figure else "– | "
-    lines.append(
-      f"| {one['task']} | {one['row']} | {one['value']:.1f} [{low:.1f}, {high:.1f}] | {one['queries']} | {published} |"
-    )
-  lines += [f"| {task} | {row} | not measured | | {one.value:.1f} | {one.source} |" for (task, row), one in of.items()]
-  return "\n".join(lines)
+    published = [f"{figure.value:.1f}", figure.source] if figure else ["–", ""]
+    value = f"{one['value']:.1f} [{low:.1f}, {high:.1f}]"
+    lines.append([one["task"], one["row"], value, str(one["queries"]), *published])
+  lines += [[task, row, "not measured", "", f"{one.value:.1f}", one.source] for (task, row), one in of.items()]
+  return markdown(["queries", "row", "mAP@1000, 95% interval", "queries", "published", "source"], lines)
 
 
 def compare(files: Files, workdir: Path, released: str, encoder: str, words: Sequence[str]) -> str:
@@ -256,9 +254,7 @@ def compare(files: Files, workdir: Path, released: str, encoder: str, words: Seq
 
 def main(arguments: Sequence[str] | None = None) -> None:
   """Parses the flags and prints the report."""
-  parser = argparse.ArgumentParser(
-    prog="eval.published", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-  )
+  parser = commands.parser("eval.published", __doc__)
   parser.add_argument("benchmark", choices=["ilias"])
   parser.add_argument("root", type=Path, metavar="ROOT")
   parser.add_argument("--features", type=Path, help="the folder of one encoder's HDF5 files; the only one below ROOT")
@@ -266,15 +262,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser.add_argument("--encoder", default="", help="such as siglip2-large, where the folder's name does not say")
   parser.add_argument("--released", default="", help="a released checkpoint: a folder, or hf://owner/name")
   parser.add_argument("--workdir", type=Path, default=Path("runs/published"))
-  flags, words = parser.parse_known_args(arguments)
-  if wrong := [word for word in words if not word.startswith("--config.")]:
-    parser.error(f"unknown arguments {' '.join(wrong)}; words for training and measuring begin with --config.")
-  with explained():
+  with commands.started(parser, arguments, passed_on="--config.") as flags:
     files = inventory(flags.root, flags.features, flags.linear_layer, flags.encoder)
     encoder = "google/siglip2-large-patch16-512" if files.encoder == "siglip2-large" else files.features.name
-    print(compare(files, flags.workdir, flags.released, encoder, words))
+    print(compare(files, flags.workdir, flags.released, encoder, flags.passed_on))
 
 
 if __name__ == "__main__":
-  end_on_signals()
   main()

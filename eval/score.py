@@ -7,24 +7,18 @@ python -m eval.score --benchmark roxford5k --gnd FILE --ranks FILE      (rparis6
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
+from eval import commands
 from eval.benchmarks.ilias import K
 from eval.benchmarks.official import BENCHMARKS
-from qat_jax.runs import end_on_signals, explained
-from qat_jax.stages import write_whole
 
 SCORED = {name: benchmark for name, benchmark in BENCHMARKS.items() if benchmark.needs}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
   """Parses the flags, prints the figures, and writes them where --json says."""
-  parser = argparse.ArgumentParser(
-    prog="eval.score", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-  )
+  parser = commands.parser("eval.score", __doc__, "--json")
   parser.add_argument("--benchmark", required=True, choices=list(SCORED))
   parser.add_argument("--root", help="ilias: the folder that holds image_ids/")
   parser.add_argument("--similarities", help="ilias: .json or .pkl, as the official search writes them")
@@ -36,16 +30,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser.add_argument(
     "--distractors", type=int, default=0, help="Oxford, Paris: how many images follow the set's own (+1M, 100k)"
   )
-  parser.add_argument("--json", help="where to write the figures")
-  flags = parser.parse_args(arguments)
-  missing = [f"--{name}" for name in SCORED[flags.benchmark].needs if getattr(flags, name) is None]
-  if missing:
-    parser.error(f"--benchmark {flags.benchmark} needs {' and '.join(missing)}")
-  with explained():
+  with commands.started(parser, arguments) as flags:
+    missing = [f"--{name}" for name in SCORED[flags.benchmark].needs if getattr(flags, name) is None]
+    if missing:
+      parser.error(f"--benchmark {flags.benchmark} needs {' and '.join(missing)}")
     figures = BENCHMARKS[flags.benchmark].score(flags)
     print("\n".join(lines(figures)))
-    if flags.json:
-      write_whole(Path(flags.json), (json.dumps(figures, indent=2, allow_nan=False) + "\n").encode())
+    commands.write_figures(flags.json, figures)
 
 
 def lines(figures: dict, indent: str = "") -> list[str]:
@@ -64,5 +55,4 @@ def lines(figures: dict, indent: str = "") -> list[str]:
 
 
 if __name__ == "__main__":
-  end_on_signals()
   main()

@@ -11,9 +11,7 @@ recommendations.
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,13 +19,12 @@ from typing import NamedTuple
 import numpy as np
 
 import qat_jax
+from eval import commands
 from qat_jax import marks
 from qat_jax.adaptation import unit
 from qat_jax.adapter import Adapter
 from qat_jax.features.retrieval_set import RetrievalSet, Split
 from qat_jax.metrics import average_precision_of_scores, paired_interval
-from qat_jax.runs import end_on_signals, explained
-from qat_jax.stages import write_whole
 from qat_jax.types import Relevance
 
 ROCCHIO = tuple(itertools.product((0.25, 0.5, 1.0, 2.0), (0.0, 0.25)))  # weights of the right and of the wrong
@@ -55,19 +52,14 @@ Method = Callable[[Collection, int, Marks], np.ndarray]  # the scores of one que
 
 def main(arguments: Sequence[str] | None = None) -> None:
   """Parses the flags, prints a line for each query type, round and method, and writes the curves."""
-  parser = argparse.ArgumentParser(
-    prog="eval.sessions", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-  )
-  parser.add_argument("--workdir", required=True, type=Path, help="a run's folder with its adapter")
+  parser = commands.parser("eval.sessions", __doc__, "--workdir", "--split")
   parser.add_argument("--root", type=Path, help="the retrieval set; by default the run's own features")
-  parser.add_argument("--split", choices=["val", "test"], default="test")
   parser.add_argument("--rounds", type=int, default=1, help="pages that are marked, one after the other")
   parser.add_argument("--page", type=int, default=10, help="items of a page")
   parser.add_argument("--flip", type=float, default=0.0, help="the share of marks that are wrong")
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--out", type=Path, help="a folder for sessions.json and sessions.png")
-  flags = parser.parse_args(arguments)
-  with explained():
+  with commands.started(parser, arguments) as flags:
     if flags.rounds < 1 or flags.page < 1 or not 0 <= flags.flip < 1:
       raise ValueError("--rounds and --page must be at least 1, --flip at least 0 and below 1")
     adapter = qat_jax.load(flags.workdir)
@@ -79,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
       print("\n".join(lines(query_type, found)))
     if flags.out:
       flags.out.mkdir(parents=True, exist_ok=True)
-      write_whole(flags.out / "sessions.json", (json.dumps(curves, indent=2) + "\n").encode())
+      commands.write_figures(flags.out / "sessions.json", curves)
       draw(curves, flags.out / "sessions.png")
 
 
@@ -159,10 +151,10 @@ def methods() -> dict[str, Method]:
   return {
     BASE: lambda c, q, m: c.served_QN[q],
     **rocchio,
-    "Qdrant, average vector": lambda c, q, m: _averaged(c, q, m),
-    "Qdrant, best score": lambda c, q, m: _best(c, q, m),
-    "Qdrant, sum of scores": lambda c, q, m: _summed(c, q, m),
-    "refine": lambda c, q, m: _refined(c, q, m),
+    "Qdrant, average vector": _averaged,
+    "Qdrant, best score": _best,
+    "Qdrant, sum of scores": _summed,
+    "refine": _refined,
   }
 
 
@@ -224,12 +216,10 @@ def lines(query_type: str, found: dict[str, list[np.ndarray]]) -> list[str]:
 
 def draw(curves: dict[str, dict[str, list[float]]], path: Path) -> None:
   """Draws the mean after each round, a panel for each query type."""
-  import matplotlib
+  from matplotlib.figure import Figure
 
-  matplotlib.use("Agg")
-  from matplotlib import pyplot
-
-  figure, axes = pyplot.subplots(1, len(curves), figsize=(5 * len(curves), 4), squeeze=False)
+  figure = Figure(figsize=(5 * len(curves), 4))
+  axes = figure.subplots(1, len(curves), squeeze=False)
   for axis, (query_type, methods_) in zip(axes[0], curves.items(), strict=True):
     for name, means in methods_.items():
       axis.plot(range(1, len(means) + 1), means, marker="o", label=name)
@@ -237,9 +227,7 @@ def draw(curves: dict[str, dict[str, list[float]]], path: Path) -> None:
   axes[0][-1].legend(fontsize=6)
   figure.tight_layout()
   figure.savefig(path, dpi=120)
-  pyplot.close(figure)
 
 
 if __name__ == "__main__":
-  end_on_signals()
   main()

@@ -10,18 +10,17 @@ bootstrap intervals of differences, paired by query. `q′ alone` is the told qu
 
 from __future__ import annotations
 
-import argparse
 import functools
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 import qat_jax
+from eval import commands
 from eval.benchmarks.icir import Score, basic, product, summed, through_head
+from eval.benchmarks.task import relevance_of
 from qat_jax import words
 from qat_jax.adaptation import plain, unit
 from qat_jax.adapter import Adapter
@@ -30,9 +29,7 @@ from qat_jax.datasets.toybox.objects import ATTRIBUTES, families
 from qat_jax.datasets.toybox.render import scene
 from qat_jax.features.retrieval_set import RetrievalSet, Split
 from qat_jax.metrics import average_precision_of_scores, paired_interval
-from qat_jax.runs import end_on_signals, explained
-from qat_jax.stages import write_whole
-from qat_jax.types import Adaptation, Relevance
+from qat_jax.types import Adaptation
 
 SCENES = (*captions.LIGHTS, *captions.TINTS[0], *captions.TINTS[1])
 GROUND = "a shape, on {} ground"
@@ -60,19 +57,14 @@ class Line(NamedTuple):
 
 def main(arguments: Sequence[str] | None = None) -> None:
   """Parses the flags, prints the table, and writes it where --json says."""
-  parser = argparse.ArgumentParser(prog="eval.told", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-  parser.add_argument("--workdir", required=True, type=Path, help="a run of configs/demo.py")
-  parser.add_argument("--split", choices=["val", "test"], default="test")
-  parser.add_argument("--json", help="where to write the figures")
-  flags = parser.parse_args(arguments)
-  with explained():
+  parser = commands.parser("eval.told", __doc__, "--workdir", "--split", "--json")
+  with commands.started(parser, arguments) as flags:
     split = RetrievalSet.open(flags.workdir / "features").split(flags.split)
     adapter = qat_jax.load(flags.workdir) if (flags.workdir / "adapter").is_dir() else None
     lines = measure(split, qat_jax.load_encoder("toy_clip"), adapter)
     print("\n".join(map(text_of, lines)))
-    if flags.json:
-      figures = {line.name: {name: float(100 * x_Q.mean()) for name, x_Q in line.precision.items()} for line in lines}
-      write_whole(Path(flags.json), (json.dumps(figures, indent=2) + "\n").encode())
+    figures = {line.name: {name: float(100 * x_Q.mean()) for name, x_Q in line.precision.items()} for line in lines}
+    commands.write_figures(flags.json, figures)
 
 
 def measure(split: Split, encoder: Any, adapter: Adapter | None = None) -> list[Line]:
@@ -132,9 +124,7 @@ def precision(adaptation: Adaptation, gallery_ND: np.ndarray, right_QN: np.ndarr
 
 def precision_of(score_QN: np.ndarray, right_QN: np.ndarray) -> np.ndarray:
   """Returns the average precision of each query (Q) by scores."""
-  return average_precision_of_scores(
-    score_QN, Relevance([np.flatnonzero(row) for row in right_QN], [np.zeros(0, int)] * len(right_QN))
-  )
+  return average_precision_of_scores(score_QN, relevance_of([np.flatnonzero(row_N) for row_N in right_QN]))
 
 
 def unnamed_colours(
@@ -225,5 +215,4 @@ def text_of(line: Line) -> str:
 
 
 if __name__ == "__main__":
-  end_on_signals()
   main()

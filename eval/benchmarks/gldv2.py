@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.benchmarks.task import Task, check_unique, read_csv
+from eval.benchmarks.task import Task, check_unique, read_csv, relevance_of
 from qat_jax.metrics import bootstrap_interval, landmark_average_precision
-from qat_jax.types import Relevance
+from qat_jax.types import Ranking
 
 K = 100
 USAGES = ("Public", "Private", "Ignored")
@@ -23,20 +23,21 @@ SOURCE = "it comes with the dataset's ground truth (retrieval_solution_v2.1.csv)
 
 def open_task(solution: Path | str, index: Path | str) -> Task:
   """Returns the task: queries in the order of the solution (Ignored ones left out), the gallery that of index.csv."""
-  truth = read_solution(solution)
-  query_ids = [query for query, (_, usage) in truth.items() if usage != "Ignored"]
   gallery_ids = [row["id"] for row in _rows(index, ("id",))]
   check_unique(gallery_ids, str(index))
+  return _task(read_solution(solution), gallery_ids, f"{solution}, {index}")
+
+
+def _task(truth: dict[str, tuple[list[str], str]], gallery_ids: list[str], where: str) -> Task:
+  query_ids = [query for query, (_, usage) in truth.items() if usage != "Ignored"]
   place = {name: i for i, name in enumerate(gallery_ids)}
   positives = []
   for query in query_ids:
     missing = [name for name in truth[query][0] if name not in place]
     if missing:
-      raise ValueError(
-        f"{solution}: {len(missing)} images of {query} are not in {index} (first {missing[0]}); {SOURCE}"
-      )
+      raise ValueError(f"{where}: {len(missing)} images of {query} are not in the index (first {missing[0]}); {SOURCE}")
     positives.append(np.array([place[name] for name in truth[query][0]], np.int64))
-  relevance = Relevance(positives, [np.empty(0, np.int64)] * len(positives))
+  relevance = relevance_of(positives)
   precision = lambda ranking: landmark_average_precision(ranking.ids, relevance, K)
   score = lambda ranking: _figures(precision(ranking), [truth[q][1] for q in query_ids])
   return Task("gldv2", query_ids, gallery_ids, relevance, score, precision, K)
@@ -46,16 +47,14 @@ def score_predictions(solution: Path | str, predictions: Path | str) -> dict:
   """Returns {"map", "queries"} (fraction), and the map of the public and private part where there are any."""
   truth = read_solution(solution)
   guessed = read_predictions(predictions, truth)
-  query_ids = [query for query, (_, usage) in truth.items() if usage != "Ignored"]
-  numbers: dict[str, int] = {}  # every image id that occurs, by order of appearance
-  number = lambda name: numbers.setdefault(name, len(numbers))
-  ids_QK = np.full((len(query_ids), K), -1)
-  for row, query in enumerate(query_ids):
+  every = [name for images, _ in truth.values() for name in images] + [name for row in guessed.values() for name in row]
+  number = {name: i for i, name in enumerate(dict.fromkeys(every))}
+  task = _task(truth, list(number), str(solution))
+  ids_QK = np.full((len(task.query_ids), K), -1)
+  for row_K, query in zip(ids_QK, task.query_ids, strict=True):
     first = guessed.get(query, [])[:K]
-    ids_QK[row, : len(first)] = [number(name) for name in first]
-  positives = [np.array([number(name) for name in truth[query][0]], np.int64) for query in query_ids]
-  relevance = Relevance(positives, [np.empty(0, np.int64)] * len(positives))
-  return _figures(landmark_average_precision(ids_QK, relevance, K), [truth[q][1] for q in query_ids])
+    row_K[: len(first)] = [number[name] for name in first]
+  return task.score(Ranking(ids_QK, np.empty(ids_QK.shape)))
 
 
 def read_solution(path: Path | str) -> dict[str, tuple[list[str], str]]:

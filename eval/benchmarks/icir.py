@@ -13,10 +13,8 @@ instances of their means, both × 100.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
-import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,16 +23,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import qat_jax
-from eval.benchmarks.task import check_unit_lengths, need
+from eval import commands
+from eval.benchmarks.task import check_unit_lengths, need, relevance_of
 from qat_jax import words
 from qat_jax.adaptation import unit
 from qat_jax.adapter import Adapter
 from qat_jax.datasets.tables import decoded
 from qat_jax.features.store import FeatureStore
 from qat_jax.metrics import bootstrap_interval, trapezoid_average_precision
-from qat_jax.runs import end_on_signals, explained
-from qat_jax.stages import write_whole
-from qat_jax.types import Relevance
 
 SOURCE = "it is one of the two CSV files of the i-CIR download"
 SUMS = (0.25, 0.5, 1.0, 2.0, 4.0)  # weights of the text beside the picture
@@ -85,8 +81,7 @@ class Icir(NamedTuple):
       ids_QN = np.argsort(-score(picture_QD[some], text_QD[some], item_ND), axis=1, kind="stable")
       right = [np.flatnonzero(text_N[items] == self.queries[query].text) for query in some]
       number_Q = np.array([len(own) for own in right])
-      relevance = Relevance(right, [np.zeros(0, int)] * len(some))
-      precision_Q[some] = trapezoid_average_precision(ids_QN, relevance) * number_Q / (number_Q + SPARE)
+      precision_Q[some] = trapezoid_average_precision(ids_QN, relevance_of(right)) * number_Q / (number_Q + SPARE)
     return precision_Q
 
   def figures(self, precision_Q: np.ndarray) -> dict[str, float]:
@@ -100,21 +95,16 @@ class Icir(NamedTuple):
 
 def main(arguments: Sequence[str] | None = None) -> None:
   """Parses the flags, prints a line for each method, and writes the figures where --json says."""
-  parser = argparse.ArgumentParser(
-    prog="eval.benchmarks.icir", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-  )
+  parser = commands.parser("eval.benchmarks.icir", __doc__, "--json")
   parser.add_argument("root", type=Path, help="the official files")
   parser.add_argument("features", type=Path, help="features of queries and gallery")
   parser.add_argument("--adapter", type=Path, help="a run's folder: its image head serves the picture")
   parser.add_argument("--aspects", help="a JSON file of aspects; by default the package's own")
-  parser.add_argument("--json", type=Path, help="where to write the figures")
-  flags = parser.parse_args(arguments)
-  with explained():
+  with commands.started(parser, arguments) as flags:
     found = measure(flags.root, flags.features, flags.adapter, flags.aspects)
     for name, figures in found.items():
       print("{}: mAP {map:.2f} [{low:.2f}, {high:.2f}], mmAP {mmap:.2f}".format(name, **figures))
-    if flags.json:
-      write_whole(flags.json, (json.dumps(found, indent=2) + "\n").encode())
+    commands.write_figures(flags.json, found)
 
 
 def measure(root: Path, features: Path, adapter: Path | None, aspects: str | None) -> dict[str, dict[str, float]]:
@@ -222,5 +212,4 @@ def _lines(path: Path) -> list[Line]:
 
 
 if __name__ == "__main__":
-  end_on_signals()
   main()

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from eval.benchmarks.task import Ids, Task, check_unique, need
+from eval.benchmarks.task import Ids, Task, check_unique, need, relevance_of
 from qat_jax.datasets.tables import decoded
 from qat_jax.metrics import average_precision_at_k, bootstrap_interval
 from qat_jax.types import Ranking, Relevance
@@ -106,7 +106,7 @@ class Ilias:
       )
     position_of = dict(zip((self.positive_ids[i] for i in which_P), position_P.tolist(), strict=True))
     by_object = {o: np.array([position_of[i] for i in ids]) for o, ids in self.positives_by_object().items()}
-    return Relevance([by_object[object_of(q)] for q in query_ids], [np.empty(0, np.int64)] * len(query_ids))
+    return relevance_of([by_object[object_of(q)] for q in query_ids])
 
   def task(self, name: str, query_ids: Ids, gallery_ids: Ids | pa.Array) -> Task:
     """Returns the task of some queries (those of I2I or T2I) over a gallery; scores in percent at 1,000."""

@@ -6,17 +6,18 @@ Re-rank set: 100 fixed photos a query, figures among those. mAP, nDCG, precision
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from eval.benchmarks.task import Ids, Task, check_unique, read_csv
+from eval.benchmarks.task import Ids, Task, check_unique, read_csv, relevance_of
 from qat_jax.metrics import average_precision_at_k, bootstrap_interval, ndcg_at_k, reciprocal_rank
 from qat_jax.types import Ranking, Relevance
 
 K = 50
+FIGURES = {"map": 100, "ndcg": 100, "mrr": 1, "precision": 100, "recall": 100}  # and their units
 # The column of photos in inquire_rerank.csv: our name, the early name, and the name on the hub.
 IMAGE_COLUMNS = ("image_path", "file_name", "inat24_file_name")
 SOURCE = "it is one of the CSV files of the INQUIRE download"
@@ -92,48 +93,37 @@ class Inquire:
     return shown, among
 
   def _relevance(self, photos: Sequence[set[str]], gallery_ids: Ids) -> Relevance:
-    positives = [np.array(sorted(p), np.int64) for p in _positions([sorted(x) for x in photos], gallery_ids)]
-    return Relevance(positives, [np.empty(0, np.int64)] * len(positives))
+    positions = _positions([sorted(x) for x in photos], gallery_ids)
+    return relevance_of([np.array(sorted(row), np.int64) for row in positions])
 
 
 def score_ranking(ranking: Ranking, relevance: Relevance, k: int = K) -> dict:
   """Returns the official figures of a ranking's first k items; the queries without positives are left out."""
-  ap_Q = precision_of(ranking, relevance, k)
-  each: dict[str, list[float]] = {name: [] for name in ("ndcg", "mrr", "precision", "recall")}
-  for relevant_K, score_K, positives in _by_query(ranking, relevance, k):
-    if not positives:
-      continue
-    each["ndcg"].append(100 * float(ndcg_at_k(relevant_K, score_K, positives, k)))
-    each["mrr"].append(float(reciprocal_rank(relevant_K, score_K)))
-    each["precision"].append(100 * relevant_K.sum() / k)
-    each["recall"].append(100 * relevant_K.sum() / positives)
-  if not each["mrr"]:
+  figure_QF = figures_by_query(ranking, relevance, k)
+  known_QF = figure_QF[~np.isnan(figure_QF[:, 0])]
+  if not len(known_QF):
     raise ValueError("no query has a positive in the gallery; nothing to measure")
-  figures = {"map": 100 * float(np.nanmean(ap_Q)), **{name: float(np.mean(values)) for name, values in each.items()}}
-  interval = [100 * bound for bound in bootstrap_interval(ap_Q)]
-  return {**figures, "interval": interval, "queries": len(each["mrr"])}
+  interval = [100 * bound for bound in bootstrap_interval(figure_QF[:, 0])]
+  means = {name: float(np.mean(unit * known_QF[:, i])) for i, (name, unit) in enumerate(FIGURES.items())}
+  return {**means, "interval": interval, "queries": len(known_QF)}
 
 
-def precision_of(ranking: Ranking, relevance: Relevance, k: int = K) -> np.ndarray:
-  """Returns the average precision at k of each query (Q, fraction; NaN where it has no positive)."""
-  return np.array(
-    [
-      float(average_precision_at_k(relevant_K, score_K, positives, k)) if positives else np.nan
-      for relevant_K, score_K, positives in _by_query(ranking, relevance, k)
-    ]
-  )
-
-
-def _by_query(ranking: Ranking, relevance: Relevance, k: int) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-  """Yields which of a query's first k items are relevant, their scores, and how many positives there are."""
-  for ids_K, score_K, positives in zip(ranking.ids[:, :k], ranking.scores[:, :k], relevance.positives, strict=True):
-    kept_K = ids_K >= 0
-    yield np.isin(ids_K[kept_K], positives), score_K[kept_K], len(positives)
+def figures_by_query(ranking: Ranking, relevance: Relevance, k: int) -> np.ndarray:
+  """Returns the FIGURES of each query's first k items, fractions (Q × figures; NaN where it has no positive)."""
+  figure_QF = np.full((len(ranking.ids), len(FIGURES)), np.nan)
+  for query, positives in enumerate(relevance.positives):
+    kept_K, count = ranking.ids[query, :k] >= 0, len(positives)
+    if count:
+      relevant_K, score_K = np.isin(ranking.ids[query, :k][kept_K], positives), ranking.scores[query, :k][kept_K]
+      ap, ndcg = (measure(relevant_K, score_K, count, k) for measure in (average_precision_at_k, ndcg_at_k))
+      hits = relevant_K.sum()
+      figure_QF[query] = ap, ndcg, reciprocal_rank(relevant_K, score_K), hits / k, hits / count
+  return figure_QF
 
 
 def _task(name: str, query_ids: Sequence[str], gallery_ids: Ids, relevance: Relevance, k: int) -> Task:
   score = lambda ranking: score_ranking(ranking, relevance, k)
-  precision = lambda ranking: precision_of(ranking, relevance, k)
+  precision = lambda ranking: figures_by_query(ranking, relevance, k)[:, 0]
   return Task(name, query_ids, gallery_ids, relevance, score, precision, k)
 
 

@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 
+from eval.benchmarks.task import Ids
+
 CHUNK_ROWS = 65536
 
 
 class Joined:
   """Features of parts one after the other. A part has `len`, `width`, `ids` and can be read by sorted positions."""
 
-  def __init__(self, parts: Sequence[Any]):
-    """Raises ValueError where there is no part, or where widths or spaces differ."""
+  def __init__(self, parts: Sequence[Any], ids: Ids | None = None):
+    """Raises ValueError where there is no part, or where widths or spaces differ; `ids` for parts without their own."""
     if not parts:
       raise ValueError("no features were given; name at least one store")
     for part in parts:
@@ -27,11 +29,11 @@ class Joined:
     self.width = int(parts[0].width)
     self.dtype = np.dtype(parts[0].dtype)
     self.space = getattr(parts[0], "space", "frozen")
-    self.ids = np.concatenate([np.asarray(part.ids, object) for part in parts])
+    self.ids = np.concatenate([np.asarray(part.ids, object) for part in parts]) if ids is None else ids
     self._starts = np.cumsum([0] + [len(part) for part in parts])
 
   def __len__(self) -> int:
-    return len(self.ids)
+    return int(self._starts[-1])
 
   def __getitem__(self, rows: slice | Sequence[int] | np.ndarray) -> np.ndarray:
     """Returns rows by slice, or by positions in any order and shape (…D)."""

@@ -7,7 +7,7 @@ docs/data.md has them, with the benchmark's own ids.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from eval.benchmarks.joined import Joined
 from eval.benchmarks.task import Ids, Task, check_same_ids, need, with_features
 from eval.problem import Problem, files_of
 from qat_jax.features.store import FeatureStore
+from qat_jax.types import ArrayGallery
 
 QUERY_TYPES = {"i2i": "image", "t2i": "text"}
 
@@ -69,11 +70,8 @@ def _ilias(settings: BenchmarkFiles) -> list[Problem]:
 
 def _inquire(settings: BenchmarkFiles) -> list[Problem]:
   benchmark = Inquire.open(settings.root, settings.split)
-  queries, gallery = _stores(settings, "text")
-  task = benchmark.full_rank(gallery.ids)
-  task = with_features(task, _in_order(queries, task.query_ids), gallery)
-  files = (*sorted(Path(settings.root).glob("inquire_*.csv")), *files_of(queries), *files_of(gallery))
-  return [_problem(settings, f"inquire_{settings.split}", "text", {"": task}, files)]
+  files = sorted(Path(settings.root).glob("inquire_*.csv"))
+  return [_of_stores(settings, f"inquire_{settings.split}", "text", benchmark.full_rank, files)]
 
 
 def _inquire_rerank(settings: BenchmarkFiles) -> list[Problem]:
@@ -94,10 +92,7 @@ def _gldv2(settings: BenchmarkFiles) -> list[Problem]:
   solutions = sorted(root.glob("retrieval_solution*.csv"))
   solution = solutions[-1] if solutions else need(root / "retrieval_solution_v2.1.csv", gldv2.SOURCE)
   task = gldv2.open_task(solution, root / "index.csv")
-  queries, gallery = _stores(settings, "img")
-  task = with_features(task, _in_order(queries, task.query_ids), gallery)
-  files = (solution, root / "index.csv", *files_of(queries), *files_of(gallery))
-  return [_problem(settings, "gldv2", "image", {"": task}, files)]
+  return [_of_stores(settings, "gldv2", "image", lambda _: task, [solution, root / "index.csv"])]
 
 
 def _oxford_paris(settings: BenchmarkFiles) -> list[Problem]:
@@ -123,25 +118,13 @@ def _oxford_paris(settings: BenchmarkFiles) -> list[Problem]:
   if isinstance(queries, FeatureStore):
     queries = _in_order(queries, first.query_ids)
   if far is not None:
-    images = images if isinstance(images, FeatureStore) else Named(images, first.gallery_ids[: len(images)])
-    images, files = Joined([images, far]), (*files, *files_of(far))
+    listed = None if isinstance(images, FeatureStore) else first.gallery_ids
+    images, files = (
+      Joined([ArrayGallery(images, "frozen") if listed else images, far], listed),
+      (*files, *files_of(far)),
+    )
   tasks = {label: with_features(task, queries, images) for label, task in tasks.items()}
   return [_problem(settings, name + ("_distractors" if far else ""), "image", tasks, (gnd, *files))]
-
-
-class Named:
-  """Features in memory with their ids, so that others can follow them in a gallery."""
-
-  def __init__(self, features_ND: np.ndarray, ids: Ids) -> None:
-    self.features, self.ids = features_ND, np.asarray(ids, object)
-    self.width, self.dtype = features_ND.shape[1], features_ND.dtype
-
-  def __len__(self) -> int:
-    return len(self.features)
-
-  def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
-    """Returns rows by slice or positions (ND)."""
-    return self.features[rows]
 
 
 def _problem(settings: BenchmarkFiles, name: str, query_type: str, tasks: dict[str, Task], files: tuple) -> Problem:
@@ -151,6 +134,16 @@ def _problem(settings: BenchmarkFiles, name: str, query_type: str, tasks: dict[s
   # Size and time of change, not contents: hundreds of GB would be read before the first ranking.
   made_from = {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
   return Problem(name, settings.name, query_type, query_QD, first.gallery, depth, tasks, made_from)
+
+
+def _of_stores(
+  settings: BenchmarkFiles, name: str, query_type: str, task_of: Callable[[Ids], Task], files: Sequence[Path]
+) -> Problem:
+  """Returns the problem of a task whose features lie in queries/ and gallery/; `task_of` gets the gallery's ids."""
+  queries, gallery = _stores(settings, "img" if query_type == "image" else query_type)
+  task = task_of(gallery.ids)
+  task = with_features(task, _in_order(queries, task.query_ids), gallery)
+  return _problem(settings, name, query_type, {"": task}, (*files, *files_of(queries), *files_of(gallery)))
 
 
 def _stores(settings: BenchmarkFiles, kind: str) -> tuple[Any, FeatureStore]:

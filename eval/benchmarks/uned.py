@@ -9,7 +9,6 @@ domain, so an instance is a pair of both. The formats are those of ILIAS's own p
 
 from __future__ import annotations
 
-import argparse
 import re
 import shutil
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from eval import commands
 from eval.benchmarks.hdf5 import Hdf5Features
 from eval.benchmarks.task import check_unique, check_unit_lengths, need
 from qat_jax.features.splitting import split
@@ -24,7 +24,6 @@ from qat_jax.features.store import ROWS_PER_SHARD, write_features
 from qat_jax.fit.linear import layer_head
 from qat_jax.models.head import Head
 from qat_jax.models.quari_files import read_weights
-from qat_jax.runs import end_on_signals, explained
 
 LIST = "the list is misc/uned_paths_1M.txt of ILIAS's repository"
 LINE = re.compile(r"(.+),(\d+),(\d+)")
@@ -112,18 +111,14 @@ def read_linear_layer(path: Path | str, width: int) -> Head:
 
 def main(arguments: Sequence[str] | None = None) -> None:
   """Parses the arguments, writes the set and says what is in it."""
-  parser = argparse.ArgumentParser(
-    prog="eval.benchmarks.uned", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-  )
+  parser = commands.parser("eval.benchmarks.uned", __doc__)
   parser.add_argument("features", metavar="FEATURES", help="the HDF5 file of one encoder")
   parser.add_argument("paths", metavar="LIST", help="uned_paths_1M.txt: a line PATH,LABEL,DOMAIN a feature")
   parser.add_argument("root", metavar="ROOT", help="where to write the retrieval set")
-  flags = parser.parse_args(arguments)
-  with explained():
+  with commands.started(parser, arguments) as flags:
     rows = write_set(**vars(flags))
     print(f"{flags.root}: {', '.join(f'{count:,} in {place}' for place, count in rows.items())}")
 
 
 if __name__ == "__main__":
-  end_on_signals()
   main()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from eval.report import plots, words
+from eval.report import plots
 from eval.report.results import REFERENCES, Estimate, Row, Skipped, best_other, grouped
 from eval.report.sheets import Sheet, data_uri
 from eval.report.tables import cost_columns, group_name, method_name, metrics_json, percent, table_markdown
@@ -113,7 +113,6 @@ def _section(group: Sequence[Row], sheets: Sequence[Sheet], skipped: Sequence[Sk
   main = _main(group)
   others = [r for r in group if r.result.method in REFERENCES and r is not main]
   differences = [(method_name(r.result.method), main.result.ap_Q - r.result.ap_Q) for r in others]
-  gains = plots.wins_and_losses(differences) if differences else ""
   reasons = [
     f"{escape(method_name(s.method))}: {escape(s.reason)}."
     for s in skipped
@@ -125,8 +124,8 @@ def _section(group: Sequence[Row], sheets: Sequence[Sheet], skipped: Sequence[Sk
     f'<p class="muted">Not run: {" ".join(reasons)}</p>' if reasons else "",
     _benchmark(group),
     _figures(
-      ("Accuracy against latency", words.latency(group), plots.accuracy_against_latency(group)),
-      (f"Query by query: {method_name(main.result.method)}", words.wins(differences), gains),
+      ("Accuracy against latency", plots.accuracy_against_latency(group)),
+      (f"Query by query: {method_name(main.result.method)}", plots.wins_and_losses(differences)),
     ),
   ]
   for heading, belongs in HEADINGS.items():
@@ -202,13 +201,13 @@ def _range(estimate: Estimate, scale: float, tint: str) -> str:
   )
 
 
-def _figures(*figures: tuple[str, str, str]) -> str:
-  """Returns figures of (heading, what it shows in words, SVG)."""
+def _figures(*figures: tuple[str, plots.Plot | None]) -> str:
+  """Returns plots with their headings."""
   uri = lambda svg: "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
   drawn = [
-    f'<figure><figcaption>{escape(heading)}</figcaption><img alt="{escape(shown)}" src="{uri(svg)}"></figure>'
-    for heading, shown, svg in figures
-    if svg
+    f'<figure><figcaption>{escape(heading)}</figcaption><img alt="{escape(plot.shown)}" src="{uri(plot.svg)}"></figure>'
+    for heading, plot in figures
+    if plot
   ]
   return '<div class="figures">' + "".join(drawn) + "</div>" if drawn else ""
 
@@ -234,8 +233,8 @@ def _sheet(sheet: Sheet) -> str:
 
 def _training(lines: Sequence[dict]) -> str:
   figures = _figures(
-    ("Training loss", words.curves(lines, "loss", 1), plots.curves(lines, "loss", "loss", 1)),
-    ("Validation", words.curves(lines, "val_map", 100), plots.curves(lines, "val_map", "mAP × 100", 100)),
+    ("Training loss", plots.curves(lines, "loss", "loss", 1)),
+    ("Validation", plots.curves(lines, "val_map", "mAP × 100", 100)),
   )
   return f"<section><h2>Training</h2>{figures}</section>" if figures else ""
 

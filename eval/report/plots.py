@@ -1,16 +1,16 @@
-"""The report's plots, each a pure function of numbers to an SVG text (matplotlib, imported on use)."""
+"""The report's plots, each a pure function of numbers to an SVG (matplotlib, imported on use), and what it shows."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from eval.methods import METHODS
 from eval.report.results import Row
-from eval.report.tables import method_name
+from eval.report.tables import amount, method_name
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
@@ -23,16 +23,28 @@ DASHES = ("-", "--", "-.", ":")
 MORE_COLOURS = ("#b3446c", "#5c7a29", "#7a5230", "#3d4f7c", "#a8643c", "#52767a")
 
 
+class Plot(NamedTuple):
+  """An SVG, and what it shows in words, for those who do not see it."""
+
+  shown: str
+  svg: str
+
+
 def colour(method: str, place: int = 0) -> str:
   """Returns the colour of a method, the same in every plot and table; other methods get one by their place."""
   return METHODS[method].colour if method in METHODS else MORE_COLOURS[place % len(MORE_COLOURS)]
 
 
-def accuracy_against_latency(rows: Sequence[Row]) -> str:
-  """Returns mAP (× 100, with intervals) over milliseconds a query, log scale; '' where no row has a time."""
+def accuracy_against_latency(rows: Sequence[Row]) -> Plot | None:
+  """Returns mAP (× 100, with intervals) over milliseconds a query, log scale; None where no row has a time."""
   timed = [(float(r.result.ms_per_query), r) for r in sorted(rows, key=lambda r: r.map.value) if r.result.ms_per_query]
   if not timed:
-    return ""
+    return None
+  points = [
+    f"{method_name(r.result.method)} {100 * r.map.value:.1f} at {amount(r.result.ms_per_query)} ms"
+    for r in rows
+    if r.result.ms_per_query
+  ]
   figure = _figure()
   axes = _style(figure.add_subplot())
   figure.subplots_adjust(right=0.58)
@@ -56,11 +68,14 @@ def accuracy_against_latency(rows: Sequence[Row]) -> str:
     tint = colour(row.result.method, place)
     axes.plot(1.04, height, "o", transform=axes.transAxes, color=tint, markersize=6, clip_on=False)
     axes.text(1.075, height, text, transform=axes.transAxes, va="center", color=INK)
-  return _svg(figure)
+  return Plot(f"mAP × 100 over milliseconds a query: {'; '.join(points)}", _svg(figure))
 
 
-def wins_and_losses(differences: Sequence[tuple[str, np.ndarray]]) -> str:
+def wins_and_losses(differences: Sequence[tuple[str, np.ndarray]]) -> Plot | None:
   """Returns a panel for each (name, per-query differences in average precision): sorted, gains and losses in colour."""
+  if not differences:
+    return None
+  words = []
   figure = _figure()
   panels = figure.subplots(1, len(differences), sharey=True, squeeze=False)[0]
   figure.subplots_adjust(wspace=0.2)
@@ -69,6 +84,7 @@ def wins_and_losses(differences: Sequence[tuple[str, np.ndarray]]) -> str:
     difference_Q = 100 * np.sort(difference_Q[~np.isnan(difference_Q)])[::-1]
     place_Q = np.arange(len(difference_Q)) + 0.5
     better, worse = int(np.sum(difference_Q > 0)), int(np.sum(difference_Q < 0))
+    words.append(f"against {name} {better:,} queries are better and {worse:,} worse")
     for sign, tint in ((1, GAIN), (-1, LOSS)):
       height_Q = np.where(sign * difference_Q > 0, difference_Q, 0)
       axes.fill_between(place_Q, height_Q, step="mid", color=tint, linewidth=0)
@@ -81,19 +97,17 @@ def wins_and_losses(differences: Sequence[tuple[str, np.ndarray]]) -> str:
     ):
       axes.text(0.96, 0.93 - 0.075 * line, text, transform=axes.transAxes, ha="right", color=tint)
   panels[0].set_ylabel("gain in average precision × 100")
-  return _svg(figure)
+  return Plot(f"Gain in average precision, query by query: {'; '.join(words)}", _svg(figure))
 
 
-def curves(lines: Sequence[dict], field: str, label: str, scale: float) -> str:
-  """Returns `field` × scale over `step`, a curve for each `name`; '' where no line has the field."""
+def curves(lines: Sequence[dict], field: str, label: str, scale: float) -> Plot | None:
+  """Returns `field` × scale over `step`, a curve for each `name`; None where no line has the field."""
   series: dict[str, dict[int, float]] = {}
-  for line in lines:
-    if line.get(field) is not None:
-      series.setdefault(str(line.get("name", "")), {})[int(line["step"])] = scale * float(
-        line[field]
-      )  # a later run wins
+  for line in (line for line in lines if line.get(field) is not None):
+    series.setdefault(str(line.get("name", "")), {})[int(line["step"])] = scale * float(line[field])  # a later run wins
   if not series:
-    return ""
+    return None
+  words = []
   figure = _figure()
   axes = _style(figure.add_subplot())
   for place, (name, points) in enumerate(sorted(series.items())):
@@ -104,11 +118,12 @@ def curves(lines: Sequence[dict], field: str, label: str, scale: float) -> str:
     dashes = DASHES[place % len(DASHES)]  # a curve that lies under another is seen between its dashes
     axes.plot(steps, [points[s] for s in steps], dashes, color=tint, linewidth=1.6, marker=marker, markersize=3.5,
               label=name.replace("_", " ").replace("/", ", "))  # fmt: skip
+    words.append(f"{name.replace('_', ' ')} from {points[steps[0]]:.3g} to {points[steps[-1]]:.3g}")
   axes.set_xlabel("step")
   axes.set_ylabel(label)
   if any(series):
     axes.legend(frameon=False, labelcolor=INK)
-  return _svg(figure)
+  return Plot(f"{field.replace('val_map', 'mAP × 100 on validation')} by step: {'; '.join(words)}", _svg(figure))
 
 
 def bars_by_group(groups: Sequence[tuple[str, Sequence[tuple[str, float, float]]]], label: str) -> str:

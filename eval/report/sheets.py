@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import io
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from eval.report.results import Result
+from qat_jax.features.store import FeatureStore
 from qat_jax.types import Relevance
 
 INK, MUTED, GAIN, LINE = "#1d2530", "#5f6975", "#15724f", "#e3e7ec"
@@ -98,6 +99,21 @@ def build_sheets(
     )
     for query, typical in chosen(before.ap_Q, after.ap_Q, name, count)
   ]
+
+
+def pictures_of(store: FeatureStore, source: Sequence[dict]) -> Callable[[int], Image.Image]:
+  """Returns what gives the picture of a position in a store; `source` has records with the same ids."""
+  from qat_jax.datasets.pictures import decode
+
+  aligned = len(source) == len(store)  # unreadable images are left out of a store
+
+  def picture(position: int) -> Image.Image:
+    if aligned:
+      return decode(source[position])
+    item = store.ids[position]
+    return decode(next(source[i] for i in range(len(source)) if source[i]["id"] == item))
+
+  return picture
 
 
 def data_uri(picture: Image.Image, side: int = 168) -> str:

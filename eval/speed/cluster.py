@@ -8,20 +8,21 @@ scales.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import pathlib
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from eval import commands
 from eval.markdown import markdown
 from eval.speed.tools import chunks
-from qat_jax.runs import ANEW, end_on_signals
+from qat_jax.runs import ANEW
 
 STAGES = ("extraction", "ranking")
 SHARDS = 8  # shards of pictures; blocks of queries
@@ -144,9 +145,9 @@ def table(rows: list[dict[str, Any]], flags: argparse.Namespace) -> str:
   )
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
   """Measures and prints the tables; with `--stage`, is a command that is measured."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = commands.parser("eval.speed.cluster", __doc__, "--json")
   parser.add_argument("--pictures", type=int, default=20_000, help="pictures that are encoded, by the demo's CLIP")
   parser.add_argument("--items", type=int, default=1_000_000, help="gallery items N")
   parser.add_argument("--width", type=int, default=256, help="width D of features")
@@ -155,24 +156,20 @@ def main() -> None:
   parser.add_argument("--k", type=int, default=100, help="results of a query, for the bytes")
   parser.add_argument("--workers", type=int, nargs="*", default=[1, 2, 4], help="nodes of the clusters")
   parser.add_argument("--folder", help="where to put everything; the system's temporary folder by default")
-  parser.add_argument("--json", help="file to write the rows to")
   for name in ("stage", "cluster"):
     parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
   for name in ("root", "out"):
     parser.add_argument(f"--{name}", type=pathlib.Path, help=argparse.SUPPRESS)
-  flags = parser.parse_args()
-  if flags.stage:
-    run(flags.stage, flags.root, flags.out, flags.cluster)
-    return
-  os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-  with tempfile.TemporaryDirectory(dir=flags.folder) as folder:
-    make_inputs(pathlib.Path(folder), flags.pictures, flags.items, flags.width, flags.queries, flags.rank)
-    rows = measured(pathlib.Path(folder), flags.workers, flags.k)
-  print(table(rows, flags))
-  if flags.json:
-    pathlib.Path(flags.json).write_text(json.dumps(rows, indent=2) + "\n")
+  with commands.started(parser, arguments, ANEW) as flags:
+    if flags.stage:
+      return run(flags.stage, flags.root, flags.out, flags.cluster)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    with tempfile.TemporaryDirectory(dir=flags.folder) as folder:
+      make_inputs(pathlib.Path(folder), flags.pictures, flags.items, flags.width, flags.queries, flags.rank)
+      rows = measured(pathlib.Path(folder), flags.workers, flags.k)
+    print(table(rows, flags))
+    commands.write_figures(flags.json, rows)
 
 
 if __name__ == "__main__":
-  end_on_signals(ANEW)
   main()

@@ -9,7 +9,6 @@ process of its own.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import functools
 import json
@@ -20,19 +19,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 from PIL import Image
 
+from eval import commands
 from eval.markdown import markdown
 from qat_jax.encoders import families, load_encoder, names, texts
 from qat_jax.encoders.settings import Blocks, Text, Vision
 from qat_jax.encoders.tower import VisionTower, in_parts
-from qat_jax.runs import ANEW, end_on_signals
+from qat_jax.runs import ANEW
 
 BASE = Vision(Blocks(768, 12, 12, 3072, "quick_gelu", 1e-5), 16, 14, "class", 512, patch_bias=False, pre_norm=True)
 LARGE_TOWER = Vision(
@@ -131,14 +132,17 @@ def speed(torch_python: str, batch: int, rounds: int, shape: str = "B/16", dtype
       assert other.stdin is not None
       other.stdin.close()
   best = [tuple(map(min, zip(*one, strict=True))) for one in zip(*timed, strict=True)]
-  lines = [
-    f"| B/16 at 224, batch {batch}, best of {rounds} | images a second | of the cores' seconds | ours against it |"
+  head = [
+    f"B/16 at 224, batch {batch}, best of {rounds}",
+    "images a second",
+    "of the cores' seconds",
+    "ours against it",
   ]
-  lines += ["|---|---|---|---|"]
+  lines = []
   for name, (seconds, cores) in zip(about, best, strict=True):
     ratio = f"{seconds / best[0][0]:.2f}; by the cores {cores / best[0][1]:.2f}"
-    lines.append(f"| {name} | {batch / seconds:.2f} | {batch / cores:.2f} | {ratio} |")
-  return "\n".join(lines)
+    lines.append([name, f"{batch / seconds:.2f}", f"{batch / cores:.2f}", ratio])
+  return markdown(head, lines)
 
 
 def _answer(program: subprocess.Popen) -> tuple[float, float]:
@@ -163,22 +167,14 @@ def write_checkpoint(folder: pathlib.Path, config: dict[str, Any]) -> int:
 
 
 def _write_random(path: pathlib.Path, vision: Vision, text: Text | None) -> int:
-  """Writes tensors piece by piece, so that making them needs no memory to speak of."""
+  """Writes tensors of one repeated block of random numbers, and returns their bytes."""
   sizes: dict[str, tuple[int, ...]] = {}
   table = names.table("siglip", vision, text)
   for parameter, wanted in names.shapes(vision, text).items():
     sizes.update({piece.name: piece.shape for piece in names.pieces(parameter, wanted.shape, table, vision)})
-  header, end = {}, 0
-  for name, shape in sizes.items():
-    start, end = end, end + 4 * math.prod(shape)
-    header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
-  block = np.random.default_rng(0).normal(0, 0.02, 1 << 20).astype(np.float32).tobytes()
-  described = json.dumps(header).encode()
-  with open(path, "wb") as file:
-    file.write(len(described).to_bytes(8, "little") + described)
-    for start in range(0, end, len(block)):
-      file.write(block[: end - start])
-  return end
+  block = np.random.default_rng(0).normal(0, 0.02, 1 << 20).astype(np.float32)
+  safetensors.numpy.save_file({name: np.resize(block, shape) for name, shape in sizes.items()}, path)
+  return 4 * sum(map(math.prod, sizes.values()))
 
 
 def loading(folder: pathlib.Path) -> tuple[float, int]:
@@ -220,9 +216,9 @@ def table(root: pathlib.Path) -> str:
   return markdown(["checkpoint", *(f"{name}, {dtype}" for dtype in ("fp32", "bf16") for name in columns)], lines)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
   """Prints what the flags ask for."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = commands.parser("eval.speed.encoders", __doc__)
   parser.add_argument("--torch_python", default="", help="a Python with torch and transformers, to compare with")
   parser.add_argument("--reference", type=pathlib.Path, help="a folder of small checkpoints with vectors.npz")
   parser.add_argument("--load", action="store_true", help="load a large checkpoint of random weights")
@@ -231,21 +227,21 @@ def main() -> None:
   parser.add_argument("--rounds", type=int, default=5)
   parser.add_argument("--shape", choices=SHAPES, default="B/16")
   parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-  flags = parser.parse_args()
-  if flags.reference:
-    print(table(flags.reference))
-  elif flags.load_folder:
-    print(json.dumps(loading(flags.load_folder)))
-  elif flags.load:
-    with tempfile.TemporaryDirectory() as folder:
-      size = write_checkpoint(pathlib.Path(folder) / "large", LARGE)
-      command = [sys.executable, "-m", "eval.speed.encoders", "--load_folder", f"{folder}/large"]
-      seconds, peak = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    print(f"SigLIP2-L/16-512, {size / 1e9:.2f} GB: loaded in {seconds:.1f} s, peak {peak / size:.2f} times the weights")
-  else:
-    print(speed(flags.torch_python, flags.batch, flags.rounds, flags.shape, flags.dtype))
+  with commands.started(parser, arguments, ANEW) as flags:
+    if flags.reference:
+      print(table(flags.reference))
+    elif flags.load_folder:
+      print(json.dumps(loading(flags.load_folder)))
+    elif flags.load:
+      with tempfile.TemporaryDirectory() as folder:
+        size = write_checkpoint(pathlib.Path(folder) / "large", LARGE)
+        command = [sys.executable, "-m", "eval.speed.encoders", "--load_folder", f"{folder}/large"]
+        seconds, peak = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+      peak /= size
+      print(f"SigLIP2-L/16-512, {size / 1e9:.2f} GB: loaded in {seconds:.1f} s, peak {peak:.2f} times the weights")
+    else:
+      print(speed(flags.torch_python, flags.batch, flags.rounds, flags.shape, flags.dtype))
 
 
 if __name__ == "__main__":
-  end_on_signals(ANEW)
   main()

@@ -9,9 +9,9 @@ each way for TensorBoard or Perfetto.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,12 @@ import numpy as np
 import psutil
 
 import qat_jax
+from eval import commands
 from eval.markdown import markdown
 from eval.speed import ways
 from eval.speed.tools import chunks, make_adaptation, make_gallery, seconds_in_turn, watched_memory
 from eval.speed.ways import Way
-from qat_jax.runs import ANEW, end_on_signals
+from qat_jax.runs import ANEW
 from qat_jax.types import Adaptation
 
 SIZES = (10_000, 100_000, 1_000_000, 10_000_000)
@@ -169,9 +170,9 @@ def compared(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[st
   return rows, {name: way for name, way in named.items() if isinstance(way, str)}
 
 
-def command_line() -> argparse.Namespace:
-  """Returns what the command line asks for."""
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def command_line() -> argparse.ArgumentParser:
+  """Returns the parser of the command line."""
+  parser = commands.parser("eval.speed.search", __doc__, "--json")
   for name, default, text in (
     ("items", 100_000, "gallery items N"),
     ("width", 512, "width D of features"),
@@ -193,37 +194,35 @@ def command_line() -> argparse.Namespace:
   parser.add_argument("--folder", help="where --streamed writes N × D × 2 bytes; the system's temporary folder else")
   parser.add_argument("--hypernetwork", action="store_true", help="measure the networks that make the maps")
   parser.add_argument("--profile", help="folder for a profile of one run of each way")
-  parser.add_argument("--json", help="file to write the rows to")
-  return parser.parse_args()
+  return parser
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
   """Measures what the flags ask for, prints the table, and writes the JSON."""
-  options = command_line()
-  if options.device:
-    jax.config.update("jax_platforms", {"gpu": "cuda"}.get(options.device, options.device))
-  missing: dict[str, str] = {}
-  if options.streamed:
-    rows = streamed(options)
-  elif options.hypernetwork:
-    rows = compare(options.queries, 1, ways.networks(options.queries), options.repeats)
-  elif options.growth:
-    rows = growth(options)
-  else:
-    rows, missing = compared(options)
-  about = {"device": jax.devices()[0].device_kind, "cores": psutil.cpu_count(), "jax": jax.__version__, **vars(options)}
-  print(", ".join(f"{name} {value}" for name, value in about.items() if value not in (None, "", False)))
-  if options.streamed:
-    head = ["way", "seconds", "MB grown", "times plain"]
-    keys = ("seconds", "grown_mb", "times_plain")
-    print(markdown(head, [[row["name"], *(f"{row[key]:.3g}" for key in keys)] for row in rows]))
-  else:
-    print(f"copy {rows[0]['copy_gb_s']:.1f} GB/s, product {rows[0]['product_gflop_s']:.0f} GFLOP/s (float32)")
-    print(table(rows, missing))
-  if options.json:
-    Path(options.json).write_text(json.dumps([{**about, **row} for row in rows], indent=2) + "\n")
+  with commands.started(command_line(), arguments, ANEW) as options:
+    if options.device:
+      jax.config.update("jax_platforms", {"gpu": "cuda"}.get(options.device, options.device))
+    missing: dict[str, str] = {}
+    if options.streamed:
+      rows = streamed(options)
+    elif options.hypernetwork:
+      rows = compare(options.queries, 1, ways.networks(options.queries), options.repeats)
+    elif options.growth:
+      rows = growth(options)
+    else:
+      rows, missing = compared(options)
+    about = {"device": jax.devices()[0].device_kind, "cores": psutil.cpu_count(), "jax": jax.__version__}
+    about |= {name: value for name, value in vars(options).items() if name != "json"}
+    print(", ".join(f"{name} {value}" for name, value in about.items() if value not in (None, "", False)))
+    if options.streamed:
+      head = ["way", "seconds", "MB grown", "times plain"]
+      keys = ("seconds", "grown_mb", "times_plain")
+      print(markdown(head, [[row["name"], *(f"{row[key]:.3g}" for key in keys)] for row in rows]))
+    else:
+      print(f"copy {rows[0]['copy_gb_s']:.1f} GB/s, product {rows[0]['product_gflop_s']:.0f} GFLOP/s (float32)")
+      print(table(rows, missing))
+    commands.write_figures(options.json, [{**about, **row} for row in rows])
 
 
 if __name__ == "__main__":
-  end_on_signals(ANEW)
   main()

@@ -3,7 +3,7 @@
 A gallery of random unit rows, an adapter of random weights, vectors as text queries, k = 20. Closed clients from 1 to
 64, adapted and plain in turn: each client asks again when it is answered. Then open ones: requests come at random
 times, at half of the rate that closed clients reached, and at twice; a latency counts from the time that was due.
-Clients are a process of their own, on the same cores. It imports no JAX, so the rest is imported on use.
+Clients are a process of their own, on the same cores.
 """
 
 from __future__ import annotations
@@ -20,12 +20,25 @@ import sys
 import tempfile
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
-from qat_jax.runs import ANEW, end_on_signals
+import jax
+import numpy as np
+import pyarrow as pa
 
-if TYPE_CHECKING:
-  from qat_jax.serve.service import Service
+import qat_jax
+from eval import commands
+from eval.markdown import markdown
+from eval.speed.tools import make_gallery, watched_memory
+from qat_jax.runs import ANEW
+from qat_jax.serve.items import Items
+from qat_jax.serve.limits import Limits
+from qat_jax.serve.service import Service
+from qat_jax.serve.web.app import create
+from qat_jax.serve.web.server import in_thread
+from qat_jax.serve.web.state import State
+from qat_jax.types import ArrayGallery
 
 OPEN_CLIENTS = 400  # threads that send at random times; the queue holds fewer, so some are refused
 
@@ -90,16 +103,6 @@ def ask(connection: http.client.HTTPConnection, body: bytes) -> str:
 
 def service_of(items: int, width: int, rank: int) -> Service:
   """Returns a service of a random gallery and a random adapter, compiled."""
-  import jax
-  import numpy as np
-  import pyarrow as pa
-
-  import qat_jax
-  from eval.speed.tools import make_gallery
-  from qat_jax.serve.items import Items
-  from qat_jax.serve.service import Service
-  from qat_jax.types import ArrayGallery
-
   rng = np.random.default_rng(0)
   variables = qat_jax.Head("adaptive", {"rank": rank}, {}).initialise(width)
   moved = jax.tree.map(lambda x: x + 0.02 * rng.standard_normal(x.shape).astype(np.float32), variables["params"])
@@ -140,9 +143,6 @@ def measure(
     seconds: of each measurement.
     overload: seconds at twice the most.
   """
-  from eval.markdown import markdown
-  from eval.speed.tools import watched_memory
-
   bodies = {mode: write_bodies(folder / f"{mode}.jsonl", mode, width) for mode in ("adapted", "plain")}
   rows, most = [], 0.0
   for count in clients:
@@ -164,9 +164,9 @@ def measure(
   ]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
   """Serves, asks, prints; with `--load`, is the clients' process."""
-  parser = argparse.ArgumentParser(description="Measures the search service on this machine.")
+  parser = commands.parser("eval.speed.service", __doc__)
   parser.add_argument("--items", type=int, default=1_000_000)
   parser.add_argument("--width", type=int, default=512)
   parser.add_argument("--rank", type=int, default=8)
@@ -175,15 +175,15 @@ def main() -> None:
   parser.add_argument("--overload", type=float, default=30, help="seconds at twice the load")
   for name, kind in (("load", int), ("bodies", pathlib.Path), ("settings", json.loads)):
     parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
-  flags = parser.parse_args()
-  if flags.load:
-    print(json.dumps(under_load(flags.load, flags.bodies.read_bytes().splitlines(), **flags.settings)))
-    return
-  from qat_jax.serve.limits import Limits
-  from qat_jax.serve.web.app import create
-  from qat_jax.serve.web.server import in_thread
-  from qat_jax.serve.web.state import State
+  with commands.started(parser, arguments, ANEW) as flags:
+    if flags.load:
+      print(json.dumps(under_load(flags.load, flags.bodies.read_bytes().splitlines(), **flags.settings)))
+    else:
+      served(flags)
 
+
+def served(flags: argparse.Namespace) -> None:
+  """Serves a gallery, and prints what clients in another process measure of it."""
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]
@@ -198,5 +198,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  end_on_signals(ANEW)
   main()

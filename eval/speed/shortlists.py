@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import tempfile
 import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import qat_jax
+from eval import commands
 from eval.markdown import markdown
 from eval.speed.tools import make_adaptation, seconds_in_turn
-from qat_jax.runs import ANEW, end_on_signals
+from qat_jax.runs import ANEW
 from qat_jax.search.index import Index
 
 KINDS = "exact, scann, faiss:FACTORY, qdrant[:URL], pgvector[:hnsw], lancedb"
@@ -98,9 +100,9 @@ def integers(text: str) -> list[int]:
   return [int(part) for part in text.split(",")]
 
 
-def command_line() -> argparse.Namespace:
-  """Returns what the command line asks for."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def command_line() -> argparse.ArgumentParser:
+  """Returns the parser of the command line."""
+  parser = commands.parser("eval.speed.shortlists", __doc__, "--json")
   parser.add_argument("--index", nargs="+", default=["scann"], help=f"one or more of {KINDS}")
   parser.add_argument("--postgres", help="address of a PostgreSQL with pgvector, where tables may be made")
   parser.add_argument("--items", type=integers, default="10000,100000", help="gallery sizes, commas between")
@@ -114,39 +116,40 @@ def command_line() -> argparse.Namespace:
   parser.add_argument("--adapter", help="a trained adapter, with --gallery and --query_features")
   parser.add_argument("--gallery", help="a feature folder in the adapter's space")
   parser.add_argument("--query_features", help="a feature folder")
-  parser.add_argument("--json", help="file to write the rows to")
-  return parser.parse_args()
+  return parser
 
 
-def main() -> None:
-  """Measures, prints the table, writes the rows."""
-  options = command_line()
-  rows: list[dict] = []
-
-  def measure(adaptation: qat_jax.Adaptation, raw_QD: np.ndarray, gallery: qat_jax.Gallery | np.ndarray) -> None:
-    for name in options.index:
-      with tempfile.TemporaryDirectory(prefix="shortlists_") as folder:
-        index = built(name, gallery, Path(folder), options.postgres)
-        measured = recalls(adaptation, raw_QD, gallery, index, options.k, options.lengths)
-      rows.extend({"index": name} | row for row in measured)
-
+def measured(options: argparse.Namespace) -> list[dict]:
+  """Returns a row for each gallery, index, kind of query and length that the command line asks for."""
   if options.adapter:
     store = qat_jax.FeatureStore.open(options.query_features)
     raw_QD = np.asarray(store[: options.queries], np.float32)
     adaptation = qat_jax.load(options.adapter)(raw_QD, "text" if store.kind == "text" else "image")
-    measure(adaptation, raw_QD, qat_jax.FeatureStore.open(options.gallery))
+    inputs: Iterable[Any] = [(adaptation, raw_QD, qat_jax.FeatureStore.open(options.gallery))]
   else:
     strengths_R = options.strength * options.decay ** np.arange(options.rank)
     adaptation = make_adaptation(options.queries, options.width, options.rank, strengths_R)
-    for items in options.items:
-      gallery_ND, query_QD = clusters(items, options.width, options.queries)
-      measure(adaptation.replace(query=query_QD), query_QD, gallery_ND)
-  print(f"recall@{options.k} of the exact adapted ranking, by shortlist length")
-  print(table(rows))
-  if options.json:
-    Path(options.json).write_text(json.dumps(rows, indent=2) + "\n")
+    made = (clusters(items, options.width, options.queries) for items in options.items)
+    inputs = ((adaptation.replace(query=query_QD), query_QD, gallery_ND) for gallery_ND, query_QD in made)
+  rows: list[dict] = []
+  for adaptation, raw_QD, gallery in inputs:
+    for name in options.index:
+      with tempfile.TemporaryDirectory(prefix="shortlists_") as folder:
+        index = built(name, gallery, Path(folder), options.postgres)
+        rows += [
+          {"index": name} | row for row in recalls(adaptation, raw_QD, gallery, index, options.k, options.lengths)
+        ]
+  return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+  """Measures, prints the table, writes the rows."""
+  with commands.started(command_line(), arguments, ANEW) as options:
+    rows = measured(options)
+    print(f"recall@{options.k} of the exact adapted ranking, by shortlist length")
+    print(table(rows))
+    commands.write_figures(options.json, rows)
 
 
 if __name__ == "__main__":
-  end_on_signals(ANEW)
   main()

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 
 import qat_jax
+from eval import commands
 from eval.markdown import markdown
 from eval.speed.shortlists import clusters
 from eval.speed.tools import make_adaptation, make_gallery
+from qat_jax.runs import ANEW
 from qat_jax.search.bounds import prepare
 from qat_jax.search.coarse import copied
 from qat_jax.search.exact import MARGIN
@@ -49,15 +52,21 @@ def survivors(adaptation: Adaptation, gallery_ND: np.ndarray, k: int) -> dict[st
   return {name: len(look.reaching(least_Q)[0]) / queries for name, look in looks.items()}
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
   """Prints the table."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = commands.parser("eval.speed.survivors", __doc__)
   parser.add_argument("--folders", nargs="*", default=[], help="feature folders")
   parser.add_argument("--items", type=int, default=100_000, help="items of the galleries that are made")
   parser.add_argument("--width", type=int, default=512, help="width D of these")
   parser.add_argument("--queries", type=int, default=8)
   parser.add_argument("--k", type=int, default=100, help="items of a ranking")
-  options = parser.parse_args()
+  with commands.started(parser, arguments, ANEW) as options:
+    print(f"items a query that are left to be scored, k = {options.k}")
+    print(markdown(["features", "N", "D", "map", "float32", "8 bits"], measured(options)))
+
+
+def measured(options: argparse.Namespace) -> list[list[str]]:
+  """Returns the lines of the table for what the command line asks."""
   made = {
     "random": lambda: np.asarray(make_gallery(options.items, options.width, "float32")),
     "clusters": lambda: clusters(options.items, options.width, 1)[0],
@@ -73,8 +82,7 @@ def main() -> None:
     for kind, adaptation in (("plain", qat_jax.plain(maps.query)), ("R = 8", maps)):
       left = survivors(adaptation, gallery_ND, options.k)
       lines.append([name, f"{len(gallery_ND)}", f"{gallery_ND.shape[1]}", kind, *(f"{x:.0f}" for x in left.values())])
-  print(f"items a query that are left to be scored, k = {options.k}")
-  print(markdown(["features", "N", "D", "map", "float32", "8 bits"], lines))
+  return lines
 
 
 if __name__ == "__main__":

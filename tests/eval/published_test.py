@@ -70,7 +70,7 @@ def test_what_is_there_is_measured_and_stands_beside_the_published_figures(root,
   report = (tmp_path / "run/published.md").read_text()
   assert "# ILIAS 5M" in report and f"lin_adapt_layers/{ENCODER}.pth" in report
   assert "| t2i | plain | " in report and "| 24.7 | QuARI, arXiv 2505.21647 |" in report
-  assert "| t2i | released | not measured | | 40.6 |" in report
+  assert "| t2i | released | not measured |  | 40.6 |" in report
   assert "UnED's training features: missing, features/, features_uned.hdf5" in report
   assert all(row["interval"][0] <= row["value"] <= row["interval"][1] for row in rows)
 

@@ -10,9 +10,8 @@ from eval.speed import search, tools, ways
 from qat_jax.models.quari import Released
 
 
-def run(monkeypatch, capsys, *words):
-  monkeypatch.setattr(sys, "argv", ["search", "--items=600", "--width=16", "--rank=2", "--queries=2", *words])
-  search.main()
+def run(capsys, *words):
+  search.main(["--items=600", "--width=16", "--rank=2", "--queries=2", *words])
   return capsys.readouterr().out.splitlines()
 
 
@@ -40,18 +39,18 @@ def test_the_table_prints_where_faiss_is_missing(monkeypatch):
   assert "not installed" in search.table([], {"faiss_flat": named["faiss_flat"]})
 
 
-def test_the_command_compares_the_named_ways_and_refuses_others(monkeypatch, capsys, tmp_path):
-  out = run(monkeypatch, capsys, "--only=plain,rank", f"--profile={tmp_path}")
+def test_the_command_compares_the_named_ways_and_refuses_others(capsys, tmp_path):
+  out = run(capsys, "--only=plain,rank", f"--profile={tmp_path}")
   assert [line.split(" | ")[0] for line in out[4:]] == ["| rank", "| plain"]
   assert out[5].split(" | ")[6] == "1"  # plain, in times of plain
   assert list(tmp_path.rglob("*.xplane.pb"))
   with pytest.raises(SystemExit, match="--only names plian; use some of dense"):
-    run(monkeypatch, capsys, "--only=plain,plian")
+    run(capsys, "--only=plain,plian")
 
 
 def test_growth_is_drawn(monkeypatch, capsys, tmp_path):
   monkeypatch.setattr(search, "SIZES", (200, 400))
-  out = run(monkeypatch, capsys, f"--growth={tmp_path / 'growth.png'}", "--fewest=1")
+  out = run(capsys, f"--growth={tmp_path / 'growth.png'}", "--fewest=1")
   assert len(out) == 4 + 2 * len(search.BATCHES) * 2
   assert matplotlib.image.imread(tmp_path / "growth.png").std() > 0
 
