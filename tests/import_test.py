@@ -24,138 +24,35 @@ ENTRY_POINTS = (
 )  # they read a recipe from the command line
 
 # A module of qat_jax imports only those before it, so this is also an order to read them in.
-ORDER = (
-  "types",
-  "stages",
-  "sealed",
-  "keeping",
-  "cluster.nodes",
-  "cluster.crew",
-  "cluster.work",
-  "hub",
-  "adaptation",
-  "metrics",
-  "runs",
-  "search.cores",
-  "search.spectrum",
-  "search.bounds",
-  "search.coarse",
-  "search.gallery",
-  "search.kernels",
-  "search.scores",
-  "search.exact",
-  "search.masks",
-  "search.grouping",
-  "search.rank",
-  "search.diversity",
-  "search.sums",
-  "search.warming",
-  "search.index",
-  "search.indexes",
-  "duplicates",
-  "datasets",
-  "encoders.files",
-  "encoders.settings",
-  "encoders.positions",
-  "encoders.tower",
-  "encoders.names",
-  "encoders.weights",
-  "encoders.open_clip",
-  "encoders.families",
-  "encoders.pixels",
-  "encoders.texts",
-  "encoders.encoder",
-  "features.shards",
-  "features.writer",
-  "features.store",
-  "features.prepared",
-  "features.retrieval_set",
-  "features.leaks",
-  "features.splitting",
-  "features.reuse",
-  "features.records",
-  "features.encoding",
-  "features.extraction",
-  "features.mining",
-  "models.dropout",
-  "models.tokens",
-  "models.memory",
-  "models.projected",
-  "models.levels",
-  "models.quari_files",
-  "models.quari",
-  "models.closed_forms",
-  "models.experts",
-  "models.ensemble",
-  "models.forms",
-  "models.head",
-  "models.checkpoints",
-  "models.head_files",
-  "marks",
-  "planted",
-  "adapter",
-  "evidence",
-  "distributed.gallery_shard",
-  "distributed.gallery",
-  "sharing.card",
-  "sharing.programs",
-  "sharing.share",
-  "validation",
-  "words",
-  "fit.training",
-  "fit.candidates",
-  "fit.parts",
-  "fit.discriminant",
-  "fit.clusters",
-  "fit.experts",
-  "fit.whitening",
-  "fit.linear",
-  "fit.memory",
-  "fit.levels",
-  "fit.learning",
-  "serve.job_files",
-  "serve.batch",
-  "serve.refined",
-  "serve.limits",
-  "serve.queue",
-  "serve.items",
-  "serve.collection.log",
-  "serve.collection.blocks",
-  "serve.collection.collection",
-  "serve.collection.feeding",
-  "serve.collection.migrating",
-  "serve.pictures",
-  "serve.alike",
-  "serve.collected",
-  "serve.encoding",
-  "serve.aspects",
-  "serve.summands",
-  "serve.searches",
-  "serve.planning",
-  "serve.ranking",
-  "serve.why",
-  "serve.service",
-  "serve.opening",
-  "serve.living",
-  "serve.learning",
-  "serve.places",
-  "serve.starting",
-  "serve.writing",
-  "serve.migration",
-  "serve.web.schemas",
-  "serve.web.asking",
-  "serve.web.views",
-  "serve.web.clip_retrieval",
-  "serve.web.metrics",
-  "serve.web.guard",
-  "serve.web.description",
-  "serve.web.state",
-  "serve.web.changing",
-  "serve.web.app",
-  "serve.web.server",
-  "serve.demo",
-  "cli",
-  "__main__",
+# A line is a folder below qat_jax, and modules of it; none before the colon: the package itself.
+ORDER_BY_FOLDER = """
+: types stages sealed keeping
+cluster: nodes crew work
+: hub adaptation metrics runs
+search: cores spectrum bounds coarse gallery kernels scores exact masks grouping rank diversity sums warming index
+search: indexes
+: duplicates datasets
+encoders: files settings positions tower names weights open_clip families pixels texts encoder
+features: shards writer store prepared retrieval_set leaks splitting reuse records encoding extraction mining
+models: dropout tokens memory projected levels quari_files quari closed_forms experts ensemble forms head
+models: checkpoints head_files
+: marks planted adapter evidence
+distributed: gallery_shard gallery
+sharing: card programs share
+: validation words
+fit: training candidates parts discriminant clusters experts whitening linear memory levels learning
+serve: job_files batch refined limits queue items
+serve.collection: log blocks collection feeding migrating
+serve: pictures alike collected encoding aspects summands searches planning ranking why service opening living
+serve: learning places starting writing migration
+serve.web: schemas asking views clip_retrieval metrics guard description state changing app server
+serve: demo
+: cli __main__
+"""
+ORDER = tuple(
+  f"{folder}.{name}".lstrip(".")
+  for folder, names in (line.split(":") for line in ORDER_BY_FOLDER.strip().splitlines())
+  for name in names.split()
 )
 
 CLUSTER = ("qat_jax/cluster/nodes.py", "qat_jax/distributed/gallery")
@@ -196,22 +93,25 @@ ON_USE = (
 )  # missing on some systems, or slow to import
 
 
-def imports(path, nodes=ast.walk):
-  """Returns the modules that a file imports, by their full names; `from a import b` counts as a.b."""
+def imports(nodes):
+  """Returns the modules that nodes of a file import, by their full names; `from a import b` counts as a.b."""
   found = set()
-  for node in nodes(ast.parse(path.read_text())):
+  for node in nodes:
     if isinstance(node, ast.Import):
       found |= {alias.name for alias in node.names}
     elif isinstance(node, ast.ImportFrom):
-      assert node.level == 0, f"{path} has a relative import; write the whole name"
+      assert node.level == 0, f"{ast.unparse(node)} is a relative import; write the whole name"
       found |= {f"{node.module}.{alias.name}" for alias in node.names}
     elif isinstance(node, ast.Call) and ast.unparse(node.func) == "needed" and isinstance(node.args[0], ast.Constant):
       found.add(node.args[0].value)  # an index imports its package by name
   return found
 
 
-FILES = {path.relative_to(ROOT).as_posix(): path for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
-IMPORTS = {name: imports(path) for name, path in FILES.items()}
+PATHS = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+FILES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path in PATHS}
+NODES = {name: list(ast.walk(tree)) for name, tree in FILES.items()}
+IMPORTS = {name: imports(nodes) for name, nodes in NODES.items()}
+IMPORTS_AT_ONCE = {name: imports(tree.body) for name, tree in FILES.items()}
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -281,8 +181,9 @@ def test_a_folder_stands_in_one_place_of_the_order():
 def test_a_module_takes_from_the_package_itself_nothing_but_its_version_and_its_place():
   """`qat_jax.rank` inside qat_jax would be an import of everything."""
   for name in MODULES:
-    path = FILES.get(f"qat_jax/{name.replace('.', '/')}.py") or FILES[f"qat_jax/{name.replace('.', '/')}/__init__.py"]
-    used = {ast.unparse(node) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+    path = f"qat_jax/{name.replace('.', '/')}"
+    nodes = NODES.get(f"{path}.py") or NODES[f"{path}/__init__.py"]
+    used = {ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute)}
     wrong = {text for text in used if text.startswith("qat_jax.") and text.count(".") == 1}
     assert wrong <= {"qat_jax.__version__", "qat_jax.__file__"}, f"qat_jax/{name}: {wrong}"
     names = {full for full in MODULES[name] if full.startswith("qat_jax.") and used_modules({full}) == {None}}
@@ -296,8 +197,8 @@ def test_a_third_party_stays_inside_its_fence(library):
 
 
 def test_no_file_that_is_read_is_run():
-  for name, path in FILES.items():
-    for node in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
+  for name, nodes in NODES.items():
+    for node in (node for node in nodes if isinstance(node, ast.Call)):
       called, said = ast.unparse(node.func), f"{name}: {ast.unparse(node)}"
       assert called not in ("pickle.load", "pickle.loads") or name.startswith(CLUSTER), said
       assert called not in ("exec", "eval", "yaml.load", "yaml.unsafe_load"), said
@@ -307,5 +208,4 @@ def test_no_file_that_is_read_is_run():
 
 @pytest.mark.parametrize("library", ON_USE)
 def test_a_heavy_library_is_imported_on_use(library):
-  at_once = {name: imports(path, lambda tree: tree.body) for name, path in FILES.items()}
-  assert not [name for name, found in at_once.items() if library in {module.split(".")[0] for module in found}]
+  assert not [name for name, found in IMPORTS_AT_ONCE.items() if library in {module.split(".")[0] for module in found}]

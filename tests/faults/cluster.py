@@ -24,7 +24,6 @@ import time
 
 import numpy as np
 import psutil
-from PIL import Image
 
 STAGES, VICTIMS = ("extraction", "ranking", "reranking"), ("worker", "node", "command")
 PICTURES, QUERIES, ITEMS = 96, 200, 200_000
@@ -65,28 +64,6 @@ def run(stage: str, root: pathlib.Path, out: pathlib.Path, cluster: str) -> None
       shortlist = root / "shortlist.npy" if stage == "reranking" else None
       inputs = root / "adapter", root / "queries.npy", root / "gallery", out / "rankings.parquet"
       rerank_files(*inputs, shortlist, k=20, block=1, cluster=cluster)
-
-
-def make_inputs(root: pathlib.Path) -> None:
-  import jax
-
-  from qat_jax.adapter import Adapter
-  from qat_jax.features.store import write_features
-  from qat_jax.models.head import Head
-
-  rng = np.random.default_rng(0)
-  (root / "pictures").mkdir()
-  for i in range(PICTURES):
-    Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8)).save(root / f"pictures/{i:03d}.png")
-  settings = {"hidden": 16, "rank": 4, "token_hidden": 16}
-  variables = Head("adaptive", settings, {}).initialise(64)
-  moved = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(1), x.shape), variables["params"])
-  Adapter(64, {"text": Head("adaptive", settings, {**variables, "params": moved})}).save(root / "adapter")
-  item_ND = rng.standard_normal((ITEMS, 64)).astype(np.float32)
-  item_ND /= np.linalg.norm(item_ND, axis=1, keepdims=True)
-  write_features(root / "gallery", {"img": item_ND}, {"id": [f"item{i}" for i in range(ITEMS)]})
-  np.save(root / "queries.npy", rng.standard_normal((QUERIES, 64)).astype(np.float32))
-  np.save(root / "shortlist.npy", rng.integers(0, ITEMS, (QUERIES, 20_000)).astype(np.int32))
 
 
 def command(stage: str, root: pathlib.Path, out: pathlib.Path, cluster: str) -> subprocess.Popen:
@@ -136,7 +113,11 @@ def campaign(root: pathlib.Path, kills: int, chance: random.Random) -> None:
   os.environ["RAY_USAGE_STATS_ENABLED"], os.environ["JAX_PLATFORMS"] = "0", "cpu"
   from ray.cluster_utils import Cluster
 
-  make_inputs(root)
+  from eval.speed.cluster import make_inputs
+
+  make_inputs(root, PICTURES, ITEMS, 64, QUERIES, 4)
+  rng = np.random.default_rng(0)
+  np.save(root / "shortlist.npy", rng.integers(0, ITEMS, (QUERIES, 20_000)).astype(np.int32))
   wanted = {}
   for stage in STAGES:
     (root / stage).mkdir()

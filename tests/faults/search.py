@@ -57,7 +57,7 @@ def in_float64(own: Adaptation, item_ND: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 @contextlib.contextmanager
-def _elsewhere() -> Iterator[None]:
+def elsewhere() -> Iterator[None]:
   """Makes search take a CPU for an accelerator: the device looks through bounds, and half precision stays as it is."""
   new = {
     (kernels, "ON_HOST"): (),
@@ -87,7 +87,7 @@ def search(case: Case, own: Adaptation, item_ND: np.ndarray, masks: dict[str, np
   with contextlib.ExitStack() as stack:
     gallery: Any = item_ND
     if case.place.endswith("elsewhere"):
-      stack.enter_context(_elsewhere())
+      stack.enter_context(elsewhere())
     if case.place.startswith("shards"):
       two = jax.devices()[:2]  # or one, where there are no more
       mesh = jax.make_mesh((len(two),), ("gallery",), axis_types=(jax.sharding.AxisType.Auto,), devices=two)
@@ -139,7 +139,7 @@ def _checked(case: Case) -> float:
     worst = max(worst, float(wrong_K.max(initial=0)))
   if case.place == "shortlist":
     return worst
-  with _elsewhere() if case.place.endswith("elsewhere") else contextlib.nullcontext():
+  with elsewhere() if case.place.endswith("elsewhere") else contextlib.nullcontext():
     _check_bounds(case, own, item_ND, exact_QN - unsure_QN)
   if case.seed % 4 == 0:
     wrong_QN = np.abs(np.asarray(score(own, item_ND)) - exact_QN) - unsure_QN

@@ -14,12 +14,9 @@ from qat_jax.fit import discriminant, experts
 from qat_jax.fit.training import Training
 from qat_jax.models.head import Head
 from qat_jax.planted import Planted
+from tests.vectors import unit
 
 WIDTH, VIEWS = 8, 3
-
-
-def unit(x):
-  return (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
 
 
 def things(count, seed, noise=0.25):

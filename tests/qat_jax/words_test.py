@@ -7,13 +7,10 @@ import pytest
 
 import qat_jax
 from qat_jax import words
+from qat_jax.adaptation import unit
 
 WIDTH, ITEMS = 24, 200
 COLOUR, SHAPE, SCENE = slice(0, 3), slice(3, 6), slice(6, 9)
-
-
-def unit(x):
-  return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
 class Encoder:

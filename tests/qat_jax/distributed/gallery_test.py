@@ -13,20 +13,16 @@ from qat_jax.distributed import Gallery
 from qat_jax.features.store import write_features
 from qat_jax.search.exact import DEEP
 from qat_jax.types import Adaptation
+from tests.vectors import features
 
 ROWS, WIDTH = (700, 1, 450, 349), 8
 NUMBERS = 4 * (WIDTH + 1 + 2 * 2 * WIDTH)  # bytes of an adaptation: query, gate, two factors of rank 2
 
 
-def unit(rng, rows, width=WIDTH):
-  features_ND = rng.standard_normal((rows, width)).astype(np.float32)
-  return features_ND / np.linalg.norm(features_ND, axis=1, keepdims=True)
-
-
 @pytest.fixture(scope="module")
 def items():
   """1,500 unit items, of which some are the same in several shards."""
-  item_ND = unit(np.random.default_rng(0), sum(ROWS))
+  item_ND = features(sum(ROWS), WIDTH, 0)
   item_ND[[20, 700, 900, 1400]] = item_ND[20]
   return item_ND
 
@@ -60,7 +56,7 @@ def gallery(cluster, folders, trained):
 def adaptation(items):
   """150 queries with maps of rank 3; the last ones are those items that occur several times."""
   rng, keys = np.random.default_rng(1), jax.random.split(jax.random.key(0), 3)
-  query_QD = np.concatenate([unit(rng, 140), np.repeat(items[20:21], 10, axis=0)])
+  query_QD = np.concatenate([features(140, WIDTH, rng), np.repeat(items[20:21], 10, axis=0)])
   normal = lambda key, *shape: 0.3 * jax.random.normal(key, shape)
   return Adaptation(
     query_QD, 1 + normal(keys[0], 150, WIDTH), normal(keys[1], 150, WIDTH, 3), normal(keys[2], 150, WIDTH, 3)
@@ -104,7 +100,7 @@ def test_masks_and_shortlists_are_positions_in_the_whole(gallery, adaptation, it
 
 
 def test_shards_adapt_queries_that_travel_alone(gallery, trained, items):
-  query_QD, before = unit(np.random.default_rng(3), 100), gallery.traffic
+  query_QD, before = features(100, WIDTH, 3), gallery.traffic
   found = gallery.search(query_QD, 30)
   for block in (slice(0, 64), slice(64, 100)):
     wanted = qat_jax.rank(trained[0](query_QD[block]), items, 30)
@@ -127,7 +123,7 @@ def bytes_sent(gallery, adaptation, k):
 
 
 def test_rank_sends_frozen_queries_where_shards_make_the_same_of_them(gallery, trained, items):
-  adaptation = trained[0](unit(np.random.default_rng(4), 64))
+  adaptation = trained[0](features(64, WIDTH, 4))
   whole = adaptation.replace(frozen=None)
   light, found = bytes_sent(gallery, adaptation, 30)
   heavy, wanted = bytes_sent(gallery, whole, 30)
@@ -138,7 +134,7 @@ def test_rank_sends_frozen_queries_where_shards_make_the_same_of_them(gallery, t
 
 @pytest.mark.parametrize("name", ["query", "gate", "left", "right", "frozen"])
 def test_an_adaptation_that_was_changed_travels_itself(gallery, trained, items, name):
-  adaptation = trained[0](unit(np.random.default_rng(5), 64))
+  adaptation = trained[0](features(64, WIDTH, 5))
   changed = np.array(getattr(adaptation, name))
   changed[7, -1] += 0.3
   adaptation = adaptation.replace(**{name: changed})

@@ -17,13 +17,10 @@ from qat_jax.keeping import KeptMarks
 from qat_jax.models import forms
 from qat_jax.models.head import Head
 from tests.qat_jax.marks_test import made
+from tests.vectors import unit
 
 WIDTH, INSTANCES, VIEWS, MARKED = 8, 40, 6, 4
 PLAIN = Head("plain", {}, {})
-
-
-def unit(x):
-  return (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
 
 
 def written(root, val_queries=None):

@@ -12,12 +12,9 @@ from qat_jax.search.gallery import Part
 from qat_jax.search.kernels import upper_bounds
 from qat_jax.search.scores import refined_bounds
 from qat_jax.types import Adaptation
+from tests.vectors import unit
 
 QUERIES, WIDTH, ITEMS = 4, 40, 4096
-
-
-def unit(x: np.ndarray) -> np.ndarray:
-  return (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
 
 
 def make(rank: int, gate: str, decay: float) -> Adaptation:

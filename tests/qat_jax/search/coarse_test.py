@@ -8,15 +8,12 @@ import numpy as np
 import pytest
 
 import qat_jax
+from qat_jax.adaptation import unit
 from qat_jax.search import coarse, exact, gallery
 from qat_jax.search.gallery import parts
 from qat_jax.types import Adaptation, as_gallery
 
 ITEMS, WIDTH = 500, 40
-
-
-def unit(x: np.ndarray) -> np.ndarray:
-  return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def features(kind: str) -> np.ndarray:

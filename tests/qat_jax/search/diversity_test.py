@@ -3,7 +3,8 @@ import pytest
 
 from qat_jax.search.diversity import diverse
 from qat_jax.search.rank import rank
-from tests.qat_jax.search.rank_test import make, unit
+from tests.qat_jax.search.rank_test import make
+from tests.vectors import features
 
 
 def slow(ids, scores, item_ND, k, diversity):
@@ -19,7 +20,7 @@ def slow(ids, scores, item_ND, k, diversity):
 @pytest.mark.parametrize("diversity", [0.0, 0.3, 0.7, 1.0])
 def test_the_next_item_is_the_best_by_score_less_likeness_to_those_taken(diversity):
   rng = np.random.default_rng(0)
-  item_ND = unit(rng, 20, 24)[rng.integers(0, 20, 200)]  # copies
+  item_ND = features(20, 24, rng)[rng.integers(0, 20, 200)]  # copies
   exact_ND = item_ND / np.linalg.norm(item_ND.astype(np.float64), axis=1, keepdims=True)
   ranking = rank(make("plain"), item_ND, 50)
   found = diverse(ranking, item_ND, 10, diversity)
@@ -33,7 +34,7 @@ def test_the_next_item_is_the_best_by_score_less_likeness_to_those_taken(diversi
 
 
 def test_a_short_ranking_is_filled_up_and_a_wrong_share_refused():
-  item_ND = unit(np.random.default_rng(0), 5, 24)
+  item_ND = features(5, 24, 0)
   ranking = rank(make("plain"), item_ND, 8)
   found = diverse(ranking.replace(evidence=np.ones(ranking.ids.shape, np.float32)), item_ND, 7, 0.5)
   assert (found.ids[:, 5:] == -1).all() and (found.scores[:, 5:] == -np.inf).all()

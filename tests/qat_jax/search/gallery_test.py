@@ -8,21 +8,17 @@ from qat_jax.search import gallery as galleries
 from qat_jax.search.gallery import parts, release
 from qat_jax.search.rank import rank, rerank
 from qat_jax.types import as_gallery
-
-
-def unit(rows: int, width: int = 16, seed: int = 0) -> np.ndarray:
-  x = np.random.default_rng(seed).standard_normal((rows, width)).astype(np.float32)
-  return x / np.linalg.norm(x, axis=1, keepdims=True)
+from tests.vectors import features
 
 
 @pytest.fixture
 def store(tmp_path):
   columns = {"id": [str(i) for i in range(700)]}
-  return write_features(tmp_path / "gallery", {"img": unit(700).astype(np.float16)}, columns, rows_per_shard=300)
+  return write_features(tmp_path / "gallery", {"img": features(700).astype(np.float16)}, columns, rows_per_shard=300)
 
 
 def test_a_gallery_gives_the_same_ranking_wherever_it_lies(store, tmp_path):
-  adaptation, gallery_ND = plain(unit(4, seed=1)), store[:]
+  adaptation, gallery_ND = plain(features(4, seed=1)), store[:]
   np.save(tmp_path / "gallery.npy", gallery_ND)
   mapped_ND = np.load(tmp_path / "gallery.npy", mmap_mode="r")
   expected = rank(adaptation, jnp.asarray(gallery_ND, jnp.float32), 10)
@@ -45,7 +41,7 @@ def test_every_item_comes_once(store):
 
 def test_a_device_array_is_looked_at_window_by_window_where_it_lies(monkeypatch):
   monkeypatch.setitem(galleries.WINDOW, "cpu", 1200)
-  gallery_ND = jnp.asarray(unit(700))
+  gallery_ND = jnp.asarray(features(700))
   windows = list(parts(as_gallery(gallery_ND), None, None, 4))
   assert [(part.first, part.items, part.window, part.skipped) for part in windows] == [
     (0, 300, 300, 0),
@@ -53,7 +49,7 @@ def test_a_device_array_is_looked_at_window_by_window_where_it_lies(monkeypatch)
     (600, 100, 300, 200),
   ]
   np.testing.assert_array_equal(np.concatenate([part.rows(np.arange(part.items)) for part in windows]), gallery_ND)
-  adaptation = plain(unit(4, seed=1))
+  adaptation = plain(features(4, seed=1))
   for k in (1, 10, 250):
     np.testing.assert_array_equal(
       rank(adaptation, gallery_ND, k).ids, np.argsort(-(adaptation.query @ gallery_ND.T), axis=1, stable=True)[:, :k]
@@ -61,22 +57,22 @@ def test_a_device_array_is_looked_at_window_by_window_where_it_lies(monkeypatch)
 
 
 def test_a_broken_item_of_a_later_chunk_is_named():
-  gallery_ND = unit(700)
+  gallery_ND = features(700)
   gallery_ND[613, 2] = np.inf
   with pytest.raises(ValueError, match="item 613 is NaN or infinite"):
-    rank(plain(unit(2)), gallery_ND, 10, chunk_rows=256)
+    rank(plain(features(2)), gallery_ND, 10, chunk_rows=256)
 
 
 def test_a_gallery_of_another_space_is_refused(store):
   with pytest.raises(ValueError, match="space 'frozen', the adaptation wants 'mapped-1'"):
-    rank(plain(unit(2), space="mapped-1"), store, 10)
+    rank(plain(features(2), space="mapped-1"), store, 10)
 
 
 def test_only_memory_maps_that_nobody_writes_to_are_released(tmp_path):
-  np.save(tmp_path / "x.npy", unit(10))
+  np.save(tmp_path / "x.npy", features(10))
   assert release(np.load(tmp_path / "x.npy", mmap_mode="r")[2:5])
   assert not release(np.load(tmp_path / "x.npy", mmap_mode="c")[2:5])
-  assert not release(unit(10)[2:5])
+  assert not release(features(10)[2:5])
 
 
 @pytest.mark.parametrize("rows", [7, 10, 20])

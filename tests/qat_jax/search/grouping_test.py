@@ -15,7 +15,10 @@ from qat_jax.search.grouping import grouped, groups_of
 from qat_jax.search.rank import rank
 from qat_jax.search.sums import Term, rank_sum
 from qat_jax.types import Ranking, as_gallery
-from tests.qat_jax.search.rank_test import QUERIES, WIDTH, as_elsewhere, dense_scores, make, masks_of, unit
+from tests.faults import search_cases
+from tests.faults.search import elsewhere
+from tests.qat_jax.search.rank_test import case_of, dense_scores, make
+from tests.vectors import features
 
 SLACK = 2e-6
 
@@ -44,25 +47,19 @@ def check(ranking: Ranking, exact_QN: np.ndarray, group_N: np.ndarray, k: int) -
   place=st.sampled_from(["host", "chunks", "shards", "accelerator"]),
   groups=st.sampled_from([1, 3, 17, 64, 500]),
   k=st.sampled_from([1, 3, 8, 50, 500]),
-  mask=st.sampled_from(["none", "exclude", "allowed", "flags", "both"]),
-  repeats=st.booleans(),
+  mask=st.sampled_from(["nothing", "exclude", "lists", "flags", "both"]),
+  gallery=st.sampled_from(["random", "copies"]),  # of which there are ties over groups
   seed=st.integers(0, 2**31),
 )
-def test_the_groups_are_those_of_dense_float64_scores(form, place, groups, k, mask, repeats, seed):
-  rng = np.random.default_rng(seed)
-  adaptation = make(form, QUERIES, WIDTH, seed=seed)
-  items = 512
-  gallery_ND = unit(rng, items, WIDTH)
-  if repeats:  # ties over groups
-    gallery_ND = gallery_ND[rng.integers(0, items // 4, items)]
-  group_N = rng.integers(0, groups, items)
+def test_the_groups_are_those_of_dense_float64_scores(form, place, groups, k, mask, gallery, seed):
+  case = case_of(form, seed=seed, queries=4, items=512, gallery=gallery, mask=mask)
+  adaptation, gallery_ND, masks, wanted_QN = search_cases.make(case)
+  group_N = np.random.default_rng(seed).integers(0, groups, case.items)
   if seed % 2:
     group_N = np.sort(group_N)  # as tiles lie
-  masks, wanted_QN = masks_of(mask, rng, items)
   call = functools.partial(rank, adaptation, k=k, group=group_N, **masks)
   if place == "accelerator":
-    with pytest.MonkeyPatch.context() as patch:
-      as_elsewhere(patch)
+    with elsewhere():
       ranking = call(gallery=jnp.asarray(gallery_ND))
   elif place == "shards":
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("gallery",))
@@ -75,7 +72,7 @@ def test_the_groups_are_those_of_dense_float64_scores(form, place, groups, k, ma
 
 def test_what_cannot_rank_groups_by_itself_is_asked_for_more_until_there_are_enough():
   rng = np.random.default_rng(0)
-  adaptation, gallery_ND, group_N = make("adaptive"), unit(rng, 400, 24), np.sort(rng.integers(0, 30, 400))
+  adaptation, gallery_ND, group_N = make("adaptive"), features(400, 24, rng), np.sort(rng.integers(0, 30, 400))
   exact_QN = dense_scores(adaptation, gallery_ND)
   depths = []
 
@@ -103,7 +100,7 @@ def test_an_index_that_knows_items_by_ids_of_its_own_is_grouped_by_them():
 
 
 def test_a_column_names_the_groups_and_items_without_a_value_stand_for_themselves(tmp_path):
-  gallery_ND = unit(np.random.default_rng(0), 6, 24)
+  gallery_ND = features(6, 24, 0)
   columns = {"id": list("abcdef"), "picture": ["p", "p", None, None, "q", "q"], "number": [7, 7, 8, 9, 9, 8]}
   store = write_features(tmp_path / "tiles", {"img": gallery_ND}, columns)
   assert len(set(groups_of("picture", store).tolist())) == 4

@@ -1,3 +1,4 @@
+import functools
 import itertools
 import json
 import uuid
@@ -14,6 +15,7 @@ from qat_jax.search.indexes.qdrant import QdrantIndex
 from qat_jax.search.indexes.scann import ScannIndex
 from qat_jax.search.indexes.table import INDEXES
 from qat_jax.types import ArrayGallery
+from tests import vectors
 
 SAVED = [name for name, kind in INDEXES.items() if kind.saved]
 OWN_IDS = [name for name, kind in INDEXES.items() if kind.own_ids]
@@ -21,10 +23,7 @@ FETCHES = [name for name, kind in INDEXES.items() if kind.fetches]
 
 _number = itertools.count()
 
-
-def features(rows: int, width: int = 32, seed: int = 0) -> np.ndarray:
-  x = np.random.default_rng(seed).standard_normal((rows, width)).astype(np.float32)
-  return x / np.linalg.norm(x, axis=1, keepdims=True)
+features = functools.partial(vectors.features, width=32)
 
 
 class Maker:

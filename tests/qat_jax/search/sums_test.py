@@ -9,18 +9,14 @@ import qat_jax
 from qat_jax.search import sums
 from qat_jax.search.sums import Term, rank_sum
 from qat_jax.types import Adaptation
+from tests.vectors import features
 
 QUERIES, ITEMS = 3, 700
 
 
-def unit(rng, rows, width):
-  x = rng.standard_normal((rows, width)).astype(np.float32)
-  return x / np.linalg.norm(x, axis=1, keepdims=True)
-
-
 def adaptation(rng, width, rank, queries=QUERIES):
   left, right = 0.3 * rng.standard_normal((2, queries, width, rank)).astype(np.float32)
-  return Adaptation(unit(rng, queries, width), np.ones((queries, 1), np.float32), left, right)
+  return Adaptation(features(queries, width, rng), np.ones((queries, 1), np.float32), left, right)
 
 
 def sum_of(terms):
@@ -49,7 +45,7 @@ def check(ranking, expected_QN, k):
 )
 def test_the_ranking_has_the_order_of_the_added_scores(ranks, weights, two_galleries, mask, seed):
   rng = np.random.default_rng(seed)
-  galleries = [unit(rng, ITEMS, 12), unit(rng, ITEMS, 20) if two_galleries else None]
+  galleries = [features(ITEMS, 12, rng), features(ITEMS, 20, rng) if two_galleries else None]
   galleries[1] = galleries[0] if galleries[1] is None else galleries[1]
   terms = []
   for i, (rank, weight) in enumerate(zip(ranks, weights, strict=False)):
@@ -91,7 +87,7 @@ def test_an_item_that_no_list_holds_is_found_by_growing_lists():
 
 def test_one_term_of_weight_1_is_the_ranking_itself():
   rng = np.random.default_rng(1)
-  gallery_ND, queries = unit(rng, ITEMS, 12), adaptation(rng, 12, 3)
+  gallery_ND, queries = features(ITEMS, 12, rng), adaptation(rng, 12, 3)
   ranking, _ = rank_sum([Term(queries, gallery_ND)], 20)
   expected = qat_jax.rank(queries, gallery_ND, 20)
   np.testing.assert_array_equal(ranking.ids, expected.ids)
@@ -100,7 +96,7 @@ def test_one_term_of_weight_1_is_the_ranking_itself():
 
 def test_terms_with_one_map_are_one_search(monkeypatch):
   rng, calls = np.random.default_rng(2), []
-  gallery_ND = unit(rng, ITEMS, 12)
+  gallery_ND = features(ITEMS, 12, rng)
   rank = sums.rank
   monkeypatch.setattr(sums, "rank", lambda *args, **masks: calls.append(1) or rank(*args, **masks))
   rank_sum([Term(adaptation(rng, 12, 0), gallery_ND, w) for w in (1, -0.5, np.array([0.0, 1, 2]))], 5)
@@ -129,4 +125,4 @@ def test_equal_sums_are_in_the_order_of_their_ids():
 def test_what_does_not_add_is_refused(change, message):
   rng = np.random.default_rng(3)
   with pytest.raises(ValueError, match=message):
-    rank_sum(change(adaptation(rng, 12, 0), unit(rng, ITEMS, 12)), 5)
+    rank_sum(change(adaptation(rng, 12, 0), features(ITEMS, 12, rng)), 5)

@@ -1,15 +1,15 @@
+import functools
+
 import numpy as np
 import pytest
 
 import qat_jax
 from qat_jax.search.indexes.faiss import FaissIndex
+from tests import vectors
 
 faiss = pytest.importorskip("faiss", reason="pip install 'qat-jax[faiss]'")
 
-
-def features(rows: int, width: int = 32, seed: int = 0) -> np.ndarray:
-  x = np.random.default_rng(seed).standard_normal((rows, width)).astype(np.float32)
-  return x / np.linalg.norm(x, axis=1, keepdims=True)
+features = functools.partial(vectors.features, width=32)
 
 
 @pytest.mark.parametrize("metric", [faiss.METRIC_INNER_PRODUCT, faiss.METRIC_L2], ids=["ip", "l2"])

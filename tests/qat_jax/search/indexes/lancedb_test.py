@@ -4,13 +4,9 @@ import pytest
 
 from qat_jax.search.indexes import lancedb as module
 from qat_jax.search.indexes.lancedb import LanceIndex
+from tests.vectors import features
 
 lancedb = pytest.importorskip("lancedb", reason="pip install 'qat-jax[lancedb]'")
-
-
-def features(rows: int, width: int = 16, seed: int = 0) -> np.ndarray:
-  x = np.random.default_rng(seed).standard_normal((rows, width)).astype(np.float32)
-  return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
 def filled(folder, gallery_ND, ids=None):

@@ -5,15 +5,11 @@ import pytest
 
 import qat_jax
 from qat_jax.search.indexes.pgvector import PgvectorIndex
+from tests.vectors import features
 
 psycopg = pytest.importorskip("psycopg", reason="pip install 'qat-jax[pgvector]'")
 
 _number = itertools.count()
-
-
-def features(rows: int, width: int = 16, seed: int = 0) -> np.ndarray:
-  x = np.random.default_rng(seed).standard_normal((rows, width)).astype(np.float32)
-  return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
 @pytest.fixture

@@ -7,14 +7,10 @@ import pytest
 
 import qat_jax
 from qat_jax.search.indexes.qdrant import QdrantIndex
+from tests.vectors import features
 
 qdrant = pytest.importorskip("qdrant_client", reason="pip install 'qat-jax[qdrant]'")
 models = qdrant.models
-
-
-def features(rows: int, width: int = 16, seed: int = 0) -> np.ndarray:
-  x = np.random.default_rng(seed).standard_normal((rows, width)).astype(np.float32)
-  return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
 @pytest.fixture

@@ -2,11 +2,7 @@ import numpy as np
 
 from qat_jax.search.index import ExactIndex
 from qat_jax.search.indexes.scann import ScannIndex
-
-
-def features(rows: int, width: int, seed: int = 0) -> np.ndarray:
-  x = np.random.default_rng(seed).standard_normal((rows, width)).astype(np.float32)
-  return x / np.linalg.norm(x, axis=1, keepdims=True)
+from tests.vectors import features
 
 
 def test_a_large_gallery_is_partitioned_and_still_finds_most():
