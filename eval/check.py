@@ -10,9 +10,9 @@ from eval.benchmarks import official
 SPLITS = ("test", "val")
 
 
-def config(config: ConfigDict) -> None:
+def check_config(config: ConfigDict) -> None:
   """Raises ValueError where the config has an unknown method or benchmark, or a number without meaning."""
-  methods.chosen(config.eval.methods)
+  methods.chosen_methods(config.eval.methods)
   if config.eval.shortlist < 1:
     raise ValueError(f"config.eval.shortlist is {config.eval.shortlist}; wanted a number above 0")
   if config.eval.queries < 0:
@@ -20,4 +20,4 @@ def config(config: ConfigDict) -> None:
   if config.benchmark.split not in SPLITS:
     raise ValueError(f"config.benchmark.split is {config.benchmark.split!r}; use one of {', '.join(SPLITS)}")
   if config.benchmark.name:
-    official.check(official.BenchmarkFiles(**config.benchmark))
+    official.check_files(official.BenchmarkFiles(**config.benchmark))

@@ -74,12 +74,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     adapter, encoder = qat_jax.load(flags.workdir), qat_jax.load_encoder("toy_clip")
     lines = {}
     for n in CROPS:
-      lines[n**2] = measure(split, adapter, encoder, n)
+      lines[n**2] = collage_figures(split, adapter, encoder, n)
       print(f"{n**2} toys: {json.dumps(lines[n**2])}", flush=True)
     commands.write_figures(flags.json, lines)
 
 
-def measure(split: Split, adapter: qat_jax.Adapter, encoder: Any, n: int) -> dict[str, Any]:
+def collage_figures(split: Split, adapter: qat_jax.Adapter, encoder: Any, n: int) -> dict[str, Any]:
   """Returns the figures of collages of n × n toys."""
   collages = Collages([str(one) for one in split.gallery.ids], n)
   tiles = Tiles(collages, CROPS[n])
@@ -99,7 +99,7 @@ def measure(split: Split, adapter: qat_jax.Adapter, encoder: Any, n: int) -> dic
   figures: dict[str, Any] = {"collages": len(collages), "crops": len(item_ND)}
   whole_ND = item_ND[picture_N.searchsorted(np.arange(len(collages)))]
   one = qat_jax.rank(plain(jnp.asarray(query_QD[some])), whole_ND, len(collages))
-  figures["one feature a collage"] = {"mAP": score(one.ids, relevance)}
+  figures["one feature a collage"] = {"mAP": mean_precision(one.ids, relevance)}
   for name, adaptation, items in (
     ("plain", plain(jnp.asarray(query_QD[some])), item_ND),
     ("scene ignored", told, item_ND),
@@ -144,10 +144,10 @@ def of_crops(
       hit.append((place < FIRST, bool(inside.any())))
   first, on_it = np.array(hit).T
   share = lambda flags: round(100 * float(np.mean(flags)), 1)
-  return {"mAP": score(picture_QK, relevance), "box, first ten": share(on_it[first]), "box, all": share(on_it)}
+  return {"mAP": mean_precision(picture_QK, relevance), "box, first ten": share(on_it[first]), "box, all": share(on_it)}
 
 
-def score(picture_QK: np.ndarray, relevance: Relevance) -> float:
+def mean_precision(picture_QK: np.ndarray, relevance: Relevance) -> float:
   """Returns mAP × 100."""
   return round(100 * float(np.mean(average_precision(picture_QK, relevance))), 1)
 

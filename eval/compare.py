@@ -47,7 +47,7 @@ class Step(NamedTuple):
   served: bool  # by the gate's choice
 
 
-def cut(root: Path, out: Path, share: float, seed: int = 0) -> RetrievalSet:
+def cut_set(root: Path, out: Path, share: float, seed: int = 0) -> RetrievalSet:
   """Writes a retrieval set whose training rows are those of a share of the instances; val and test are links.
 
   The same seed draws the same instances, and a smaller share some of a larger one's.
@@ -190,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   flags = parser.parse_args(arguments)
   with explained():
     if flags.command == "cut":
-      data = cut(flags.root, flags.out, flags.share, flags.seed)
+      data = cut_set(flags.root, flags.out, flags.share, flags.seed)
       print(f"{flags.out}: {len(data.train_images):,} training images")
     elif flags.command == "parts":
       tell_parts(flags.out, flags.runs)

@@ -28,13 +28,13 @@ THRESHOLDS = (0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.985, 0.99, 0.995)
 EACH = 3  # one picture in so many is copied
 
 
-def cut(image: Image.Image) -> Image.Image:
+def cropped(image: Image.Image) -> Image.Image:
   """Returns the middle of a picture, 90 % of each side."""
   x, y = round(0.05 * image.width), round(0.05 * image.height)
   return image.crop((x, y, image.width - x, image.height - y))
 
 
-def scaled(image: Image.Image) -> Image.Image:
+def halved(image: Image.Image) -> Image.Image:
   """Returns a picture of half the sides."""
   return image.resize((image.width // 2, image.height // 2), Image.Resampling.BICUBIC)
 
@@ -46,7 +46,7 @@ def compressed(image: Image.Image) -> Image.Image:
   return Image.open(buffer).convert("RGB")
 
 
-def marked(image: Image.Image) -> Image.Image:
+def banded(image: Image.Image) -> Image.Image:
   """Returns a picture with a half transparent white band with letters across it."""
   band = Image.new("RGBA", image.size, (0, 0, 0, 0))
   top = round(0.7 * image.height)
@@ -56,7 +56,12 @@ def marked(image: Image.Image) -> Image.Image:
   return Image.alpha_composite(image.convert("RGBA"), band).convert("RGB")
 
 
-COPIES: tuple[Callable[[Image.Image], Image.Image], ...] = (cut, scaled, compressed, marked)
+COPIES: dict[str, Callable[[Image.Image], Image.Image]] = {
+  "cut": cropped,
+  "scaled": halved,
+  "compressed": compressed,
+  "marked": banded,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -75,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def planted(split: Split, encoder: Encoder) -> tuple[np.ndarray, int]:
   """Returns the features of a gallery's pictures, then of all copies, kind after kind; and how many originals."""
   images = [drawn(name) for name in split.gallery.ids]
-  copies = [copy(image) for copy in COPIES for image in images[::EACH]]
+  copies = [copy(image) for copy in COPIES.values() for image in images[::EACH]]
   return encoder.images([*images, *copies]), len(images)
 
 
@@ -87,7 +92,7 @@ def counted(item_ND: np.ndarray, originals: int, threshold: float) -> dict[str, 
   alike_P = source(found.first) == source(found.second)
   with_original_P = alike_P & (found.first < originals) & (found.second >= originals)
   kind_P = (found.second[with_original_P] - originals) // number
-  share = {copy.__name__: 100 * float(np.mean(kind_P == i) * len(kind_P) / number) for i, copy in enumerate(COPIES)}
+  share = {name: 100 * float(np.mean(kind_P == i) * len(kind_P) / number) for i, name in enumerate(COPIES)}
   recall = float(np.mean(list(share.values())))
   precision = 100 * float(alike_P.mean()) if len(alike_P) else 100.0
   return {name: round(value, 1) for name, value in {**share, "recall": recall, "precision": precision}.items()}

@@ -41,27 +41,27 @@ LONG = 60.0  # seconds: a longer ranking is not timed again
 
 
 def cached_or_measured(
-  name: str, run: methods.Run, problem: Problem, settings: dict, folder: pathlib.Path
+  name: str, run: methods.TrainedRun, problem: Problem, settings: dict, folder: pathlib.Path
 ) -> list[Result] | str:
   """Returns a method's results, one for each task, from `folder` if they are there; or in words why it cannot be run.
 
   `settings` are those of the config that decide the results.
   """
   path, inputs = folder / f"{name}.npz", made_from(run, problem, settings)
-  results, inputs_then = read(path)
+  results, inputs_then = read_results(path)
   if made(f"{problem.name}: {method_name(name)}", inputs_then, inputs):
     return results
   try:
     method = methods.method(name, run, problem)
-    outcome = method if isinstance(method, str) else measured(name, method, problem)
+    outcome = method if isinstance(method, str) else results_of(name, method, problem)
   finally:
     shutil.rmtree(run.scratch, ignore_errors=True)
   if not isinstance(outcome, str):
-    write(path, inputs, outcome)
+    write_results(path, inputs, outcome)
   return outcome
 
 
-def measured(name: str, method: Method, problem: Problem) -> list[Result]:
+def results_of(name: str, method: Method, problem: Problem) -> list[Result]:
   """Returns what the metrics make of a method's ranking, for each task of the problem, and what it cost."""
   began = time.perf_counter()
   search = method.prepare(problem.gallery)
@@ -100,7 +100,7 @@ def measured(name: str, method: Method, problem: Problem) -> list[Result]:
   ]
 
 
-def account(name: str, problem: Problem, outcome: list[Result] | str) -> str:
+def outcome_text(name: str, problem: Problem, outcome: list[Result] | str) -> str:
   """Returns a line that says what a method reached, or why it was not run."""
   start = f"{problem.name}: {method_name(name)}"
   if isinstance(outcome, str):
@@ -109,7 +109,7 @@ def account(name: str, problem: Problem, outcome: list[Result] | str) -> str:
   return f"{start}: mAP x 100 {figures}; {outcome[0].ms_per_query:.3g} ms a query"
 
 
-def made_from(run: methods.Run, problem: Problem, settings: dict[str, Any]) -> dict[str, Any]:
+def made_from(run: methods.TrainedRun, problem: Problem, settings: dict[str, Any]) -> dict[str, Any]:
   """Returns the fingerprint of all that decides a method's results: code, config, adapter, candidates, and data."""
   folder = run.candidates / problem.query_type
   return fingerprint(
@@ -146,7 +146,7 @@ def computed_by(source: str) -> str:
   return ast.dump(tree)
 
 
-def read(path: pathlib.Path) -> tuple[list[Result], dict[str, Any] | None]:
+def read_results(path: pathlib.Path) -> tuple[list[Result], dict[str, Any] | None]:
   """Returns the results in a file, and what they were made from; None where there are none, or the file is damaged."""
   try:
     with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
@@ -160,7 +160,7 @@ def read(path: pathlib.Path) -> tuple[list[Result], dict[str, Any] | None]:
     return [], None
 
 
-def write(path: pathlib.Path, made_from: dict[str, Any], results: list[Result]) -> None:
+def write_results(path: pathlib.Path, made_from: dict[str, Any], results: list[Result]) -> None:
   """Writes results and what they were made from, whole or not at all."""
   arrays: dict[str, Any] = {"ids": results[0].ids_QK}
   for i, result in enumerate(results):

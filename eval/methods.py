@@ -44,7 +44,7 @@ FORMS = tuple(name + end for name in ("adaptive", "gated", "paper") for end in (
 Fit = Callable[[Training, Validator], Head | None]
 
 
-class Run(NamedTuple):
+class TrainedRun(NamedTuple):
   """A trained run, which methods are made from."""
 
   adapter: Adapter
@@ -72,7 +72,7 @@ class Run(NamedTuple):
     return candidate.info["offline_seconds"] if candidate else 0.0
 
 
-def chosen(names: Iterable[str]) -> tuple[str, ...]:
+def chosen_methods(names: Iterable[str]) -> tuple[str, ...]:
   """Returns the methods asked for, `all` in full; raises ValueError that lists the known ones."""
   names = tuple(METHODS) if tuple(names) == ("all",) else tuple(names)
   unknown = [name for name in names if name not in METHODS]
@@ -86,7 +86,7 @@ def chosen(names: Iterable[str]) -> tuple[str, ...]:
   return names
 
 
-def method(name: str, run: Run, problem: Problem) -> Method | str:
+def method(name: str, run: TrainedRun, problem: Problem) -> Method | str:
   """Returns a method, fitted, with how long that took; or in words why it cannot be run on the problem."""
   began = time.perf_counter()
   made = METHODS[name].make(run, problem)
@@ -101,26 +101,26 @@ def held_limit() -> float:
   return HELD * device.get("bytes_limit", os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
-def plain(run: Run, problem: Problem) -> Method:
+def plain_method(run: TrainedRun, problem: Problem) -> Method:
   """Returns the frozen features, ranked by cosine."""
   return of_head(PLAIN, run, problem)._replace(seconds=0.0)
 
 
-def published_linear(run: Run, problem: Problem) -> Method | str:
+def published_linear(run: TrainedRun, problem: Problem) -> Method | str:
   """Returns the static layer of a file, on queries and items."""
   if run.linear_layer is None:
     return "no layer is given; name one with --config.benchmark.linear_layer=FILE.pth"
   return of_head(run.linear_layer, run, problem)._replace(seconds=0.0)
 
 
-def adapted(run: Run, problem: Problem) -> Method:
+def adapted(run: TrainedRun, problem: Problem) -> Method:
   """Returns what the adapter serves, over the whole gallery."""
   name = run.served(problem.query_type)
   made = of_head(run.adapter.head(problem.query_type), run, problem)
   return made._replace(note=f"serves {name}" if name else "", seconds=run.seconds(problem.query_type))
 
 
-def of_head(head: Head, run: Run, problem: Problem) -> Method:
+def of_head(head: Head, run: TrainedRun, problem: Problem) -> Method:
   """Returns the method that ranks the whole gallery, prepared as the head wants it."""
   query_type = problem.query_type
   adapter = Adapter(run.adapter.width, {query_type: head})
@@ -133,7 +133,7 @@ def of_head(head: Head, run: Run, problem: Problem) -> Method:
   return Method(prepare, head.note, forms.parameters(head.variables), 4.0 * max(wider, 0))
 
 
-def fitted(fit: Fit, run: Run, problem: Problem) -> Method | str:
+def fitted(fit: Fit, run: TrainedRun, problem: Problem) -> Method | str:
   """Returns the method of a head of qat_jax/fit, fitted on the training features and tuned on validation."""
   if run.data is None:
     return NO_FEATURES
@@ -141,7 +141,7 @@ def fitted(fit: Fit, run: Run, problem: Problem) -> Method | str:
   return CANNOT if head is None else of_head(head, run, problem)
 
 
-def tuned_search(fit: Callable[[Validator], Method | None], run: Run, problem: Problem) -> Method | str:
+def tuned_search(fit: Callable[[Validator], Method | None], run: TrainedRun, problem: Problem) -> Method | str:
   """Returns a way to search of eval/baselines, tuned on validation; or why the gallery is too large."""
   items, size = len(problem.gallery), galleries.float32_bytes(problem.gallery)
   if fit in (diffusion.fit, diffusion.fit_shortlist) and items > GRAPH_ITEMS:
@@ -153,11 +153,11 @@ def tuned_search(fit: Callable[[Validator], Method | None], run: Run, problem: P
   return NO_FEATURES if run.data is None else fit(_validator(run, run.data, problem)) or CANNOT
 
 
-def _validator(run: Run, data: RetrievalSet, problem: Problem) -> Validator:
+def _validator(run: TrainedRun, data: RetrievalSet, problem: Problem) -> Validator:
   return Validator.of(data.split("val"), problem.query_type, run.validation, run.seed)
 
 
-def best_candidate(names: tuple[str, ...], run: Run, problem: Problem) -> Method | str:
+def best_candidate(names: tuple[str, ...], run: TrainedRun, problem: Problem) -> Method | str:
   """Returns the candidate of training, of some names, that is the best on validation."""
   candidates = [one for name in names if (one := run.candidate(problem.query_type, name)) is not None]
   if not candidates:
@@ -168,7 +168,7 @@ def best_candidate(names: tuple[str, ...], run: Run, problem: Problem) -> Method
   return made._replace(note=note, seconds=best.info["offline_seconds"])
 
 
-def without_parts(ending: str, run: Run, problem: Problem) -> Method | str:
+def without_parts(ending: str, run: TrainedRun, problem: Problem) -> Method | str:
   """Returns a step of the gate's ladder to what is served: the one whose name ends so, or the first for ""."""
   served, query_type = run.served(problem.query_type), problem.query_type
   names = [s["name"] for s in run.adapter.info.get("chosen", {}).get(query_type, {}).get("steps", [])]
@@ -182,7 +182,7 @@ def without_parts(ending: str, run: Run, problem: Problem) -> Method | str:
   return made._replace(note=info["note"] or info["name"], seconds=info["offline_seconds"])
 
 
-def shortlisted(rerank: bool, run: Run, problem: Problem) -> Method:
+def shortlisted(rerank: bool, run: TrainedRun, problem: Problem) -> Method:
   """Returns what the adapter serves, on a shortlist: the items of the folded query.
 
   With `rerank` they are ordered by the exact adapted score; else by inner product with the folded query, which leaves
@@ -225,7 +225,7 @@ class Entry(NamedTuple):
 
   title: str
   colour: str
-  make: Callable[[Run, Problem], Method | str]
+  make: Callable[[TrainedRun, Problem], Method | str]
 
 
 def _table() -> dict[str, Entry]:
@@ -235,7 +235,7 @@ def _table() -> dict[str, Entry]:
   search = lambda fit: part(tuned_search, fit)
   normalised = levels.nearest_neighbour_normalisation
   return {
-    "plain": Entry("plain score", "#8b949e", plain),
+    "plain": Entry("plain score", "#8b949e", plain_method),
     "static": Entry("static map", "#c08a2d", part(best_candidate, STATIC)),
     "whitening": Entry("whitening", "#8fa33a", fit(whitening.fit)),
     "lda": Entry("LDA, both sides", "#4f7a28", fit(discriminant.both_sides)),

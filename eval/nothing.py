@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not adapter.planted:  # trained before adapters kept them
       adapter.planted = {name: Planted.of(data.split("val"), name) for name in adapter.heads}
     lines = [
-      measure(adapter, data.split(flags.split), query_type, flags.family, share)
+      evidence_figures(adapter, data.split(flags.split), query_type, flags.family, share)
       for query_type in adapter.heads
       for share in SHARES
     ]
@@ -46,7 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     commands.write_figures(flags.json, lines)
 
 
-def measure(adapter: qat_jax.Adapter, split: Split, query_type: str, column: str, share: float) -> dict[str, Any]:
+def evidence_figures(
+  adapter: qat_jax.Adapter, split: Split, query_type: str, column: str, share: float
+) -> dict[str, Any]:
   """Returns the figures of one query type in a share of the gallery's families, drawn without a seed's choice."""
   queries, gallery = split.queries[query_type], split.gallery
   family_N, family_Q = gallery.column(column), queries.column(column)
@@ -64,14 +66,14 @@ def measure(adapter: qat_jax.Adapter, split: Split, query_type: str, column: str
   present_Q, right_Q = score_QN.max(axis=1), own_QN[np.arange(len(query_Q)), score_QN.argmax(axis=1)]
   kept, alarms = (evidence.least(kept=0.9), evidence.least(alarms=0.1))
   top_Q = evidence.probability(present_Q)
-  figures |= {"kept": percent(top_Q >= kept), "answered at 10 % alarms": percent(top_Q >= alarms)}
+  figures |= {"kept": percentage(top_Q >= kept), "answered at 10 % alarms": percentage(top_Q >= alarms)}
   for name, mask_QN in (("alike", own_QN), ("family", family_QN)):
     absent_Q = np.where(mask_QN, -np.inf, score_QN).max(axis=1)
     chance_Q = evidence.probability(absent_Q)
     both, wrong_Q = np.concatenate([top_Q, chance_Q]), np.concatenate([right_Q, np.zeros(len(query_Q), bool)])
     figures[name] = {
       "auroc": round(100 * area(present_Q, absent_Q), 1),
-      "alarms": percent(chance_Q >= alarms),
+      "alarms": percentage(chance_Q >= alarms),
       "error of alarms": round(100 * clustered_error(chance_Q >= alarms, family_Q[query_Q]), 1),
       "calibration error": round(100 * calibration_error(both, wrong_Q), 1),
     }
@@ -94,7 +96,7 @@ def calibration_error(probability_N: np.ndarray, right_N: np.ndarray) -> float:
   return float(sum(gaps))
 
 
-def percent(flags_Q: np.ndarray) -> float:
+def percentage(flags_Q: np.ndarray) -> float:
   """Returns a share as a percentage."""
   return round(100 * float(np.mean(flags_Q)), 1)
 

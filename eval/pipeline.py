@@ -37,18 +37,20 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path) -> list[Row]:
 
   Writes `workdir/eval` and returns the rows.
   """
-  check.config(config)
-  run, folder = opened(config, workdir), workdir / "eval"
+  check.check_config(config)
+  run, folder = open_run(config, workdir), workdir / "eval"
   results, skipped, sheets = [], [], []
   for problem in problems(config, run):
     measured: dict[str, list[Result]] = {}
-    for name in tqdm(methods.chosen(config.eval.methods), desc=problem.name, unit="method", disable=None, leave=False):
+    for name in tqdm(
+      methods.chosen_methods(config.eval.methods), desc=problem.name, unit="method", disable=None, leave=False
+    ):
       outcome = measure.cached_or_measured(name, run, problem, decided_by(config), folder / "methods" / problem.name)
       if isinstance(outcome, str):
         skipped += [Skipped(problem.query_type, task, name, outcome) for task in problem.tasks]
       else:
         measured[name] = outcome
-      tqdm.write(measure.account(name, problem, outcome))
+      tqdm.write(measure.outcome_text(name, problem, outcome))
     results += [result for one in measured.values() for result in one]
     sheets += contact_sheets(config, workdir, problem, measured)
   rows = summarise(results, config.seed)
@@ -59,7 +61,7 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path) -> list[Row]:
   return rows
 
 
-def what_was_searched(config: ConfigDict, run: methods.Run) -> str:
+def what_was_searched(config: ConfigDict, run: methods.TrainedRun) -> str:
   """Returns the sentence that heads the report: data set, gallery, encoder, date."""
   if config.benchmark.name:
     name = f"Benchmark: {config.benchmark.name}"
@@ -72,7 +74,7 @@ def what_was_searched(config: ConfigDict, run: methods.Run) -> str:
   return f"{name}; {encoder}{datetime.date.today().isoformat()}.{views}"
 
 
-def shared_with_training(run: methods.Run) -> list[str]:
+def shared_with_training(run: methods.TrainedRun) -> list[str]:
   """Returns a warning where training was allowed to share images with validation or test."""
   counts = [
     f"{count:,} {what} of {split}"
@@ -82,13 +84,13 @@ def shared_with_training(run: methods.Run) -> list[str]:
   return [f"Training had seen {', '.join(counts)}: figures say nothing about images it has not seen."] if counts else []
 
 
-def what_serves(run: methods.Run) -> list[str]:
+def what_serves(run: methods.TrainedRun) -> list[str]:
   """Returns, for each query type, what the gate chose, by which rule, and what each part added on validation."""
   chosen = run.adapter.info.get("chosen", {})
   return [one["account"] for name, one in chosen.items() if name in run.adapter.heads and "account" in one]
 
 
-def opened(config: ConfigDict, workdir: pathlib.Path) -> methods.Run:
+def open_run(config: ConfigDict, workdir: pathlib.Path) -> methods.TrainedRun:
   """Returns the trained run; without its retrieval set where a benchmark is asked for and there is none."""
   adapter = load(workdir)
   root = pathlib.Path(config.data.root or workdir / "features")
@@ -111,7 +113,7 @@ def opened(config: ConfigDict, workdir: pathlib.Path) -> methods.Run:
   layer = read_linear_layer(path, adapter.width) if path else None
   if path:
     made_from["linear_layer"] = digest_of_files([path])
-  return methods.Run(
+  return methods.TrainedRun(
     adapter,
     workdir / "candidates",
     data,
@@ -124,7 +126,7 @@ def opened(config: ConfigDict, workdir: pathlib.Path) -> methods.Run:
   )
 
 
-def problems(config: ConfigDict, run: methods.Run) -> list[Problem]:
+def problems(config: ConfigDict, run: methods.TrainedRun) -> list[Problem]:
   """Returns what is to be ranked, for the query types that the adapter serves."""
   heads, settings = run.adapter.heads, official.BenchmarkFiles(**config.benchmark)
   if run.data is not None and not settings.name:

@@ -84,7 +84,7 @@ class Files(NamedTuple):
   width: int
 
 
-def size_of(files: Files) -> str:
+def gallery_size(files: Files) -> str:
   """Returns which set the gallery is: 100M, 5M, or, where distractors are missing, how many there are of how many."""
   gallery = ilias_features.open_tasks(files.root, files.features, files.distractors, files.mini)[0].gallery
   there = len(gallery) - len(Ilias.open(files.root).positive_ids)
@@ -139,7 +139,7 @@ def named(text: str) -> str:
   return next((name for word, name in kinds.items() if word in text), "")
 
 
-def told(files: Files, size: str, released: str) -> str:
+def inventory_text(files: Files, size: str, released: str) -> str:
   """Returns a Markdown list of what is there, what is missing, and where that comes from."""
   of = files.encoder or "none that a published figure is of (--encoder)"
   lines = [
@@ -178,7 +178,9 @@ def scored(files: Files) -> list[dict[str, Any]]:
   return rows
 
 
-def measured(files: Files, workdir: Path, released: str, encoder: str, words: Sequence[str]) -> list[dict[str, Any]]:
+def rows_of_runs(
+  files: Files, workdir: Path, released: str, encoder: str, words: Sequence[str]
+) -> list[dict[str, Any]]:
   """Returns a row for each method of each run that the files at hand allow; trains what was not trained."""
   rows: list[dict[str, Any]] = []
   given = [f"--config.benchmark.root={files.root}", f"--config.benchmark.features={files.features}"]
@@ -225,7 +227,7 @@ def called(module: str, *words: str) -> None:
     raise ValueError(f"python -m {module} failed; see above. The same command goes on where it was")
 
 
-def table(rows: Sequence[dict[str, Any]], encoder: str, size: str) -> str:
+def markdown_table(rows: Sequence[dict[str, Any]], encoder: str, size: str) -> str:
   """Returns the rows as a Markdown table, the published figures of the same set beside them."""
   lines, of = [], {(one.task, one.row): one for one in PUBLISHED if (one.encoder, one.size) == (encoder, size)}
   for one in rows:
@@ -238,13 +240,13 @@ def table(rows: Sequence[dict[str, Any]], encoder: str, size: str) -> str:
   return markdown(["queries", "row", "mAP@1000, 95% interval", "queries", "published", "source"], lines)
 
 
-def compare(files: Files, workdir: Path, released: str, encoder: str, words: Sequence[str]) -> str:
+def write_report_of(files: Files, workdir: Path, released: str, encoder: str, words: Sequence[str]) -> str:
   """Returns the report, and writes it with its rows to `workdir`."""
-  size = size_of(files)
-  there = told(files, size, released)
+  size = gallery_size(files)
+  there = inventory_text(files, size, released)
   print(there, flush=True)
-  rows = scored(files) + measured(files, workdir, released, encoder, words)
-  parts = [f"# ILIAS {size}, as published and here", table(rows, files.encoder, size), CAVEAT, there]
+  rows = scored(files) + rows_of_runs(files, workdir, released, encoder, words)
+  parts = [f"# ILIAS {size}, as published and here", markdown_table(rows, files.encoder, size), CAVEAT, there]
   text = "\n\n".join(parts[:3] + ([RELEASED] if released else []) + parts[3:]) + "\n"
   workdir.mkdir(parents=True, exist_ok=True)
   write_whole(workdir / "published.json", json.dumps({"size": size, "rows": rows}, indent=1).encode())
@@ -265,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   with commands.started(parser, arguments, passed_on="--config.") as flags:
     files = inventory(flags.root, flags.features, flags.linear_layer, flags.encoder)
     encoder = "google/siglip2-large-patch16-512" if files.encoder == "siglip2-large" else files.features.name
-    print(compare(files, flags.workdir, flags.released, encoder, flags.passed_on))
+    print(write_report_of(files, flags.workdir, flags.released, encoder, flags.passed_on))
 
 
 if __name__ == "__main__":

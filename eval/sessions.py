@@ -38,7 +38,7 @@ class Marks(NamedTuple):
   wrong: list[int]
 
 
-class Collection(NamedTuple):
+class SessionQueries(NamedTuple):
   """Queries of one type, and all that scores them."""
 
   query_QD: np.ndarray  # unit, frozen
@@ -47,7 +47,7 @@ class Collection(NamedTuple):
   like: Callable[[list[int]], np.ndarray]  # items → the scores of each as an image query (MN), through the image head
 
 
-Method = Callable[[Collection, int, Marks], np.ndarray]  # the scores of one query after its marks (N)
+Method = Callable[[SessionQueries, int, Marks], np.ndarray]  # the scores of one query after its marks (N)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if flags.out:
       flags.out.mkdir(parents=True, exist_ok=True)
       commands.write_figures(flags.out / "sessions.json", curves)
-      draw(curves, flags.out / "sessions.png")
+      draw_curves(curves, flags.out / "sessions.png")
 
 
 def sessions(
@@ -89,7 +89,7 @@ def sessions(
     flip: how often a mark is the other one.
     seed: draws the flips.
   """
-  collection, relevance = opened(adapter, split, query_type), split.relevance(query_type)
+  collection, relevance = session_queries(adapter, split, query_type), split.relevance(query_type)
   right_QN = np.zeros(collection.served_QN.shape, bool)
   for row_N, positives in zip(right_QN, relevance.positives, strict=True):
     row_N[positives] = True
@@ -127,7 +127,7 @@ def sessions(
   return results
 
 
-def opened(adapter: Adapter, split: Split, query_type: str) -> Collection:
+def session_queries(adapter: Adapter, split: Split, query_type: str) -> SessionQueries:
   """Returns the queries of one type and their scores, scaled as `Adapter.refine_terms` scales them."""
   query_QD = np.asarray(split.queries[query_type][:], np.float32)
   gallery_ND = unit(np.asarray(split.gallery[:]), np.float32)
@@ -142,7 +142,9 @@ def opened(adapter: Adapter, split: Split, query_type: str) -> Collection:
     )
 
   every_MN = np.concatenate([scores(rows_ND, image) for rows_ND in np.array_split(gallery_ND, 8)])
-  return Collection(unit(query_QD, np.float32), gallery_ND, scores(query_QD, query_type), lambda items: every_MN[items])
+  return SessionQueries(
+    unit(query_QD, np.float32), gallery_ND, scores(query_QD, query_type), lambda items: every_MN[items]
+  )
 
 
 def methods() -> dict[str, Method]:
@@ -158,14 +160,14 @@ def methods() -> dict[str, Method]:
   }
 
 
-def _refined(c: Collection, query: int, m: Marks) -> np.ndarray:
+def _refined(c: SessionQueries, query: int, m: Marks) -> np.ndarray:
   if not m.right:
     return c.served_QN[query]
   return c.served_QN[query] + marks.WEIGHT * c.like(m.right).mean(axis=0)
 
 
 def _rocchio(right: float, wrong: float) -> Method:
-  def scored(c: Collection, query: int, m: Marks) -> np.ndarray:
+  def scored(c: SessionQueries, query: int, m: Marks) -> np.ndarray:
     moved_D = c.query_QD[query].copy()
     for weight, items in ((right, m.right), (-wrong, m.wrong)):
       if items:
@@ -175,25 +177,25 @@ def _rocchio(right: float, wrong: float) -> Method:
   return scored
 
 
-def _examples(c: Collection, query: int, m: Marks) -> tuple[np.ndarray, np.ndarray]:
+def _examples(c: SessionQueries, query: int, m: Marks) -> tuple[np.ndarray, np.ndarray]:
   """Returns the positive and the negative examples of a recommendation; the query is a positive one."""
   return np.concatenate([c.query_QD[[query]], c.gallery_ND[m.right]]), c.gallery_ND[m.wrong]
 
 
-def _averaged(c: Collection, query: int, m: Marks) -> np.ndarray:
+def _averaged(c: SessionQueries, query: int, m: Marks) -> np.ndarray:
   positive_PD, negative_MD = _examples(c, query, m)
   mean_D = positive_PD.mean(axis=0)
   return c.gallery_ND @ (2 * mean_D - negative_MD.mean(axis=0) if len(negative_MD) else mean_D)
 
 
-def _best(c: Collection, query: int, m: Marks) -> np.ndarray:
+def _best(c: SessionQueries, query: int, m: Marks) -> np.ndarray:
   positive_PD, negative_MD = _examples(c, query, m)
   best_N = (c.gallery_ND @ positive_PD.T).max(axis=1)
   worst_N = (c.gallery_ND @ negative_MD.T).max(axis=1, initial=-1)
   return np.where(best_N > worst_N, best_N, -np.square(worst_N))
 
 
-def _summed(c: Collection, query: int, m: Marks) -> np.ndarray:
+def _summed(c: SessionQueries, query: int, m: Marks) -> np.ndarray:
   positive_PD, negative_MD = _examples(c, query, m)
   return c.gallery_ND @ (positive_PD.sum(axis=0) - negative_MD.sum(axis=0))
 
@@ -214,7 +216,7 @@ def lines(query_type: str, found: dict[str, list[np.ndarray]]) -> list[str]:
   return made
 
 
-def draw(curves: dict[str, dict[str, list[float]]], path: Path) -> None:
+def draw_curves(curves: dict[str, dict[str, list[float]]], path: Path) -> None:
   """Draws the mean after each round, a panel for each query type."""
   from matplotlib.figure import Figure
 

@@ -48,7 +48,7 @@ FOLDS = 4  # of two colours each, that the aspect does not name
 SUMS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0)  # weights of the text beside the picture
 
 
-class Line(NamedTuple):
+class Comparison(NamedTuple):
   """A line of the table: average precisions of the queries, by method."""
 
   name: str
@@ -61,13 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
   with commands.started(parser, arguments) as flags:
     split = RetrievalSet.open(flags.workdir / "features").split(flags.split)
     adapter = qat_jax.load(flags.workdir) if (flags.workdir / "adapter").is_dir() else None
-    lines = measure(split, qat_jax.load_encoder("toy_clip"), adapter)
+    lines = comparisons(split, qat_jax.load_encoder("toy_clip"), adapter)
     print("\n".join(map(text_of, lines)))
     figures = {line.name: {name: float(100 * x_Q.mean()) for name, x_Q in line.precision.items()} for line in lines}
     commands.write_figures(flags.json, figures)
 
 
-def measure(split: Split, encoder: Any, adapter: Adapter | None = None) -> list[Line]:
+def comparisons(split: Split, encoder: Any, adapter: Adapter | None = None) -> list[Comparison]:
   """Returns the lines of the table for one split of the toybox; with an adapter also what its image head does."""
   book = {name: words.encode(phrases, encoder, name) for name, phrases in toy_aspects().items()}
   gallery_ND = np.asarray(split.gallery[:], np.float32)
@@ -80,16 +80,16 @@ def measure(split: Split, encoder: Any, adapter: Adapter | None = None) -> list[
   for name in ASPECTS:
     right_QN = column(queries, name)[:, None] == column(items, name)[None]
     lines.append(
-      compared(f"alike in {name}", plain(jnp.asarray(image_QD)), told(image_QD, alike=name), gallery_ND, right_QN)
+      comparison(f"alike in {name}", plain(jnp.asarray(image_QD)), told(image_QD, alike=name), gallery_ND, right_QN)
     )
   mean = {method: np.mean([line.precision[method].mean() for line in lines]) for method in lines[0].precision}
-  lines.append(Line("mean of the aspects", {method: np.array([value]) for method, value in mean.items()}))
+  lines.append(Comparison("mean of the aspects", {method: np.array([value]) for method, value in mean.items()}))
   lines.append(unnamed_colours(image_QD, gallery_ND, queries, items, book["colour"]))
   for query_type, store in split.queries.items():
     query_QD, own = np.asarray(store[:], np.float32), seen(store.ids)
     right_QN = column(own, "name")[:, None] == column(items, "name")[None]
     name = f"ignore the scene, {query_type} queries"
-    lines.append(compared(name, plain(jnp.asarray(query_QD)), told(query_QD, ignore="scene"), gallery_ND, right_QN))
+    lines.append(comparison(name, plain(jnp.asarray(query_QD)), told(query_QD, ignore="scene"), gallery_ND, right_QN))
   for name, ignore, rows_text_changed_right in (
     ("change one attribute", "scene", other_toys(queries, items)),
     ("change the ground", (), other_grounds(queries, items)),
@@ -97,7 +97,7 @@ def measure(split: Split, encoder: Any, adapter: Adapter | None = None) -> list[
     row_Q, texts, changed, right_QN = rows_text_changed_right
     query_QD, text_QD = image_QD[row_Q], encoder.texts(texts)
     adaptation = told(query_QD, ignore=ignore, change=text_QD, changed=changed)
-    line = compared(name, plain(jnp.asarray(query_QD)), adaptation, gallery_ND, right_QN)
+    line = comparison(name, plain(jnp.asarray(query_QD)), adaptation, gallery_ND, right_QN)
     x_QD, t_QD = unit(query_QD, np.float32), unit(text_QD, np.float32)
     others: dict[str, Score] = {f"sum {weight}": functools.partial(summed, weight) for weight in SUMS}
     others |= {"product": product, "BASIC": basic(subjects, styles, split.gallery)}
@@ -111,13 +111,15 @@ def measure(split: Split, encoder: Any, adapter: Adapter | None = None) -> list[
   return lines
 
 
-def compared(name: str, before: Adaptation, told: Adaptation, gallery_ND: np.ndarray, right_QN: np.ndarray) -> Line:
+def comparison(
+  name: str, before: Adaptation, told: Adaptation, gallery_ND: np.ndarray, right_QN: np.ndarray
+) -> Comparison:
   """Returns a line: the plain feature, the told query, and its q′ without T."""
   methods = {"plain": before, "told": told, "q′ alone": plain(told.query)}
-  return Line(name, {method: precision(one, gallery_ND, right_QN) for method, one in methods.items()})
+  return Comparison(name, {method: precision_by(one, gallery_ND, right_QN) for method, one in methods.items()})
 
 
-def precision(adaptation: Adaptation, gallery_ND: np.ndarray, right_QN: np.ndarray) -> np.ndarray:
+def precision_by(adaptation: Adaptation, gallery_ND: np.ndarray, right_QN: np.ndarray) -> np.ndarray:
   """Returns each query's average precision (Q)."""
   return precision_of(np.asarray(qat_jax.score(adaptation, gallery_ND)), right_QN)
 
@@ -129,7 +131,7 @@ def precision_of(score_QN: np.ndarray, right_QN: np.ndarray) -> np.ndarray:
 
 def unnamed_colours(
   image_QD: np.ndarray, gallery_ND: np.ndarray, queries: list[dict], items: list[dict], colour_WD: np.ndarray
-) -> Line:
+) -> Comparison:
   """Returns the line of queries whose colour the aspect does not name: two of eight in turn."""
   parts: dict[str, list[np.ndarray]] = {}
   value_W = np.repeat(ATTRIBUTES["colour"], 2)
@@ -139,9 +141,11 @@ def unnamed_colours(
     right_QN = column(queries, "colour")[rows][:, None] == column(items, "colour")[None]
     named_WD = colour_WD[~np.isin(value_W, hidden)]
     told = qat_jax.by_words(image_QD[rows], alike=named_WD, aspects={}, gallery=gallery_ND)
-    for method, one in compared("", plain(jnp.asarray(image_QD[rows])), told, gallery_ND, right_QN).precision.items():
+    for method, one in comparison("", plain(jnp.asarray(image_QD[rows])), told, gallery_ND, right_QN).precision.items():
       parts.setdefault(method, []).append(one)
-  return Line("alike in colour, colours without a word", {name: np.concatenate(some) for name, some in parts.items()})
+  return Comparison(
+    "alike in colour, colours without a word", {name: np.concatenate(some) for name, some in parts.items()}
+  )
 
 
 def other_toys(queries: list[dict], items: list[dict]) -> tuple[list[int], list[str], list[str], np.ndarray]:
@@ -202,7 +206,7 @@ def column(rows: list[dict], name: str) -> np.ndarray:
   return np.array([row[name] for row in rows])
 
 
-def text_of(line: Line) -> str:
+def text_of(line: Comparison) -> str:
   """Returns a line of the table as text: means, and the differences of the told query from plain and from q′ alone."""
   means = ", ".join(f"{name} {100 * x_Q.mean():.1f}" for name, x_Q in line.precision.items())
   if len(line.precision["told"]) == 1:

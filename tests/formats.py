@@ -63,7 +63,7 @@ def write(folder: pathlib.Path) -> None:
   ExactIndex.build(feature_ND).save(folder / "index-1")
   precision_Q = np.array([0.5, 1.0])
   result = Result("text", "plain", precision_Q, precision_Q, ids_QK=np.zeros((2, 1), np.int32), hit10_Q=precision_Q)
-  measure.write(folder / f"results-{measure.FORMAT}.npz", {"format": measure.FORMAT}, [result])
+  measure.write_results(folder / f"results-{measure.FORMAT}.npz", {"format": measure.FORMAT}, [result])
   (folder / f"ranked-{batch.FORMAT}.parts").mkdir()
   batch.write_record(folder / f"ranked-{batch.FORMAT}.parts" / "plan.json", {"format": batch.FORMAT, "k": 3})
 

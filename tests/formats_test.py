@@ -101,7 +101,7 @@ def test_a_candidate_of_an_earlier_format_is_refused_with_what_to_do(earlier, ke
 
 
 def test_results_semi_positives_and_indexes_are_read(kept):
-  results, made_from = measure.read(kept / "results-3.npz")
+  results, made_from = measure.read_results(kept / "results-3.npz")
   assert results[0].ap_Q.tolist() == [0.5, 1.0] and made_from == {"format": 3}
   semi, about = mining.load(kept / "semi-1.npz")
   assert semi.ids.tolist() == [[1], [0]] and about == {"format": 1}

@@ -41,7 +41,7 @@ SAMPLE = 2000  # items whose similarities say what the least one is
 Score = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # picture_QD, text_QD, item_ND (unit) → QN
 
 
-class Line(NamedTuple):
+class IcirLine(NamedTuple):
   """A line of an official file."""
 
   image: str
@@ -52,8 +52,8 @@ class Line(NamedTuple):
 class Icir(NamedTuple):
   """The queries and the database, in the order of their files."""
 
-  queries: list[Line]
-  database: list[Line]
+  queries: list[IcirLine]
+  database: list[IcirLine]
 
   @classmethod
   def open(cls, root: Path | str) -> Icir:
@@ -101,13 +101,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser.add_argument("--adapter", type=Path, help="a run's folder: its image head serves the picture")
   parser.add_argument("--aspects", help="a JSON file of aspects; by default the package's own")
   with commands.started(parser, arguments) as flags:
-    found = measure(flags.root, flags.features, flags.adapter, flags.aspects)
+    found = icir_figures(flags.root, flags.features, flags.adapter, flags.aspects)
     for name, figures in found.items():
       print("{}: mAP {map:.2f} [{low:.2f}, {high:.2f}], mmAP {mmap:.2f}".format(name, **figures))
     commands.write_figures(flags.json, found)
 
 
-def measure(root: Path, features: Path, adapter: Path | None, aspects: str | None) -> dict[str, dict[str, float]]:
+def icir_figures(root: Path, features: Path, adapter: Path | None, aspects: str | None) -> dict[str, dict[str, float]]:
   """Returns the figures of each method that there is what it takes for, by its name."""
   benchmark = Icir.open(root)
   gallery = FeatureStore.open(features / "gallery", "img")
@@ -127,7 +127,7 @@ def measure(root: Path, features: Path, adapter: Path | None, aspects: str | Non
     subjects, styles = (np.asarray(FeatureStore.open(features / name, "text")[:]) for name in ("subjects", "styles"))
     methods["BASIC"] = basic(subjects, styles, gallery)
   if gallery.encoder:
-    methods["ours, told in words"] = told(gallery, aspects)
+    methods["ours, told in words"] = told_in_words(gallery, aspects)
   if adapter is not None:
     methods["ours, image head + text"] = partial(through_head, qat_jax.load(adapter))
   return {
@@ -171,7 +171,7 @@ def basic(subject_SD: np.ndarray, style_SD: np.ndarray, gallery: FeatureStore) -
   return score
 
 
-def told(gallery: FeatureStore, aspects: str | None) -> Score:
+def told_in_words(gallery: FeatureStore, aspects: str | None) -> Score:
   """Returns `by_words`, the text changing the aspect that it names: T and q′ of pictures told in words."""
   assert gallery.encoder is not None
   encoder = qat_jax.load_encoder(gallery.encoder[0])
@@ -200,7 +200,7 @@ def through_head(
   return adapted(picture_QD, "image") + (adapted(text_QD, "text") if text_head else text_QD @ item_ND.T)
 
 
-def _lines(path: Path) -> list[Line]:
+def _lines(path: Path) -> list[IcirLine]:
   text = decoded(need(path, SOURCE).read_bytes(), path)
   rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
   for number, row in enumerate(rows, start=1):
@@ -208,7 +208,7 @@ def _lines(path: Path) -> list[Line]:
       raise ValueError(f"{path}, line {number} is {','.join(row)!r}; wanted image, text and instance; {SOURCE}")
   if not rows:
     raise ValueError(f"{path} is empty; {SOURCE}")
-  return [Line(*(cell.strip() for cell in row)) for row in rows]
+  return [IcirLine(*(cell.strip() for cell in row)) for row in rows]
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _from_pickle(path: Path) -> Iterator[tuple[str, Items]]:
-  content = safe_pickle.load(path)
+  content = safe_pickle.read_pickle(path)
   scores = content.get("similarities", content.get("sims")) if isinstance(content, dict) else None
   if scores is None or not {"query_ids", "db_ids", "ranks"} <= set(content):
     raise ValueError(f"{path} holds no query_ids, db_ids, similarities (or sims) and ranks; {FORMAT}")

@@ -38,7 +38,7 @@ class BenchmarkFiles(NamedTuple):
   linear_layer: str = ""  # a published static layer, for a row of its own
 
 
-def check(settings: BenchmarkFiles) -> None:
+def check_files(settings: BenchmarkFiles) -> None:
   """Raises ValueError for a benchmark that is not known, or whose files are not named."""
   if settings.name not in BENCHMARKS:
     raise ValueError(f"config.benchmark.name is {settings.name!r}; use one of {', '.join(BENCHMARKS)}")
@@ -51,7 +51,7 @@ def check(settings: BenchmarkFiles) -> None:
 
 def open_problems(settings: BenchmarkFiles) -> list[Problem]:
   """Returns the problems of the benchmark, every file checked; raises ValueError or FileNotFoundError."""
-  check(settings)
+  check_files(settings)
   return BENCHMARKS[settings.name].open(settings)
 
 

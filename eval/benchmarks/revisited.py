@@ -151,7 +151,7 @@ def read_gnd(path: Path | str) -> dict[str, Any]:
   elif path.suffix == ".mat":
     raw = _read_mat(path)
   else:
-    raw = safe_pickle.load(path)
+    raw = safe_pickle.read_pickle(path)
   raw = {"gnd": raw} if isinstance(raw, list) else raw
   if not isinstance(raw, dict) or not isinstance(raw.get("gnd"), (list, tuple, np.ndarray)) or not len(raw["gnd"]):
     raise ValueError(f"{path} holds no list `gnd` with an entry a query; {SOURCE}")

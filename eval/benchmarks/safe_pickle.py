@@ -45,7 +45,7 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 }
 
 
-def load(path: Path | str) -> Any:
+def read_pickle(path: Path | str) -> Any:
   """Returns what a pickle of plain values and NumPy arrays holds; texts of Python 2 are read as Latin-1.
 
   Raises ValueError that names the file and what it wanted to call where that is anything else, or where the file is

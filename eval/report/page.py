@@ -13,7 +13,7 @@ from html import escape
 from pathlib import Path
 
 from eval.report import plots
-from eval.report.results import REFERENCES, Estimate, Row, Skipped, best_other, grouped
+from eval.report.results import REFERENCES, Estimate, Row, Skipped, best_other, by_group
 from eval.report.sheets import Sheet, data_uri
 from eval.report.tables import cost_columns, group_name, method_name, metrics_json, percent, table_markdown
 from qat_jax.runs import read_metrics
@@ -73,7 +73,7 @@ def html_page(
   skipped: Sequence[Skipped],
 ) -> str:
   """Returns the whole page; arguments as in `write_report`, `lines` those of the training curves."""
-  groups = grouped(rows)
+  groups = by_group(rows)
   return string.Template(PAGE.read_text()).substitute(
     title="Query-adaptive retrieval",
     style=STYLE.read_text(),

@@ -129,7 +129,7 @@ def best_other(group: Sequence[Row], main: Row) -> tuple[Row, Estimate] | None:
   return best, Estimate(*paired_interval(main.result.ap_Q, best.result.ap_Q))
 
 
-def grouped(rows: Sequence[Row]) -> list[list[Row]]:
+def by_group(rows: Sequence[Row]) -> list[list[Row]]:
   """Returns the rows of each query type and task together, in the order in which they first came."""
   groups = dict.fromkeys(r.result.group for r in rows)
   return [[r for r in rows if r.result.group == group] for group in groups]

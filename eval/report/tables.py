@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from eval.markdown import markdown
 from eval.methods import METHODS
-from eval.report.results import Estimate, Row, Skipped, grouped
+from eval.report.results import Estimate, Row, Skipped, by_group
 
 FORMAT = 1  # of metrics.json
 COSTS = {  # fields of Result, and their headings
@@ -53,7 +53,7 @@ def metrics_json(rows: Sequence[Row], provenance: dict, skipped: Sequence[Skippe
   }
 
 
-def table(rows: Sequence[Row], costs: Iterable[str] = COSTS) -> tuple[list[str], list[list[str]]]:
+def table_cells(rows: Sequence[Row], costs: Iterable[str] = COSTS) -> tuple[list[str], list[list[str]]]:
   """Returns header and cells of the table of one group, as text; of `costs` those that some row has."""
   header = ["method", "mAP", "recall@1", "vs plain", "vs static"]
   cells = [
@@ -82,8 +82,8 @@ def cost_columns(rows: Sequence[Row], costs: Iterable[str] = COSTS) -> list[tupl
 def table_text(rows: Sequence[Row]) -> str:
   """Returns the tables of all groups for a terminal: figures × 100, [95% interval], of the costs only the time."""
   parts = []
-  for group in grouped(rows):
-    header, cells = table(group, ["ms_per_query"])
+  for group in by_group(rows):
+    header, cells = table_cells(group, ["ms_per_query"])
     widths = [max(len(line[i]) for line in [header, *cells]) for i in range(len(header))]
     lines = [
       "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
@@ -103,9 +103,9 @@ def table_text(rows: Sequence[Row]) -> str:
 def table_markdown(rows: Sequence[Row]) -> str:
   """Returns the same tables in Markdown."""
   parts = []
-  for group in grouped(rows):
+  for group in by_group(rows):
     title = f"**{group_name(group)}** ({group[0].queries:,}), figures × 100, [95% interval over queries]"
-    parts.append(f"{title}\n\n{markdown(*table(group), numbers=True)}")
+    parts.append(f"{title}\n\n{markdown(*table_cells(group), numbers=True)}")
   return "\n\n".join(parts) + "\n"
 
 

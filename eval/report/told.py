@@ -17,7 +17,7 @@ from PIL import Image
 
 import qat_jax
 from eval.report.sheets import Sheet, draw_sheets
-from eval.told import column, precision, seen, toy_aspects
+from eval.told import column, precision_by, seen, toy_aspects
 from qat_jax import words
 from qat_jax.datasets.toybox.render import drawn
 from qat_jax.features.retrieval_set import RetrievalSet
@@ -36,8 +36,8 @@ def picture(workdir: Path) -> Image.Image:
   told = lambda rows, **request: qat_jax.by_words(query_QD[rows], aspects=book, gallery=gallery, **request)
   right_QN = column(queries, "name")[:, None] == column(items, "name")[None]
   gallery_ND = np.asarray(gallery[:], np.float32)
-  before_Q = precision(qat_jax.plain(jnp.asarray(query_QD)), gallery_ND, right_QN)
-  after_Q = precision(told(slice(None), ignore="scene"), gallery_ND, right_QN)
+  before_Q = precision_by(qat_jax.plain(jnp.asarray(query_QD)), gallery_ND, right_QN)
+  after_Q = precision_by(told(slice(None), ignore="scene"), gallery_ND, right_QN)
   middle = int(np.argsort(after_Q - before_Q, kind="stable")[len(after_Q) // 2])
   one, toy = slice(middle, middle + 1), queries[middle]
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from eval import commands
 from eval.markdown import markdown
-from eval.speed.tools import chunks
+from eval.speed.tools import random_chunks
 from qat_jax.runs import ANEW
 
 STAGES = ("extraction", "ranking")
@@ -48,10 +48,10 @@ def make_inputs(root: pathlib.Path, pictures: int, items: int, width: int, queri
   moved = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(1), x.shape), variables["params"])
   Adapter(width, {"text": Head("adaptive", settings, {**variables, "params": moved})}).save(root / "adapter")
   np.save(root / "queries.npy", rng.standard_normal((queries, width), np.float32))
-  write_features(root / "gallery", {"img": chunks(items, width)}, {"id": [f"item{i}" for i in range(items)]})
+  write_features(root / "gallery", {"img": random_chunks(items, width)}, {"id": [f"item{i}" for i in range(items)]})
 
 
-def run(stage: str, root: pathlib.Path, out: pathlib.Path, cluster: str) -> None:
+def run_stage(stage: str, root: pathlib.Path, out: pathlib.Path, cluster: str) -> None:
   """Extracts features or ranks queries, in `SHARDS` shards."""
   from qat_jax.datasets.folder import FolderSource
   from qat_jax.encoders import load_encoder
@@ -91,7 +91,7 @@ def traffic(root: pathlib.Path, shards: int, k: int) -> float:
   for shard in range(shards):
     folders.append(root / f"shards-{shards}" / str(shard))
     rows, names = 5 * k, [f"{shard}-{i}" for i in range(5 * k)]
-    write_features(folders[-1], {"img": chunks(rows, adapter.width)}, {"id": names})
+    write_features(folders[-1], {"img": random_chunks(rows, adapter.width)}, {"id": names})
   with Gallery(folders, adapter=root / "adapter") as gallery:
     qat_jax.rank(adapter(query_QD), gallery, k)
     return (gallery.traffic.sent + gallery.traffic.received) / gallery.traffic.asked
@@ -123,7 +123,7 @@ def measured(root: pathlib.Path, counts: list[int], k: int) -> list[dict[str, An
   return rows
 
 
-def table(rows: list[dict[str, Any]], flags: argparse.Namespace) -> str:
+def markdown_tables(rows: list[dict[str, Any]], flags: argparse.Namespace) -> str:
   """Returns what was measured, and what it comes to for more images, as two tables in Markdown."""
   alone, lines = rows[0], []
   for row in rows:
@@ -162,12 +162,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(f"--{name}", type=pathlib.Path, help=argparse.SUPPRESS)
   with commands.started(parser, arguments, ANEW) as flags:
     if flags.stage:
-      return run(flags.stage, flags.root, flags.out, flags.cluster)
+      return run_stage(flags.stage, flags.root, flags.out, flags.cluster)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     with tempfile.TemporaryDirectory(dir=flags.folder) as folder:
       make_inputs(pathlib.Path(folder), flags.pictures, flags.items, flags.width, flags.queries, flags.rank)
       rows = measured(pathlib.Path(folder), flags.workers, flags.k)
-    print(table(rows, flags))
+    print(markdown_tables(rows, flags))
     commands.write_figures(flags.json, rows)
 
 

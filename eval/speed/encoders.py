@@ -31,13 +31,13 @@ from PIL import Image
 from eval import commands
 from eval.markdown import markdown
 from qat_jax.encoders import families, load_encoder, names, texts
-from qat_jax.encoders.settings import Blocks, Text, Vision
+from qat_jax.encoders.settings import Layers, Text, Vision
 from qat_jax.encoders.tower import VisionTower, in_parts
 from qat_jax.runs import ANEW
 
-BASE = Vision(Blocks(768, 12, 12, 3072, "quick_gelu", 1e-5), 16, 14, "class", 512, patch_bias=False, pre_norm=True)
+BASE = Vision(Layers(768, 12, 12, 3072, "quick_gelu", 1e-5), 16, 14, "class", 512, patch_bias=False, pre_norm=True)
 LARGE_TOWER = Vision(
-  Blocks(1024, 24, 16, 4096, "quick_gelu", 1e-5), 14, 16, "class", 768, patch_bias=False, pre_norm=True
+  Layers(1024, 24, 16, 4096, "quick_gelu", 1e-5), 14, 16, "class", 768, patch_bias=False, pre_norm=True
 )
 SHAPES = {"B/16": BASE, "L/14": LARGE_TOWER}
 # Answer every line that they read with the seconds of one batch, and those that the cores spent on it. ONNX Runtime's
@@ -90,7 +90,7 @@ LARGE = {
 }
 
 
-def ours(batch: int, vision: Vision = BASE, dtype: str = "float32") -> Callable[[], tuple[float, float]]:
+def our_tower(batch: int, vision: Vision = BASE, dtype: str = "float32") -> Callable[[], tuple[float, float]]:
   """Returns a function that encodes a batch of random pixels, and returns its seconds and the cores'; compiled here."""
   side = vision.grid * vision.patch
   pixels = jax.random.normal(jax.random.key(0), (batch, side, side, 3), jnp.float32)
@@ -109,7 +109,7 @@ def ours(batch: int, vision: Vision = BASE, dtype: str = "float32") -> Callable[
 
 def speed(torch_python: str, batch: int, rounds: int, shape: str = "B/16", dtype: str = "float32") -> str:
   """Returns images a second of our tower; with a Python that has torch, a table with PyTorch's and ONNX Runtime's."""
-  run = ours(batch, SHAPES[shape], dtype)
+  run = our_tower(batch, SHAPES[shape], dtype)
   if not torch_python:
     rate = batch / min(run()[0] for _ in range(rounds))
     return f"{shape} at 224, {dtype}, batch {batch}: {rate:.2f} images a second ({jax.devices()[0].device_kind})"
@@ -162,15 +162,15 @@ def write_checkpoint(folder: pathlib.Path, config: dict[str, Any]) -> int:
   (folder / "tokenizer_config.json").write_text(json.dumps({"pad_token": "<pad>"}))
   words = {"type": "WordLevel", "vocab": {"<pad>": 0, "<unk>": 1}, "unk_token": "<unk>"}
   (folder / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": words}))
-  vision, text = families.towers(families.read_config(folder))
+  vision, text = families.towers(families.read_encoder_config(folder))
   return _write_random(folder / "model.safetensors", vision, text)
 
 
 def _write_random(path: pathlib.Path, vision: Vision, text: Text | None) -> int:
   """Writes tensors of one repeated block of random numbers, and returns their bytes."""
   sizes: dict[str, tuple[int, ...]] = {}
-  table = names.table("siglip", vision, text)
-  for parameter, wanted in names.shapes(vision, text).items():
+  table = names.tensor_names("siglip", vision, text)
+  for parameter, wanted in names.parameter_shapes(vision, text).items():
     sizes.update({piece.name: piece.shape for piece in names.pieces(parameter, wanted.shape, table, vision)})
   block = np.random.default_rng(0).normal(0, 0.02, 1 << 20).astype(np.float32)
   safetensors.numpy.save_file({name: np.resize(block, shape) for name, shape in sizes.items()}, path)
@@ -179,7 +179,9 @@ def _write_random(path: pathlib.Path, vision: Vision, text: Text | None) -> int:
 
 def loading(folder: pathlib.Path) -> tuple[float, int]:
   """Returns the seconds that `load_encoder` takes, and the bytes by which this process grew at most."""
-  texts.read_tokens(folder, families.read_config(folder).model_type, 64, 1 << 31)  # what libraries take is not counted
+  texts.read_tokens(
+    folder, families.read_encoder_config(folder).model_type, 64, 1 << 31
+  )  # what libraries take is not counted
   jax.block_until_ready(jnp.zeros(1))
   before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   began = time.perf_counter()
@@ -197,7 +199,7 @@ def errors(folder: pathlib.Path, dtype: str) -> dict[str, float]:
     error["texts"] = relative(encoder.texts(vectors["texts"].tolist()), vectors["text_embeds"])
   if "other_pixel_values" not in vectors:
     return error
-  vision, _ = families.towers(families.read_config(folder))
+  vision, _ = families.towers(families.read_encoder_config(folder))
   tower = VisionTower(vision, jnp.dtype(dtype))
   pixels = vectors["other_pixel_values"].transpose(0, 2, 3, 1)
   other = jax.jit(tower.apply)({"params": encoder.params["vision"]}, pixels)
@@ -205,7 +207,7 @@ def errors(folder: pathlib.Path, dtype: str) -> dict[str, float]:
   return {**error, "another size": relative(unit, vectors["other_image_embeds"])}
 
 
-def table(root: pathlib.Path) -> str:
+def error_table(root: pathlib.Path) -> str:
   """Returns the errors of every reference checkpoint in a folder as a Markdown table."""
   columns = ("images", "texts", "another size")
   lines = []
@@ -229,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
   with commands.started(parser, arguments, ANEW) as flags:
     if flags.reference:
-      print(table(flags.reference))
+      print(error_table(flags.reference))
     elif flags.load_folder:
       print(json.dumps(loading(flags.load_folder)))
     elif flags.load:

@@ -24,8 +24,8 @@ import qat_jax
 from eval import commands
 from eval.markdown import markdown
 from eval.speed import ways
-from eval.speed.tools import chunks, make_adaptation, make_gallery, seconds_in_turn, watched_memory
-from eval.speed.ways import Way
+from eval.speed.tools import make_adaptation, make_gallery, random_chunks, seconds_in_turn, watched_memory
+from eval.speed.ways import SearchWay
 from qat_jax.runs import ANEW
 from qat_jax.types import Adaptation
 
@@ -33,18 +33,18 @@ SIZES = (10_000, 100_000, 1_000_000, 10_000_000)
 BATCHES = (1, 8, 64)
 
 
-def limits() -> dict[str, Way]:
+def limits() -> dict[str, SearchWay]:
   """Returns two ways that show what the machine can do: a copy of 0.5 GB, and a product of square matrices."""
   side = 2048 if jax.default_backend() == "cpu" else 8192
   big, square = jnp.ones(1 << 26), jnp.ones((side, side))
   copy, product = jax.jit(lambda x: x + 1), jax.jit(lambda x: x @ x)
   return {
-    "copy": Way(lambda: copy(big), 0, 2 * big.nbytes, 0),
-    "product": Way(lambda: product(square), 0, 0, 2 * side**3),
+    "copy": SearchWay(lambda: copy(big), 0, 2 * big.nbytes, 0),
+    "product": SearchWay(lambda: product(square), 0, 0, 2 * side**3),
   }
 
 
-def compare(queries: int, items: int, named: dict[str, Way], repeats: int) -> list[dict[str, Any]]:
+def compare(queries: int, items: int, named: dict[str, SearchWay], repeats: int) -> list[dict[str, Any]]:
   """Returns a row for each way: times, ratios, memory, and the fraction of what the machine could do."""
   most = limits()
   seconds = seconds_in_turn({name: way.run for name, way in (named | most).items()}, repeats)
@@ -65,7 +65,7 @@ def compare(queries: int, items: int, named: dict[str, Way], repeats: int) -> li
   return rows
 
 
-def table(rows: list[dict[str, Any]], missing: dict[str, str]) -> str:
+def way_table(rows: list[dict[str, Any]], missing: dict[str, str]) -> str:
   """Returns the rows as a Markdown table, with the reason for each way that was not run."""
   head = ["way", "N", "Q", "ns per query and item", "ms a query", "times dense", "times plain", "peak MB"]
   head += ["GFLOP/s", "of the roofline"]
@@ -92,7 +92,7 @@ def growth(options: argparse.Namespace) -> list[dict[str, Any]]:
     gallery_ND = make_gallery(items, options.width, options.dtype)
     for queries in BATCHES:
       named = ways.ways(adaptation_of(options, queries), gallery_ND, options.k)
-      some = {name: way for name, way in named.items() if name in ("rank", "plain") and isinstance(way, Way)}
+      some = {name: way for name, way in named.items() if name in ("rank", "plain") and isinstance(way, SearchWay)}
       rows += compare(queries, items, some, 3)
   axes = (figure := Figure(figsize=(6, 4))).add_subplot()
   for name, line in (("rank", "-"), ("plain", "--")):
@@ -114,7 +114,7 @@ def streamed(options: argparse.Namespace) -> list[dict[str, Any]]:
     path = Path(folder) / "gallery.npy"
     gallery_ND = np.lib.format.open_memmap(path, "w+", np.float16, (options.items, options.width))
     start = 0
-    for part_ND in chunks(options.items, options.width):
+    for part_ND in random_chunks(options.items, options.width):
       gallery_ND[start : start + len(part_ND)] = part_ND
       start += len(part_ND)
     for _ in range(options.repeats):
@@ -149,7 +149,7 @@ def adaptation_of(options: argparse.Namespace, queries: int) -> Adaptation:
   return adapter(random.query, "text" if "text" in adapter.heads else "image").replace(space="frozen")
 
 
-def compared(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, str]]:
+def rows_of_ways(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, str]]:
   """Returns the rows of the ways that --only names (all without it), and why the others could not be run."""
   adaptation = adaptation_of(options, options.queries)
   gallery_ND = make_gallery(options.items, adaptation.query.shape[1], options.dtype)
@@ -160,7 +160,7 @@ def compared(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[st
   if only - set(named):
     raise SystemExit(f"error: --only names {', '.join(sorted(only - set(named)))}; use some of {', '.join(named)}")
   named = {name: way for name, way in named.items() if not only or name in only}
-  runnable = {name: way for name, way in named.items() if isinstance(way, Way)}
+  runnable = {name: way for name, way in named.items() if isinstance(way, SearchWay)}
   rows = compare(options.queries, options.items, runnable, options.repeats)
   if options.profile:
     with jax.profiler.trace(options.profile):
@@ -170,7 +170,7 @@ def compared(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[st
   return rows, {name: way for name, way in named.items() if isinstance(way, str)}
 
 
-def command_line() -> argparse.ArgumentParser:
+def options_parser() -> argparse.ArgumentParser:
   """Returns the parser of the command line."""
   parser = commands.parser("eval.speed.search", __doc__, "--json")
   for name, default, text in (
@@ -199,7 +199,7 @@ def command_line() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
   """Measures what the flags ask for, prints the table, and writes the JSON."""
-  with commands.started(command_line(), arguments, ANEW) as options:
+  with commands.started(options_parser(), arguments, ANEW) as options:
     if options.device:
       jax.config.update("jax_platforms", {"gpu": "cuda"}.get(options.device, options.device))
     missing: dict[str, str] = {}
@@ -210,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif options.growth:
       rows = growth(options)
     else:
-      rows, missing = compared(options)
+      rows, missing = rows_of_ways(options)
     about = {"device": jax.devices()[0].device_kind, "cores": psutil.cpu_count(), "jax": jax.__version__}
     about |= {name: value for name, value in vars(options).items() if name != "json"}
     print(", ".join(f"{name} {value}" for name, value in about.items() if value not in (None, "", False)))
@@ -220,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
       print(markdown(head, [[row["name"], *(f"{row[key]:.3g}" for key in keys)] for row in rows]))
     else:
       print(f"copy {rows[0]['copy_gb_s']:.1f} GB/s, product {rows[0]['product_gflop_s']:.0f} GFLOP/s (float32)")
-      print(table(rows, missing))
+      print(way_table(rows, missing))
     commands.write_figures(options.json, [{**about, **row} for row in rows])
 
 

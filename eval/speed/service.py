@@ -130,7 +130,7 @@ def answers(port: int, bodies: pathlib.Path, **settings: float) -> dict[str, Any
   return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def measure(
+def load_report(
   port: int, folder: pathlib.Path, width: int, clients: list[int], seconds: float, overload: float
 ) -> list[str]:
   """Returns the lines of the report.
@@ -179,10 +179,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if flags.load:
       print(json.dumps(under_load(flags.load, flags.bodies.read_bytes().splitlines(), **flags.settings)))
     else:
-      served(flags)
+      serve_and_report(flags)
 
 
-def served(flags: argparse.Namespace) -> None:
+def serve_and_report(flags: argparse.Namespace) -> None:
   """Serves a gallery, and prints what clients in another process measure of it."""
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
@@ -194,7 +194,7 @@ def served(flags: argparse.Namespace) -> None:
   app = create(state, None, frozenset({"127.0.0.1"}))
   with tempfile.TemporaryDirectory() as folder, in_thread(app, port):
     clients = [int(count) for count in flags.clients.split(",")]
-    print("\n".join(measure(port, pathlib.Path(folder), flags.width, clients, flags.seconds, flags.overload)))
+    print("\n".join(load_report(port, pathlib.Path(folder), flags.width, clients, flags.seconds, flags.overload)))
 
 
 if __name__ == "__main__":

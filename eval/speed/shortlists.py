@@ -84,7 +84,7 @@ def clusters(items: int, width: int, queries: int) -> tuple[np.ndarray, np.ndarr
   return around(items), around(queries)
 
 
-def table(rows: list[dict]) -> str:
+def recall_table(rows: list[dict]) -> str:
   """Returns a Markdown table: a line for each gallery, index and kind of query, a column for each length."""
   lengths = sorted({row["length"] for row in rows})
   lines = []
@@ -100,7 +100,7 @@ def integers(text: str) -> list[int]:
   return [int(part) for part in text.split(",")]
 
 
-def command_line() -> argparse.ArgumentParser:
+def options_parser() -> argparse.ArgumentParser:
   """Returns the parser of the command line."""
   parser = commands.parser("eval.speed.shortlists", __doc__, "--json")
   parser.add_argument("--index", nargs="+", default=["scann"], help=f"one or more of {KINDS}")
@@ -144,10 +144,10 @@ def measured(options: argparse.Namespace) -> list[dict]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
   """Measures, prints the table, writes the rows."""
-  with commands.started(command_line(), arguments, ANEW) as options:
+  with commands.started(options_parser(), arguments, ANEW) as options:
     rows = measured(options)
     print(f"recall@{options.k} of the exact adapted ranking, by shortlist length")
-    print(table(rows))
+    print(recall_table(rows))
     commands.write_figures(options.json, rows)
 
 

@@ -35,7 +35,7 @@ def make_gallery(items: int, width: int, dtype: str, seed: int = 1) -> jax.Array
   return gallery_ND
 
 
-def chunks(items: int, width: int, step: int = 1 << 16) -> Iterator[np.ndarray]:
+def random_chunks(items: int, width: int, step: int = 1 << 16) -> Iterator[np.ndarray]:
   """Yields random unit rows in float16, at most `step` rows at a time, for galleries on disk."""
   for start in range(0, items, step):
     yield np.asarray(make_gallery(min(step, items - start), width, "float16", seed=start))

@@ -33,7 +33,7 @@ RELEASED: dict[str, Any] = {"hidden": 512, "rank": 64, "layers": 6, "steps": 4, 
 DEMO_WIDTH = 96
 
 
-class Way(NamedTuple):
+class SearchWay(NamedTuple):
   """One way: `run` does it all for Q queries and returns when done; the rest is the least that it must do."""
 
   run: Callable[[], object]
@@ -42,7 +42,7 @@ class Way(NamedTuple):
   flops: float
 
 
-def ways(adaptation: Adaptation, gallery_ND: jax.Array, k: int) -> dict[str, Way | str]:
+def ways(adaptation: Adaptation, gallery_ND: jax.Array, k: int) -> dict[str, SearchWay | str]:
   """Returns the ways that need nothing but JAX, by name; the reason in words where the memory is too small for one."""
   queries, width = adaptation.query.shape
   rank_R, items = adaptation.left.shape[2], len(gallery_ND)
@@ -54,20 +54,24 @@ def ways(adaptation: Adaptation, gallery_ND: jax.Array, k: int) -> dict[str, Way
   unchanged = plain(adaptation.query)
   columns = prepare(adaptation).bounds.columns.shape[1] / queries
   dense_flops, needed = every * 2 * width * width, 2 * every * 4 * width
-  materialised = Way(lambda: jax.block_until_ready(dense(adaptation, gallery_ND, k)), items, size, dense_flops)
-  blocks = Way(lambda: jax.block_until_ready(dense_blocks(adaptation, gallery_ND, k)), items, size, dense_flops)
-  named: dict[str, Way | str] = {
+  materialised = SearchWay(lambda: jax.block_until_ready(dense(adaptation, gallery_ND, k)), items, size, dense_flops)
+  blocks = SearchWay(lambda: jax.block_until_ready(dense_blocks(adaptation, gallery_ND, k)), items, size, dense_flops)
+  named: dict[str, SearchWay | str] = {
     "dense": materialised if needed < free_bytes() else f"not run: its mapped items take {needed / 1e9:.1f} GB",
     "dense_blocks": blocks,
-    "factored": Way(lambda: factored(adaptation, gallery_ND, k), items, size, every * 2 * width * (1 + 2 * rank_R)),
-    "rank": Way(lambda: rank(adaptation, gallery_ND, k), items, size, every * 2 * width * columns),
-    "gated": Way(lambda: rank(gated, gallery_ND, k), items, size, every * 4 * width),
-    "plain": Way(lambda: jax.block_until_ready(top(gallery_ND, adaptation.query, k)), items, size, every * 2 * width),
-    "plain_rank": Way(lambda: rank(unchanged, gallery_ND, k), items, size, every * 2 * width),
+    "factored": SearchWay(
+      lambda: factored(adaptation, gallery_ND, k), items, size, every * 2 * width * (1 + 2 * rank_R)
+    ),
+    "rank": SearchWay(lambda: rank(adaptation, gallery_ND, k), items, size, every * 2 * width * columns),
+    "gated": SearchWay(lambda: rank(gated, gallery_ND, k), items, size, every * 4 * width),
+    "plain": SearchWay(
+      lambda: jax.block_until_ready(top(gallery_ND, adaptation.query, k)), items, size, every * 2 * width
+    ),
+    "plain_rank": SearchWay(lambda: rank(unchanged, gallery_ND, k), items, size, every * 2 * width),
   }
   for name in ("rank", "plain_rank"):
     way = named[name]
-    assert isinstance(way, Way)
+    assert isinstance(way, SearchWay)
     named[f"{name}_float32"] = way._replace(run=functools.partial(in_float32, way.run))
   for name, length in (("rerank_1k", 1000), ("rerank_10k", 10_000)):
     if length > items:
@@ -75,15 +79,15 @@ def ways(adaptation: Adaptation, gallery_ND: jax.Array, k: int) -> dict[str, Way
     shortlist_QS = np.random.default_rng(3).integers(0, items, (queries, length))
     moved = queries * length * width * gallery_ND.dtype.itemsize
     flops = queries * length * 4 * width * rank_R
-    named[name] = Way(functools.partial(rerank, adaptation, gallery_ND, shortlist_QS, k), length, moved, flops)
+    named[name] = SearchWay(functools.partial(rerank, adaptation, gallery_ND, shortlist_QS, k), length, moved, flops)
   return named
 
 
-def library_ways(adaptation: Adaptation, gallery_ND: jax.Array, k: int) -> dict[str, Way | str]:
+def library_ways(adaptation: Adaptation, gallery_ND: jax.Array, k: int) -> dict[str, SearchWay | str]:
   """Returns FAISS's exact plain search, and ScaNN's shortlist reranked; the reason in words where one is missing."""
   queries, width = adaptation.query.shape
   host_ND = np.asarray(gallery_ND, np.float32)
-  named: dict[str, Way | str] = {}
+  named: dict[str, SearchWay | str] = {}
   try:
     import faiss
   except ImportError:
@@ -93,7 +97,7 @@ def library_ways(adaptation: Adaptation, gallery_ND: jax.Array, k: int) -> dict[
     index.add(host_ND)
     query_QD = np.asarray(adaptation.query)
     flops = 2.0 * queries * host_ND.size
-    named["faiss_flat"] = Way(lambda: index.search(query_QD, k), len(host_ND), host_ND.nbytes, flops)
+    named["faiss_flat"] = SearchWay(lambda: index.search(query_QD, k), len(host_ND), host_ND.nbytes, flops)
   try:
     scann = qat_jax.ScannIndex.build(host_ND)
   except ImportError as error:
@@ -103,7 +107,7 @@ def library_ways(adaptation: Adaptation, gallery_ND: jax.Array, k: int) -> dict[
     length = min(1000, len(host_ND))
     run = lambda: rerank(adaptation, gallery_ND, scann.search(folded_QD, length), k)
     moved = queries * length * width * 4.0
-    named["scann_rerank"] = Way(run, len(host_ND), moved, moved * adaptation.left.shape[2])
+    named["scann_rerank"] = SearchWay(run, len(host_ND), moved, moved * adaptation.left.shape[2])
   return named
 
 
@@ -164,7 +168,7 @@ def factored(adaptation: Adaptation, gallery_ND: jax.Array, k: int) -> jax.Array
   return jax.block_until_ready(jax.lax.top_k(jnp.concatenate(parts, axis=1), k)[1])
 
 
-def networks(queries: int) -> dict[str, Way]:
+def networks(queries: int) -> dict[str, SearchWay]:
   """Returns hypernetworks by name, each adapting Q random queries with random weights."""
   modules: dict[str, nn.Module] = {
     "released, R+1 tokens": Released(768, **RELEASED),
@@ -175,7 +179,7 @@ def networks(queries: int) -> dict[str, Way]:
   return {name: network_way(module, queries) for name, module in modules.items()}
 
 
-def network_way(module: nn.Module, queries: int) -> Way:
+def network_way(module: nn.Module, queries: int) -> SearchWay:
   """Returns one network as a way, compiled; its operations are XLA's count before optimisation."""
   variables = initialise(module, jax.random.key(0))
   query_QD = jax.random.normal(jax.random.key(1), (queries, module.width), jnp.float32)
@@ -183,4 +187,4 @@ def network_way(module: nn.Module, queries: int) -> Way:
   call = lowered.compile()
   size = sum(x.nbytes for x in jax.tree.leaves(variables))
   cost = lowered.cost_analysis() or {"flops": float("nan")}  # None where the backend does not count
-  return Way(lambda: call(variables, query_QD), 1, size, cost["flops"])
+  return SearchWay(lambda: call(variables, query_QD), 1, size, cost["flops"])

@@ -24,7 +24,7 @@ from flax import struct
 from qat_jax.adapter import check_queries, load
 from qat_jax.cluster.crew import MOST_LOST, Answer, Crew, Lost
 from qat_jax.cluster.nodes import all_slots, connect, first_line
-from qat_jax.distributed.gallery_shard import GalleryShard, check_alike, check_names, lightest, rooms
+from qat_jax.distributed.gallery_shard import GalleryShard, check_names, check_shards_alike, lightest, rooms
 from qat_jax.search.exact import DEEP, TopK
 from qat_jax.search.masks import Masks
 from qat_jax.search.rank import blocks, ranking_of
@@ -93,7 +93,7 @@ class Gallery:
       about = self._all("about")
       self._states = [about[place]["state"] for place in range(len(here))]
       self._starts = np.concatenate([[0], np.cumsum([about[place]["rows"] for place in range(len(here))])]).tolist()
-      check_alike(self.paths, [about[place] for place in range(len(here))])
+      check_shards_alike(self.paths, [about[place] for place in range(len(here))])
       self.width, self.space = about[0]["width"], str(about[0]["space"])
       self.dtype = np.result_type(*(one["dtype"] for one in about.values()))
       self.encoder: EncoderName | None = next((one["encoder"] for one in about.values() if one["encoder"]), None)

@@ -147,7 +147,7 @@ def rooms(slots: list[Slot], shards: int, replicas: int) -> list[list[Slot]]:
   return [[shared[(place + copy) % len(shared)] for copy in range(replicas)] for place in range(shards)]
 
 
-def check_alike(paths: Sequence[str], about: Sequence[dict[str, Any]]) -> None:
+def check_shards_alike(paths: Sequence[str], about: Sequence[dict[str, Any]]) -> None:
   """Raises ValueError that names two shards which differ in width, space or encoder; `about` is of each."""
   for place, (path, other) in enumerate(zip(paths, about, strict=True)):
     for name in ("width", "space"):

@@ -24,7 +24,7 @@ from qat_jax.adaptation import normalise
 from qat_jax.encoders import families, open_clip, weights
 from qat_jax.encoders.pixels import Patches, Pixels, read_pixels
 from qat_jax.encoders.settings import Text, Vision
-from qat_jax.encoders.texts import Tokens, read_tokens
+from qat_jax.encoders.texts import TextTokens, read_tokens
 from qat_jax.encoders.tower import TextTower, VisionTower, in_parts
 
 TOY_CLIP = pathlib.Path(__file__).parent / "toy_clip"
@@ -47,7 +47,7 @@ class TowerEncoder:
     vision: Vision,
     text: Text | None,
     pixels: Pixels | Patches,
-    tokens: Tokens | None,
+    tokens: TextTokens | None,
     name: str,
     revision: str,
     batch_size: int,
@@ -145,7 +145,7 @@ def load(
   if batch_size < 1 or batch_size % len(used):
     raise ValueError(f"batch_size is {batch_size}, no multiple of {len(used)} devices; use {_near(batch_size, used)}")
   folder, found = _found(str(name), revision)
-  config = families.read_config(folder)
+  config = families.read_encoder_config(folder)
   vision, text = families.towers(config)
   family = config.model_type
   pixels = read_pixels(folder, family, config)
@@ -157,7 +157,7 @@ def load(
   tokens = None if text is None else read_tokens(folder, family, text.tokens, text.words, config)
   everywhere = NamedSharding(_mesh(used), PartitionSpec())
   place = lambda array: jax.device_put(array, everywhere)
-  params = weights.load(folder, vision, text, family, dtype, place)
+  params = weights.load_weights(folder, vision, text, family, dtype, place)
   return TowerEncoder(params, vision, text, pixels, tokens, str(name), found, batch_size, used, dtype)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from qat_jax.encoders import open_clip, weights
 from qat_jax.encoders.files import read_object
-from qat_jax.encoders.settings import Blocks, Rope, Text, Vision
+from qat_jax.encoders.settings import Layers, Rope, Text, Vision
 from qat_jax.encoders.tower import ACTIVATIONS
 
 Towers = tuple[Vision, Text | None]
@@ -31,7 +31,7 @@ REFUSED = {  # model_type → why
 }
 
 
-def read_config(folder: pathlib.Path) -> Any:
+def read_encoder_config(folder: pathlib.Path) -> Any:
   """Returns the configuration of a checkpoint's folder; OpenCLIP's where there is no other with its weights.
 
   Raises FileNotFoundError where there is none; ValueError where it is broken, or of a kind that is not known.
@@ -40,7 +40,7 @@ def read_config(folder: pathlib.Path) -> Any:
   if other.is_file():
     weighed = any((folder / file).is_file() for file in (weights.SAFETENSORS, weights.INDEX))
     if not (weighed and path.is_file() and read_object(path).get("model_type") in FAMILIES):
-      return open_clip.read(folder)
+      return open_clip.read_open_clip(folder)
   if not path.is_file():
     raise FileNotFoundError(
       f"the folder {str(folder)!r} lacks config.json (open_clip_config.json will do); give the folder of a whole "
@@ -99,7 +99,7 @@ def _dinov2(config: Any) -> Towers:
   registers = getattr(config, "num_register_tokens", 0)
   hidden = int(config.hidden_size * config.mlp_ratio)
   gated = config.use_swiglu_ffn
-  blocks = Blocks(
+  blocks = Layers(
     config.hidden_size,
     config.num_hidden_layers,
     config.num_attention_heads,
@@ -123,7 +123,7 @@ def _dinov3(config: Any) -> Towers:
     "mlp": "up_proj gate_proj down_proj",
   }
   without = [name for part, names in biases.items() if not getattr(config, f"{part}_bias") for name in names.split()]
-  blocks = Blocks(
+  blocks = Layers(
     config.hidden_size,
     config.num_hidden_layers,
     config.num_attention_heads,
@@ -139,8 +139,8 @@ def _dinov3(config: Any) -> Towers:
   return Vision(blocks, config.patch_size, grid, "class", registers=registers, table=False), None
 
 
-def _blocks(part: Any, causal: bool = False) -> Blocks:
-  return Blocks(
+def _blocks(part: Any, causal: bool = False) -> Layers:
+  return Layers(
     part.hidden_size,
     part.num_hidden_layers,
     part.num_attention_heads,

@@ -165,7 +165,7 @@ RENAMED = (
 PASSED_OVER = re.compile(r"(.*\.position_ids|embeddings\.mask_token|attn_mask)$")
 
 
-class Piece(NamedTuple):
+class TensorPiece(NamedTuple):
   """What a checkpoint stores of a parameter: all of it, or some of our columns."""
 
   name: str  # "" where the checkpoint has none: zeros
@@ -174,7 +174,7 @@ class Piece(NamedTuple):
   as_ours: bool  # whether it lies as ours does
 
 
-def shapes(vision: Vision, text: Text | None) -> dict[Path, jax.ShapeDtypeStruct]:
+def parameter_shapes(vision: Vision, text: Text | None) -> dict[Path, jax.ShapeDtypeStruct]:
   """Returns the shape of every parameter, by path: of both towers, and of the logits where the family has them."""
   pixels = jax.ShapeDtypeStruct((1, vision.grid * vision.patch, vision.grid * vision.patch, 3), np.float32)
   tree: dict[str, Any] = {"vision": _shapes(VisionTower(vision), pixels)}
@@ -190,7 +190,7 @@ def _shapes(tower: nn.Module, example: jax.ShapeDtypeStruct) -> Any:
   return jax.eval_shape(tower.init, jax.random.key(0), example)["params"]
 
 
-def table(family: str, vision: Vision, text: Text | None) -> dict[str, str]:
+def tensor_names(family: str, vision: Vision, text: Text | None) -> dict[str, str]:
   """Returns what the parameters of a checkpoint's modules are called."""
   found = dict(_NAMES[family])
   if vision.blocks.gated:
@@ -202,7 +202,7 @@ def table(family: str, vision: Vision, text: Text | None) -> dict[str, str]:
   return found
 
 
-def pieces(path: Path, shape: tuple[int, ...], table: dict[str, str], vision: Vision) -> list[Piece]:
+def pieces(path: Path, shape: tuple[int, ...], table: dict[str, str], vision: Vision) -> list[TensorPiece]:
   """Returns what a checkpoint holds of a parameter of ours, in the order of our columns."""
   last = {"kernel": "weight", "scale": "weight"}.get(path[-1], path[-1])
   number = next((part.removeprefix("block_") for part in path if part.startswith("block_")), "")
@@ -222,11 +222,11 @@ def pieces(path: Path, shape: tuple[int, ...], table: dict[str, str], vision: Vi
       conv = path[-2] == "patches" and marked != "="
       stored = (columns, 3, vision.patch, vision.patch) if conv else (columns, shape[0])
     without = path[-1] == "bias" and name.split(".")[-2] in vision.blocks.without_bias
-    found.append(Piece("" if without else name, stored, columns, marked == "^"))
+    found.append(TensorPiece("" if without else name, stored, columns, marked == "^"))
   return found
 
 
-def ours(path: Path, stored: np.ndarray, as_ours: bool = False) -> np.ndarray:
+def in_our_order(path: Path, stored: np.ndarray, as_ours: bool = False) -> np.ndarray:
   """Returns a stored tensor in our layout, as a view."""
   if path[-1] == "kernel" and not as_ours:
     return stored.transpose(2, 3, 1, 0).reshape(-1, len(stored)) if stored.ndim == 4 else stored.T

@@ -14,7 +14,7 @@ from typing import Any
 
 from qat_jax.encoders import weights
 from qat_jax.encoders.files import read_object
-from qat_jax.encoders.settings import Blocks, Rope, Text, Vision
+from qat_jax.encoders.settings import Layers, Rope, Text, Vision
 
 CONFIG = "open_clip_config.json"
 # Attention heads of timm's ViTs, which neither the configuration nor the weights' shapes tell.
@@ -57,7 +57,7 @@ REASONS = {
 }
 
 
-def read(folder: pathlib.Path) -> types.SimpleNamespace:
+def read_open_clip(folder: pathlib.Path) -> types.SimpleNamespace:
   """Returns the configuration of a checkpoint, with `model_type`, `vision`, `text` and `preprocess`.
 
   Raises ValueError that names what is not known.
@@ -112,7 +112,7 @@ def _one_of(path: pathlib.Path, name: str, value: Any, **known: Any) -> Any:
   return known[value]
 
 
-def _blocks(path: pathlib.Path, part: dict[str, Any], heads: int, quick: bool, causal: bool = False) -> Blocks:
+def _blocks(path: pathlib.Path, part: dict[str, Any], heads: int, quick: bool, causal: bool = False) -> Layers:
   activation, kwargs = "quick_gelu" if quick else "gelu", part["act_kwargs"] or {}
   if kwargs:
     if quick or kwargs != {"approximate": "tanh"}:
@@ -120,7 +120,7 @@ def _blocks(path: pathlib.Path, part: dict[str, Any], heads: int, quick: bool, c
     activation = "gelu_pytorch_tanh"
   if set(part["norm_kwargs"] or {}) - {"eps"}:
     raise ValueError(f"{path}: norm_kwargs is {part['norm_kwargs']}; wanted eps alone")
-  return Blocks(
+  return Layers(
     part["width"],
     part["layers"],
     heads,
@@ -173,7 +173,7 @@ def _trunk(path: pathlib.Path, vision: dict[str, Any], width: int) -> Vision:
   _one_of(path, "timm_proj", vision["timm_proj"] or "", linear=True, none=True, **{"": True})
   if grid**2 != table - classes or (pool == "attention" and classes and not core) or (pool == "class" and not classes):
     raise ValueError(f"{path}: {name!r} with {classes} class tokens, {table} positions and pool {pool!r} is not known")
-  blocks = Blocks(
+  blocks = Layers(
     inner,
     len({name.split(".")[3] for name in shapes if name.startswith("visual.trunk.blocks.")}),
     HEADS[size],

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from qat_jax.encoders.files import read_object
-from qat_jax.encoders.tower import cut
+from qat_jax.encoders.tower import cut_patches
 
 # A picture is resized whole, then cropped, as transformers does it. This would cost 20 GB for a strip of 100,000 × 1
 # pixels and a crop of 224. So where the longer side is more than 8 times the shorter, only the part that the crop shows
@@ -113,7 +113,7 @@ class Patches(Colours):
     whole = np.zeros((1, grid[0] * self.patch, grid[1] * self.patch, 3), np.uint8)
     whole[0, top : top + size[0], left : left + size[1]] = np.asarray(image.resize(size[::-1], self.resample))
     patch_LP = np.zeros((self.most, 3 * self.patch**2), np.uint8)
-    patch_LP[: grid[0] * grid[1]] = np.asarray(cut(whole, self.patch)[0][0])
+    patch_LP[: grid[0] * grid[1]] = np.asarray(cut_patches(whole, self.patch)[0][0])
     return patch_LP, np.array([*grid, top, left, top + size[0], left + size[1]], np.int32)
 
   def normalise(self, prepared: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:

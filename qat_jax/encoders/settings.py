@@ -18,7 +18,7 @@ class Rope:
 
 
 @dataclasses.dataclass(frozen=True)
-class Blocks:
+class Layers:
   """A stack of pre-norm transformer layers."""
 
   width: int
@@ -38,7 +38,7 @@ class Blocks:
 class Vision:
   """An image tower."""
 
-  blocks: Blocks
+  blocks: Layers
   patch: int  # side, pixels
   grid: int  # side of the position table; without a table of the pictures of training
   pool: str  # "class": a class token; "attention": a learned probe looks at all tokens; "mean": of the patches
@@ -70,7 +70,7 @@ class Vision:
     return self.classes + self.registers + (self.patches or self.grid**2)
 
   @property
-  def pooling(self) -> Blocks:
+  def pooling(self) -> Layers:
     """Returns the settings of the learned probe's attention and MLP."""
     heads, feed_forward = self.probe
     plain = dataclasses.replace(self.blocks, causal=False, gated=False, rope=None, without_bias=())
@@ -83,7 +83,7 @@ class Vision:
 class Text:
   """A text tower."""
 
-  blocks: Blocks
+  blocks: Layers
   words: int
   tokens: int
   pool: str  # "largest": where the largest id stands; "end": at the first end token; "last", "first": a position

@@ -41,7 +41,7 @@ CLEANING: dict[str, Callable[[str], str]] = {
 }
 
 
-class Tokens:
+class TextTokens:
   """A checkpoint's tokenizer: texts → ids padded to the text tower's length.
 
   Args:
@@ -84,7 +84,7 @@ class Tokens:
     return self._tokenizer(texts, split_special_tokens=self._pad is not None, **how)
 
 
-def read_tokens(folder: pathlib.Path, family: str, length: int, words: int, config: Any = None) -> Tokens:
+def read_tokens(folder: pathlib.Path, family: str, length: int, words: int, config: Any = None) -> TextTokens:
   """Returns the tokenizer of a checkpoint, tried on one text.
 
   Args:
@@ -115,7 +115,7 @@ def read_tokens(folder: pathlib.Path, family: str, length: int, words: int, conf
     ) from error
   if tokenizer.pad_token is None:
     tokenizer.pad_token = _padding(folder, family, tokenizer, settings)
-  tokens = Tokens(tokenizer, length, words, cleaning, str(folder), pad)
+  tokens = TextTokens(tokenizer, length, words, cleaning, str(folder), pad)
   tokens(["a"])  # so that a file that does not fit is told now, not at the first text
   return tokens
 

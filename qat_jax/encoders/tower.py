@@ -19,7 +19,7 @@ import numpy as np
 from flax import linen as nn
 
 from qat_jax.encoders import positions
-from qat_jax.encoders.settings import Blocks, Text, Vision
+from qat_jax.encoders.settings import Layers, Text, Vision
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
@@ -44,7 +44,7 @@ class VisionTower(nn.Module):
   def __call__(self, pixels: jax.Array | tuple[jax.Array, jax.Array]) -> jax.Array:
     """Returns the pooled features (BD)."""
     s, blocks = self.settings, self.settings.blocks
-    patch_BLP, grid_B2 = pixels if isinstance(pixels, tuple) else cut(pixels, s.patch)
+    patch_BLP, grid_B2 = pixels if isinstance(pixels, tuple) else cut_patches(pixels, s.patch)
     batch, length, _ = patch_BLP.shape
     # Rounded pixels cost more accuracy than all else that bfloat16 rounds, and this is 1% of the work.
     precision = "highest" if self.dtype == jnp.float32 else "high"
@@ -71,7 +71,7 @@ class VisionTower(nn.Module):
     if s.pre_norm:
       x_BLD = norm("pre_norm")(x_BLD)
     for layer in range(blocks.layers):
-      x_BLD = Block(blocks, self.dtype, name=f"block_{layer}")(x_BLD, turn, there_BL)
+      x_BLD = TowerBlock(blocks, self.dtype, name=f"block_{layer}")(x_BLD, turn, there_BL)
     if not s.norm_pooled:
       x_BLD = norm("post_norm")(x_BLD[:, :1] if s.pool == "class" else x_BLD)
     if s.pool == "class":
@@ -81,8 +81,8 @@ class VisionTower(nn.Module):
       x_BD = jnp.einsum("BLD,BL->BD", x_BLD[:, first:], seen_BL) / seen_BL.sum(axis=1)[:, None]
     else:
       probe_B1D = repeated(self.param("probe", _embedding, (1, blocks.width)))
-      seen_B1D = Attention(s.pooling, self.dtype, name="pool")(x_BLD, None, there_BL, probe_B1D)
-      x_BD = (seen_B1D + Mlp(s.pooling, self.dtype, name="pool_mlp")(norm("pool_norm")(seen_B1D)))[:, 0]
+      seen_B1D = TowerAttention(s.pooling, self.dtype, name="pool")(x_BLD, None, there_BL, probe_B1D)
+      x_BD = (seen_B1D + TowerMlp(s.pooling, self.dtype, name="pool_mlp")(norm("pool_norm")(seen_B1D)))[:, 0]
     if s.norm_pooled:
       x_BD = norm("post_norm")(x_BD)
     if s.projection:
@@ -90,7 +90,7 @@ class VisionTower(nn.Module):
     return x_BD
 
 
-def cut(pixels_BPP3: Any, patch: int) -> tuple[Any, tuple[int, int]]:
+def cut_patches(pixels_BPP3: Any, patch: int) -> tuple[Any, tuple[int, int]]:
   """Returns pictures of one size as patches, row by row (BLP), and how many rows and columns there are."""
   batch, (rows, columns) = len(pixels_BPP3), (side // patch for side in pixels_BPP3.shape[1:3])
   x = pixels_BPP3[:, : rows * patch, : columns * patch].reshape(batch, rows, patch, columns, patch, 3)
@@ -114,7 +114,7 @@ class TextTower(nn.Module):
     position_LD = self.param("position", _embedding, (s.tokens, blocks.width))
     x_BLD = words_WD[ids_BL] + position_LD[None, : ids_BL.shape[1]]
     for layer in range(blocks.layers):
-      x_BLD = Block(blocks, self.dtype, name=f"block_{layer}")(x_BLD)
+      x_BLD = TowerBlock(blocks, self.dtype, name=f"block_{layer}")(x_BLD)
     if s.pool in ("last", "first"):
       x_BD = x_BLD[:, -1 if s.pool == "last" else 0]
     else:
@@ -142,10 +142,10 @@ def in_parts(tower: nn.Module, params: Any, items: Any, tokens: int) -> jax.Arra
   return jax.lax.platform_dependent(params, items, cpu=mapped, default=whole)
 
 
-class Block(nn.Module):
+class TowerBlock(nn.Module):
   """One layer: attention and an MLP, each behind a LayerNorm and added to what came in."""
 
-  settings: Blocks
+  settings: Layers
   dtype: jnp.dtype
 
   @nn.compact
@@ -153,8 +153,8 @@ class Block(nn.Module):
     """Returns what leaves the layer (BLD); `turn` and `there_BL` are as `Attention` takes them."""
     s = self.settings
     norm = functools.partial(_norm, s.epsilon)
-    attention = functools.partial(Attention(s, self.dtype, name="attention"), turn=turn, there_BL=there_BL)
-    for number, part in ((1, attention), (2, Mlp(s, self.dtype, name="mlp"))):
+    attention = functools.partial(TowerAttention(s, self.dtype, name="attention"), turn=turn, there_BL=there_BL)
+    for number, part in ((1, attention), (2, TowerMlp(s, self.dtype, name="mlp"))):
       change_BLD = part(norm(f"norm{number}")(x_BLD))
       if s.layer_scale:
         change_BLD *= self.param(f"scale{number}", nn.initializers.ones, (s.width,))[None, None]
@@ -162,10 +162,10 @@ class Block(nn.Module):
     return x_BLD
 
 
-class Attention(nn.Module):
+class TowerAttention(nn.Module):
   """Every token looks at all, or at those up to itself; with a probe, the probe alone looks at all."""
 
-  settings: Blocks
+  settings: Layers
   dtype: jnp.dtype
 
   @nn.compact
@@ -217,10 +217,10 @@ def _attend(
   return seen_HLC.swapaxes(0, 1)
 
 
-class Mlp(nn.Module):
+class TowerMlp(nn.Module):
   """Two dense layers."""
 
-  settings: Blocks
+  settings: Layers
   dtype: jnp.dtype
 
   @nn.compact

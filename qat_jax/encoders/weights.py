@@ -139,7 +139,7 @@ def _msgpack(path: pathlib.Path) -> Tensors:
   return Tensors(shapes, kinds, found.__getitem__, str(path))
 
 
-def load(
+def load_weights(
   folder: pathlib.Path, vision: Vision, text: Text | None, family: str, dtype: str, place: Callable[[np.ndarray], Any]
 ) -> dict[str, Any]:
   """Returns the parameter tree of a checkpoint, each array where `place` puts it.
@@ -148,7 +148,11 @@ def load(
 
   Raises ValueError that names tensors which are missing, of a wrong shape or unknown.
   """
-  found, wanted, table = tensors(folder, family), names.shapes(vision, text), names.table(family, vision, text)
+  found, wanted, table = (
+    tensors(folder, family),
+    names.parameter_shapes(vision, text),
+    names.tensor_names(family, vision, text),
+  )
   pieces = {path: names.pieces(path, x.shape, table, vision) for path, x in wanted.items()}
   _check(found, pieces)
   rounded = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
@@ -158,19 +162,19 @@ def load(
     numbers = rounded if path[-1] in ("kernel", "words") else np.dtype(np.float32)
     if len(pieces[path]) == 1 and pieces[path][0].name:
       only = pieces[path][0]
-      array = names.ours(path, found.read(only.name), only.as_ours)
+      array = names.in_our_order(path, found.read(only.name), only.as_ours)
       array = array.reshape(shape).astype(numbers, order="C", copy=False)
     else:
       array, start = np.zeros(shape, numbers), 0
       for piece in pieces[path]:
         if piece.name:
-          array[..., start : start + piece.columns] = names.ours(path, found.read(piece.name), piece.as_ours)
+          array[..., start : start + piece.columns] = names.in_our_order(path, found.read(piece.name), piece.as_ours)
         start += piece.columns
     loaded[path] = jax.block_until_ready(place(array))
   return unflatten_dict(loaded)
 
 
-def _check(found: Tensors, pieces: Mapping[names.Path, list[names.Piece]]) -> None:
+def _check(found: Tensors, pieces: Mapping[names.Path, list[names.TensorPiece]]) -> None:
   stored = {piece.name: piece.shape for stacked in pieces.values() for piece in stacked if piece.name}
   missing = [name for name in stored if name not in found.shapes]
   if missing:
@@ -202,12 +206,12 @@ def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
   return tuple(size for size in shape if size != 1)
 
 
-def save(folder: str | os.PathLike, params: Mapping[str, Any], vision: Vision, family: str) -> None:
+def save_weights(folder: str | os.PathLike, params: Mapping[str, Any], vision: Vision, family: str) -> None:
   """Writes a parameter tree as `model.safetensors` in the layout of transformers (float32)."""
   from safetensors.numpy import save as serialised
 
   stored: dict[str, np.ndarray] = {}
-  table = names.table(family, vision, None)
+  table = names.tensor_names(family, vision, None)
   for path, x in flatten_dict(dict(params)).items():
     found, array = names.pieces(path, np.shape(x), table, vision), np.asarray(x, np.float32)
     pieces = np.split(array, len(found), axis=-1) if len(found) > 1 else [array]

@@ -54,7 +54,7 @@ def card(
   return f"{_front(encoder, license_)}\n{title}\n\n{body}\n"
 
 
-def config(width: int, heads: Mapping[str, Head], info: Mapping[str, Any]) -> dict[str, Any]:
+def card_config(width: int, heads: Mapping[str, Head], info: Mapping[str, Any]) -> dict[str, Any]:
   """Returns what config.json says; qat-jax itself reads adapter.json."""
   return {
     "format": FORMAT,

@@ -74,7 +74,7 @@ def export(
       write_whole(place / name, data)
     text = card.card(adapter.width, adapter.heads, about, report, license_)
     write_whole(place / "README.md", text.encode())
-    write_json(place / "config.json", card.config(adapter.width, adapter.heads, about) | about_files)
+    write_json(place / "config.json", card.card_config(adapter.width, adapter.heads, about) | about_files)
   return adapter
 
 

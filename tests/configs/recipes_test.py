@@ -26,7 +26,7 @@ def test_a_recipe_has_known_keys_and_values_that_can_be_run(name, argument):
   config.data.root = "somewhere"
   check.config(config, devices=8)
   config.benchmark.update({"root": "somewhere", "features": "somewhere"})
-  eval_check.config(config)
+  eval_check.check_config(config)
   assert set(config.keys()) == set(features.get_config().keys())
 
 

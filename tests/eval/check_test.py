@@ -18,7 +18,7 @@ from eval import check
 )
 def test_a_wrong_value_is_named_with_what_would_do(key, value, message):
   config = features.get_config()
-  check.config(config)
+  check.check_config(config)
   config.update_from_flattened_dict({key: value})
   with pytest.raises(ValueError, match=message):
-    check.config(config)
+    check.check_config(config)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from eval.compare import Step, chain, cut, plot, serves, table_of_forms, table_of_parts
+from eval.compare import Step, chain, cut_set, plot, serves, table_of_forms, table_of_parts
 from qat_jax.adapter import load
 from qat_jax.features.retrieval_set import RetrievalSet
 from qat_jax.features.store import write_features
@@ -26,15 +26,15 @@ def root(tmp_path):
 
 def test_a_cut_keeps_whole_instances_and_all_that_is_asked(root, tmp_path):
   whole = RetrievalSet.open(root)
-  third, tenth = (cut(root, tmp_path / str(share), share) for share in (1 / 3, 0.1))
+  third, tenth = (cut_set(root, tmp_path / str(share), share) for share in (1 / 3, 0.1))
   assert (len(third.train_images), len(tenth.train_images)) == (20, 6)
   assert set(tenth.train_images.ids) < set(third.train_images.ids) < set(whole.train_images.ids)
   position = int(np.flatnonzero(whole.train_images.ids == third.train_images.ids[3])[0])
   np.testing.assert_array_equal(third.train_texts[3], whole.train_texts[position])
   assert third.split("test").fingerprint == whole.split("test").fingerprint
-  assert len(cut(root, tmp_path / "all", 1).train_images) == 60
+  assert len(cut_set(root, tmp_path / "all", 1).train_images) == 60
   with pytest.raises(ValueError, match=r"share is 0.0; give a number above 0"):
-    cut(root, tmp_path / "none", 0.0)
+    cut_set(root, tmp_path / "none", 0.0)
 
 
 def test_forms_are_told_with_their_spread_over_runs_and_paired_with_the_static_map(trained):

@@ -11,7 +11,7 @@ from configs import features
 from eval import methods
 from eval.baselines import diffusion
 from eval.benchmarks.official import BENCHMARKS
-from eval.pipeline import opened, problems
+from eval.pipeline import open_run, problems
 from qat_jax.adaptation import fold, unit
 from qat_jax.adapter import Adapter, Head
 from qat_jax.fit.training import PLAIN
@@ -35,7 +35,7 @@ def test_the_documents_name_every_row_of_the_table_and_every_benchmark():
 
 def method(config, workdir, name, query_type="image"):
   """Returns a method of a run, and its problem."""
-  run = opened(config, workdir)
+  run = open_run(config, workdir)
   problem = next(one for one in problems(config, run) if one.query_type == query_type)
   return methods.method(name, run, problem), problem
 

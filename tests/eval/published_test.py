@@ -77,7 +77,7 @@ def test_what_is_there_is_measured_and_stands_beside_the_published_figures(root,
 
 def test_a_gallery_that_lacks_distractors_has_no_published_figures(root, tmp_path, monkeypatch):
   rows = [{"row": "plain", "task": "t2i", "value": 1.0, "interval": [0.5, 1.5], "queries": 3}]
-  monkeypatch.setattr(published, "measured", lambda *_: rows)
+  monkeypatch.setattr(published, "rows_of_runs", lambda *_: rows)
   path = root / "image_ids" / published.MINI
   path.write_text(path.read_text() + "elsewhere\n")
   published.main(["ilias", str(root), "--workdir", str(tmp_path / "run")])

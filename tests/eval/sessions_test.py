@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from eval import sessions
-from eval.sessions import Collection, Marks
+from eval.sessions import Marks, SessionQueries
 from qat_jax.types import Relevance
 
 GALLERY_ND = np.array([[1, 0], [0.8, 0.6], [0.6, 0.8], [0, 1], [-1, 0]], np.float32)
@@ -11,7 +11,7 @@ GALLERY_ND = np.array([[1, 0], [0.8, 0.6], [0.6, 0.8], [0, 1], [-1, 0]], np.floa
 @pytest.fixture
 def collection():
   query_QD = np.array([[1, 0]], np.float32)
-  return Collection(query_QD, GALLERY_ND, query_QD @ GALLERY_ND.T, lambda items: GALLERY_ND[items] @ GALLERY_ND.T)
+  return SessionQueries(query_QD, GALLERY_ND, query_QD @ GALLERY_ND.T, lambda items: GALLERY_ND[items] @ GALLERY_ND.T)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ class Split:
 
 
 def test_what_was_shown_is_out_of_the_gallery_and_marks_lift_what_is_left(collection, monkeypatch):
-  monkeypatch.setattr(sessions, "opened", lambda *args: collection)
+  monkeypatch.setattr(sessions, "session_queries", lambda *args: collection)
   found = sessions.sessions(None, Split(), "image", rounds=2, page=1, flip=0.0, seed=0)
   # page 1 shows item 1, which is right; left are 2 (wrong), 3 and 4 (right), in this order without marks
   assert found["next page, no marks"][0].tolist() == [pytest.approx((1 / 2 + 2 / 3) / 2)]
@@ -47,14 +47,14 @@ def test_what_was_shown_is_out_of_the_gallery_and_marks_lift_what_is_left(collec
 
 
 def test_a_person_who_is_wrong_marks_the_other_one_and_is_measured_on_the_same_queries(collection, monkeypatch):
-  monkeypatch.setattr(sessions, "opened", lambda *args: collection)
+  monkeypatch.setattr(sessions, "session_queries", lambda *args: collection)
   right = sessions.sessions(None, Split(), "image", rounds=1, page=1, flip=0.0, seed=0)
   wrong = sessions.sessions(None, Split(), "image", rounds=1, page=1, flip=1 - 1e-9, seed=0)
   assert wrong["refine"][0].tolist() == right["next page, no marks"][0].tolist()  # item 1 was marked as wrong
 
 
 def test_a_session_without_marks_is_refused(collection, monkeypatch):
-  monkeypatch.setattr(sessions, "opened", lambda *args: collection)
+  monkeypatch.setattr(sessions, "session_queries", lambda *args: collection)
   monkeypatch.setattr(Split, "relevance", lambda self, name: Relevance([np.array([4])], [np.array([0])]))
   with pytest.raises(ValueError, match="no image query has a right mark"):
     sessions.sessions(None, Split(), "image", rounds=1, page=1, flip=0.0, seed=0)

@@ -169,7 +169,7 @@ def _released(bench: Bench, here: pathlib.Path, rng: random.Random) -> Callable[
 def _pickles(bench: Bench, here: pathlib.Path, rng: random.Random) -> Callable[[], None]:
   (here / "a.pkl").write_bytes(corpus.anything(rng))
   if rng.random() < 0.5:
-    return _program(lambda: safe_pickle.load(here / "a.pkl"))
+    return _program(lambda: safe_pickle.read_pickle(here / "a.pkl"))
   corpus.npy(here / "ranks.npy", rng)
   return lambda: score.main(["--benchmark", "roxford5k", "--gnd", "a.pkl", "--ranks", "ranks.npy"])
 

@@ -62,7 +62,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, devices: Sequence[jax.Devic
     vision, text, processor, Batches(source, processor, tokenizer, config.train.longest, config.seed), config, mesh
   )
   clip.save_pretrained(out)
-  weights.save(out, params, vision, clip.model_type)
+  weights.save_weights(out, params, vision, clip.model_type)
   return out
 
 

@@ -29,7 +29,7 @@ def test_plain_values_and_arrays_come_back(tmp_path, protocol):
     "imlist": ["a", "é"],
     "gnd": [{"easy": np.arange(3), "bbx": [1.5, 2.0], "n": np.float64(3), "t": (True, None)}],
   }
-  got = safe_pickle.load(written(tmp_path / "gnd.pkl", content, protocol))
+  got = safe_pickle.read_pickle(written(tmp_path / "gnd.pkl", content, protocol))
   assert got["imlist"] == content["imlist"]
   np.testing.assert_array_equal(got["gnd"][0]["easy"], [0, 1, 2])
   assert got["gnd"][0]["n"] == 3.0
@@ -45,7 +45,7 @@ def test_a_pickle_of_python_2_and_old_numpy_is_read(tmp_path):
   )
   path = tmp_path / "gnd.pkl"
   path.write_bytes(text)
-  np.testing.assert_array_equal(safe_pickle.load(path)["easy"], [3, 4])
+  np.testing.assert_array_equal(safe_pickle.read_pickle(path)["easy"], [3, 4])
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
@@ -53,7 +53,7 @@ def test_a_pickle_that_wants_to_run_code_is_refused_and_named(tmp_path, protocol
   mark = tmp_path / "ran"
   path = written(tmp_path / "gnd.pkl", {"gnd": [Runs(open, str(mark), "w")]}, protocol)
   with pytest.raises(ValueError, match=r"wants to call .*\.open"):
-    safe_pickle.load(path)
+    safe_pickle.read_pickle(path)
   assert not mark.exists()
 
 
@@ -61,7 +61,7 @@ def test_a_pickle_that_wants_to_run_code_is_refused_and_named(tmp_path, protocol
 def test_helpers_that_reach_code_by_another_way_are_refused(tmp_path, function):
   path = written(tmp_path / "gnd.pkl", Runs(function, "1"), 4)
   with pytest.raises(ValueError, match="wants to call"):
-    safe_pickle.load(path)
+    safe_pickle.read_pickle(path)
 
 
 def test_only_the_codec_of_old_pickles_is_called(tmp_path):
@@ -69,17 +69,17 @@ def test_only_the_codec_of_old_pickles_is_called(tmp_path):
 
   path = written(tmp_path / "gnd.pkl", Runs(codecs.encode, "text", "rot13"), 4)
   with pytest.raises(ValueError, match="codec rot13"):
-    safe_pickle.load(path)
+    safe_pickle.read_pickle(path)
 
 
 def test_an_object_array_cannot_smuggle_a_call(tmp_path):
   path = written(tmp_path / "gnd.pkl", np.array([Runs(eval, "1")], dtype=object), 4)
   with pytest.raises(ValueError, match="eval"):
-    safe_pickle.load(path)
+    safe_pickle.read_pickle(path)
 
 
 def test_a_truncated_pickle_is_an_error_that_names_the_file(tmp_path):
   path = tmp_path / "gnd.pkl"
   path.write_bytes(pickle.dumps({"gnd": list(range(100))})[:40])
   with pytest.raises(ValueError, match=r"gnd\.pkl is not a whole pickle"):
-    safe_pickle.load(path)
+    safe_pickle.read_pickle(path)

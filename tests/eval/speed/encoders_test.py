@@ -32,11 +32,11 @@ def test_the_table_of_errors_has_a_row_a_checkpoint_and_keeps_what_it_promises()
 
 
 def test_a_tower_is_timed():
-  seconds, cores = encoders.ours(2, Vision(Blocks(8, 1, 2, 16, "gelu", 1e-5), 4, 2, "class"))()
+  seconds, cores = encoders.our_tower(2, Vision(Blocks(8, 1, 2, 16, "gelu", 1e-5), 4, 2, "class"))()
   assert 0 < seconds < 60 and cores > 0
 
 
 def test_a_python_without_torch_is_refused(tmp_path, monkeypatch):
-  monkeypatch.setattr(encoders, "ours", lambda *_: lambda: (1.0, 1.0))
+  monkeypatch.setattr(encoders, "our_tower", lambda *_: lambda: (1.0, 1.0))
   with pytest.raises(ValueError, match=r"could not run torch; install torch, transformers"):
     encoders.speed(sys.executable, 2, 1)

@@ -36,7 +36,7 @@ def test_the_table_prints_where_faiss_is_missing(monkeypatch):
   monkeypatch.setitem(sys.modules, "faiss", None)
   adaptation = tools.make_adaptation(2, 16, 2, np.ones(2))
   named = ways.library_ways(adaptation, tools.make_gallery(100, 16, "float32"), 5)
-  assert "not installed" in search.table([], {"faiss_flat": named["faiss_flat"]})
+  assert "not installed" in search.way_table([], {"faiss_flat": named["faiss_flat"]})
 
 
 def test_the_command_compares_the_named_ways_and_refuses_others(capsys, tmp_path):
@@ -64,7 +64,7 @@ def test_a_gallery_on_disk_is_searched_plainly_and_adapted():
 
 
 def test_random_rows_are_of_unit_length_and_a_chunk_differs_from_the_next():
-  first, second = tools.chunks(48, 16, step=32)
+  first, second = tools.random_chunks(48, 16, step=32)
   assert (first.shape, second.shape, first.dtype) == ((32, 16), (16, 16), np.float16)
   np.testing.assert_allclose(np.linalg.norm(np.concatenate([first, second]).astype(float), axis=1), 1, atol=1e-2)
   assert not np.array_equal(first[:16], second)

@@ -15,7 +15,7 @@ def test_an_exact_shortlist_of_everything_holds_the_exact_ranking_and_a_short_on
   assert recall["raw", 300] == recall["folded", 300] == 1
   assert recall["raw", 20] < recall["folded", 20] <= 1
   assert all(row["ms"] > 0 for row in rows)
-  lines = shortlists.table([{"index": "exact"} | row for row in rows]).splitlines()
+  lines = shortlists.recall_table([{"index": "exact"} | row for row in rows]).splitlines()
   assert len(lines) == 4 and lines[3].startswith("| 300 | exact | folded | 0.")
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from qat_jax.cluster.nodes import Slot
-from qat_jax.distributed.gallery_shard import GalleryShard, check_alike, check_names, rooms
+from qat_jax.distributed.gallery_shard import GalleryShard, check_names, check_shards_alike, rooms
 from qat_jax.features.store import write_features
 
 
@@ -33,9 +33,9 @@ def shard(tmp_path):
 def test_shards_that_differ_are_named(shard, other, message):
   shards = shard("one", encoder="e"), shard("none"), shard("two", **{"encoder": "e", **other})
   paths, about = [one.path for one in shards], [one.about() for one in shards]
-  check_alike(paths[:2], about[:2])
+  check_shards_alike(paths[:2], about[:2])
   with pytest.raises(ValueError, match=message):
-    check_alike(paths, about)
+    check_shards_alike(paths, about)
 
 
 def test_an_id_in_two_shards_is_named_and_rows_that_are_only_numbered_have_none(shard):

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from qat_jax.encoders import load_encoder
 from qat_jax.encoders.encoder import TOY_CLIP
-from qat_jax.encoders.families import read_config
+from qat_jax.encoders.families import read_encoder_config
 
 DATA = pathlib.Path(__file__).parents[2] / "data/reference_encoders"
 
@@ -181,14 +181,14 @@ def test_open_clips_weights_are_asked_for_by_name(tmp_path):
 def test_of_both_formats_that_is_read_whose_weights_are_there(tmp_path):
   copy = pathlib.Path(shutil.copytree(DATA / "open_clip", tmp_path / "it"))
   (copy / "config.json").write_text((DATA / "clip/config.json").read_text())
-  assert read_config(copy).model_type == "open_clip"
+  assert read_encoder_config(copy).model_type == "open_clip"
   shutil.copy(DATA / "clip/model.safetensors", copy)
-  assert read_config(copy).model_type == "clip"
+  assert read_encoder_config(copy).model_type == "clip"
   (copy / "config.json").write_text(json.dumps({"architecture": "vit_pe_core_large_patch14_336"}))
-  assert read_config(copy).model_type == "open_clip"
+  assert read_encoder_config(copy).model_type == "open_clip"
   (copy / "open_clip_config.json").unlink()
   with pytest.raises(ValueError, match=r"timm's 'vit_pe_core_large_patch14_336': it has no text tower"):
-    read_config(copy)
+    read_encoder_config(copy)
 
 
 def test_position_ids_of_old_checkpoints_are_passed_over(folder):

@@ -17,7 +17,7 @@ from qat_jax.datasets.toybox.render import render
 from qat_jax.encoders import load_encoder, tower
 from qat_jax.encoders import pixels as preparation
 from qat_jax.encoders.encoder import TOY_CLIP
-from qat_jax.encoders.settings import Blocks, Vision
+from qat_jax.encoders.settings import Layers, Vision
 from qat_jax.encoders.tower import VisionTower
 
 DATA = pathlib.Path(__file__).parents[2] / "data"
@@ -93,7 +93,7 @@ def test_of_a_long_strip_no_more_is_resized_than_is_kept(monkeypatch, size):
 
 
 def test_a_batch_in_parts_has_the_features_of_the_whole(monkeypatch):
-  settings = Vision(Blocks(8, 1, 2, 16, "gelu", 1e-5), 4, 2, "class")
+  settings = Vision(Layers(8, 1, 2, 16, "gelu", 1e-5), 4, 2, "class")
   pixels = jax.random.normal(jax.random.key(0), (6, 8, 8, 3))
   params = VisionTower(settings).init(jax.random.key(1), pixels)["params"]
   whole = VisionTower(settings).apply({"params": params}, pixels)

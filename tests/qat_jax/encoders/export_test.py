@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 from jax import export
 
-from qat_jax.encoders.settings import Blocks, Rope, Text, Vision
+from qat_jax.encoders.settings import Layers, Rope, Text, Vision
 from qat_jax.encoders.tower import TextTower, VisionTower, in_parts
 
-BLOCKS = Blocks(16, 2, 2, 32, "gelu_pytorch_tanh", 1e-6)
+BLOCKS = Layers(16, 2, 2, 32, "gelu_pytorch_tanh", 1e-6)
 TOWERS = {
   "siglip images": VisionTower(Vision(BLOCKS, 4, 2, "attention")),
   "clip images": VisionTower(Vision(BLOCKS, 4, 2, "class", 8, patch_bias=False, pre_norm=True)),
   "dinov2 images": VisionTower(
     Vision(
-      Blocks(16, 1, 2, 24, "silu", 1e-6, layer_scale=True, gated=True),
+      Layers(16, 1, 2, 24, "silu", 1e-6, layer_scale=True, gated=True),
       4,
       5,
       "class",
@@ -25,12 +25,12 @@ TOWERS = {
   ),
   "dinov3 images": VisionTower(
     Vision(
-      Blocks(16, 1, 2, 24, "silu", 1e-5, gated=True, rope=Rope(100.0, 0.5, 12.6, -6.3)), 4, 2, "class", table=False
+      Layers(16, 1, 2, 24, "silu", 1e-5, gated=True, rope=Rope(100.0, 0.5, 12.6, -6.3)), 4, 2, "class", table=False
     )
   ),
   "pe images": VisionTower(
     Vision(
-      Blocks(16, 1, 2, 32, "gelu", 1e-5, rope=Rope(1e4, 1.0, 2.0, columns_first=True, neighbours=True)),
+      Layers(16, 1, 2, 32, "gelu", 1e-5, rope=Rope(1e4, 1.0, 2.0, columns_first=True, neighbours=True)),
       *(4, 2, "attention", 8),
       class_token=True,
       probe=(4, 16),
@@ -38,7 +38,7 @@ TOWERS = {
   ),
   "naflex images": VisionTower(Vision(BLOCKS, 4, 3, "attention", resampling="linear smooth", patches=6)),
   "siglip texts": TextTower(Text(BLOCKS, 50, 6, "last", 16, projection_bias=True)),
-  "clip texts": TextTower(Text(Blocks(16, 2, 2, 32, "quick_gelu", 1e-5, causal=True), 50, 6, "end", 16, end=49)),
+  "clip texts": TextTower(Text(Layers(16, 2, 2, 32, "quick_gelu", 1e-5, causal=True), 50, 6, "end", 16, end=49)),
 }
 
 

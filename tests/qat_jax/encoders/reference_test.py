@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from qat_jax.encoders import load_encoder
-from qat_jax.encoders.families import read_config, towers
+from qat_jax.encoders.families import read_encoder_config, towers
 from qat_jax.encoders.tower import VisionTower
 
 DATA = pathlib.Path(__file__).parents[2] / "data/reference_encoders"
@@ -88,7 +88,7 @@ def test_logits_are_the_references(name, encoder, images, known):
 def test_pixels_of_another_size_meet_a_resampled_position_table(name, encoder, known):
   if "other_pixel_values" not in known:
     return
-  vision, _ = towers(read_config(DATA / name))
+  vision, _ = towers(read_encoder_config(DATA / name))
   pixels = known["other_pixel_values"].transpose(0, 2, 3, 1)
   features = jax.jit(VisionTower(vision).apply)({"params": encoder.params["vision"]}, pixels)
   assert error(features / jnp.linalg.norm(features, axis=1, keepdims=True), known["other_image_embeds"]) < 1e-5

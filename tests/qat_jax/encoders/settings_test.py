@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from qat_jax.encoders import load_encoder
-from qat_jax.encoders.families import read_config, towers
+from qat_jax.encoders.families import read_encoder_config, towers
 from qat_jax.encoders.texts import CLEANING
 from qat_jax.encoders.tower import TextTower, VisionTower
 
@@ -62,7 +62,7 @@ MUTATIONS = {
 
 def mutated(encoder, images, texts, folder, part, changes):
   """Returns the features of pictures, or of texts, with one setting changed."""
-  vision, text = towers(read_config(folder))
+  vision, text = towers(read_encoder_config(folder))
   pixels, words = encoder._pixels, copy.copy(encoder._tokens)
   if part == "pixels":
     pixels = dataclasses.replace(pixels, **changes)
@@ -94,7 +94,7 @@ def test_one_wrong_setting_shows(name):
     for setting, value in changes.items() if isinstance(changes, dict) else [("", changes)]:
       texts = part in ("text", "words", "cleaning")
       if value is None:
-        value = not getattr(towers(read_config(DATA / name))[0].blocks.rope, setting)
+        value = not getattr(towers(read_encoder_config(DATA / name))[0].blocks.rope, setting)
       change = {setting: value} if setting else value
       got = mutated(encoder, images, known["texts"].tolist() if texts else None, DATA / name, part, change)
       wanted = known["text_embeds" if texts else "image_embeds"]
