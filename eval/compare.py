@@ -24,7 +24,7 @@ from eval.markdown import markdown
 from eval.methods import STATIC
 from eval.report import plots
 from qat_jax.adapter import load
-from qat_jax.datasets.splits import drawn
+from qat_jax.datasets.splits import drawn_parts
 from qat_jax.features.retrieval_set import RetrievalSet
 from qat_jax.features.store import FeatureStore, write_features
 from qat_jax.fit.candidates import read_candidate
@@ -56,7 +56,7 @@ def cut_set(root: Path, out: Path, share: float, seed: int = 0) -> RetrievalSet:
     raise ValueError(f"share is {share}; give a number above 0, 1 at most")
   images = FeatureStore.open(root / "train", "img")
   instance_N = images.column("instance")
-  part_of_name = drawn({str(name) for name in instance_N}, val=share, test=0, seed=seed) if share < 1 else {}
+  part_of_name = drawn_parts({str(name) for name in instance_N}, val=share, test=0, seed=seed) if share < 1 else {}
   rows = np.flatnonzero([part_of_name.get(str(name), "val") == "val" for name in instance_N])
   features = {"img": images[rows]}
   if (root / "train" / "text_emb").is_dir():

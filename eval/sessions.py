@@ -138,7 +138,9 @@ def session_queries(adapter: Adapter, split: Split, query_type: str) -> SessionQ
     adaptation = adapter(row_QD, name)
     score_QN = np.asarray(qat_jax.score(adaptation, prepared[name]))
     return (
-      score_QN if query_type == image else marks.as_plain(adaptation, prepared[name], gallery_ND)[:, None] * score_QN
+      score_QN
+      if query_type == image
+      else marks.scale_to_plain(adaptation, prepared[name], gallery_ND)[:, None] * score_QN
     )
 
   every_MN = np.concatenate([scores(rows_ND, image) for rows_ND in np.array_split(gallery_ND, 8)])

@@ -190,7 +190,7 @@ class Adapter:
     marks keeps its bits. Raises ValueError where the queries' head and the image head have other items or maps of their
     own: `refine_terms` then has the sum.
     """
-    row_MD, owner_M = marks.listed(right, len(adaptation), self.width)
+    row_MD, owner_M = marks.listed_marks(right, len(adaptation), self.width)
     return marks.refined(adaptation, self(row_MD, "image"), owner_M, weight) if len(row_MD) else adaptation
 
   def refine_terms(
@@ -207,7 +207,7 @@ class Adapter:
     one, as "frozen", scores beside another gallery are scaled to spread as plain ones do; without it, by head alone.
     """
     query = Term(adaptation, galleries[query_type], self.heads[query_type].scale)
-    row_MD, owner_M = marks.listed(right, len(adaptation), self.width)
+    row_MD, owner_M = marks.listed_marks(right, len(adaptation), self.width)
     if not len(row_MD):
       return [query]
     mark, gallery = self(row_MD, "image"), galleries["image"]
@@ -268,7 +268,7 @@ def load(path: str | os.PathLike, revision: str | None = None) -> Adapter:
       f"no adapter in {path}: neither adapter.json nor adapter/adapter.json. Train one with "
       "python -m train.main --config configs/demo.py --workdir …"
     )
-  return Adapter(*head_files.read(folder))
+  return Adapter(*head_files.read_heads(folder))
 
 
 def check_queries(query_QD: np.ndarray, width: int) -> None:

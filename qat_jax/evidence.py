@@ -24,7 +24,7 @@ from qat_jax.adapter import Adapter
 from qat_jax.models.head import Head
 from qat_jax.planted import Planted
 from qat_jax.sealed import read_record, write_record
-from qat_jax.search.rank import GalleryLike, check, rank, score
+from qat_jax.search.rank import GalleryLike, check_search, rank, score
 from qat_jax.stages import fingerprint
 from qat_jax.types import Gallery, Ranking
 
@@ -143,7 +143,7 @@ def calibrate(
   if not len(planted):
     return Evidence(head, np.zeros(0), np.zeros(0), np.zeros(0, bool))
   adaptation = adapter(planted.query.astype(np.float32), name)
-  gallery, _ = check(adaptation, gallery, 1)
+  gallery, _ = check_search(adaptation, gallery, 1)
   own_Q = _own(adapter, name, planted)
   absent_Q = np.concatenate(
     [

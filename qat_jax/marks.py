@@ -34,7 +34,7 @@ def refine(adaptation: Adaptation, right: Rows | Sequence[Rows], weight: float =
   bits. `right` holds the features of the gallery's items as `rank` takes them: an array (RD) for one query, or a list
   of arrays, one for each query. Raises ValueError for other shapes, zero or NaN rows, and more than 100 marks a query.
   """
-  row_MD, owner_M = listed(right, len(adaptation), adaptation.query.shape[1])
+  row_MD, owner_M = listed_marks(right, len(adaptation), adaptation.query.shape[1])
   if not len(row_MD):
     return adaptation
   of_mark = jax.tree.map(lambda x: np.asarray(x)[owner_M], adaptation.replace(frozen=None))
@@ -100,11 +100,11 @@ def terms(
 
 def evened(query: Term, mark: Adaptation, gallery: Any, frozen: Any) -> tuple[Term, np.ndarray]:
   """Returns queries whose scores spread over a gallery as plain ones do, and the factors of marks that do (M)."""
-  weight_Q = as_plain(query.adaptation, query.gallery, frozen)
-  return query._replace(weight=weight_Q), as_plain(mark, gallery, frozen)
+  weight_Q = scale_to_plain(query.adaptation, query.gallery, frozen)
+  return query._replace(weight=weight_Q), scale_to_plain(mark, gallery, frozen)
 
 
-def as_plain(adaptation: Adaptation, gallery: Any, frozen: Any) -> np.ndarray:
+def scale_to_plain(adaptation: Adaptation, gallery: Any, frozen: Any) -> np.ndarray:
   """Returns what each query's scores are multiplied by (Q) to spread over a gallery as those of its feature do."""
   row_N = np.linspace(0, len(frozen) - 1, min(len(frozen), SAMPLE)).astype(int)
   spread_Q = spreads(adaptation, gallery[row_N])
@@ -119,7 +119,7 @@ def apply(adaptation: Adaptation, x_QD: np.ndarray) -> np.ndarray:
   return np.asarray(adaptation.gate * x_QD + mapped_QD)
 
 
-def listed(right: Rows | Sequence[Rows], queries: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+def listed_marks(right: Rows | Sequence[Rows], queries: int, width: int) -> tuple[np.ndarray, np.ndarray]:
   """Returns the marks of all queries (MD, float32), and whose each is (M), in the order of the queries.
 
   Raises ValueError for what is no list of arrays of rows, one for each query.

@@ -103,7 +103,7 @@ def test_a_candidate_of_an_earlier_format_is_refused_with_what_to_do(earlier, ke
 def test_results_semi_positives_and_indexes_are_read(kept):
   results, made_from = measure.read_results(kept / "results-3.npz")
   assert results[0].ap_Q.tolist() == [0.5, 1.0] and made_from == {"format": 3}
-  semi, about = mining.load(kept / "semi-1.npz")
+  semi, about = mining.load_semi_positives(kept / "semi-1.npz")
   assert semi.ids.tolist() == [[1], [0]] and about == {"format": 1}
   assert qat_jax.ExactIndex.load(kept / "index-1").search(np.eye(1, 4), 2).ids.shape == (1, 2)
   assert read_record(kept / "ranked-1.parts/plan.json") == {"format": 1, "k": 3}

@@ -19,7 +19,7 @@ from qat_jax.search.bounds import Bounds, prepare
 from qat_jax.search.gallery import squares
 from qat_jax.types import Adaptation
 from train import batches
-from train.step import LossSettings, make_optimiser, make_step, start
+from train.step import LossSettings, first_state, make_optimiser, make_step
 
 WIDTH, QUERIES, ROWS = 256, 4, 512
 TOKENS = {"rank": 2, "token_hidden": 8, "layers": 1, "steps": 1}
@@ -81,7 +81,7 @@ def test_the_training_step_lowers_with_its_collectives(form, settings):
   mesh = jax.make_mesh((devices,), ("device",), axis_types=(jax.sharding.AxisType.Auto,))
   over = jax.sharding.PartitionSpec
   parallel = jax.shard_map(step, mesh=mesh, in_specs=(over(), over("device")), out_specs=over(), check_vma=False)
-  program = lowered(parallel, start(variables["params"], 0.07, optimiser), batch)
+  program = lowered(parallel, first_state(variables["params"], 0.07, optimiser), batch)
   assert "all_gather" in program and "all_reduce" in program
 
 
@@ -162,7 +162,7 @@ def test_the_filter_moves_little_more_than_the_gallery(dtype, directions, most, 
 def test_other_hot_functions_lower():
   gallery_ND = jnp.zeros((ROWS, WIDTH))
   lowered(adaptation.score.__wrapped__, plain(jnp.ones((QUERIES, WIDTH))), gallery_ND)
-  params = linear.start(jax.random.key(0), WIDTH, 5)
+  params = linear.first_parameters(jax.random.key(0), WIDTH, 5)
   state = linear.OPTIMISER.init(params)
   rows_SB = jnp.zeros((2, 8), jnp.int32)
   lowered(linear.train_epoch.__wrapped__, params, state, gallery_ND, jnp.zeros(ROWS, jnp.int32), rows_SB)

@@ -13,14 +13,15 @@ import pathlib
 ROOT = pathlib.Path(__file__).parents[1]
 PRODUCT = ("qat_jax", "train", "eval", "configs")
 # No more than there is today: lower these with the code. 20,500 and 16,000 are wanted.
-MOST_LINES = {"product": 34_800, "tests": 25_300}
+MOST_LINES = {"product": 34_700, "tests": 24_710}
+MOST_NAMES = 15  # public names that two folders define; none is wanted that is no protocol
 LONGEST_FUNCTION, LONGEST_FILE = 60, 300  # lines; a function's include its decorators and its docstring
 # What exceeds these, and its lines. It may become shorter; nothing is added here.
 LONGER = {
   "qat_jax/serve/batch.py rerank_files": 82,
   "qat_jax/serve/refined.py rank_refined": 68,
   "qat_jax/serve/web/server.py serve": 70,
-  "train/loop.py train": 61,
+  "train/loop.py train_head": 61,
   "qat_jax/distributed/gallery.py": 303,
 }
 
@@ -74,9 +75,12 @@ def main() -> None:
   for kind, counts in (("function", function_lines), ("file", file_lines)):
     longest = max(counts, key=lambda name: counts[name])
     print(f"longest {kind}: {counts[longest]} lines, {longest}")
-  for name, folders in names_taken_twice(product).items():
+  names = names_taken_twice(product)
+  for name, folders in names.items():
     print(f"{name} is defined in {', '.join(folders)}")
   wrong = exceeded(lines, function_lines, file_lines)
+  if len(names) > MOST_NAMES:
+    wrong.append(f"{len(names)} public names are defined by two folders, {MOST_NAMES} at most; rename one")
   print("\n".join(wrong))
   raise SystemExit(bool(wrong))
 

@@ -17,7 +17,7 @@ from qat_jax.types import Relevance, SemiPositives
 from train.step import Batch
 
 
-class Pairs(NamedTuple):
+class TrainingPairs(NamedTuple):
   """Training images grouped by instance, or by query: `order[start[i]:start[i] + views[i]]` are right for group i."""
 
   order: np.ndarray  # positions in the training store
@@ -31,27 +31,27 @@ class Pairs(NamedTuple):
     return len(self.start)
 
 
-def pairs_of(training: Training) -> Pairs:
+def pairs_of(training: Training) -> TrainingPairs:
   """Returns the pairs of a training set: by the lists of its queries where there are lists, else by instance."""
   if training.relevant is None:
     return group(training.instance, training.query_type)
   count = np.array([len(one) for one in training.relevant.positives])
   start, query = np.cumsum(count) - count, np.flatnonzero(count)
   order = np.concatenate(training.relevant.positives)
-  return Pairs(order, start[query], count[query], False, query, training.relevant)
+  return TrainingPairs(order, start[query], count[query], False, query, training.relevant)
 
 
-def group(instance_N: np.ndarray, query_type: str) -> Pairs:
+def group(instance_N: np.ndarray, query_type: str) -> TrainingPairs:
   """Returns the pairs to train `query_type` on; for image queries only instances with two images or more."""
   _, code_N = np.unique(instance_N, return_inverse=True)
   order = np.argsort(code_N, kind="stable")
   count = np.bincount(code_N)
   start = np.concatenate([[0], np.cumsum(count)[:-1]])
   enough = count >= (2 if query_type == "image" else 1)
-  return Pairs(order, start[enough], count[enough], query_type == "image")
+  return TrainingPairs(order, start[enough], count[enough], query_type == "image")
 
 
-def draw(pairs: Pairs, size: int, seed: int, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def draw_pairs(pairs: TrainingPairs, size: int, seed: int, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Returns `size` pairs of distinct instances: query rows, image rows, instance numbers."""
   if size > len(pairs):
     there = "instances have a pair" if pairs.query is None else "queries have a list"
@@ -75,7 +75,7 @@ def share(
 
 
 def no_negatives(
-  pairs: Pairs, rows: tuple[np.ndarray, np.ndarray, np.ndarray], part: int, parts: int
+  pairs: TrainingPairs, rows: tuple[np.ndarray, np.ndarray, np.ndarray], part: int, parts: int
 ) -> np.ndarray | None:
   """Returns which drawn images are no negatives of a part's drawn queries, since their lists have them too (QN).
 
@@ -93,7 +93,7 @@ def no_negatives(
   return listed_QU[:, column_N]
 
 
-def read(
+def read_batch(
   rows: tuple[np.ndarray, np.ndarray, np.ndarray],
   queries: Any,
   images: Any,

@@ -45,11 +45,11 @@ def by_gradient(
   size = fit_to_devices(min(batch_size, len(pairs)), jax.device_count())
 
   def batch_at(step: int) -> Batch:
-    rows = batches.draw(pairs, size, schedule.seed, step)
+    rows = batches.draw_pairs(pairs, size, schedule.seed, step)
     own, listed_QN = batches.share(rows, *part), batches.no_negatives(pairs, rows, *part)
-    return batches.read(own, queries, training.images, semi, jax.local_device_count(), listed_QN)
+    return batches.read_batch(own, queries, training.images, semi, jax.local_device_count(), listed_QN)
 
-  trained = loop.train(
+  trained = loop.train_head(
     module,
     variables,
     batch_at,

@@ -28,7 +28,7 @@ from qat_jax.models.checkpoints import Checkpoints
 from qat_jax.runs import read_metrics
 from train.allocation import freed_is_kept
 from train.hosts import exchange
-from train.step import Batch, LossSettings, TrainState, make_optimiser, make_step, start
+from train.step import Batch, LossSettings, TrainState, first_state, make_optimiser, make_step
 
 AXIS = "device"
 NEAR = 0.01  # mAP; a run this close to its target is not stopped, since validation is not more precise
@@ -61,7 +61,7 @@ class Trained(NamedTuple):
 
 
 @freed_is_kept()
-def train(
+def train_head(
   module: nn.Module,
   variables: dict,
   batch_at: Callable[[int], Batch],
@@ -90,7 +90,7 @@ def train(
   step_fn = make_step(module, constants, optimiser, loss, settings.seed, AXIS)
   parallel_step = jax.pmap(step_fn, axis_name=AXIS, in_axes=(None, 0), out_axes=None)
   desk = Desk(folder, name)
-  state = replicated(desk.restore(start(variables["params"], settings.temperature, optimiser)))
+  state = replicated(desk.restore(first_state(variables["params"], settings.temperature, optimiser)))
   began, values = time.perf_counter() - desk.seconds, desk.values
   shown = {"desc": name, "unit": "step", "mininterval": 2, "leave": False, "disable": not exchange.first()}
   bar = tqdm.tqdm(total=settings.steps, initial=int(state.step), **shown)
@@ -197,7 +197,7 @@ class Desk:
 
     values, self.seconds = exchange.sent("the newest checkpoint", opened)
     self.values |= {int(step): value for step, value in values.items()}
-    return exchange.copied(self.state if exchange.first() else start)
+    return exchange.from_first(self.state if exchange.first() else start)
 
   def note(self, pending: list[tuple[int, dict]]) -> None:
     """Writes the measures of steps; raises FloatingPointError if one is not finite."""

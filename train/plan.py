@@ -82,10 +82,10 @@ def candidates(config: ConfigDict, material: Material, folder: pathlib.Path) -> 
   Each kind sees those before it. No further kind is tried where a candidate answers every query perfectly.
   """
   fitted: dict[str, Fitted] = {}
-  for kind in (untrained, trained, parts):
+  for kind in (untrained, trained, parts_to_try):
     for one in kind(Plan(config, material, folder, fitted)):
-      fitted[one.name] = fit(one, material, folder / one.name, fitted.get(one.beside))
-    if kind is not parts and (perfect := [name for name in fitted if (fitted[name].precision_Q == 1).all()]):
+      fitted[one.name] = fit_candidate(one, material, folder / one.name, fitted.get(one.beside))
+    if kind is not parts_to_try and (perfect := [name for name in fitted if (fitted[name].precision_Q == 1).all()]):
       what = f"{material.training.query_type}: {perfect[0]} answers every validation query perfectly"
       if exchange.first():
         tqdm.write(f"{what}; nothing else is tried")
@@ -110,7 +110,7 @@ def untrained(plan: Plan) -> Iterator[Candidate]:
       yield Candidate("plda", grid, lambda: discriminant.probabilistic(training, gate))
   if not material.made_views and experts.suffices(training):
     grid = experts.GRID if training.relevant is None else experts.INTENTS
-    yield Candidate("experts", grid, lambda: experts.experts(training, gate))
+    yield Candidate("experts", grid, lambda: experts.fit_experts(training, gate))
 
 
 def trained(plan: Plan) -> Iterator[Candidate]:
@@ -137,11 +137,11 @@ def trained(plan: Plan) -> Iterator[Candidate]:
       train = partial(ensembles.by_members, train, config.ensemble)
     yield Candidate(name, settings, partial(train, schedule, folder / name), together=True)
     if name == "static_mapped" and "experts" in fitted and training.relevant is None and best_static(fitted) == name:
-      on_top = partial(experts.experts, training, material.gate)
+      on_top = partial(experts.fit_experts, training, material.gate)
       yield Candidate(f"{name}_experts", {"experts": experts.GRID}, on_top, beside=name)
 
 
-def parts(plan: Plan) -> Iterator[Candidate]:
+def parts_to_try(plan: Plan) -> Iterator[Candidate]:
   """Yields the parts beside the best heads, one on top of the other."""
   fitted, training, gate, captions = plan.fitted, plan.material.training, plan.material.gate, plan.material.captions
   pairs, called, queries = (plan.config[name][training.query_type] for name in ("memory", "captions", "levelled"))
@@ -153,7 +153,7 @@ def parts(plan: Plan) -> Iterator[Candidate]:
   for base in bases(fitted):
     steps = [base]
     if pairs and memory.can_remember(training, fitted[base].head):
-      yield part(base, "remembering", {"pairs": pairs} | memory.REMEMBERING, partial(memory.remembering, most=pairs))
+      yield part(base, "remembering", {"pairs": pairs} | memory.REMEMBERING, partial(memory.fit_memory, most=pairs))
       steps.append(with_part(base, "remembering"))
     if called and captions is not None and memory.can_be_captioned(training, fitted[base].head, narrow):
       settings = {"pairs": called} | ({"width": narrow} if narrow else {}) | memory.CAPTIONED
@@ -164,10 +164,10 @@ def parts(plan: Plan) -> Iterator[Candidate]:
     if queries and training.queries is not None and len(np.unique(training.instance)) > 1:
       settings = {"queries": queries} | levels.LEVELLED
       for step in steps:
-        yield part(step, "levelled", settings, partial(levels.levelled, queries=queries))
+        yield part(step, "levelled", settings, partial(levels.fit_levels, queries=queries))
 
 
-def fit(one: Candidate, material: Material, folder: pathlib.Path, beside: Fitted | None) -> Fitted:
+def fit_candidate(one: Candidate, material: Material, folder: pathlib.Path, beside: Fitted | None) -> Fitted:
   """Returns a candidate, fitted and measured into its folder, or read from there."""
   settings, arguments, before = one.settings, [], 0.0
   if beside is not None:
@@ -179,7 +179,7 @@ def fit(one: Candidate, material: Material, folder: pathlib.Path, beside: Fitted
     head = one.fit(*arguments) if one.together else None
     seconds = before + time.perf_counter() - began
     fit_here = (lambda: head) if one.together else partial(one.fit, *arguments)
-    exchange.sent(one.name, lambda: measure(folder, material, settings, fit_here, seconds))
+    exchange.sent(one.name, lambda: measure_candidate(folder, material, settings, fit_here, seconds))
   return Fitted(*read_candidate(folder))
 
 
@@ -221,7 +221,7 @@ def claimed(folder: pathlib.Path, made_from: dict[str, Any]) -> bool:
   return (folder / "adapter.json").exists()
 
 
-def measure(
+def measure_candidate(
   folder: pathlib.Path,
   material: Material,
   settings: dict[str, Any],
@@ -271,7 +271,7 @@ def trained_forms(config: ConfigDict, training: Training) -> dict[str, tuple[str
   form = config.form
   if form not in ("static", "query_only") and not settings["query_only"]["hidden"]:
     linear: dict[str, Any] = {"linear": True} if form == "gated" else {}
-    size = forms.size_of(form, settings[form], training.width)
+    size = forms.size_of_form(form, settings[form], training.width)
     settings["query_only"] |= {**linear, "hidden": forms.hidden_of_size(size, training.width, **linear)}
   names = list(dict.fromkeys(["static", "query_only", form]))
   untouched = {name: (name, settings[name] | {"maps_gallery": False}) for name in names}

@@ -53,7 +53,7 @@ class TrainState(struct.PyTreeNode):
   best_step: jax.Array
 
 
-def start(params: dict, temperature: float, optimiser: optax.GradientTransformation) -> TrainState:
+def first_state(params: dict, temperature: float, optimiser: optax.GradientTransformation) -> TrainState:
   """Returns the state before the first step. `params` are the form's; the temperature is trained beside them."""
   params = {"form": params, "log_temperature": jnp.log(jnp.asarray(temperature, jnp.float32))}
   return TrainState(

@@ -223,7 +223,7 @@ def parted(
     row = int(np.flatnonzero(given_N == strange[0])[0])
     raise ValueError(f"{id_of(row)!r} has the split {strange[0]!r}; use train, val or test")
   free_N = (given_N == "") | ((given_N == "train") & (not {"val", "test"} <= there))
-  part_of = drawn(
+  part_of = drawn_parts(
     {names[code] for code in np.unique(code_N[free_N])}, **shares | dict.fromkeys(there & {"val", "test"}, 0)
   )
   part_C = np.array([part_of.get(name, "") for name in names], "U5")
@@ -232,7 +232,7 @@ def parted(
   return np.where(given_N == "", part_C[code_N], np.where(free_N, drawn_N, given_N))
 
 
-def drawn(instances: Iterable[str], val: float = 0.1, test: float = 0.1, seed: int = 0) -> dict[str, str]:
+def drawn_parts(instances: Iterable[str], val: float = 0.1, test: float = 0.1, seed: int = 0) -> dict[str, str]:
   """Returns the part of each instance, the same in every run: shares of them are val and test, the others train."""
   key = b"" if seed == 0 else seed.to_bytes(8, "little", signed=True)
   order = sorted(instances, key=lambda name: hashlib.blake2b(name.encode(), key=key).digest())

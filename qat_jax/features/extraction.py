@@ -156,7 +156,7 @@ class _Shards:
       rows.append({name: value for name, value in record.items() if name != "image"})
     features = {kind: encoding.features() for kind, encoding in of_kind.items()}
     report |= {"truncated": self.encoder.truncated - truncated_before, "content": b"".join(digests).hex()}
-    self.writer.write(shard, features, records.table(rows), report)
+    self.writer.write(shard, features, records.metadata_table(rows), report)
     self.unreadable += report["unreadable"]
     self.bare += report["without_caption"]
     return seconds()

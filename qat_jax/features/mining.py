@@ -114,7 +114,7 @@ def save(semi: SemiPositives, path: str | os.PathLike, about: Mapping[str, objec
   write_whole(Path(path), buffer.getbuffer())
 
 
-def load(path: str | os.PathLike) -> tuple[SemiPositives, dict[str, Any]]:
+def load_semi_positives(path: str | os.PathLike) -> tuple[SemiPositives, dict[str, Any]]:
   """Returns the semi-positives in a file and what they were made with; raises ValueError for a damaged file."""
   try:
     with np.load(io.BytesIO(Path(path).read_bytes()), allow_pickle=False) as file:
@@ -136,7 +136,7 @@ def ensure(
   options = {name: settings[name] for name in ("neighbours", "keep", "temperature")}
   about = fingerprint(format=FORMAT, **options, images=images.fingerprint)
   if Path(path).exists():
-    semi, made_with = load(path)
+    semi, made_with = load_semi_positives(path)
     if made(path, made_with, about):
       return semi
   semi = mine(images, images.column("instance"), **options, progress=True, cluster=cluster)

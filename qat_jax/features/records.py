@@ -54,7 +54,7 @@ def record(
     return error
 
 
-def table(rows: list[dict[str, Any]]) -> pa.Table:
+def metadata_table(rows: list[dict[str, Any]]) -> pa.Table:
   """Returns records as rows of metadata: id, instance, caption, plain fields, and lists `relevant`."""
   hidden = ("image", CONTENT, REUSED)
   plain = [{k: v for k, v in row.items() if k not in hidden} for row in rows]

@@ -231,7 +231,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
   return meta
 
 
-def describe(rows: int, kinds: dict, normalised: bool, files: dict, extra: dict[str, Any]) -> dict[str, Any]:
+def describe_shards(rows: int, kinds: dict, normalised: bool, files: dict, extra: dict[str, Any]) -> dict[str, Any]:
   """Returns the content of meta.json: `extra` is free, the rest says what lies in the folder."""
   about = {"version": VERSION, "rows": rows, "kinds": kinds, "normalised": normalised}
   return {"space": "frozen", **extra, **about, "files": files}

@@ -30,7 +30,7 @@ FORMAT = 1  # of the set
 ADVICE = "Delete it or choose another folder"
 
 
-class Place(NamedTuple):
+class SplitPlace(NamedTuple):
   """One folder of the set: which rows of the source it has, and which features of them."""
 
   rows: np.ndarray
@@ -140,7 +140,7 @@ def _instances(images: FeatureStore, by: str | None) -> pa.ChunkedArray:
 
 def _places(
   images: FeatureStore, texts: FeatureStore | None, code_N: np.ndarray, part_N: np.ndarray
-) -> dict[str, Place]:
+) -> dict[str, SplitPlace]:
   """Returns the folders of the set; raises ValueError where there is nothing to search with, or a part is empty.
 
   Args:
@@ -155,10 +155,10 @@ def _places(
   if listed:
     part_N = np.where(listed.pop("asking").rows, "", part_N)
     several_N = np.zeros(len(code_N), bool)
-  places = {"train": Place(np.flatnonzero(part_N == "train"), ("img",) if texts is None else ("img", "text"))}
+  places = {"train": SplitPlace(np.flatnonzero(part_N == "train"), ("img",) if texts is None else ("img", "text"))}
   parts = {part: part_N == part for part in ("val", "test")}
   for part, own_N in parts.items():
-    places[f"{part}/gallery"] = Place(np.flatnonzero(own_N), ("img",))
+    places[f"{part}/gallery"] = SplitPlace(np.flatnonzero(own_N), ("img",))
   empty = [name for name, place in places.items() if not len(place.rows)]
   if empty:
     raise ValueError(
@@ -167,7 +167,7 @@ def _places(
   for query_type, kind, able_N in (("text", "text", captioned_N), ("image", "img", several_N)):
     if all((own_N & able_N).any() for own_N in parts.values()):  # a set has the same types in val and test
       for part, own_N in parts.items():
-        places[f"{part}/{query_type}_queries"] = Place(np.flatnonzero(own_N & able_N), (kind,))
+        places[f"{part}/{query_type}_queries"] = SplitPlace(np.flatnonzero(own_N & able_N), (kind,))
   places |= listed
   if len(places) == 3:
     raise ValueError(
@@ -178,7 +178,7 @@ def _places(
   return places
 
 
-def _listed_queries(images: FeatureStore, part_N: np.ndarray) -> dict[str, Place]:
+def _listed_queries(images: FeatureStore, part_N: np.ndarray) -> dict[str, SplitPlace]:
   """Returns the places of rows that list relevant ones, and under "asking" which rows those are; none: nothing.
 
   Raises ValueError where a part has such rows and none of what they list.
@@ -187,7 +187,7 @@ def _listed_queries(images: FeatureStore, part_N: np.ndarray) -> dict[str, Place
   asks_N = np.array([len(rows) > 0 for rows in lists])
   if not asks_N.any():
     return {}
-  places = {"asking": Place(asks_N, ())}
+  places = {"asking": SplitPlace(asks_N, ())}
   for part in ("train", "val", "test"):
     kept = {row: lists[row] for row in np.flatnonzero(asks_N & (part_N == part))}
     kept = {row: rows[(part_N[rows] == part) & ~asks_N[rows]] for row, rows in kept.items()}
@@ -197,7 +197,7 @@ def _listed_queries(images: FeatureStore, part_N: np.ndarray) -> dict[str, Place
         f"no row of {part} in {images.folder} has anything of its list in {part}; give more instances, or lists that "
         "name rows of the query's own instance too"
       )
-    places[f"{part}/image_queries"] = Place(np.array(list(kept)), ("img",), list(kept.values()))
+    places[f"{part}/image_queries"] = SplitPlace(np.array(list(kept)), ("img",), list(kept.values()))
   return places
 
 
@@ -222,7 +222,7 @@ def _write(
   folder: Path,
   stores: Sequence[FeatureStore],
   metadata: pa.Table,
-  place: Place,
+  place: SplitPlace,
   instance: pa.ChunkedArray,
   plan: dict[str, Any],
 ) -> None:

@@ -29,7 +29,7 @@ from qat_jax.features.shards import (
   check_counts,
   check_numbers,
   check_rows,
-  describe,
+  describe_shards,
   is_unit,
   read_meta,
   shard_files,
@@ -217,7 +217,7 @@ class FeatureStore(ShardedRows):
       files[path.relative_to(self.folder).as_posix()] = {"rows": parquet_rows(path), "checksum": checksum(path)}
     unit = all(is_unit(chunk_ND) for store in stores for _, chunk_ND in store.chunks())
     kinds = {store.kind: {"width": store.width, "dtype": str(store.dtype)} for store in stores}
-    self.meta = describe(len(self), kinds, unit, files, extra)
+    self.meta = describe_shards(len(self), kinds, unit, files, extra)
     write_record(self.folder / META, self.meta)
 
   def _id_of(self, start: int, row: int) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from qat_jax.features.shards import DTYPES, INCOMPLETE, KINDS, META, as_table, check_rows, describe, is_unit
+from qat_jax.features.shards import DTYPES, INCOMPLETE, KINDS, META, as_table, check_rows, describe_shards, is_unit
 from qat_jax.sealed import check_format, read_record, readable, write_record
 from qat_jax.stages import changed, check_same, write_whole
 
@@ -158,7 +158,7 @@ class FeatureWriter:
     rows, unit = sum(note["rows"] for note in notes), all(note["normalised"] for note in notes)
     for left in self.folder.glob("*/*.tmp"):  # of hosts that died: nobody else would know
       left.unlink(missing_ok=True)
-    write_record(self.folder / META, describe(rows, kinds, unit, files, meta))
+    write_record(self.folder / META, describe_shards(rows, kinds, unit, files, meta))
     shutil.rmtree(self.notes)
 
   def _note(self, shard: int) -> Path:

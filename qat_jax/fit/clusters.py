@@ -51,7 +51,7 @@ class Sums(NamedTuple):
   query_cluster_M: np.ndarray
 
 
-class Rows:
+class InstanceRows:
   """Training images as a head prepares them, one instance after the other."""
 
   def __init__(self, images: Any, instance_N: np.ndarray, base: Head) -> None:
@@ -157,7 +157,7 @@ def cluster(point_ID: np.ndarray, number: int, space_DE: np.ndarray) -> Clusters
   return Clusters(centre_KE @ space_DE.T, -np.square(centre_KE).sum(axis=1) / 2)
 
 
-class Lists:
+class RelevantLists:
   """Queries' lists of relevant images, each different list once."""
 
   def __init__(self, images: Any, relevant: Sequence[np.ndarray]) -> None:

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from qat_jax.adaptation import unit
-from qat_jax.fit.clusters import SAMPLE, Lists, Rows, Sums, cluster, group_sums, lda_of
+from qat_jax.fit.clusters import SAMPLE, InstanceRows, RelevantLists, Sums, cluster, group_sums, lda_of
 from qat_jax.fit.parts import beside
-from qat_jax.fit.training import PLAIN, Training, covariance_of, evenly, mean_of
+from qat_jax.fit.training import PLAIN, Training, covariance_of, evenly, mean_of_rows
 from qat_jax.models.head import Head
 from qat_jax.validation import Validator
 
@@ -53,7 +53,7 @@ def suffices(training: Training) -> bool:
   return training.query_type == "image" and freedom >= FREEDOM * min(NUMBERS)
 
 
-def experts(training: Training, validator: Validator, base: Head = PLAIN) -> Head | None:
+def fit_experts(training: Training, validator: Validator, base: Head = PLAIN) -> Head | None:
   """Returns experts on what `base` makes of items, as wide as features; the numbers are the best on validation.
 
   Queries with lists of relevant images get `intents`, on plain items. None where second views do not suffice.
@@ -63,10 +63,12 @@ def experts(training: Training, validator: Validator, base: Head = PLAIN) -> Hea
   if training.relevant is not None:
     return intents(training.queries, training.relevant.positives, training.images, validator)
   base = for_items(base, training.width)
-  rows = Rows(training.images, training.instance, base)
+  rows = InstanceRows(training.images, training.instance, base)
   numbers = [number for number in NUMBERS if number * FREEDOM <= rows.freedom]
   spaces = {"raw": np.eye(training.width), "lda": rows.lda()}
-  return search(lambda number, space: rows.sums(number, spaces[space]), validator, base, GRID | {"number": numbers})
+  return best_on_grid(
+    lambda number, space: rows.sums(number, spaces[space]), validator, base, GRID | {"number": numbers}
+  )
 
 
 def for_items(base: Head, width: int) -> Head:
@@ -94,9 +96,9 @@ def intents(queries: Any, relevant: Sequence[np.ndarray], images: Any, validator
     return None
   numbers = [number for number in NUMBERS if number * FREEDOM <= freedom]
   query_QD = np.asarray(unit(queries[:]), np.float64)
-  mean_D = mean_of(images)
+  mean_D = mean_of_rows(images)
   total_DD, item_MD = covariance_of(images, mean_D), unit(images[evenly(len(images), SAMPLE)])
-  lists = Lists(images, relevant)
+  lists = RelevantLists(images, relevant)
   within_1DD, _ = lists.sums(np.zeros(len(relevant), int), 1)
   lda_DD = lda_of(within_1DD[0])
 
@@ -114,10 +116,10 @@ def intents(queries: Any, relevant: Sequence[np.ndarray], images: Any, validator
     known = (clusters, within_KDD, freedom_K, total_KDD, number_K, shared(mean_D), query_mean_KD)
     return Sums(*known, item_MD, None, query_QD[some], cluster_Q[some])
 
-  return search(sums, validator, PLAIN, INTENTS | {"number": sorted(numbers)})
+  return best_on_grid(sums, validator, PLAIN, INTENTS | {"number": sorted(numbers)})
 
 
-def search(sums: Any, validator: Validator, base: Head, grid: dict[str, Sequence[Any]]) -> Head:
+def best_on_grid(sums: Any, validator: Validator, base: Head, grid: dict[str, Sequence[Any]]) -> Head:
   """Returns the head that is the best on validation, along one number of the grid after the other.
 
   `sums(number, space)` gives what clusters are known by; it is called once for each pair.
@@ -137,7 +139,7 @@ def search(sums: Any, validator: Validator, base: Head, grid: dict[str, Sequence
   return head
 
 
-class Maps(NamedTuple):
+class ExpertMaps(NamedTuple):
   """What experts see an item by (float64): coordinates, and variances along them."""
 
   map_KDD: np.ndarray
@@ -146,7 +148,7 @@ class Maps(NamedTuple):
   offset_K: np.ndarray
 
 
-def maps_of(sums: Sums, floor: float, pooled: float) -> Maps:
+def maps_of(sums: Sums, floor: float, pooled: float) -> ExpertMaps:
   """Returns the maps of clusters with a shrinkage.
 
   Vᵀ W V = I and Vᵀ T V = diag(1 + ℓ), W and T being an expert's covariances within instances and in all: `pooled`
@@ -165,10 +167,10 @@ def maps_of(sums: Sums, floor: float, pooled: float) -> Maps:
     value_KD[k], vector_DD = np.linalg.eigh(whiten_DD @ total_DD @ whiten_DD.T)
     map_KDD[k] = whiten_DD.T @ vector_DD
   total_KD = np.maximum(value_KD, 1e-6)
-  return Maps(map_KDD, np.maximum(value_KD - 1, 0), total_KD, log_K - np.log(total_KD).sum(axis=1) / 2)
+  return ExpertMaps(map_KDD, np.maximum(value_KD - 1, 0), total_KD, log_K - np.log(total_KD).sum(axis=1) / 2)
 
 
-def head_of(sums: Sums, maps: Maps, base: Head, setting: Setting) -> Head:
+def head_of(sums: Sums, maps: ExpertMaps, base: Head, setting: Setting) -> Head:
   """Returns the experts of clusters, which are known by such sums and maps."""
   number, (alpha, beta), clusters = setting.number, setting.outside, sums.clusters
   numbers: dict[str, Any] = {"mean": sums.mean_KD, "query_mean": sums.query_mean_KD, "alpha": alpha, "beta": beta}

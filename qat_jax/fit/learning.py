@@ -43,7 +43,7 @@ QUERIES = 1000  # of validation
 SAMPLE = 4096  # items that say how a head's scores depend on frozen features
 
 
-class Asked(NamedTuple):
+class MarkedQueries(NamedTuple):
   """Queries of one type that were marked: their features, and the positions of what is right for each."""
 
   query_QD: np.ndarray
@@ -77,7 +77,7 @@ def learn(
     raise ValueError("the adapter was made by `learn`; give the one that it was made from, with all marks")
   for name, store in (("the gallery", gallery), ("the validation gallery", val.gallery)):
     check_encoders(name, store.encoder, "the adapter", adapter.encoder)
-  asked, left_out = gathered(marks, gallery, adapter)
+  asked, left_out = marked_queries(marks, gallery, adapter)
   heads, accounts = dict(adapter.heads), {}
   for name, one in asked.items():
     both = sum(len(own) > 1 for own in one.right)
@@ -95,9 +95,9 @@ def learn(
   ), accounts
 
 
-def gathered(
+def marked_queries(
   marks: Iterable[Mapping[str, Any]], gallery: FeatureStore, adapter: Adapter
-) -> tuple[dict[str, Asked], str]:
+) -> tuple[dict[str, MarkedQueries], str]:
   """Returns the marked queries by type, and in words what was left out.
 
   Left out are marks of items that are gone, those that others contradict, those of searches told in words or in several
@@ -117,7 +117,7 @@ def gathered(
   names = sorted({item for items in signs.values() for item in items})
   place = pc.index_in(pa.array(names, pa.string()), value_set=gallery.arrow_ids().combine_chunks()).fill_null(-1)
   position = dict(zip(names, place.to_pylist(), strict=True))
-  made: dict[str, Asked] = {}
+  made: dict[str, MarkedQueries] = {}
   for query_type in [name for name in QUERY_TYPES if name in adapter.heads]:
     features, right = [], []
     for (own_type, feature), items in sorted(signs.items()):
@@ -131,7 +131,7 @@ def gathered(
         features.append(_row(feature, gallery.width))
         right.append(own[evenly(len(own), MOST)])
     if features:
-      made[query_type] = Asked(unit(np.stack(features), np.float32), right)
+      made[query_type] = MarkedQueries(unit(np.stack(features), np.float32), right)
   return made, ", ".join(f"{count:,} {what}" for what, count in out.items() if count)
 
 
@@ -150,7 +150,9 @@ def half(own: np.ndarray, fold: int) -> np.ndarray:
   return np.random.default_rng(own.tolist()).permutation(own)[fold::2]
 
 
-def _taught(adapter: Adapter, query_type: str, asked: Asked, gallery: FeatureStore, val: Split) -> tuple[Head, str]:
+def _taught(
+  adapter: Adapter, query_type: str, asked: MarkedQueries, gallery: FeatureStore, val: Split
+) -> tuple[Head, str]:
   """Returns what serves a query type from now on, the head itself where nothing holds, and the account."""
   head, image = adapter.heads[query_type], adapter.heads.get("image")
   back_FD = None if image is None or image is head else pulled_back(image, gallery)
@@ -172,7 +174,7 @@ def _taught(adapter: Adapter, query_type: str, asked: Asked, gallery: FeatureSto
   return (head if best is head else dataclasses.replace(best, note=f"{head.note}; learned from {account}")), account
 
 
-def _held_out(asked: Asked, gallery: FeatureStore, fold: int) -> Validator:
+def _held_out(asked: MarkedQueries, gallery: FeatureStore, fold: int) -> Validator:
   """Returns the queries with two right marks: those of one half are looked for, those of the other do not count."""
   some = [query for query, own in enumerate(asked.right) if len(own) > 1]
   rows = np.union1d(np.concatenate(asked.right), evenly(len(gallery), ITEMS))

@@ -32,7 +32,7 @@ FEW_ITEMS = 64  # training images on which a map's length is taken
 CENTRE_ROWS = 8192  # training images whose mean level is the centre
 
 
-def levelled(training: Training, validator: Validator, head: Head, queries: int = QUERIES) -> Head:
+def fit_levels(training: Training, validator: Validator, head: Head, queries: int = QUERIES) -> Head:
   """Returns a head, its items levelled by up to `queries` training queries; the weight is the best on validation."""
   folded_ME = served(training, head, queries)
   return max(_heads(training, head, folded_ME, [(NEAREST, 0.0, weight) for weight in WEIGHT]), key=validator)

@@ -35,7 +35,7 @@ SEED = 0
 OPTIMISER = optax.chain(optax.add_decayed_weights(WEIGHT_DECAY), optax.adam(LEARNING_RATE))
 
 
-def fit(training: Training, validator: Validator) -> Head | None:
+def fit_linear(training: Training, validator: Validator) -> Head | None:
   """Returns the layer of the epoch that does best on validation; None where all images are of one instance.
 
   Images are read READ batches at a time; the classifier, 2 kB an instance, is held whole.
@@ -45,7 +45,7 @@ def fit(training: Training, validator: Validator) -> Head | None:
     return None
   query_D, image_D = training.means()
   key = jax.random.key(SEED)
-  params = start(jax.random.fold_in(key, 0), training.width, len(instances))
+  params = first_parameters(jax.random.fold_in(key, 0), training.width, len(instances))
   state = OPTIMISER.init(params)
   best_value, best_epoch, best = -1.0, 0, None
   for epoch in range(1, EPOCHS + 1):
@@ -82,7 +82,7 @@ def without(aspects: Mapping[str, np.ndarray]) -> Head:
   return Head("affine", {"dimensions": width}, affine_variables(zero_D, zero_D, map_DD), f"off {', '.join(aspects)}")
 
 
-def start(key: jax.Array, width: int, instances: int) -> dict:
+def first_parameters(key: jax.Array, width: int, instances: int) -> dict:
   """Returns the first parameters: kernel DE and bias E uniform within ±1/√D, classes CE normal."""
   keys, bound = jax.random.split(key, 3), width**-0.5
   return {

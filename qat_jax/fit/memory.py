@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qat_jax.fit.parts import beside
-from qat_jax.fit.training import Training, evenly, mean_of
+from qat_jax.fit.training import Training, evenly, mean_of_rows
 from qat_jax.models.head import Head
 from qat_jax.models.memory import PAIRS, Bank, image_bank, text_bank
 from qat_jax.types import Adaptation
@@ -52,7 +52,7 @@ def neighbours(training: Training, validator: Validator, most: int = MOST) -> He
   return max(heads(), key=validator)
 
 
-def remembering(training: Training, validator: Validator, head: Head, most: int) -> Head:
+def fit_memory(training: Training, validator: Validator, head: Head, most: int) -> Head:
   """Returns another head with up to `most` training pairs that it remembers: a sample where there are more.
 
   Temperature and scale are the best on a few validation queries, then the weight on all of them.
@@ -96,7 +96,7 @@ def captioned(training: Training, validator: Validator, head: Head, texts: Any, 
     own = halves(text_bank(texts[rows], training.images[rows]))
     variables = beside(head, own)
   settings = settings | {"captions": training.query_type}
-  mean_D = jnp.asarray(mean_of(own["queries"]), jnp.float32)
+  mean_D = jnp.asarray(mean_of_rows(own["queries"]), jnp.float32)
 
   def with_numbers(temperature: float, share: float) -> Head:
     numbers = _numbers({"item_temperature": temperature, "share": share}) | {"mean": mean_D}
@@ -106,10 +106,10 @@ def captioned(training: Training, validator: Validator, head: Head, texts: Any, 
   few = validator.subset(FEW)
   best = max(ITEM_TEMPERATURE, key=lambda number: few(with_numbers(number, SHARE[-1])))
   wide = validator.mildest(with_numbers(best, share) for share in SHARE)
-  return projected(training, wide, narrow) if narrow else wide
+  return fit_projection(training, wide, narrow) if narrow else wide
 
 
-def projected(training: Training, head: Head, narrow: int) -> Head:
+def fit_projection(training: Training, head: Head, narrow: int) -> Head:
   """Returns a head whose items are `narrow` wide: its own, projected on the directions along which they have most.
 
   Those are the principal ones, not centred, of up to SAMPLE training images' items. Raises ValueError where `narrow` is

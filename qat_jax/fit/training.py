@@ -61,9 +61,9 @@ class Training(NamedTuple):
     Texts lie apart from images (the modality gap), so text queries have a mean of their own; that of the images where
     there are no captions.
     """
-    image_D = mean_of(self.images)
+    image_D = mean_of_rows(self.images)
     apart = self.query_type == "text" and self.queries is not None
-    return (mean_of(self.queries) if apart else image_D), image_D
+    return (mean_of_rows(self.queries) if apart else image_D), image_D
 
 
 def evenly(rows: int, most: int) -> np.ndarray:
@@ -71,7 +71,7 @@ def evenly(rows: int, most: int) -> np.ndarray:
   return np.linspace(0, rows - 1, min(rows, most)).astype(int)
 
 
-def mean_of(features: Any) -> np.ndarray:
+def mean_of_rows(features: Any) -> np.ndarray:
   """Returns the mean (D, float64) of the unit rows of a FeatureStore or array."""
   return sum(chunk_ND.sum(axis=0) for chunk_ND in _unit_chunks(features)) / len(features)
 

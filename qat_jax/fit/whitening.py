@@ -21,7 +21,7 @@ SHRINKAGE = (0.01, 0.1, 1.0)  # of the mean variance, added to each variance
 EXPONENTS = (0.25, 0.5, 1.0)  # 1 whitens, less goes part of the way
 
 
-def fit(training: Training, validator: Validator) -> Head:
+def fit_whitening(training: Training, validator: Validator) -> Head:
   """Returns whitening with the dimensions, shrinkage and exponent that do best on validation."""
   query_D, image_D = training.means()
   covariance_DD = covariance_of(training.images, image_D)

@@ -22,10 +22,10 @@ class Dropout(nn.Module):
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     if not train or self.rate == 0:
       return x
-    return jnp.where(kept(self.make_rng("dropout"), x.shape, self.rate), x / (1 - self.rate), 0)
+    return jnp.where(kept_mask(self.make_rng("dropout"), x.shape, self.rate), x / (1 - self.rate), 0)
 
 
-def kept(key: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Array:
+def kept_mask(key: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Array:
   """Returns a mask that is False with probability `rate`, to 2⁻³², the same for the same key.
 
   The key's words are what makes masks unrelated: they have to be random themselves, as those of `jax.random` are.

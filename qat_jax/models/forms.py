@@ -276,7 +276,7 @@ def parameters(variables: dict) -> int:
   return sum(x.size for x in jax.tree.leaves(variables))
 
 
-def size_of(form: str, settings: dict, width: int) -> int:
+def size_of_form(form: str, settings: dict, width: int) -> int:
   """Returns how many numbers a form's variables hold; none are made."""
   module = FORMS[form](width, **settings)
   return parameters(jax.eval_shape(lambda: initialise(module, jax.random.key(0))))
@@ -284,5 +284,5 @@ def size_of(form: str, settings: dict, width: int) -> int:
 
 def hidden_of_size(target: int, width: int, form: str = "query_only", **settings: Any) -> int:
   """Returns the hidden units with which the number of parameters of a form comes closest to `target`."""
-  one, two = (size_of(form, {"hidden": hidden, **settings}, width) for hidden in (1, 2))
+  one, two = (size_of_form(form, {"hidden": hidden, **settings}, width) for hidden in (1, 2))
   return max(1, round((target - one) / (two - one)) + 1)

@@ -59,7 +59,7 @@ def write(
   shutil.rmtree(folder / "params", ignore_errors=True)  # of format 1
 
 
-def read(folder: pathlib.Path) -> Contents:
+def read_heads(folder: pathlib.Path) -> Contents:
   """Returns what `write` was given; raises ValueError where it is damaged, of a later format, or does not fit."""
   text = (folder / "adapter.json").read_bytes()
   try:
@@ -67,7 +67,7 @@ def read(folder: pathlib.Path) -> Contents:
   except ValueError:
     if (folder / "adapter.json").read_bytes() == text:
       raise
-  return read(folder)  # somebody wrote other heads while we read
+  return read_heads(folder)  # somebody wrote other heads while we read
 
 
 def read_released(folder: pathlib.Path, source: str) -> Contents:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from qat_jax.adaptation import HIGHEST, normalise
-from qat_jax.models.memory import in_blocks, widened
+from qat_jax.models.memory import in_blocks, with_wider_query
 from qat_jax.types import Adaptation
 
 GREATEST = 0.999  # of what is taken off a score
@@ -58,7 +58,7 @@ class Levelled(nn.Module):
     """Returns the adaptation of Q unit queries (any float dtype, QD)."""
     adaptation = self.head(query_QD, train)
     one_Q1 = jnp.ones((query_QD.shape[0], 1), jnp.float32)
-    return widened(adaptation, normalise(jnp.concatenate([adaptation.query, one_Q1, 0 * one_Q1], axis=1)))
+    return with_wider_query(adaptation, normalise(jnp.concatenate([adaptation.query, one_Q1, 0 * one_Q1], axis=1)))
 
   def prepare(self, gallery_ND: jax.Array) -> jax.Array:
     """Returns the unit items (float32) that the adaptation is for: the other form's, two dimensions wider."""

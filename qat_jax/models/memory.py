@@ -56,7 +56,7 @@ def image_bank(images: Any, instance_N: np.ndarray) -> Bank | None:
   return Bank(jnp.asarray(image_ND[rows]), jnp.asarray(others_MD))
 
 
-def moved(
+def moved_by_pairs(
   bank: Bank,
   query_QD: jax.Array,
   temperature: jax.Array | float,
@@ -123,7 +123,7 @@ class Neighbours(nn.Module):
     """Returns the adaptation of Q queries (any float dtype, QD)."""
     bank = Bank(*(self.variable("constants", name, jnp.zeros, (self.pairs, self.width)).value for name in PAIRS))
     numbers = (self.variable("constants", name, jnp.ones, ()).value for name in ("temperature", "scale"))
-    return plain(moved(bank, query_QD, *numbers))
+    return plain(moved_by_pairs(bank, query_QD, *numbers))
 
   def prepare(self, gallery_ND: jax.Array) -> jax.Array:
     """Returns the unit items (ND, float32): the gallery is not touched."""
@@ -165,7 +165,7 @@ class Remembering(nn.Module):
       own = Own(self.get_variable("instances", "pairs"), self.get_variable("instances", "queries"))
     if self.moves:
       hidden_QM = None if own is None else own.query_Q[:, None] == own.pair_M[None]
-      moved_QD = moved(bank, query_QD, self.temperature.value, self.scale.value, hidden_QM)
+      moved_QD = moved_by_pairs(bank, query_QD, self.temperature.value, self.scale.value, hidden_QM)
       adaptation = adaptation.replace(query=normalise(adaptation.query + self.weight.value * moved_QD))
     if not self.captions:
       return adaptation
@@ -173,7 +173,7 @@ class Remembering(nn.Module):
       called_QD = normalise(normalise(query_QD) - self.mean.value[None])
     else:
       called_QD = captions_of(bank, query_QD, self.mean.value, self.item_temperature.value, own)
-    return widened(adaptation, self._beside(adaptation.query, called_QD))
+    return with_wider_query(adaptation, self._beside(adaptation.query, called_QD))
 
   def prepare(self, gallery_ND: jax.Array) -> jax.Array:
     """Returns the unit items (float32) that the adaptation is for: the other form's, with captions D wider."""
@@ -221,7 +221,7 @@ class Marked(nn.Module):
     return self.head.prepare(gallery_ND)
 
 
-def widened(adaptation: Adaptation, query_QF: jax.Array) -> Adaptation:
+def with_wider_query(adaptation: Adaptation, query_QF: jax.Array) -> Adaptation:
   """Returns the adaptation with a wider unit query, of items that are as wide; T leaves the new dimensions alone.
 
   One gate for all dimensions serves the new ones too, so it must be 1, or T a multiple of the identity.

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qat_jax.adaptation import normalise
-from qat_jax.models.quari_files import Config
+from qat_jax.models.quari_files import ReleasedConfig
 from qat_jax.models.tokens import PRODUCTS
 from qat_jax.types import Adaptation
 
@@ -156,7 +156,7 @@ class Released(nn.Module):
     return factor_QDR / (jnp.linalg.norm(factor_QDR, axis=(1, 2), keepdims=True) + 1e-8)
 
 
-def settings(config: Config) -> dict:
+def settings(config: ReleasedConfig) -> dict:
   """Returns the keyword arguments of `Released`, but for its width, that a checkpoint's config asks for."""
   return {
     "hidden": config.hidden_dim,
@@ -170,7 +170,7 @@ def settings(config: Config) -> dict:
   }
 
 
-def shapes(config: Config) -> dict[str, tuple[int, ...]]:
+def shapes(config: ReleasedConfig) -> dict[str, tuple[int, ...]]:
   """Returns the shape of every tensor that the checkpoint has to hold, by its name there."""
   d, h = config.embedding_dim, config.hidden_dim
   wanted = {"pos_emb": (2 * config.low_rank_dim + 1, h), "pos_scale": (1,)}
@@ -193,7 +193,7 @@ def shapes(config: Config) -> dict[str, tuple[int, ...]]:
   return wanted
 
 
-def variables(tensors: dict[str, np.ndarray], config: Config) -> dict:
+def variables(tensors: dict[str, np.ndarray], config: ReleasedConfig) -> dict:
   """Returns the variables of `Released` from a checkpoint's tensors.
 
   Raises ValueError that names missing and unknown tensors, or the first of another shape than the config says.

@@ -43,7 +43,7 @@ _STORAGES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class ReleasedConfig:
   """What `config.yml` says."""
 
   feature_extractor: str
@@ -64,7 +64,7 @@ def is_released(folder: pathlib.Path) -> bool:
   return any((folder / name).exists() for name in FILES)
 
 
-def read_config(path: str | os.PathLike) -> Config:
+def read_config(path: str | os.PathLike) -> ReleasedConfig:
   """Returns the settings in a `config.yml`; raises ValueError that names an unknown, missing or ill-typed key."""
   try:
     content = yaml.safe_load(pathlib.Path(path).read_text())
@@ -73,7 +73,7 @@ def read_config(path: str | os.PathLike) -> Config:
   _check_keys(path, content, {"feature_extractor": str, "hparams": dict})
   hparams = content["hparams"]
   _check_keys(f"{path}, hparams", hparams, _HPARAMS)
-  config = Config(content["feature_extractor"], **hparams)
+  config = ReleasedConfig(content["feature_extractor"], **hparams)
   sizes = ("embedding_dim", "hidden_dim", "low_rank_dim", "nhead", "num_layers", "num_steps")
   small = [name for name in sizes if getattr(config, name) < 1]
   if small:

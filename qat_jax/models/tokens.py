@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from qat_jax.models.dropout import Dropout, kept
+from qat_jax.models.dropout import Dropout, kept_mask
 
 ZERO = nn.initializers.zeros
 PRODUCTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable  # what is kept of a layer: not attention's scores
@@ -46,7 +46,7 @@ class Attention(nn.Module):
     logit_QGLM = jnp.einsum("QLGE,QMGE->QGLM", ask_QLGE * (hidden // self.heads) ** -0.5, key_QLGE)
     weight_QGLM = nn.softmax(logit_QGLM.astype(jnp.float32))
     if train and self.dropout:  # the same for all heads
-      mask_LM = kept(self.make_rng("dropout"), (length, length), self.dropout)
+      mask_LM = kept_mask(self.make_rng("dropout"), (length, length), self.dropout)
       weight_QGLM = jnp.where(mask_LM[None, None], weight_QGLM / (1 - self.dropout), 0)
     mixed_QLGE = jnp.einsum("QGLM,QMGE->QLGE", weight_QGLM.astype(self.dtype), value_QLGE)
     return nn.DenseGeneral(hidden, axis=(-2, -1), dtype=self.dtype, name="out")(mixed_QLGE)

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from flax import struct
 
-from qat_jax.search.spectrum import RANK, SPARE_PART, Maps, decomposed, scaled
+from qat_jax.search.spectrum import RANK, SPARE_PART, ExactMaps, decomposed, scaled
 from qat_jax.types import Adaptation
 
 WORTH = 0.7  # of an item's usual length: a bound that reaches it rules nearly everything out
@@ -80,7 +80,7 @@ class _Choice(NamedTuple):
   scalar: bool  # whether min gate² |z|² stands for |gate ∘ z|²
 
 
-def _bounds(maps: Maps) -> tuple[Bounds, Bounds | None]:
+def _bounds(maps: ExactMaps) -> tuple[Bounds, Bounds | None]:
   """Returns the bounds with as few directions as are worth it; and with all, for each query, where these bound well."""
   queries, width = maps.folded.shape
   square_QD = np.square(np.broadcast_to(maps.gate, (queries, width)))
@@ -98,7 +98,7 @@ def _bounds(maps: Maps) -> tuple[Bounds, Bounds | None]:
   return _keeping(maps, square_QD, _chosen(maps, square_QD, energy_QE, usual_Q)), tight
 
 
-def _chosen(maps: Maps, square_QD: np.ndarray, energy_QE: np.ndarray, usual_Q: np.ndarray) -> _Choice:
+def _chosen(maps: ExactMaps, square_QD: np.ndarray, energy_QE: np.ndarray, usual_Q: np.ndarray) -> _Choice:
   """Returns the directions that are worth it.
 
   Args:
@@ -124,7 +124,7 @@ def _chosen(maps: Maps, square_QD: np.ndarray, energy_QE: np.ndarray, usual_Q: n
   return _Choice(np.flatnonzero(kept[place]), rest_CQ[place], maps.cut, scalar)
 
 
-def _keeping(maps: Maps, square_QD: np.ndarray, choice: _Choice) -> Bounds:
+def _keeping(maps: ExactMaps, square_QD: np.ndarray, choice: _Choice) -> Bounds:
   """Returns the bounds of some directions (lemmas 3 and 4, and their rounding)."""
   places, rest_Q, cut_Q, scalar = choice
   terms_Q, in_single = maps.terms, (maps.folded.shape[1] + 16) * UNIT

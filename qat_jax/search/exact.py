@@ -34,30 +34,30 @@ CERTAIN = (
 MARGIN = 2e-6  # what a float32 score may be wrong by
 
 
-class Pairs(NamedTuple):
+class ItemPairs(NamedTuple):
   """Some items of some queries: P of each, in the order of the queries."""
 
   query: np.ndarray  # P
   item: np.ndarray  # P
 
   @classmethod
-  def of(cls, item_QE: np.ndarray) -> Pairs:
+  def of(cls, item_QE: np.ndarray) -> ItemPairs:
     """Returns each query's items (QE, −1 as padding), each once."""
     item_QE = np.sort(item_QE, axis=1)
     item_QE[:, 1:][item_QE[:, 1:] == item_QE[:, :-1]] = -1
     query_P, column_P = np.nonzero(item_QE >= 0)
     return cls(query_P, item_QE[query_P, column_P])
 
-  def take(self, which: np.ndarray) -> Pairs:
+  def take(self, which: np.ndarray) -> ItemPairs:
     """Returns some of the pairs, by a mask or by places in rising order."""
-    return Pairs(self.query[which], self.item[which])
+    return ItemPairs(self.query[which], self.item[which])
 
   def places(self) -> np.ndarray:
     """Returns the place of each pair among its query's (P)."""
     count_Q = np.bincount(self.query)
     return np.arange(len(self.query)) - np.repeat(np.cumsum(count_Q) - count_Q, count_Q)
 
-  def among(self, others: Pairs, items: int) -> np.ndarray:
+  def among(self, others: ItemPairs, items: int) -> np.ndarray:
     """Returns which of the pairs are among others (P, bool); all positions are below `items`."""
     if not len(others.query) or not len(self.query):
       return np.zeros(len(self.query), bool)
@@ -75,7 +75,7 @@ class Pairs(NamedTuple):
     firsts_P[order_P[first_P]] = True
     return firsts_P
 
-  def without(self, others: Pairs, items: int) -> Pairs:
+  def without(self, others: ItemPairs, items: int) -> ItemPairs:
     """Returns the pairs that are not among others; all positions are below `items`."""
     return self.take(~self.among(others, items))
 
@@ -102,9 +102,9 @@ class TopK(NamedTuple):
   def merge(self, other: TopK) -> TopK:
     """Returns the best K of both, lower id first where scores are equal; associative, in any order (lemma 5)."""
     there_QJ = other.ids >= 0
-    return self.with_pairs(Pairs(np.nonzero(there_QJ)[0], other.ids[there_QJ]), other.scores[there_QJ])
+    return self.with_pairs(ItemPairs(np.nonzero(there_QJ)[0], other.ids[there_QJ]), other.scores[there_QJ])
 
-  def with_pairs(self, pairs: Pairs, score_P: np.ndarray) -> TopK:
+  def with_pairs(self, pairs: ItemPairs, score_P: np.ndarray) -> TopK:
     """Returns the best K of these and of scored pairs."""
     queries, k = self.ids.shape
     there_QK = self.ids >= 0
@@ -112,7 +112,7 @@ class TopK(NamedTuple):
     item_P = np.concatenate([self.ids[there_QK], pairs.item])
     score_P = np.concatenate([self.scores[there_QK], score_P])
     order_P = np.lexsort((item_P, -score_P, query_P))
-    pairs, score_P = Pairs(query_P[order_P], item_P[order_P]), score_P[order_P]
+    pairs, score_P = ItemPairs(query_P[order_P], item_P[order_P]), score_P[order_P]
     once_P = np.ones(len(score_P), bool)
     once_P[1:] = (np.diff(pairs.query) != 0) | (np.diff(pairs.item) != 0)
     pairs, score_P = pairs.take(once_P), score_P[once_P]
@@ -125,7 +125,7 @@ class TopK(NamedTuple):
     best.scores[pairs.query[best_P], place_P[best_P]] = score_P[best_P]
     return best
 
-  def least(self, pairs: Pairs) -> np.ndarray:
+  def least(self, pairs: ItemPairs) -> np.ndarray:
     """Returns the score (P) below which a pair changes nothing: the threshold, or what its group has already."""
     least_P = self.threshold[pairs.query]
     if self.group_N is None or not len(pairs.query):
@@ -140,7 +140,7 @@ class TopK(NamedTuple):
     return np.where(key_J[at_P] == key_P, np.maximum(score_J[at_P], least_P), least_P)
 
 
-def search(prepared: Prepared, part: Part, best: TopK, excluded: Pairs, deep: bool) -> TopK:
+def search(prepared: Prepared, part: Part, best: TopK, excluded: ItemPairs, deep: bool) -> TopK:
   """Returns the best K of those so far and of a part's items.
 
   Args:
@@ -161,15 +161,15 @@ def search(prepared: Prepared, part: Part, best: TopK, excluded: Pairs, deep: bo
   return best
 
 
-def _search(prepared: Prepared, part: Part, best: TopK, excluded: Pairs, deep: bool) -> TopK:
+def _search(prepared: Prepared, part: Part, best: TopK, excluded: ItemPairs, deep: bool) -> TopK:
   queries, k = best.ids.shape
   here_P = (excluded.item >= part.first) & (excluded.item < part.first + part.items)
-  excluded = Pairs(excluded.query[here_P], excluded.item[here_P] - part.first)
+  excluded = ItemPairs(excluded.query[here_P], excluded.item[here_P] - part.first)
   if deep:
     return best.merge(_deep(prepared, part, excluded, best))
   margin_Q = MARGIN * np.asarray(prepared.bounds.most)[:queries]
   uppers = upper_bounds(prepared.bounds, part, queries)
-  done = Pairs(*np.zeros((2, 0), np.int64))
+  done = ItemPairs(*np.zeros((2, 0), np.int64))
   if (best.threshold == -np.inf).any():
     count = k + FIRST + int(np.bincount(excluded.query, minlength=1).max())
     count = -(-count // ITEMS) * ITEMS  # so many are scored at once: one more would cost as much as all
@@ -179,14 +179,14 @@ def _search(prepared: Prepared, part: Part, best: TopK, excluded: Pairs, deep: b
   if uppers.coarse and len(query_P) > MANY * queries * part.items:
     uppers = upper_bounds(prepared.bounds, dataclasses.replace(part, coarse=None), queries)
     query_P, item_P, upper_P = uppers.reaching(best.threshold - margin_Q)
-  left = Pairs(query_P, item_P)
+  left = ItemPairs(query_P, item_P)
   new_P = ~(left.among(done, part.items) | left.among(excluded, part.items))
   left, upper_P = left.take(new_P), upper_P[new_P]
   if prepared.tight is not None and len(left.query):
     upper_P = np.minimum(upper_P, refined_bounds(prepared, part, left.query, left.item))
   step = max(STEP * queries, LEAST_STEP)
   while True:
-    least_P = best.least(Pairs(left.query, left.item + part.first))
+    least_P = best.least(ItemPairs(left.query, left.item + part.first))
     alive_P = upper_P >= least_P - margin_Q[left.query]
     left, upper_P = left.take(alive_P), upper_P[alive_P]
     if not len(left.query):
@@ -198,7 +198,7 @@ def _search(prepared: Prepared, part: Part, best: TopK, excluded: Pairs, deep: b
     left, upper_P, step = left.take(~next_P), upper_P[~next_P], 2 * step
 
 
-def _likeliest(uppers: Uppers, part: Part, best: TopK, count: int, excluded: Pairs) -> Pairs:
+def _likeliest(uppers: Uppers, part: Part, best: TopK, count: int, excluded: ItemPairs) -> ItemPairs:
   """Returns up to `count` items of each query without a threshold, by their bounds; of a group the likeliest."""
   reach = count
   if best.group_N is not None:  # neighbours are often of one group, and bounds of one group alike
@@ -208,7 +208,7 @@ def _likeliest(uppers: Uppers, part: Part, best: TopK, count: int, excluded: Pai
     least_Q = np.where(best.threshold == -np.inf, uppers.greatest(reach), np.inf)
     query_P, item_P, upper_P = uppers.reaching(least_Q)
     order_P = np.lexsort((-upper_P, query_P))
-    first = Pairs(query_P[order_P], item_P[order_P])
+    first = ItemPairs(query_P[order_P], item_P[order_P])
     if best.group_N is None:
       return first.take(first.places() < count).without(excluded, part.items)
     first = first.without(excluded, part.items)
@@ -219,7 +219,7 @@ def _likeliest(uppers: Uppers, part: Part, best: TopK, count: int, excluded: Pai
     reach *= 4
 
 
-def score_pairs(prepared: Prepared, part: Part, pairs: Pairs) -> np.ndarray:
+def score_pairs(prepared: Prepared, part: Part, pairs: ItemPairs) -> np.ndarray:
   """Returns the exact scores (P, float32) of some of a part's items; NaN where an item is."""
   score_P, length_P = scores(prepared.factors, part, pairs.query, pairs.item)
   size_Q = np.asarray(prepared.factors.size)
@@ -260,13 +260,13 @@ def exact_scores(prepared: Prepared, part: Part, queries: int) -> np.ndarray:
   return score_QN
 
 
-def _with(best: TopK, prepared: Prepared, part: Part, pairs: Pairs) -> TopK:
+def _with(best: TopK, prepared: Prepared, part: Part, pairs: ItemPairs) -> TopK:
   score_P = score_pairs(prepared, part, pairs)
   worth_P = score_P >= best.threshold[pairs.query]
-  return best.with_pairs(Pairs(pairs.query, pairs.item + part.first).take(worth_P), score_P[worth_P])
+  return best.with_pairs(ItemPairs(pairs.query, pairs.item + part.first).take(worth_P), score_P[worth_P])
 
 
-def _deep(prepared: Prepared, part: Part, excluded: Pairs, so_far: TopK) -> TopK:
+def _deep(prepared: Prepared, part: Part, excluded: ItemPairs, so_far: TopK) -> TopK:
   """Returns the best K of a part by scoring every item."""
   queries, k = so_far.ids.shape
   score_QN = exact_scores(prepared, part, queries)

@@ -106,7 +106,7 @@ def shards(array_ND: jax.Array) -> list[tuple[int, jax.Array]]:
   return found
 
 
-def places(gallery: Gallery, devices: Sequence[jax.Device] | None) -> int:
+def device_count(gallery: Gallery, devices: Sequence[jax.Device] | None) -> int:
   """Returns on how many devices the parts lie."""
   array = gallery.array if isinstance(gallery, ArrayGallery) else None
   return len(devices or (array.devices() if isinstance(array, jax.Array) else [None]))

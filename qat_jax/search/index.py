@@ -127,7 +127,7 @@ def as_queries(query_QD: np.ndarray | jax.Array, width: int, k: int) -> np.ndarr
   return query_QD
 
 
-def check_ids(ids: Ids | None, items: int) -> Sequence[Any]:
+def ids_or_positions(ids: Ids | None, items: int) -> Sequence[Any]:
   """Returns an id an item, the positions if None, as Python's own types.
 
   Raises ValueError unless they are as many as the items, each once, and all int from 0 on, all str or all UUID.

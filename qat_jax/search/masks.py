@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from qat_jax.search.exact import Pairs
+from qat_jax.search.exact import ItemPairs
 from qat_jax.types import Adaptation, Ranking
 
 
@@ -22,9 +22,9 @@ class Elsewhere(Protocol):
 class Masks(NamedTuple):
   """What a call masks, checked."""
 
-  excluded: Pairs
+  excluded: ItemPairs
   wanted_N: np.ndarray | None  # bool, for all queries; None where nothing is masked
-  allowed: Pairs | None  # all that the queries may find, where each has its own list
+  allowed: ItemPairs | None  # all that the queries may find, where each has its own list
 
   @classmethod
   def of(cls, exclude: npt.ArrayLike | None, allowed: npt.ArrayLike | None, queries: int, items: int) -> Masks:
@@ -49,21 +49,21 @@ class Masks(NamedTuple):
   def within(self, first: int, items: int) -> Masks:
     """Returns the masks of consecutive items, by their positions among these."""
     here = lambda pairs: (pairs.item >= first) & (pairs.item < first + items)
-    shifted = lambda pairs: Pairs(pairs.query[here(pairs)], pairs.item[here(pairs)] - first)
+    shifted = lambda pairs: ItemPairs(pairs.query[here(pairs)], pairs.item[here(pairs)] - first)
     wanted_N = None if self.wanted_N is None else self.wanted_N[first : first + items]
     return Masks(shifted(self.excluded), wanted_N, None if self.allowed is None else shifted(self.allowed))
 
   def of_queries(self, block: range) -> Masks:
     """Returns the masks of some consecutive queries, by their places among these."""
 
-    def theirs(pairs: Pairs) -> Pairs:
+    def theirs(pairs: ItemPairs) -> ItemPairs:
       first, last = np.searchsorted(pairs.query, [block.start, block.stop])
-      return Pairs(pairs.query[first:last] - block.start, pairs.item[first:last])
+      return ItemPairs(pairs.query[first:last] - block.start, pairs.item[first:last])
 
     return Masks(theirs(self.excluded), self.wanted_N, None if self.allowed is None else theirs(self.allowed))
 
 
-def _pairs(name: str, position_QE: np.ndarray, queries: int, items: int) -> Pairs:
+def _pairs(name: str, position_QE: np.ndarray, queries: int, items: int) -> ItemPairs:
   """Returns positions (QE, −1 as padding) as pairs, each once."""
   if position_QE.dtype.kind not in "iu":
     raise ValueError(f"{name} is {position_QE.dtype} {position_QE.shape}; give gallery positions as integers")
@@ -73,4 +73,4 @@ def _pairs(name: str, position_QE: np.ndarray, queries: int, items: int) -> Pair
     raise ValueError(
       f"{name} holds positions {position_QE.min()} to {position_QE.max()}; the gallery has {items} items, −1 is padding"
     )
-  return Pairs.of(position_QE.astype(np.int64))
+  return ItemPairs.of(position_QE.astype(np.int64))

@@ -16,8 +16,8 @@ import numpy.typing as npt
 from qat_jax.adaptation import power_of_two
 from qat_jax.adaptation import score as score_by_factors
 from qat_jax.search.bounds import Prepared, prepare
-from qat_jax.search.exact import DEEP, Pairs, TopK, exact_scores, score_pairs, search
-from qat_jax.search.gallery import GATHERED, Part, gathered, in_place, parts, places
+from qat_jax.search.exact import DEEP, ItemPairs, TopK, exact_scores, score_pairs, search
+from qat_jax.search.gallery import GATHERED, Part, device_count, gathered, in_place, parts
 from qat_jax.search.grouping import grouped, groups_of
 from qat_jax.search.masks import Elsewhere, Masks
 from qat_jax.types import (
@@ -70,7 +70,7 @@ def rank(
   unit length (named by position), for an adaptation with NaN, and for k < 1; TypeError for what is no adaptation,
   gallery or whole number.
   """
-  gallery, k = check(adaptation, gallery, k)
+  gallery, k = check_search(adaptation, gallery, k)
   masks = Masks.of(exclude, allowed, len(adaptation), len(gallery))
   group_N = None if group is None else groups_of(group, gallery)
   if isinstance(gallery, Elsewhere):
@@ -116,7 +116,7 @@ def best_of(
 
   # what a part may build on is settled when it is handed out, so that every call does, and compiles, the same
   tasks = (functools.partial(searched, part, best) for part in parts(gallery, devices, chunk_rows, block))
-  for results in _side_by_side(tasks, places(gallery, devices)):
+  for results in _side_by_side(tasks, device_count(gallery, devices)):
     best = [one.merge(other) for one, other in zip(best, results, strict=True)]
   return best
 
@@ -133,7 +133,7 @@ def rerank(
   if isinstance(gallery, Fetchable):
     return _fetched(adaptation, gallery, shortlist, k)
   position_QS = np.asarray(shortlist.ids if isinstance(shortlist, Ranking) else shortlist)
-  gallery, k = check(adaptation, gallery, position_QS.shape[-1] if k is None else k)
+  gallery, k = check_search(adaptation, gallery, position_QS.shape[-1] if k is None else k)
   if position_QS.ndim != 2 or position_QS.dtype.kind not in "iu" or len(position_QS) != len(adaptation):
     raise ValueError(
       f"the shortlist is {position_QS.dtype} {position_QS.shape}; wanted integers, one row for each of "
@@ -144,9 +144,9 @@ def rerank(
       f"the shortlist holds positions {position_QS.min()} to {position_QS.max()}; the gallery has "
       f"{len(gallery)} items, −1 is padding"
     )
-  pairs = Pairs.of(position_QS.astype(np.int64))
+  pairs = ItemPairs.of(position_QS.astype(np.int64))
   if isinstance(gallery, Elsewhere):
-    nothing = Pairs(*np.zeros((2, 0), np.int64))
+    nothing = ItemPairs(*np.zeros((2, 0), np.int64))
     return gallery.rank(adaptation, k, Masks(nothing, None, pairs))
   best = _among(adaptation, gallery, pairs, [TopK.empty(len(block), k) for block in blocks(len(adaptation))])
   return ranking_of(best, k, len(gallery))
@@ -160,7 +160,7 @@ def score(adaptation: Adaptation, gallery: GalleryLike) -> jax.Array:
   """
   if any(isinstance(x, jax.core.Tracer) for x in (*jax.tree.leaves(adaptation), gallery)):
     return score_by_factors(adaptation, gallery)
-  gallery, _ = check(adaptation, gallery, 1)
+  gallery, _ = check_search(adaptation, gallery, 1)
   score_QN = np.empty((len(adaptation), len(gallery)), np.float32)
   for block in blocks(len(adaptation)):
     prepared = prepare(_padded(adaptation, block))
@@ -171,7 +171,7 @@ def score(adaptation: Adaptation, gallery: GalleryLike) -> jax.Array:
   return jax.numpy.asarray(score_QN)
 
 
-def check(adaptation: Adaptation, gallery: GalleryLike, k: int) -> tuple[Gallery, int]:
+def check_search(adaptation: Adaptation, gallery: GalleryLike, k: int) -> tuple[Gallery, int]:
   """Returns the gallery as one, and k; raises as `rank` does unless the gallery can be ranked by the adaptation.
 
   Looks at no features.
@@ -214,15 +214,15 @@ def check(adaptation: Adaptation, gallery: GalleryLike, k: int) -> tuple[Gallery
   return gallery, k
 
 
-def _among(adaptation: Adaptation, gallery: Gallery, pairs: Pairs, best: list[TopK]) -> list[TopK]:
+def _among(adaptation: Adaptation, gallery: Gallery, pairs: ItemPairs, best: list[TopK]) -> list[TopK]:
   """Returns the best of each block of queries, of those so far and of each query's own items."""
-  found, own = [], Masks(Pairs(*np.zeros((2, 0), np.int64)), None, pairs)
+  found, own = [], Masks(ItemPairs(*np.zeros((2, 0), np.int64)), None, pairs)
   for block, top in zip(blocks(len(adaptation)), best, strict=True):
     prepared, theirs = prepare(_padded(adaptation, block)), own.of_queries(block).allowed
     assert theirs is not None
     for part, local, position_P in _where_they_lie(gallery, theirs):
       score_P = score_pairs(part.placed(prepared), part, local)
-      top = top.with_pairs(Pairs(local.query, position_P), score_P)
+      top = top.with_pairs(ItemPairs(local.query, position_P), score_P)
     found.append(top)
   return found
 
@@ -248,16 +248,16 @@ def _fetched(adaptation: Adaptation, index: Fetchable, shortlist: Ranking | npt.
   return ranking.replace(ids=own_N[np.asarray(ranking.ids)])
 
 
-def _where_they_lie(gallery: Gallery, pairs: Pairs) -> Iterator[tuple[Part, Pairs, np.ndarray]]:
+def _where_they_lie(gallery: Gallery, pairs: ItemPairs) -> Iterator[tuple[Part, ItemPairs, np.ndarray]]:
   """Yields parts that hold the items of some pairs, these pairs by their place in the part, and in the gallery."""
   if (there := in_place(gallery)) is not None:
     for part in there:
       here = pairs.take((pairs.item >= part.first) & (pairs.item < part.first + part.items))
-      yield part, Pairs(here.query, here.item - part.first), here.item
+      yield part, ItemPairs(here.query, here.item - part.first), here.item
     return
   for start in range(0, len(pairs.query), GATHERED[-1]):
     some = pairs.take(np.arange(start, min(start + GATHERED[-1], len(pairs.query))))
-    yield gathered(gallery, some.item), Pairs(some.query, np.arange(len(some.query))), some.item
+    yield gathered(gallery, some.item), ItemPairs(some.query, np.arange(len(some.query))), some.item
 
 
 def _side_by_side(tasks: Iterable[Callable[[], list[TopK]]], devices: int) -> Iterator[list[TopK]]:

@@ -23,7 +23,7 @@ ROUNDS, STEPS, SPARE = 3, 2, 4
 SPARE_PART = 1e-6  # of a cut: more than float64 rounds off `norm`'s powers, and float32 off √square − cut
 
 
-class Maps(NamedTuple):
+class ExactMaps(NamedTuple):
   """Q maps in float64, and what they come to."""
 
   query: np.ndarray  # QD
@@ -56,25 +56,25 @@ class Maps(NamedTuple):
     return norm(self.gram_left, self.gram_right, self.gram_right, self.folded.shape[1])
 
 
-def decomposed(adaptation: Adaptation) -> Maps:
+def decomposed(adaptation: Adaptation) -> ExactMaps:
   """Returns what is needed of an adaptation's maps, some of them on each core."""
   arrays = [np.asarray(getattr(adaptation, name)) for name in ("query", "gate", "left", "right")]
   queries = len(arrays[0])
   starts = range(0, queries, max(1, min(MAPS, -(-queries // cores()))))
   pieces = [tuple(x[i : i + starts.step] for x in arrays) for i in starts]
-  return Maps(*(np.concatenate(x) for x in zip(*on_cores(_decomposed, pieces), strict=True)))
+  return ExactMaps(*(np.concatenate(x) for x in zip(*on_cores(_decomposed, pieces), strict=True)))
 
 
-def _decomposed(maps: tuple[np.ndarray, ...]) -> Maps:
+def _decomposed(maps: tuple[np.ndarray, ...]) -> ExactMaps:
   """Returns what is needed of some queries' maps: query, gate, left and right."""
   query_QD, gate_QD, left_QDR, right_QDR = (np.asarray(x, np.float64) for x in maps)
   gram_left_QRR, gram_right_QRR = (_across(x) @ x for x in (left_QDR, right_QDR))
   folded_QD = gate_QD * query_QD
   if left_QDR.shape[2]:
     folded_QD = folded_QD + (right_QDR @ (_across(left_QDR) @ query_QD[:, :, None]))[:, :, 0]
-  narrow_QDC, basis_QDC, cut_Q = cut(left_QDR, right_QDR, gram_left_QRR, gram_right_QRR)
+  narrow_QDC, basis_QDC, cut_Q = cut_down(left_QDR, right_QDR, gram_left_QRR, gram_right_QRR)
   values_QE, directions_QDE = spectrum(gate_QD, narrow_QDC, basis_QDC)
-  return Maps(query_QD, gate_QD, gram_left_QRR, gram_right_QRR, folded_QD, cut_Q, values_QE, directions_QDE)
+  return ExactMaps(query_QD, gate_QD, gram_left_QRR, gram_right_QRR, folded_QD, cut_Q, values_QE, directions_QDE)
 
 
 def rounding(width: int, rank: int) -> float:
@@ -111,7 +111,7 @@ def _across(matrix_QDR: np.ndarray) -> np.ndarray:
   return matrix_QDR.transpose(0, 2, 1)
 
 
-def cut(
+def cut_down(
   left_QDR: np.ndarray, right_QDR: np.ndarray, gram_left_QRR: np.ndarray, gram_right_QRR: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Returns U, V (QDC, V orthonormal), and |left rightᵀ − U Vᵀ| at most (Q; the spectral norm).

@@ -21,7 +21,7 @@ from qat_jax.adaptation import power_of_two, unit
 from qat_jax.search.exact import DEEP
 from qat_jax.search.grouping import grouped, groups_of
 from qat_jax.search.masks import Masks
-from qat_jax.search.rank import GalleryLike, blocks, check, rank, rerank
+from qat_jax.search.rank import GalleryLike, blocks, check_search, rank, rerank
 from qat_jax.types import Adaptation, Ranking, as_gallery
 
 FIRST = 64  # items of each term's first list, at least
@@ -95,7 +95,7 @@ def rank_sum(
     return grouped(fetch, k, groups_of(group, as_gallery(terms[0].gallery))), proof[-1]
   kept = combined(terms)
   for term in kept:
-    check(term.adaptation, term.gallery, k)
+    check_search(term.adaptation, term.gallery, k)
   queries, items = len(kept[0].adaptation), len(kept[0].gallery)
   if lengths := {len(term.gallery) for term in kept} - {items}:
     raise ValueError(f"the galleries have {items} and {lengths.pop()} items; all terms need the same items")

@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 
 from qat_jax.search.bounds import RANK, Bounds, each_query, prepare
-from qat_jax.search.exact import Pairs, score_pairs
+from qat_jax.search.exact import ItemPairs, score_pairs
 from qat_jax.search.gallery import GATHERED, expect_searches, parts
 from qat_jax.search.kernels import upper_bounds
 from qat_jax.search.rank import rerank
@@ -43,7 +43,7 @@ def warm(adaptation: Adaptation, gallery: Gallery) -> None:
   while chunks <= queries * max(1, min(SCORED, part.items) // ITEMS):
     each = (max(1, chunks // queries) - 1) * ITEMS + 1
     query_P = np.repeat(np.arange(min(chunks, queries)), each)
-    pairs = Pairs(query_P, np.arange(len(query_P)) % part.items)
+    pairs = ItemPairs(query_P, np.arange(len(query_P)) % part.items)
     score_pairs(prepared, part, pairs)
     if prepared.tight is not None:
       refined_bounds(prepared, part, pairs.query, pairs.item)

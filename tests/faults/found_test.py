@@ -97,7 +97,7 @@ def damaged_metadata(path):
 
 def semi_positives(path):
   path.write_bytes(b"PK\3\4")
-  mining.load(path)
+  mining.load_semi_positives(path)
 
 
 @pytest.mark.parametrize(

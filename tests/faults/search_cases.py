@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qat_jax.models.memory import widened
+from qat_jax.models.memory import with_wider_query
 from qat_jax.types import Adaptation
 
 EXTRA = 32  # dimensions that captions add to an item
@@ -248,11 +248,11 @@ def _beside(
   beside = lambda x, y: np.float32(unit(np.concatenate([x, y], axis=1)))
   if case.extra in ("captions", "both"):
     item_ND = beside(item_ND, 0.6 * unit(rng.standard_normal((items, EXTRA))))
-    own = widened(own, beside(own.query, 0.6 * unit(rng.standard_normal((queries, EXTRA)))))
+    own = with_wider_query(own, beside(own.query, 0.6 * unit(rng.standard_normal((queries, EXTRA)))))
   if case.extra in ("level", "both"):
     level_N = 0.5 * np.abs(rng.standard_normal(items)).clip(max=1.5)
     item_ND = beside(item_ND, np.stack([-level_N, np.sqrt(1 - np.square(level_N))], axis=1))
-    own = widened(own, beside(np.asarray(own.query), np.tile([1.0, 0.0], (queries, 1))))
+    own = with_wider_query(own, beside(np.asarray(own.query), np.tile([1.0, 0.0], (queries, 1))))
   return jax.tree.map(np.asarray, own), item_ND
 
 

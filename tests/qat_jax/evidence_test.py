@@ -74,7 +74,7 @@ def test_scores_of_experts_become_the_ratio_of_the_query_s_own_expert(training):
     precisions = lambda self, head: np.full(4, 0.5)
     gain = lambda self, one, other: (0.0, 1.0)
 
-  head = experts.experts(training, First())
+  head = experts.fit_experts(training, First())
   assert head is not None and head.form == "experts"
   constants = {name: np.asarray(x, np.float64) for name, x in head.variables["constants"].items() if name != "head"}
   query_QD, item_ND = things(6, 7)[:, 0], things(5, 8)[:, 0]

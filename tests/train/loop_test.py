@@ -32,11 +32,13 @@ def run(folder, settings=SETTINGS, validate=None, spoil_at=None, slow=None):
   def batch_at(step):
     if slow:
       slow(step)
-    batch = batches.read(batches.draw(pairs, 8, 0, step), features, features, None, jax.local_device_count())
+    batch = batches.read_batch(
+      batches.draw_pairs(pairs, 8, 0, step), features, features, None, jax.local_device_count()
+    )
     return batch._replace(query=batch.query * np.nan) if step == spoil_at else batch
 
   norm = lambda variables: float(sum(np.square(x).sum() for x in jax.tree.leaves(variables["params"])))
-  return loop.train(
+  return loop.train_head(
     module, variables, batch_at, validate or norm, LossSettings(), settings, pathlib.Path(folder), "test"
   )
 
@@ -155,13 +157,15 @@ def learn(folder) -> list[float]:
   module = hypernetwork.static(16)
 
   def batch_at(step):
-    return batches.read(batches.draw(pairs, 64, 0, step), query_ND, image_ND, None, jax.local_device_count())
+    return batches.read_batch(
+      batches.draw_pairs(pairs, 64, 0, step), query_ND, image_ND, None, jax.local_device_count()
+    )
 
   settings = loop.LoopSettings(seed=0, steps=60, learning_rate=3e-3, validate_every=20, warmup_steps=5)
   variables = hypernetwork.initialise(module, jax.random.key(0))
   folder = pathlib.Path(folder)
   validate = lambda variables: validator(Head("static", {}, variables))
-  loop.train(module, variables, batch_at, validate, LossSettings(), settings, folder, "test")
+  loop.train_head(module, variables, batch_at, validate, LossSettings(), settings, folder, "test")
   return [row["val_map"] for row in read_metrics(folder / "metrics.jsonl") if "val_map" in row]
 
 

@@ -212,7 +212,7 @@ def test_what_was_made_from_other_data_is_named_and_never_served(trained, config
 def test_the_same_data_somewhere_else_is_the_same_data(trained, config, tmp_path, monkeypatch):
   config.data.root = str(shutil.copytree(trained[0], tmp_path / "moved"))
   workdir = shutil.copytree(trained[1], tmp_path / "run")
-  monkeypatch.setattr("train.loop.train", None)
+  monkeypatch.setattr("train.loop.train_head", None)
   pipeline.train(config, workdir)
 
 

@@ -121,7 +121,7 @@ def test_the_best_heads_are_tried_with_every_part(run):
 def test_a_second_run_finds_every_stage_on_disk(run, monkeypatch):
   config, workdir = run
   before = {path: path.stat().st_mtime_ns for path in (workdir / "candidates").rglob("*") if path.is_file()}
-  monkeypatch.setattr("train.loop.train", None)
+  monkeypatch.setattr("train.loop.train_head", None)
   train(config, workdir)
   assert before == {path: path.stat().st_mtime_ns for path in (workdir / "candidates").rglob("*") if path.is_file()}
 

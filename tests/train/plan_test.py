@@ -156,7 +156,7 @@ def test_experts_stand_on_a_trained_map_where_that_is_the_best_static_head(tmp_p
   if best:
     served, info = fitted["static_mapped_experts"].head, fitted["static_mapped_experts"].adapter.info
     assert served.settings["form"] == "static" and info["settings"]["beside"]["form"] == "static"
-    assert served.fingerprint == plan.experts.experts(training, validator, fitted["static_mapped"].head).fingerprint
+    assert served.fingerprint == plan.experts.fit_experts(training, validator, fitted["static_mapped"].head).fingerprint
     assert every()["static_mapped_experts"].head.fingerprint == served.fingerprint
 
 

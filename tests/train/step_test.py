@@ -10,7 +10,7 @@ import pytest
 from qat_jax.models import forms
 from qat_jax.types import SemiPositives
 from train import batches
-from train.step import LossSettings, make_optimiser, make_step, start
+from train.step import LossSettings, first_state, make_optimiser, make_step
 
 ADAPTIVE = {"hidden": 16, "rank": 2, "token_hidden": 8, "maps_gallery": True}
 QUERY_ONLY = {"hidden": 16, "maps_gallery": True}
@@ -29,11 +29,11 @@ def step_on(devices: int, settings: LossSettings, form: str = "query_only", list
   params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(1), x.shape), variables["params"])
   rows = (np.arange(8), np.arange(8, 16), np.array([0, 1, 2, 3, 4, 4, 6, 7]))
   listed_QN = rng.random((8, 8)) < 0.3 if lists else None
-  batch = batches.read(rows, features, features, semi, devices, listed_QN)
+  batch = batches.read_batch(rows, features, features, semi, devices, listed_QN)
   optimiser = optax.sgd(1.0)
   step = make_step(module, variables["constants"], optimiser, settings, 0, "device")
   run = jax.pmap(step, axis_name="device", in_axes=(None, 0), out_axes=None, devices=jax.devices()[:devices])
-  return run(start(params, 0.07, optimiser), batch)
+  return run(first_state(params, 0.07, optimiser), batch)
 
 
 @pytest.mark.parametrize(
@@ -86,10 +86,12 @@ def test_three_steps_from_fixed_numbers_give_the_numbers_written_down():
   optimiser = make_optimiser(10, 1e-2, 1e-5, 2, 1e-2)
   step = make_step(module, variables["constants"], optimiser, LossSettings("relative", 0.5, 0.2), 0, "device")
   run = jax.pmap(step, axis_name="device", in_axes=(None, 0), out_axes=None)
-  state, measured = start(params, 0.07, optimiser), []
+  state, measured = first_state(params, 0.07, optimiser), []
   pairs = batches.group(np.arange(16) // 2, "image")
   for number in range(3):
-    batch = batches.read(batches.draw(pairs, 8, 0, number), query_ND, image_ND, semi, jax.local_device_count())
+    batch = batches.read_batch(
+      batches.draw_pairs(pairs, 8, 0, number), query_ND, image_ND, semi, jax.local_device_count()
+    )
     state, measures = run(state, batch)
     measured.append(measures)
   for name, values in GOLDEN.items():

@@ -12,7 +12,7 @@ from ml_collections import config_flags
 
 import configs
 from qat_jax.runs import end_on_signals, explained
-from train.encoder.training import train
+from train.encoder.training import train_encoder
 
 FLAGS = flags.FLAGS
 
@@ -22,7 +22,7 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments {argv[1:]}")
   with explained():
-    train(FLAGS.config, pathlib.Path(FLAGS.workdir))
+    train_encoder(FLAGS.config, pathlib.Path(FLAGS.workdir))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,9 @@ from train.step import make_optimiser
 DEVICE = "device"  # the axis of those that share a batch
 
 
-def train(config: ConfigDict, workdir: pathlib.Path, devices: Sequence[jax.Device] | None = None) -> pathlib.Path:
+def train_encoder(
+  config: ConfigDict, workdir: pathlib.Path, devices: Sequence[jax.Device] | None = None
+) -> pathlib.Path:
   """Trains a CLIP from scratch, on all devices or those given, and returns the folder it is in.
 
   Raises ValueError for pictures of another size than the toybox draws, where the data holds fewer images than a batch,
@@ -58,7 +60,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, devices: Sequence[jax.Devic
   clip = make_config(config.model, len(tokenizer), tokenizer.eos_token_id)
   vision, text = families.towers(clip)
   assert text is not None  # a CLIP has both
-  params = fit(
+  params = fit_towers(
     vision, text, processor, Batches(source, processor, tokenizer, config.train.longest, config.seed), config, mesh
   )
   clip.save_pretrained(out)
@@ -94,7 +96,7 @@ class Batches:
     return pixels_BPP3, ids_BL.astype(np.int32), np.unique(captions, return_inverse=True)[1].astype(np.int32)
 
 
-def fit(vision: Vision, text: Text, processor: Pixels, batches: Batches, config: ConfigDict, mesh: Mesh) -> dict:
+def fit_towers(vision: Vision, text: Text, processor: Pixels, batches: Batches, config: ConfigDict, mesh: Mesh) -> dict:
   """Returns parameters trained with the symmetric contrastive loss, each device with its part of a batch.
 
   Equal captions are no negatives of each other.

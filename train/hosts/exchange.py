@@ -56,7 +56,7 @@ def in_turn(what: str, make: Callable[[], Value]) -> Value:
   return cast(Value, value) if first() else make()
 
 
-def gathered(what: str, value: object) -> list[Any]:
+def from_all(what: str, value: object) -> list[Any]:
   """Returns the values of all processes (plain JSON) by their number. No process goes on before all have come."""
   if jax.process_count() == 1:
     return [value]
@@ -65,7 +65,7 @@ def gathered(what: str, value: object) -> list[Any]:
   return [_answer_to(f"{key}/{process}", what) for process in range(jax.process_count())]
 
 
-def copied(tree: Tree) -> Tree:
+def from_first(tree: Tree) -> Tree:
   """Returns the first process's pytree of arrays; the others give one of the same shapes."""
   return tree if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(tree)
 
@@ -78,7 +78,7 @@ def check_alike(what: str, values: Mapping[str, object], advice: str) -> None:
   leading = sent(what, lambda: values)
   if differing := differences(leading, values, "{name} is {old} there, {new} here"):
     raise ValueError(f"{what} {me()} is not that of process 0: {'; '.join(differing)}. {advice}")
-  gathered(f"{what} all are alike", None)
+  from_all(f"{what} all are alike", None)
 
 
 def check_start(settings: Mapping[str, object], workdir: Path) -> None:
@@ -109,7 +109,7 @@ def check_folder(folder: Path) -> None:
         "system that all hosts share"
       )
     time.sleep(0.05)
-  gathered("all see the file", None)
+  from_all("all see the file", None)
   if first():
     path.unlink(missing_ok=True)
 

@@ -55,7 +55,7 @@ def joined(coordinator: str | None, processes: int | None, process: int | None, 
   with explained():
     how = way_to_join(coordinator, processes, process, os.environ)
     if how is not None:
-      start(how, wait)
+      start_joining(how, wait)
   if how is None or jax.process_count() == 1:
     yield
     return
@@ -65,7 +65,7 @@ def joined(coordinator: str | None, processes: int | None, process: int | None, 
     yield
   except BaseException as error:
     _fail(error)
-  exchange.gathered("the end", None)
+  exchange.from_all("the end", None)
   if exchange.first():
     exchange.client().key_value_set(ENDED, DONE)
   watch.join()  # one that still waits when Python ends would crash it
@@ -130,7 +130,7 @@ def told_by(environment: Mapping[str, str]) -> str:
   return "a TPU pod slice" if any("," in environment.get(name, "") for name in TPU_HOSTS) else ""
 
 
-def start(how: Mapping[str, Any], wait: int) -> None:
+def start_joining(how: Mapping[str, Any], wait: int) -> None:
   """Joins the others; ends the process with a line if one does not come in `wait` seconds, or if JAX cannot join."""
   timer = threading.Timer(wait, _nobody_came, [how, wait])  # JAX's own time-out is a crash with a stack trace
   timer.daemon = True

@@ -23,14 +23,14 @@ import numpy as np
 from qat_jax.features.retrieval_set import RetrievalSet
 from qat_jax.fit.training import Training
 from qat_jax.metrics import paired_interval
-from qat_jax.models.forms import hidden_of_size, size_of
+from qat_jax.models.forms import hidden_of_size, size_of_form
 from qat_jax.runs import end_on_signals, explained
 from qat_jax.stages import fingerprint
 from qat_jax.validation import Validator
 from train.gradient import by_gradient
 from train.loop import LoopSettings
 from train.material import Material
-from train.plan import Candidate, Fitted, fit
+from train.plan import Candidate, Fitted, fit_candidate
 from train.step import LossSettings
 
 WARMUP = 0.1  # share of the steps
@@ -45,7 +45,7 @@ RELEASED: dict[str, Any] = {
 TINY = {"rank": 2, "layers": 1, "steps": 1, "heads": 2}  # --small
 
 
-class Trial(NamedTuple):
+class FormTrial(NamedTuple):
   """A form to be tried, with its settings and learning rates."""
 
   form: str
@@ -61,28 +61,30 @@ class Run(NamedTuple):
   seed: int
 
 
-def trials(width: int, full: dict[str, Any], released: dict[str, Any]) -> dict[str, Trial]:
+def trials(width: int, full: dict[str, Any], released: dict[str, Any]) -> dict[str, FormTrial]:
   """Returns the forms by name; ours are as large as the published one."""
   fast = {"dtype": "bfloat16", "remat": True}
-  published, size = full | fast, size_of("paper", full, width)
+  published, size = full | fast, size_of_form("paper", full, width)
   ours = {form: {"hidden": hidden_of_size(size, width, form)} for form in ("query_only", "gated")}
   return {
-    "static": Trial("static", {}, SMALL),
-    **{form: Trial(form, settings, SMALL) for form, settings in ours.items()},
-    "paper": Trial("paper", published, LARGE),
-    "paper, from a static map": Trial("paper", published | {"zero_start": True, "maps_gallery": True}, LARGE),
-    "released": Trial("released", released | fast, LARGE),
+    "static": FormTrial("static", {}, SMALL),
+    **{form: FormTrial(form, settings, SMALL) for form, settings in ours.items()},
+    "paper": FormTrial("paper", published, LARGE),
+    "paper, from a static map": FormTrial("paper", published | {"zero_start": True, "maps_gallery": True}, LARGE),
+    "released": FormTrial("released", released | fast, LARGE),
   }
 
 
-def order(tried: dict[str, Trial], seeds: int) -> list[tuple[str, int, int]]:
+def order(tried: dict[str, FormTrial], seeds: int) -> list[tuple[str, int, int]]:
   """Returns (name, number of the rate, seed) of every run: all forms at their first rate, at the next, then seeds."""
   most = max(len(trial.rates) for trial in tried.values())
   rates = [(name, i, 0) for i in range(most) for name, trial in tried.items() if i < len(trial.rates)]
   return rates + [(name, 0, seed) for seed in range(1, seeds) for name in tried]
 
 
-def candidate(trial: Trial, run: Run, material: Material, folder: pathlib.Path, steps: int, batch: int) -> Candidate:
+def candidate(
+  trial: FormTrial, run: Run, material: Material, folder: pathlib.Path, steps: int, batch: int
+) -> Candidate:
   """Returns a run as a candidate."""
   schedule = LoopSettings(
     seed=run.seed,
@@ -97,7 +99,7 @@ def candidate(trial: Trial, run: Run, material: Material, folder: pathlib.Path, 
   return Candidate(folder.name, settings, train, together=True)
 
 
-def run_all(tried: dict[str, Trial], material: Material, flags: argparse.Namespace) -> dict[Run, Fitted | None]:
+def run_all(tried: dict[str, FormTrial], material: Material, flags: argparse.Namespace) -> dict[Run, Fitted | None]:
   """Returns all runs: those of OUT, and new ones, None where the loss was not finite.
 
   None begins that would end after `flags.end` (perf_counter).
@@ -115,7 +117,7 @@ def run_all(tried: dict[str, Trial], material: Material, flags: argparse.Namespa
       continue
     try:
       one = candidate(tried[name], run, material, folder, flags.steps, flags.batch)
-      done[run] = fit(one, material, folder, None)
+      done[run] = fit_candidate(one, material, folder, None)
     except FloatingPointError as error:
       done[run] = None
       print(f"{folder.name}: {error}", flush=True)
@@ -130,7 +132,7 @@ def best_rate(done: Mapping[Run, Fitted | None], name: str) -> float | None:
   return max(reached, key=lambda rate: reached[rate]) if reached else None
 
 
-def table(done: Mapping[Run, Fitted | None], sizes: Mapping[str, int], test: Validator) -> str:
+def trial_table(done: Mapping[Run, Fitted | None], sizes: Mapping[str, int], test: Validator) -> str:
   """Returns the Markdown table: each form at its best learning rate, the mean over its seeds, × 100.
 
   `sizes` is how many parameters each form has, by name.
@@ -190,8 +192,8 @@ def main() -> None:
     made_from = fingerprint(data=data.fingerprint)
     done = run_all(tried, Material(Training.of(data, "text"), None, None, validator, validator, made_from), flags)
     print(f"\n{jax.devices()[0].device_kind}, JAX {jax.__version__}, {flags.steps} steps of {flags.batch}\n")
-    sizes = {name: size_of(trial.form, trial.settings, data.width) for name, trial in tried.items()}
-    print(table(done, sizes, Validator.of(data.split("test"), "text", 0, seed=0)))
+    sizes = {name: size_of_form(trial.form, trial.settings, data.width) for name, trial in tried.items()}
+    print(trial_table(done, sizes, Validator.of(data.split("test"), "text", 0, seed=0)))
 
 
 if __name__ == "__main__":

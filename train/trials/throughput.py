@@ -17,7 +17,7 @@ from qat_jax.adaptation import unit
 from qat_jax.models.forms import FORMS, initialise, parameters
 from qat_jax.runs import ANEW, end_on_signals
 from train.allocation import freed_is_kept, one_heap
-from train.step import Batch, LossSettings, make_optimiser, make_step, start
+from train.step import Batch, LossSettings, first_state, make_optimiser, make_step
 
 AXIS = "device"
 
@@ -29,14 +29,14 @@ def batch_of(rng: np.random.Generator, size: int, width: int) -> Batch:
   return Batch(rows(), rows(), np.arange(size, dtype=np.int32)[None], np.zeros((1, size, 0, width), np.float32), none)
 
 
-def measure(form: str, settings: dict[str, Any], width: int, size: int, rounds: int) -> tuple[float, float, int]:
+def throughput_of(form: str, settings: dict[str, Any], width: int, size: int, rounds: int) -> tuple[float, float, int]:
   """Returns pairs a second (the fastest of the rounds), the bytes that the step holds, and the form's parameters."""
   module = FORMS[form](width, **settings)
   variables = initialise(module, jax.random.key(0))
   optimiser = make_optimiser(1000, 1e-3, 1e-5, 100, 1e-2)
   step = make_step(module, variables["constants"], optimiser, LossSettings(), 0, AXIS)
   one_device = jax.pmap(step, axis_name=AXIS, in_axes=(None, 0), out_axes=None, devices=jax.devices()[:1])
-  state = start(variables["params"], 0.07, optimiser)
+  state = first_state(variables["params"], 0.07, optimiser)
   batch = jax.block_until_ready(jax.device_put(batch_of(np.random.default_rng(0), size, width)))
   done = one_device.lower(state, batch).compile()
   memory = done.memory_analysis()
@@ -68,7 +68,7 @@ def main() -> None:
   print("| batch | pairs a second | ms a step | GiB held | parameters |\n|---|---|---|---|---|")
   for size in flags.batches:
     try:
-      rate, held, count = measure(flags.form, settings, flags.width, size, flags.rounds)
+      rate, held, count = throughput_of(flags.form, settings, flags.width, size, flags.rounds)
     except jax.errors.JaxRuntimeError as error:
       if "RESOURCE_EXHAUSTED" not in str(error):
         raise

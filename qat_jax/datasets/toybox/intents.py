@@ -13,7 +13,7 @@ from typing import Any
 
 from qat_jax.datasets.toybox import source as toybox
 from qat_jax.datasets.toybox.objects import Toy, families
-from qat_jax.datasets.toybox.render import encode, render
+from qat_jax.datasets.toybox.render import as_jpeg, render
 
 VIEW = 3000  # the view of a toy that asks; no gallery has it
 # What asks for what: the range of the ground's mean lightness (0 to 255), and the attributes that relevant toys share.
@@ -42,7 +42,7 @@ class Queries:
     """Returns the record of a query: id, image (encoded), caption (none), instance, intent, relevant."""
     number, which = divmod(position, len(INTENTS))
     toy, intent = self.toys[number], tuple(INTENTS)[which]
-    image = encode(render(toy, VIEW, INTENTS[intent][0]))
+    image = as_jpeg(render(toy, VIEW, INTENTS[intent][0]))
     names = {"id": f"{toy.name}_{intent}", "instance": toy.name, "intent": intent}
     return {**names, "image": image, "caption": None, "relevant": self.ids[intent][shared(toy, intent)]}
 

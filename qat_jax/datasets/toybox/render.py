@@ -63,7 +63,7 @@ def scene(toy: Toy, view: int) -> tuple[np.ndarray, int]:
   return np.clip(ground, 0, 255).mean((0, 1)), _clutter_count(rng)
 
 
-def encode(image: Image.Image) -> bytes:
+def as_jpeg(image: Image.Image) -> bytes:
   """Returns the image as JPEG."""
   buffer = io.BytesIO()
   image.save(buffer, "JPEG", quality=90)

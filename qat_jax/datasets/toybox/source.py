@@ -14,7 +14,7 @@ from typing import Any
 
 from qat_jax.datasets.toybox import captions
 from qat_jax.datasets.toybox.objects import FAMILIES, Toy, families
-from qat_jax.datasets.toybox.render import encode, render
+from qat_jax.datasets.toybox.render import as_jpeg, render
 
 QUERY_VIEWS = {"text": 1000, "image": 2000}  # views of these numbers are described or shown in queries alone
 
@@ -67,7 +67,7 @@ class Source:
       raise IndexError(f"position {position} asked of a source of {len(self)}")
     toy, view = self.toys[position // len(self.views)], self.views[position % len(self.views)]
     about = {"id": f"{toy.name}_{view}", "caption": self.describe(toy, view)}
-    return {**about, "image": encode(render(toy, view)), "instance": toy.name, "family": toy.family}
+    return {**about, "image": as_jpeg(render(toy, view)), "instance": toy.name, "family": toy.family}
 
 
 def source(split: str, config: str = "default") -> Source:

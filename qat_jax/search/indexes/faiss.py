@@ -18,10 +18,10 @@ from qat_jax.search.index import (
   Metric,
   as_queries,
   check_gallery,
-  check_ids,
   check_stored,
   chunks,
   fetched,
+  ids_or_positions,
   inner_products,
   read_about,
   whole,
@@ -42,7 +42,7 @@ class FaissIndex:
 
   def __init__(self, index: Any, ids: Ids | None = None, unit: bool = True, space: str = "frozen") -> None:
     self.index, self.unit, self.space = index, unit, space
-    self.ids = None if ids is None else check_ids(ids, index.ntotal)
+    self.ids = None if ids is None else ids_or_positions(ids, index.ntotal)
     self._labels: dict[Any, int] | None = None
 
   @property
@@ -57,7 +57,7 @@ class FaissIndex:
     """
     gallery, faiss = check_gallery(gallery), _faiss()
     if ids is not None:
-      check_ids(ids, len(gallery))
+      ids_or_positions(ids, len(gallery))
     try:
       index = faiss.index_factory(gallery.width, factory, faiss.METRIC_INNER_PRODUCT)
       if not index.is_trained:

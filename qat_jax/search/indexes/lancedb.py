@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pyarrow as pa
 
-from qat_jax.search.index import SMALL, Ids, Metric, check_columns, check_gallery, check_ids, chunks
+from qat_jax.search.index import SMALL, Ids, Metric, check_columns, check_gallery, chunks, ids_or_positions
 from qat_jax.search.indexes.stored import ID, SAMPLE, StoredIndex, needed
 from qat_jax.search.rank import GalleryLike
 from qat_jax.types import Ranking
@@ -58,7 +58,7 @@ class LanceIndex(StoredIndex):
     from lancedb.index import BTree, IvfFlat
 
     gallery = check_gallery(gallery)
-    names = check_ids(ids, len(gallery))
+    names = ids_or_positions(ids, len(gallery))
     names = [str(name) for name in names] if isinstance(names[0], uuid.UUID) else names
     beside = check_columns(columns, len(gallery), (ID, VECTOR))
     space = gallery.space or "frozen"

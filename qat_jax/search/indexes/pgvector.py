@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pyarrow as pa
 
-from qat_jax.search.index import SMALL, Ids, Metric, check_columns, check_gallery, check_ids, chunks
+from qat_jax.search.index import SMALL, Ids, Metric, check_columns, check_gallery, chunks, ids_or_positions
 from qat_jax.search.indexes.stored import ID, SAMPLE, StoredIndex, needed
 from qat_jax.search.rank import GalleryLike
 from qat_jax.types import Gallery, Ranking
@@ -72,7 +72,7 @@ class PgvectorIndex(StoredIndex):
     such a table, ConnectionError if the server does not answer.
     """
     gallery = check_gallery(gallery)
-    names = check_ids(ids, len(gallery))
+    names = ids_or_positions(ids, len(gallery))
     beside = check_columns(columns, len(gallery), (ID, VECTOR))
     graph = len(gallery) >= SMALL and gallery.width <= WIDEST_GRAPH if graph is None else graph
     if graph and gallery.width > WIDEST_GRAPH:

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pyarrow as pa
 
-from qat_jax.search.index import Ids, Metric, check_columns, check_gallery, check_ids, chunks
+from qat_jax.search.index import Ids, Metric, check_columns, check_gallery, chunks, ids_or_positions
 from qat_jax.search.indexes.stored import ID, SAMPLE, StoredIndex, needed
 from qat_jax.search.rank import GalleryLike
 from qat_jax.types import Ranking
@@ -60,7 +60,7 @@ class QdrantIndex(StoredIndex):
     the server does not answer. What fails on the way leaves nothing; a killed build leaves what `connect` refuses.
     """
     gallery = check_gallery(gallery)
-    names = check_ids(ids, len(gallery))
+    names = ids_or_positions(ids, len(gallery))
     by_field = isinstance(names[0], str)
     table = check_columns(columns, len(gallery), (ID,) if by_field else ())
     client, models = _client(location, options), _qdrant().models

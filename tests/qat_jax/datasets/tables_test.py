@@ -11,7 +11,7 @@ import pytest
 from qat_jax.datasets.folder import FolderSource
 from qat_jax.datasets.parquet import ParquetSource
 from qat_jax.datasets.webdataset import WebdatasetSource
-from qat_jax.features.records import table
+from qat_jax.features.records import metadata_table
 from qat_jax.features.splitting import split
 from qat_jax.features.store import FeatureStore
 from qat_jax.serve.items import Items
@@ -31,20 +31,20 @@ def folder_with(root, name, values):
   lines = [json.dumps({"file": f"{i}.png", name: value}) for i, value in enumerate(values)]
   (root / "captions.jsonl").write_text("\n".join(lines))
   source = FolderSource(root)
-  return table([source.about(i) for i in range(len(source))]).to_pylist()
+  return metadata_table([source.about(i) for i in range(len(source))]).to_pylist()
 
 
 def tar_with(root, name, values):
   write_tar(root / "a.tar", {i: {"png": picture(i), "json": json.dumps({name: v})} for i, v in enumerate(values)})
   source = WebdatasetSource(root)
-  return table([source.about(i) for i in range(len(source))]).to_pylist()
+  return metadata_table([source.about(i) for i in range(len(source))]).to_pylist()
 
 
 def parquet_with(root, name, values):
   for i, value in enumerate(values):  # a file a value, so that types differ
     pq.write_table(pa.table({"image": [picture(i)], name: column([value])}), root / f"{i}.parquet")
   source = ParquetSource(root)
-  return table([source.about(i) for i in range(len(source))]).to_pylist()
+  return metadata_table([source.about(i) for i in range(len(source))]).to_pylist()
 
 
 def features_with(root, name, values):

@@ -13,7 +13,7 @@ from qat_jax.datasets import UnreadableImage
 from qat_jax.datasets.pictures import decode
 from qat_jax.datasets.splits import sources
 from qat_jax.datasets.webdataset import WebdatasetSource
-from qat_jax.features.records import table
+from qat_jax.features.records import metadata_table
 from tests.qat_jax.datasets.corpora import picture, tar_shards, write_tar
 
 
@@ -190,4 +190,4 @@ def test_a_field_that_may_be_a_caption_is_named_and_odd_fields_stop_nothing(tmp_
   assert source.left_out == {".gz files": ["a.tar/1.png.gz"], name: ["description"]}
   record = source[0]
   assert decode(record).getpixel((0, 0))[0] == 1 and record["split"] == "val"
-  assert table([record]).to_pylist()[0]["relevant"] is True
+  assert metadata_table([record]).to_pylist()[0]["relevant"] is True

@@ -106,13 +106,13 @@ def test_what_cannot_be_mined_is_refused(rows, instances, settings, words):
 def test_what_is_saved_is_loaded_and_what_is_damaged_refused(tmp_path):
   semi, path = mining.mine(unit(8), np.arange(8), 5, 3), tmp_path / "semi.npz"
   mining.save(semi, path, {"keep": 3})
-  loaded, about = mining.load(path)
+  loaded, about = mining.load_semi_positives(path)
   np.testing.assert_array_equal(loaded.ids, semi.ids)
   np.testing.assert_array_equal(loaded.weights, semi.weights)
   assert about == {"keep": 3} and [there.name for there in tmp_path.iterdir()] == ["semi.npz"]
   path.write_bytes(path.read_bytes()[:-30])
   with pytest.raises(ValueError, match="semi.npz holds no semi-positives, or is damaged .*; delete it"):
-    mining.load(path)
+    mining.load_semi_positives(path)
   assert mining.ensure({"keep": 0}, None, path) is None
 
 

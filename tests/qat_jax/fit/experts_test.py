@@ -7,9 +7,9 @@ import pytest
 
 from qat_jax.adaptation import unit
 from qat_jax.fit import clusters, discriminant, experts
-from qat_jax.fit.clusters import Rows
+from qat_jax.fit.clusters import InstanceRows
 from qat_jax.fit.experts import Setting
-from qat_jax.fit.training import PLAIN, Training, covariance_of, mean_of
+from qat_jax.fit.training import PLAIN, Training, covariance_of, mean_of_rows
 from qat_jax.types import Relevance
 from qat_jax.validation import Validator
 
@@ -55,7 +55,7 @@ def made(sums, setting):
 
 
 def test_experts_of_mixed_domains_beat_one_plda(training, validator):
-  head = experts.experts(training, validator)
+  head = experts.fit_experts(training, validator)
   assert validator(head) > validator(discriminant.probabilistic(training, validator)) + 0.05
   assert head.form == "experts" and " experts, clustered in the " in head.note
 
@@ -63,7 +63,7 @@ def test_experts_of_mixed_domains_beat_one_plda(training, validator):
 @pytest.mark.parametrize("chunk", [5, 64, 10_000])
 def test_sums_are_those_of_the_definition(training, chunk, monkeypatch):
   monkeypatch.setattr(clusters, "CHUNK", chunk)
-  sums = Rows(training.images, training.instance, PLAIN).sums(2, np.eye(WIDTH))
+  sums = InstanceRows(training.images, training.instance, PLAIN).sums(2, np.eye(WIDTH))
   x_ND = unit(training.images).astype(np.float64)
   mean_ID = np.array([x_ND[training.instance == i].mean(axis=0) for i in range(60)])
   cluster_I = sums.clusters.of(mean_ID)
@@ -83,7 +83,7 @@ def test_sums_are_those_of_the_definition(training, chunk, monkeypatch):
 
 
 def test_the_constants_are_those_of_the_formulas(training):
-  sums = Rows(training.images, training.instance, PLAIN).sums(2, np.eye(WIDTH))
+  sums = InstanceRows(training.images, training.instance, PLAIN).sums(2, np.eye(WIDTH))
   setting = Setting(floor=0.1, pooled=30.0, outside=(0.1, 0.0), number=2)
   found = made(sums, setting).variables["constants"]
   pooled_DD = sum(sums.within_KDD) / sum(sums.freedom_K)
@@ -111,9 +111,9 @@ def test_the_constants_are_those_of_the_formulas(training):
 
 
 def test_one_expert_without_strangers_ranks_as_plda(training, validator):
-  sums = Rows(training.images, training.instance, PLAIN).sums(1, np.eye(WIDTH))
+  sums = InstanceRows(training.images, training.instance, PLAIN).sums(1, np.eye(WIDTH))
   one = made(sums, Setting(floor=0.0, pooled=0.0, outside=(0.0, 0.0), number=1))
-  mean_D, within_DD = mean_of(training.images), discriminant.within_covariance(training.images, training.instance)
+  mean_D, within_DD = mean_of_rows(training.images), discriminant.within_covariance(training.images, training.instance)
   between_DD = covariance_of(training.images, mean_D) - within_DD
   variables = discriminant.plda_variables(within_DD, between_DD, mean_D, 0.0, unit(training.images))
   plda = experts.Head("plda", {}, variables)
@@ -125,7 +125,7 @@ def test_one_expert_without_strangers_ranks_as_plda(training, validator):
 
 
 def test_no_training_image_is_longer_than_an_item_may_be_but_for_outliers(training):
-  sums = Rows(training.images, training.instance, PLAIN).sums(2, np.eye(WIDTH))
+  sums = InstanceRows(training.images, training.instance, PLAIN).sums(2, np.eye(WIDTH))
   head = made(sums, Setting(number=2))
   constants = {name: np.asarray(x) for name, x in head.variables["constants"].items()}
   off_NK = np.asarray(head.module(WIDTH).apply(head.variables, jnp.asarray(unit(training.images)), method="taken_off"))
@@ -137,7 +137,7 @@ def test_no_training_image_is_longer_than_an_item_may_be_but_for_outliers(traini
 
 
 def test_a_fit_is_the_same_bit_for_bit(training, validator):
-  first, again = (experts.experts(training, validator) for _ in range(2))
+  first, again = (experts.fit_experts(training, validator) for _ in range(2))
   assert first.note == again.note and first.fingerprint == again.fingerprint
 
 
@@ -150,12 +150,12 @@ def test_clusters_of_equal_points_are_no_error():
 def test_where_second_views_do_not_suffice_there_are_no_experts(training, validator, change, monkeypatch):
   monkeypatch.setattr(experts, "FREEDOM", 61 if change == "few" else 20)
   other = training._replace(query_type="text") if change == "text" else training
-  assert not experts.suffices(other) and experts.experts(other, validator) is None
+  assert not experts.suffices(other) and experts.fit_experts(other, validator) is None
 
 
 def test_the_number_of_experts_is_bounded_by_degrees_of_freedom(training, validator, monkeypatch):
   monkeypatch.setattr(experts, "FREEDOM", 40)  # 120 of them, so 3 experts: 2 are tried, and no more
-  assert experts.experts(training, validator).settings["experts"] == 2
+  assert experts.fit_experts(training, validator).settings["experts"] == 2
 
 
 @pytest.mark.parametrize("sign", [2.0, 0.5])
@@ -192,7 +192,7 @@ def test_intents_over_one_gallery_beat_every_static_head(sign):
   means = [np.mean(val_query[np.asarray(expert_Q) == k, 8] > 0) for k in np.unique(expert_Q)]
   assert all(share in (0, 1) for share in means)
   listed = Training("image", query_QD, image_ND, np.arange(400), Relevance(relevant, [np.array([], int)] * 200))
-  assert experts.experts(listed, validator).fingerprint == head.fingerprint
+  assert experts.fit_experts(listed, validator).fingerprint == head.fingerprint
   assert experts.intents(query_QD, [rows[:1] for rows in relevant], image_ND, validator) is None
 
 
@@ -201,7 +201,7 @@ def test_relevant_sums_are_those_of_the_definition(monkeypatch):
   rng = np.random.default_rng(0)
   image_ND, relevant = rng.normal(size=(20, 3)), [rng.choice(20, n, replace=False) for n in (1, 4, 6, 3, 2, 9)]
   relevant, cluster_Q = [*relevant, relevant[1], relevant[2]], np.array([0, 1, 0, 0, 1, 0, 1, 1])
-  within_KDD, freedom_K = clusters.Lists(image_ND, relevant).sums(cluster_Q, 2)
+  within_KDD, freedom_K = clusters.RelevantLists(image_ND, relevant).sums(cluster_Q, 2)
   for k in range(2):
     groups = [unit(image_ND)[relevant[q]] for q in np.flatnonzero(cluster_Q == k)]
     deviation = np.concatenate([x - x.mean(axis=0) for x in groups])
@@ -211,7 +211,7 @@ def test_relevant_sums_are_those_of_the_definition(monkeypatch):
 
 def test_devices_do_not_change_a_fit(training, validator):
   assert jax.device_count() == 4
-  head = experts.experts(training, validator)
+  head = experts.fit_experts(training, validator)
   with jax.default_device(jax.devices()[3]):
-    other = experts.experts(training, validator)
+    other = experts.fit_experts(training, validator)
   assert head.fingerprint == other.fingerprint

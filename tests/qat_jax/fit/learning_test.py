@@ -136,12 +136,12 @@ def test_what_is_left_out_is_said(data):
   query = marks[0]["query"]
   marks += [{"query": query, "item": "gone", "right": True}, {"query": query, "item": "test0/0", "right": False}]
   marks += [{"query": query, "item": "test0/5", "right": True, "told": True}]
-  asked, out = learning.gathered(marks, data.split("test").gallery, adapter)
+  asked, out = learning.marked_queries(marks, data.split("test").gallery, adapter)
   assert len(asked["text"].right) == INSTANCES and sum(map(len, asked["text"].right)) == INSTANCES * MARKED - 1
   assert "1 of items that are gone" in out and "1 that others contradict" in out
   assert f"{INSTANCES * MARKED + 1} of searches in several parts or in words, or of other query types" in out
   many = [{"query": query, "item": f"test{i // VIEWS}/{i % VIEWS}", "right": True} for i in range(150)]
-  asked, out = learning.gathered(many, data.split("test").gallery, adapter)
+  asked, out = learning.marked_queries(many, data.split("test").gallery, adapter)
   assert len(asked["text"].right[0]) == 100 and out == "50 beyond 100 of a query"
 
 

@@ -29,7 +29,7 @@ def with_hubs():
 def test_levelling_takes_hubs_out_of_the_way():
   training, validator = with_hubs()
   plain = validator(PLAIN)
-  head = levels.levelled(training, validator, PLAIN)
+  head = levels.fit_levels(training, validator, PLAIN)
   assert validator(head) > plain + 0.05
   assert head.settings["queries"] == 500
   for fit in (levels.csls, levels.inverted_softmax, levels.nearest_neighbour_normalisation):
@@ -51,7 +51,7 @@ def test_csls_ranks_by_twice_the_cosine_less_the_neighbourhood():
 def test_training_queries_are_served_without_what_a_memory_keeps_of_their_instance():
   training, validator = with_hubs()
   training = training._replace(instance=np.arange(500) // 2)
-  head = memory.remembering(training, validator, PLAIN, 100)
+  head = memory.fit_memory(training, validator, PLAIN, 100)
   rows = evenly(500, 100)
   assert np.array_equal(memory.pairs_kept(training, 100), rows)
   folded_MD = levels.served(training, head, 500)
@@ -70,8 +70,8 @@ def test_training_queries_are_served_without_what_a_memory_keeps_of_their_instan
 
 def test_what_a_memory_keeps_stays_hidden_where_its_items_are_projected():
   training, validator = with_hubs()
-  wide = memory.captioned(training, validator, memory.remembering(training, validator, PLAIN, 100), training.queries, 0)
-  turned = memory.projected(training, wide, 2 * WIDTH)
+  wide = memory.captioned(training, validator, memory.fit_memory(training, validator, PLAIN, 100), training.queries, 0)
+  turned = memory.fit_projection(training, wide, 2 * WIDTH)
   turn_FF = np.asarray(turned.variables["constants"]["directions"])
   expected_MF = levels.served(training, wide, 500).astype(np.float32) @ turn_FF.T
   np.testing.assert_allclose(levels.served(training, turned, 500), expected_MF, atol=2e-3)
@@ -80,7 +80,7 @@ def test_what_a_memory_keeps_stays_hidden_where_its_items_are_projected():
 def test_one_instance_alone_levels_nothing():
   training, validator = with_hubs()
   with pytest.raises(ValueError, match="all training rows are of one instance"):
-    levels.levelled(training._replace(instance=np.zeros(500)), validator, PLAIN)
+    levels.fit_levels(training._replace(instance=np.zeros(500)), validator, PLAIN)
   assert levels.csls(training._replace(queries=None), validator) is None
 
 

@@ -29,7 +29,7 @@ def test_the_loss_by_hand():
 
 
 def test_a_first_step_of_adam_moves_everything_by_the_learning_rate(train):
-  params = linear.start(jax.random.key(0), 4, 6)
+  params = linear.first_parameters(jax.random.key(0), 4, 6)
   before = jax.tree.map(np.asarray, params)
   image_ND, label_N = jnp.asarray(train.images), jnp.repeat(jnp.arange(6), 5)
   gradient = jax.grad(linear.loss)(params, image_ND, label_N)
@@ -41,7 +41,7 @@ def test_a_first_step_of_adam_moves_everything_by_the_learning_rate(train):
 
 
 def test_training_lowers_the_loss(train):
-  params = linear.start(jax.random.key(0), 4, 6)
+  params = linear.first_parameters(jax.random.key(0), 4, 6)
   state, losses = linear.OPTIMISER.init(params), []
   for _ in range(20):
     params, state, loss_S = linear.train_epoch(
@@ -61,7 +61,7 @@ def test_batches_hold_no_row_twice_and_differ_by_epoch():
 def test_the_fit_has_the_layer_only_and_is_the_same_every_time(train):
   relevance = Relevance([np.arange(5 * i, 5 * i + 5) for i in range(6)], [np.array([], int)] * 6)
   validator = Validator(train.images[::5], train.images, relevance, limit=0, seed=0)
-  fits = [linear.fit(train, validator) for _ in range(2)]
+  fits = [linear.fit_linear(train, validator) for _ in range(2)]
   sizes = {name: x.size for name, x in fits[0].variables["params"]["gallery_map"].items()}
   assert sizes == {"mean": 4, "map": 4 * 512, "bias": 512}
   jax.tree.map(np.testing.assert_array_equal, fits[0].variables, fits[1].variables)
@@ -78,7 +78,7 @@ def test_text_queries_enter_at_the_mean_of_the_images():
 
 def test_one_instance_cannot_train_a_classifier(train):
   validator = Validator(train.images, train.images, Relevance([np.arange(3)] * 30, [np.array([], int)] * 30), 0, 0)
-  assert linear.fit(train._replace(instance=np.zeros(30)), validator) is None
+  assert linear.fit_linear(train._replace(instance=np.zeros(30)), validator) is None
 
 
 def test_aspects_are_left_out_of_queries_and_items_by_hand():

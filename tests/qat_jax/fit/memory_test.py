@@ -45,7 +45,7 @@ def test_a_memory_closes_a_gap_that_the_plain_score_cannot():
   relevance = Relevance([np.array([i]) for i in range(100)], [np.array([], int)] * 100)
   validator = Validator(text_ND[val], image_ND[val], relevance, limit=0, seed=0)
   data = Training("text", text_ND[train], image_ND[train], np.arange(200))
-  head = memory.remembering(data, validator, PLAIN, 50)
+  head = memory.fit_memory(data, validator, PLAIN, 50)
   constants = head.variables["constants"]
   assert constants["queries"].shape == (50, 8)
   np.testing.assert_array_equal(constants["queries"][-1], jnp.asarray(text_ND[199], jnp.float16))
@@ -71,7 +71,7 @@ def test_captions_of_the_items_find_by_name_what_looks_like_nothing():
   assert head.settings["pairs"] == 120
   assert head.settings["captions"] == "text"
   assert validator(head) > validator(PLAIN) + 0.05
-  both = memory.captioned(training, validator, memory.remembering(training, validator, PLAIN, 120), None, 0)
+  both = memory.captioned(training, validator, memory.fit_memory(training, validator, PLAIN, 120), None, 0)
   assert both.form == "remembering"  # one bank for both sides
   assert both.settings["form"] == "plain"
   assert {"weight", "share"} <= both.variables["constants"].keys()
@@ -94,13 +94,13 @@ def test_items_are_projected_on_the_directions_along_which_they_have_most(monkey
   expected_EF = np.linalg.svd(item_NF, full_matrices=False)[2][:9]
   along_EF = np.asarray(head.variables["constants"]["directions"], np.float64)
   np.testing.assert_allclose(along_EF.T @ along_EF, expected_EF.T @ expected_EF, atol=1e-3)
-  full = memory.projected(training, wide, 16)
+  full = memory.fit_projection(training, wide, 16)
   np.testing.assert_allclose(validator.precisions(full), validator.precisions(wide), atol=1e-5)
   assert validator(PLAIN) < validator(head) <= validator(wide) + 0.02
   assert "share" in head.note and head.note.endswith("; items projected to 9 numbers")
   for width in (1, 17):
     with pytest.raises(ValueError, match=f"items 16 wide cannot be projected to {width}; give a width of 2 to 16"):
-      memory.projected(training, wide, width)
+      memory.fit_projection(training, wide, width)
 
 
 def test_a_gate_for_each_dimension_goes_with_captions_but_not_with_their_projection():
@@ -123,4 +123,4 @@ def test_a_memory_moves_only_queries_as_wide_as_its_pairs():
   wider = discriminant.probabilistic(training, validator)
   assert not memory.can_remember(training, wider)
   with pytest.raises(ValueError, match="image queries of the form plda cannot remember pairs: .* 8; they are 10"):
-    memory.remembering(training, validator, wider, 10)
+    memory.fit_memory(training, validator, wider, 10)

@@ -63,13 +63,13 @@ def relevance():
     discriminant.both_sides,
     discriminant.query_alone,
     discriminant.probabilistic,
-    whitening.fit,
-    linear.fit,
+    whitening.fit_whitening,
+    linear.fit_linear,
     memory.neighbours,
-    lambda training, validator: memory.remembering(training, validator, PLAIN, PIECE),
+    lambda training, validator: memory.fit_memory(training, validator, PLAIN, PIECE),
     lambda training, validator: memory.captioned(training, validator, PLAIN, training.images, PIECE),
-    lambda training, validator: levels.levelled(training, validator, PLAIN, PIECE),
-    experts.experts,
+    lambda training, validator: levels.fit_levels(training, validator, PLAIN, PIECE),
+    experts.fit_experts,
   ],
   ids=["both", "query", "plda", "whitening", "linear", "neighbours", "remembering", "captioned", "levelled", "experts"],
 )
@@ -100,6 +100,8 @@ def test_a_linear_layer_does_not_depend_on_how_much_is_read_at_once(monkeypatch)
   for read in (1000, 4):
     monkeypatch.setattr(linear, "READ", read)
     validator = Validator(rows(1)[::4], rows(1), relevance(), 0, 0)
-    fitted.append(linear.fit(Training("image", images, images, np.arange(ROWS) // 3), validator).variables["params"])
+    fitted.append(
+      linear.fit_linear(Training("image", images, images, np.arange(ROWS) // 3), validator).variables["params"]
+    )
   for name in ("map", "bias"):
     np.testing.assert_allclose(fitted[0]["gallery_map"][name], fitted[1]["gallery_map"][name], atol=1e-6)

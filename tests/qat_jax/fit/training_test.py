@@ -3,13 +3,13 @@ import pytest
 
 from qat_jax.adaptation import unit
 from qat_jax.fit import training
-from qat_jax.fit.training import Training, covariance_of, mean_of
+from qat_jax.fit.training import Training, covariance_of, mean_of_rows
 
 
 def test_moments_read_in_chunks_equal_those_read_at_once(monkeypatch):
   image_ND = np.random.default_rng(0).normal(size=(7, 6))
   monkeypatch.setattr(training, "CHUNK_ROWS", 3)
-  mean_D = mean_of(image_ND)
+  mean_D = mean_of_rows(image_ND)
   np.testing.assert_allclose(mean_D, unit(image_ND).mean(axis=0))
   np.testing.assert_allclose(covariance_of(image_ND, mean_D), np.cov(unit(image_ND).T, bias=True), atol=1e-12)
 

@@ -2,7 +2,7 @@ import numpy as np
 
 from qat_jax.adaptation import unit
 from qat_jax.fit import whitening
-from qat_jax.fit.training import PLAIN, Training, covariance_of, mean_of
+from qat_jax.fit.training import PLAIN, Training, covariance_of, mean_of_rows
 from qat_jax.types import Relevance
 from qat_jax.validation import Validator
 
@@ -11,7 +11,7 @@ WIDTH = 6
 
 def test_whitened_training_features_have_identity_covariance():
   image_ND = np.random.default_rng(0).normal(size=(50, WIDTH)) * np.arange(1, WIDTH + 1)
-  mean_D = mean_of(image_ND)
+  mean_D = mean_of_rows(image_ND)
   map_DE = whitening.whitening_map(covariance_of(image_ND, mean_D), 4, shrinkage=0.0, exponent=1.0)
   np.testing.assert_allclose(np.cov(((unit(image_ND) - mean_D) @ map_DE).T, bias=True), np.eye(4), atol=1e-9)
 
@@ -23,7 +23,7 @@ def test_the_power_and_the_shrinkage_work_as_computed_by_hand():
 
 def test_fewer_rows_than_dimensions_give_a_finite_map():
   image_ND = np.random.default_rng(0).normal(size=(3, WIDTH))
-  covariance_DD = covariance_of(image_ND, mean_of(image_ND))
+  covariance_DD = covariance_of(image_ND, mean_of_rows(image_ND))
   assert np.isfinite(whitening.whitening_map(covariance_DD, WIDTH, shrinkage=0.003, exponent=1.0)).all()
 
 
@@ -36,4 +36,4 @@ def test_tuned_whitening_beats_plain_where_noise_has_the_large_variance():
   validator = Validator(query_QD, gallery_ND, relevance, limit=0, seed=0)
   train_ND = np.concatenate([noisy() for _ in range(10)])
   training = Training("image", train_ND, train_ND, np.arange(len(train_ND)))
-  assert validator(whitening.fit(training, validator)) > validator(PLAIN) + 0.1
+  assert validator(whitening.fit_whitening(training, validator)) > validator(PLAIN) + 0.1

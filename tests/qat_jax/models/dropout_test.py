@@ -3,13 +3,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qat_jax.models.dropout import Dropout, kept
+from qat_jax.models.dropout import Dropout, kept_mask
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5])
 def test_so_many_are_kept_as_the_rate_says_in_every_row_and_every_column(rate):
   keys = jax.random.split(jax.random.key(0), 2000)
-  mask_BN = np.asarray(jax.vmap(lambda key: kept(key, (500,), rate))(keys), float)
+  mask_BN = np.asarray(jax.vmap(lambda key: kept_mask(key, (500,), rate))(keys), float)
   sigma = (rate * (1 - rate)) ** 0.5
   assert mask_BN.mean() == pytest.approx(1 - rate, abs=5 * sigma * mask_BN.size**-0.5)
   for axis, count in ((0, 2000), (1, 500)):  # of 500 columns and 2,000 rows none is far off, nor all too near
@@ -20,7 +20,7 @@ def test_so_many_are_kept_as_the_rate_says_in_every_row_and_every_column(rate):
 
 def test_masks_of_other_keys_and_of_neighbouring_numbers_are_unrelated():
   keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.key(0), row))(jnp.arange(2000))
-  mask_BN = np.asarray(jax.vmap(lambda key: kept(key, (256,), 0.5))(keys), float) - 0.5
+  mask_BN = np.asarray(jax.vmap(lambda key: kept_mask(key, (256,), 0.5))(keys), float) - 0.5
   for one, other in (
     (mask_BN[1:], mask_BN[:-1]),
     (mask_BN[:, 1:], mask_BN[:, :-1]),

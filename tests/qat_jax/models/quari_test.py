@@ -129,7 +129,7 @@ def test_a_tiny_step_by_hand():
   the attention: zero queries and keys, so all three tokens weigh 1/3; value and output matrices I.
   The feed-forward part is off (its last matrix is zero). U's last bias is (0.1, 0).
   """
-  config = released_files.Config("none", 0.5, 0.0, 2, 2, 1, 1, 1, 1, 0.25, False)
+  config = released_files.ReleasedConfig("none", 0.5, 0.0, 2, 2, 1, 1, 1, 1, 0.25, False)
   tensors = {name: np.zeros(shape, np.float32) for name, shape in released.shapes(config).items()}
   eye_22 = np.eye(2, dtype=np.float32)
   layer = "transformer.layers.0"

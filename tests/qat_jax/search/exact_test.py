@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qat_jax.search.exact import Pairs, TopK
+from qat_jax.search.exact import ItemPairs, TopK
 from qat_jax.search.masks import Masks
 from qat_jax.search.rank import best_of, rank
 from qat_jax.types import Adaptation, as_gallery
@@ -82,7 +82,7 @@ def test_what_was_found_elsewhere_spares_work_and_loses_nothing(deep):
 def test_merging_is_associative_and_counts_an_item_once():
   rng = np.random.default_rng(0)
   parts = [
-    TopK.empty(2, 4).with_pairs(Pairs(np.array([0, 0, 0, 1, 1, 1]), rng.permutation(6)), rng.integers(0, 3, 6) / 4)
+    TopK.empty(2, 4).with_pairs(ItemPairs(np.array([0, 0, 0, 1, 1, 1]), rng.permutation(6)), rng.integers(0, 3, 6) / 4)
     for _ in range(3)
   ]
   parts[1] = parts[1].merge(parts[0])

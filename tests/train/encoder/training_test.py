@@ -10,7 +10,7 @@ from qat_jax.datasets.toybox import captions as toybox_captions
 from qat_jax.datasets.toybox import source as toybox
 from qat_jax.encoders import load_encoder
 from qat_jax.encoders.encoder import TOY_CLIP
-from train.encoder.training import Batches, train, write_processor
+from train.encoder.training import Batches, train_encoder, write_processor
 from train.encoder.vocabulary import byte_letters, byte_pairs, write_tokenizer
 
 
@@ -41,14 +41,14 @@ def test_every_word_of_the_toybox_is_one_token_and_other_text_is_not_lost(tmp_pa
 
 def test_a_short_run_writes_a_clip_that_loads(config, tmp_path):
   config.out = str(tmp_path / "clip")
-  encoder = load_encoder(str(train(config, tmp_path)), batch_size=2)
+  encoder = load_encoder(str(train_encoder(config, tmp_path)), batch_size=2)
   assert encoder.texts(["a red star"]).shape == (1, config.model.projection)
 
 
 def test_a_batch_larger_than_the_data_is_refused(config, tmp_path):
   config.train.batch_size = 100
   with pytest.raises(ValueError, match=r"batch_size is 100, but there are only 24 images"):
-    train(config, tmp_path)
+    train_encoder(config, tmp_path)
 
 
 def test_a_batch_is_the_same_every_time_and_the_next_one_another(config, tmp_path):
@@ -82,18 +82,18 @@ def test_a_caption_tells_of_the_scene_of_its_own_picture(config, tmp_path):
 def test_pictures_of_another_size_than_the_toybox_draws_are_refused(config, tmp_path, image, crop):
   config.model.vision.update({"image": image, "crop": crop})
   with pytest.raises(ValueError, match=f"image is {image} and crop {crop}; the toybox draws pictures of 64"):
-    train(config, tmp_path)
+    train_encoder(config, tmp_path)
 
 
 def test_a_batch_that_devices_cannot_share_is_refused(config, tmp_path):
   config.train.batch_size = 18
   with pytest.raises(ValueError, match=r"batch_size is 18, no multiple of 4 devices"):
-    train(config, tmp_path)
+    train_encoder(config, tmp_path)
 
 
 def test_devices_that_share_a_batch_learn_what_one_learns(config, tmp_path):
-  train(config, tmp_path)
+  train_encoder(config, tmp_path)
   shared = load_file(tmp_path / "clip" / "model.safetensors")
-  train(config, tmp_path, jax.devices()[:1])
+  train_encoder(config, tmp_path, jax.devices()[:1])
   for name, alone in load_file(tmp_path / "clip" / "model.safetensors").items():
     np.testing.assert_allclose(shared[name], alone, atol=1e-4, err_msg=name)

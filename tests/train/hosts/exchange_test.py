@@ -15,7 +15,7 @@ from qat_jax.types import SemiPositives
 from tests.processes import Processes, free_port
 from train import batches, loop
 from train.hosts import exchange
-from train.step import LossSettings, make_step, start
+from train.step import LossSettings, first_state, make_step
 
 WIDTH, SIZE = 6, 24
 LOSS = LossSettings(semi_share=0.3)
@@ -30,8 +30,8 @@ def material():
   module = forms.FORMS["query_only"](WIDTH, hidden=16, dropout=0.2, maps_gallery=True)
 
   def batch_at(step):
-    rows = batches.share(batches.draw(pairs, SIZE, 0, step), jax.process_index(), jax.process_count())
-    return batches.read(rows, features_ND, features_ND, semi, jax.local_device_count())
+    rows = batches.share(batches.draw_pairs(pairs, SIZE, 0, step), jax.process_index(), jax.process_count())
+    return batches.read_batch(rows, features_ND, features_ND, semi, jax.local_device_count())
 
   return module, forms.initialise(module, jax.random.key(0)), batch_at
 
@@ -41,12 +41,12 @@ def learn(folder):
   module, variables, batch_at = material()
   descent = optax.sgd(1.0)
   step = make_step(module, variables["constants"], descent, LOSS, 0, loop.AXIS)
-  before = start(variables["params"], 0.07, descent)
+  before = first_state(variables["params"], 0.07, descent)
   after, _ = jax.pmap(step, axis_name=loop.AXIS, in_axes=(None, 0), out_axes=None)(before, batch_at(3))
   gradient = jax.tree.map(lambda a, b: np.asarray(a - b), before.params, after.params)
   settings = loop.LoopSettings(seed=0, steps=50, validate_every=25, warmup_steps=5)
   norm = lambda variables: float(sum(np.square(x).sum() for x in jax.tree.leaves(variables["params"])))
-  trained = loop.train(module, variables, batch_at, norm, LOSS, settings, folder, "test")
+  trained = loop.train_head(module, variables, batch_at, norm, LOSS, settings, folder, "test")
   if exchange.first():
     for name, tree in (("gradient", gradient), ("params", trained.params)):
       np.savez(folder / f"{name}.npz", *jax.tree.leaves(tree))
@@ -95,7 +95,7 @@ def test_two_processes_train_as_one_with_all_their_devices_does(tmp_path):
 def test_alone_nothing_is_exchanged(tmp_path):
   assert exchange.first()
   assert exchange.sent("a", lambda: (1, 2)) == (1, 2) and exchange.in_turn("b", lambda: 3) == 3
-  assert exchange.gathered("c", "x") == ["x"]
+  assert exchange.from_all("c", "x") == ["x"]
   exchange.check_start({"config": object()}, tmp_path / "none")
   assert not (tmp_path / "none").exists()
   with exchange.locked(tmp_path / "run"), pytest.raises(BlockingIOError), exchange.locked(tmp_path / "run"):

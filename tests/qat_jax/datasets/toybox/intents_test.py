@@ -5,7 +5,7 @@ from qat_jax.datasets.pictures import decode
 from qat_jax.datasets.splits import sources
 from qat_jax.datasets.toybox.intents import Queries, shared
 from qat_jax.datasets.toybox.objects import Toy, families
-from qat_jax.features.records import table
+from qat_jax.features.records import metadata_table
 
 
 def toy(name, kind, colour, side_kind="star", side_colour="red"):
@@ -50,5 +50,5 @@ def test_the_set_has_the_toyboxs_gallery_and_every_query_finds_its_own_toy_there
       assert query["relevant"] == expected
       assert query["instance"] in {instance_of[item] for item in expected}
   queries, _ = found["val/image_queries"]
-  rows = table([{**queries[i], "image": None} for i in range(2)])
+  rows = metadata_table([{**queries[i], "image": None} for i in range(2)])
   assert rows.column("relevant").to_pylist() == [queries[0]["relevant"], queries[1]["relevant"]]

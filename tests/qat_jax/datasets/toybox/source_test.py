@@ -158,7 +158,7 @@ def test_a_record_is_a_view_of_a_toy():
   record = source[1]
   assert (len(source), record["id"], record["instance"]) == (6 * 4 * 3, f"{toy.name}_1", toy.name)
   assert record["caption"] == toybox_captions.detailed(toy, 1)
-  assert record["image"] == toybox_render.encode(toybox_render.drawn(record["id"])) == source[1]["image"]
+  assert record["image"] == toybox_render.as_jpeg(toybox_render.drawn(record["id"])) == source[1]["image"]
   assert toybox.source("pretrain", "tiny")[0]["caption"] != toybox_captions.detailed(families()[15][0], 0)
   with pytest.raises(IndexError, match="position 72 asked of a source of 72"):
     source[72]
