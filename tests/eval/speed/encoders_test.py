@@ -5,7 +5,7 @@ import pytest
 
 from eval.speed import encoders
 from qat_jax.encoders import load_encoder
-from qat_jax.encoders.tower import Blocks, Vision
+from qat_jax.encoders.settings import Layers, Vision
 
 DATA = pathlib.Path(__file__).parents[2] / "data/reference_encoders"
 
@@ -32,7 +32,7 @@ def test_the_table_of_errors_has_a_row_a_checkpoint_and_keeps_what_it_promises()
 
 
 def test_a_tower_is_timed():
-  seconds, cores = encoders.our_tower(2, Vision(Blocks(8, 1, 2, 16, "gelu", 1e-5), 4, 2, "class"))()
+  seconds, cores = encoders.our_tower(2, Vision(Layers(8, 1, 2, 16, "gelu", 1e-5), 4, 2, "class"))()
   assert 0 < seconds < 60 and cores > 0
 
 

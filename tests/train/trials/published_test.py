@@ -57,6 +57,6 @@ def test_runs_of_other_settings_are_refused(command, capsys):
 
 def test_forms_of_one_size():
   tried = published.trials(64, {}, published.RELEASED)
-  size = {name: published.size_of(trial.form, trial.settings, 64) for name, trial in tried.items()}
+  size = {name: published.size_of_form(trial.form, trial.settings, 64) for name, trial in tried.items()}
   assert size["query_only"] == pytest.approx(size["paper"], rel=1e-4)
   assert size["gated"] == pytest.approx(size["paper"], rel=1e-4)
