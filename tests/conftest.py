@@ -28,6 +28,7 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
+HERE = pathlib.Path(__file__).parent
 MARKERS = {
   "colab": ("docs", "long"),
   "docs_test.py": ("docs",),
@@ -75,11 +76,23 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
   terminalreporter.write_line(f"property tests: --hypothesis-seed={config.getoption('hypothesis_seed', None)}")
 
 
+def pytest_ignore_collect(collection_path: pathlib.Path, config: pytest.Config) -> bool | None:
+  """Leaves out files of which -m wants no test, so that nothing is imported for them: half of the quick run else."""
+  wanted = config.option.markexpr
+  if not re.fullmatch(r"not \w+( and not \w+)*", wanted) or not collection_path.is_relative_to(HERE):
+    return None
+  return True if markers_of_place(collection_path) & set(wanted.split()) else None
+
+
+def markers_of_place(path: pathlib.Path) -> set[str]:
+  """Returns the markers that all tests in a file or folder have."""
+  return {name for place, names in MARKERS.items() if path.is_relative_to(HERE / place) for name in names}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
   """Marks the tests by their place and by what they use."""
   for item in items:
-    place = item.path.relative_to(pathlib.Path(__file__).parent)
-    names = {name for folder, names in MARKERS.items() if place.is_relative_to(folder) for name in names}
+    names = markers_of_place(item.path)
     needs = {getattr(item, "originalname", item.name), *getattr(item, "fixturenames", ())}
     needs |= {"postgres"} if "[pgvector" in item.name or "-pgvector" in item.name else set()
     names |= {"process"} if needs & {"postgres", *starting_processes(item.path)} else set()
@@ -91,8 +104,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @functools.cache
 def starting_processes(path: pathlib.Path) -> set[str]:
   """Returns the functions of a file that start a process, or call or request one that does."""
-  tree = ast.parse(path.read_text())
-  text = {node.name: ast.unparse(node) for node in tree.body if isinstance(node, ast.FunctionDef)}
+  source = path.read_text()
+  if not PROCESS.search(source):
+    return set()
+  nodes, lines = ast.parse(source).body, source.splitlines()
+  text = {n.name: "\n".join(lines[n.lineno - 1 : n.end_lineno]) for n in nodes if isinstance(n, ast.FunctionDef)}
   found = {name for name, body in text.items() if PROCESS.search(body)}
   while more := {name for name, body in text.items() if set(re.findall(r"\w+", body)) & found} - found:
     found |= more

@@ -108,16 +108,29 @@ def imports(nodes):
 
 
 PATHS = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
-FILES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path in PATHS}
-NODES = {name: list(ast.walk(tree)) for name, tree in FILES.items()}
-IMPORTS = {name: imports(nodes) for name, nodes in NODES.items()}
-IMPORTS_AT_ONCE = {name: imports(tree.body) for name, tree in FILES.items()}
+FILES = {path.relative_to(ROOT).as_posix(): path for path in PATHS}
+
+
+@functools.cache
+def tree(name):
+  return ast.parse(FILES[name].read_text())
+
+
+@functools.cache
+def nodes_of(name):
+  return list(ast.walk(tree(name)))
+
+
+@functools.cache
+def all_imports(at_once=False):
+  """Returns what each file imports, by its name; with `at_once` without what functions import."""
+  return {name: imports(tree(name).body if at_once else nodes_of(name)) for name in FILES}
 
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_a_package_imports_only_those_it_may(package):
   ours = {*PACKAGES, "tests", "colab"}
-  for name, found in IMPORTS.items():
+  for name, found in all_imports().items():
     if name.startswith(f"{package}/"):
       may = MAY_IMPORT[package] | ({"configs"} if name in ENTRY_POINTS else set())
       wrong = {module for module in found if module.split(".")[0] in ours - may}
@@ -125,7 +138,7 @@ def test_a_package_imports_only_those_it_may(package):
 
 
 def test_recipes_are_imported_by_entry_points_and_by_each_other_alone():
-  users = {name for name, found in IMPORTS.items() if "configs" in {module.split(".")[0] for module in found}}
+  users = {name for name, found in all_imports().items() if "configs" in {module.split(".")[0] for module in found}}
   assert {name for name in users if not name.startswith("configs/")} == set(ENTRY_POINTS)
 
 
@@ -140,25 +153,31 @@ def below(name):
   return name.removeprefix("qat_jax/").removesuffix(".py").replace("/", ".").removesuffix(".__init__")
 
 
-MODULES = {below(name): found for name, found in IMPORTS.items() if name.startswith("qat_jax/")}
-TOP = MODULES.pop("__init__")  # every import of a module runs it, so it stands outside the order
+@functools.cache
+def modules():
+  """Returns what each module imports. The package itself is left out: every import of a module runs it."""
+  return {
+    below(name): found
+    for name, found in all_imports().items()
+    if name.startswith("qat_jax/") and below(name) != "__init__"
+  }
 
 
 def used_modules(found):
   """Returns the modules of qat_jax among some imports; `qat_jax.rank` and other names of the package itself are not."""
   names = {full.removeprefix("qat_jax.") for full in found if full.startswith("qat_jax.")}
-  return {next((known for known in (name, name.rpartition(".")[0]) if known in MODULES), None) for name in names}
+  return {next((known for known in (name, name.rpartition(".")[0]) if known in modules()), None) for name in names}
 
 
 def test_the_order_names_every_module():
-  modules = {name for name in MODULES if f"qat_jax/{name.replace('.', '/')}/__init__.py" not in FILES}
-  assert not [module for module in modules if place(module) is None]
-  assert not [name for name in ORDER if not any(place(module) == ORDER.index(name) for module in MODULES)]
+  files = {name for name in modules() if f"qat_jax/{name.replace('.', '/')}/__init__.py" not in FILES}
+  assert not [module for module in files if place(module) is None]
+  assert not [name for name in ORDER if not any(place(module) == ORDER.index(name) for module in modules())]
 
 
 def test_a_module_imports_only_modules_before_it():
   """Imports inside functions count too, also those of a `__getattr__`: a lazy import would hide a circle."""
-  graph = {name: used_modules(found) - {None, name} for name, found in MODULES.items()}
+  graph = {name: used_modules(found) - {None, name} for name, found in modules().items()}
   tuple(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError and names the circle
 
   @functools.cache
@@ -166,8 +185,10 @@ def test_a_module_imports_only_modules_before_it():
     return place(name) if place(name) is not None else max(map(height, graph[name]), default=-1)
 
   wrong = [f"{name} imports {other}" for name, used in graph.items() for other in used if height(other) > height(name)]
-  for folder in {name.rpartition(".")[0] for name in MODULES} & set(MODULES):  # its `__init__` runs before its modules
-    last = max(place(name) for name in MODULES if name.startswith(f"{folder}.") and place(name) is not None)
+  for folder in {name.rpartition(".")[0] for name in modules()} & set(
+    modules()
+  ):  # its `__init__` runs before its modules
+    last = max(place(name) for name in modules() if name.startswith(f"{folder}.") and place(name) is not None)
     wrong += [f"{folder} imports {other}" for other in graph[folder] if height(other) > last]
   assert not wrong
 
@@ -180,25 +201,25 @@ def test_a_folder_stands_in_one_place_of_the_order():
 
 def test_a_module_takes_from_the_package_itself_nothing_but_its_version_and_its_place():
   """`qat_jax.rank` inside qat_jax would be an import of everything."""
-  for name in MODULES:
+  for name in modules():
     path = f"qat_jax/{name.replace('.', '/')}"
-    nodes = NODES.get(f"{path}.py") or NODES[f"{path}/__init__.py"]
+    nodes = nodes_of(f"{path}.py" if f"{path}.py" in FILES else f"{path}/__init__.py")
     used = {ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute)}
     wrong = {text for text in used if text.startswith("qat_jax.") and text.count(".") == 1}
     assert wrong <= {"qat_jax.__version__", "qat_jax.__file__"}, f"qat_jax/{name}: {wrong}"
-    names = {full for full in MODULES[name] if full.startswith("qat_jax.") and used_modules({full}) == {None}}
+    names = {full for full in modules()[name] if full.startswith("qat_jax.") and used_modules({full}) == {None}}
     assert names <= {"qat_jax.__version__"}, f"qat_jax/{name}: {names}"
 
 
 @pytest.mark.parametrize("library", FENCES)
 def test_a_third_party_stays_inside_its_fence(library):
-  users = {name for name, found in IMPORTS.items() if library in {module.split(".")[0] for module in found}}
+  users = {name for name, found in all_imports().items() if library in {module.split(".")[0] for module in found}}
   assert {name for name in users if not name.startswith(FENCES[library])} == set()
 
 
 def test_no_file_that_is_read_is_run():
-  for name, nodes in NODES.items():
-    for node in (node for node in nodes if isinstance(node, ast.Call)):
+  for name in FILES:
+    for node in (node for node in nodes_of(name) if isinstance(node, ast.Call)):
       called, said = ast.unparse(node.func), f"{name}: {ast.unparse(node)}"
       assert called not in ("pickle.load", "pickle.loads") or name.startswith(CLUSTER), said
       assert called not in ("exec", "eval", "yaml.load", "yaml.unsafe_load"), said
@@ -208,4 +229,6 @@ def test_no_file_that_is_read_is_run():
 
 @pytest.mark.parametrize("library", ON_USE)
 def test_a_heavy_library_is_imported_on_use(library):
-  assert not [name for name, found in IMPORTS_AT_ONCE.items() if library in {module.split(".")[0] for module in found}]
+  assert not [
+    name for name, found in all_imports(at_once=True).items() if library in {module.split(".")[0] for module in found}
+  ]

@@ -1,6 +1,7 @@
 """What is declared is what is imported, by use; one version; the project files say what they should."""
 
 import ast
+import functools
 import importlib.metadata
 import pathlib
 import re
@@ -87,17 +88,16 @@ def third_parties(path):
   return {normal(DISTRIBUTIONS.get(name, name)) for name in names}
 
 
-USED = {
-  path.relative_to(ROOT).as_posix(): third_parties(path)
-  for package in sorted(OURS)
-  for path in sorted((ROOT / package).rglob("*.py"))
-}
+@functools.cache
+def used_by_file():
+  paths = [path for package in sorted(OURS) for path in sorted((ROOT / package).rglob("*.py"))]
+  return {path.relative_to(ROOT).as_posix(): third_parties(path) for path in paths}
 
 
 def test_a_file_imports_only_what_its_folder_declares():
   """A test may use what is declared anywhere."""
   wrong = {}
-  for name, used in USED.items():
+  for name, used in used_by_file().items():
     extras = (
       DECLARED if name.startswith("tests/") else next(e for prefix, e in MAY_USE.items() if name.startswith(prefix))
     )
@@ -109,7 +109,7 @@ def test_a_file_imports_only_what_its_folder_declares():
 def test_nothing_is_declared_and_unused():
   for extra in set(DECLARED) - {"all", "docs", "gpu", "tpu"}:
     prefixes = [prefix for prefix, extras in MAY_USE.items() if extra in extras] or ["tests/"]
-    used = set().union(*(names for name, names in USED.items() if name.startswith(tuple(prefixes))))
+    used = set().union(*(names for name, names in used_by_file().items() if name.startswith(tuple(prefixes))))
     assert DECLARED[extra] - used - set(NOT_IMPORTED) - {"qat-jax"} == set(), extra
 
 
