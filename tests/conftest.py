@@ -43,6 +43,7 @@ MARKERS = {
   "lowering_test.py": ("long",),
   "qat_jax/encoders/settings_test.py": ("long",),
   "qat_jax/encoders": ("compile",),
+  "qat_jax/fit": ("train",),
   "qat_jax/models/forms_test.py": ("compile",),
   "qat_jax/search/exact_test.py": ("compile",),
   **{f"qat_jax/serve/{name}_test.py": ("compile",) for name in ("aspects", "faults", "refined", "service")},
@@ -77,7 +78,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 def pytest_ignore_collect(collection_path: pathlib.Path, config: pytest.Config) -> bool | None:
-  """Leaves out files of which -m wants no test, so that nothing is imported for them: half of the quick run else."""
+  """Leaves out files of which -m wants no test, so that nothing is imported for them."""
   wanted = config.option.markexpr
   if not re.fullmatch(r"not \w+( and not \w+)*", wanted) or not collection_path.is_relative_to(HERE):
     return None

@@ -51,7 +51,7 @@ def dense_scores(adaptation, gallery_ND) -> np.ndarray:
   return in_float64(adaptation, gallery_ND)[0]
 
 
-@settings(max_examples=500, deadline=None, print_blob=True)
+@settings(max_examples=150, deadline=None, print_blob=True)
 @given(
   form=st.sampled_from([*FORMS]),
   gate=st.sampled_from([None, None, "holes", "steep"]),
