@@ -10,13 +10,13 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from qat_jax.adaptation import plain
 from qat_jax.duplicates import groups, pairs
 from qat_jax.features.store import FeatureStore
 from qat_jax.search.rank import rank
 from qat_jax.serve.items import Items
+from qat_jax.serve.job_files import as_parquet
 from qat_jax.serve.limits import Refused
 from qat_jax.serve.pictures import Pictures
 from qat_jax.stages import write_whole
@@ -63,9 +63,7 @@ def find(
   member_M, group_M = member_M[order], number[code_M][order]
   ids = store.arrow_ids().take(pa.array(member_M))
   table = pa.table({"item_id": ids, "group": pa.array(group_M), "cosine": pa.array(cosine_N[member_M], pa.float32())})
-  stream = pa.BufferOutputStream()
-  pq.write_table(table, stream)
-  write_whole(Path(out), stream.getvalue())
+  write_whole(Path(out), as_parquet([table]))
   if report is not None:
     write_whole(Path(report), page(Items.of(store), pictures, member_M, group_M, cosine_N).encode())
   return len(member_M), len(store), len(count)
@@ -91,9 +89,7 @@ def find_shared(
   mine = np.flatnonzero(cosine_N >= np.float32(threshold))
   take = lambda names, rows: names.take(pa.array(rows))
   columns = {"item_id": take(store.arrow_ids(), mine), "other_id": take(other.arrow_ids(), other_N[mine])}
-  stream = pa.BufferOutputStream()
-  pq.write_table(pa.table({**columns, "cosine": pa.array(cosine_N[mine])}), stream)
-  write_whole(Path(out), stream.getvalue())
+  write_whole(Path(out), as_parquet([pa.table({**columns, "cosine": pa.array(cosine_N[mine])})]))
   return len(mine), len(store)
 
 

@@ -5,6 +5,7 @@ Done block by block of queries. A finished block lies in a folder beside the out
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import logging
@@ -19,13 +20,12 @@ from tqdm import tqdm
 
 from qat_jax.adapter import Adapter, load
 from qat_jax.cluster.work import LOCAL, reach, run
-from qat_jax.datasets import BOX
 from qat_jax.evidence import Evidence, calibrate
 from qat_jax.features.store import FeatureStore
 from qat_jax.sealed import read_record, read_sealed, write_record, write_sealed
 from qat_jax.search.grouping import groups_of
 from qat_jax.search.rank import rank, rerank
-from qat_jax.serve.job_files import as_parquet, ids_of, open_queries, read_shortlist, table_of
+from qat_jax.serve.job_files import as_parquet, beside, ids_of, open_queries, read_shortlist, table_of
 from qat_jax.stages import check_same, digest_of_files, empty, fingerprint, lock, write_whole
 from qat_jax.types import Gallery, check_encoders
 
@@ -168,36 +168,30 @@ def _known(model: Adapter, store: Gallery, query_type: str | None, folder: Path,
   return known
 
 
+@dataclasses.dataclass
 class _Blocks:
   """Writes the rankings of one block of queries, the shard of this stage: its number is that of its first query."""
 
-  def __init__(
-    self,
-    adapter: str | os.PathLike,
-    model: Adapter,
-    queries: Path,
-    query_type: str | None,
-    gallery: FeatureStore,
-    shortlist_QS: np.ndarray | None,
-    k: int,
-    block: int,
-    parts: Path,
-    group: str | None,
-    known: Evidence | None,
-    alarms: float | None,
-  ) -> None:
-    self.adapter, self.reads, self.model = adapter, model.fingerprint, model
-    self.queries, self.query_type, self.gallery = queries, query_type, gallery
-    self.shortlist_QS, self.k, self.block, self.parts, self.group = shortlist_QS, k, block, parts, group
-    self.known, self.alarms = known, alarms
+  adapter: str | os.PathLike
+  model: Adapter  # of that path
+  queries: Path
+  query_type: str | None
+  gallery: FeatureStore  # prepared
+  shortlist_QS: np.ndarray | None
+  k: int
+  block: int
+  parts: Path
+  group: str | None
+  known: Evidence | None
+  alarms: float | None
 
   def __getstate__(self) -> dict[str, Any]:
-    return {name: value for name, value in self.__dict__.items() if name not in ("ids", "groups", "beside", "model")}
+    state = {name: value for name, value in self.__dict__.items() if name not in ("ids", "groups", "beside")}
+    return {**state, "model": self.model.fingerprint}
 
   def __setstate__(self, state: dict[str, Any]) -> None:
-    self.__dict__ |= state
-    self.model = load(self.adapter)  # a copy reads its own
-    check_same(str(self.adapter), self.model.fingerprint, self.reads, "Give all nodes the same adapter")
+    self.__dict__ |= {**state, "model": load(state["adapter"])}  # a copy reads its own
+    check_same(str(self.adapter), self.model.fingerprint, state["model"], "Give all nodes the same adapter")
 
   @functools.cached_property
   def ids(self) -> tuple[Gallery, pa.Array, pa.ChunkedArray]:
@@ -213,8 +207,7 @@ class _Blocks:
   @functools.cached_property
   def beside(self) -> dict[str, pa.ChunkedArray]:
     """The metadata columns that go beside the items of a grouped ranking."""
-    names = [self.group, *BOX] if self.group else []
-    return {name: self.gallery.arrow_column(name) for name in names if name in self.gallery.columns}
+    return beside(self.group, self.gallery)
 
   def path(self, start: int) -> Path:
     """Returns the file of the block that begins with a query."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from qat_jax.serve.collection.blocks import CONTENT, STAMP, Block
 from qat_jax.serve.collection.migrating import is_placed
-from qat_jax.serve.items import EXAMPLES, FEW, MASKS, Items
+from qat_jax.serve.items import FEW, MASKS, Items
 from qat_jax.serve.limits import invalid
 
 
@@ -28,10 +28,10 @@ class Collected(Items):
   def __len__(self) -> int:
     return int(self.starts[-1])
 
-  @functools.cached_property
-  def count(self) -> int:
-    """How many are alive."""
-    return int(self.alive.sum())
+  @property
+  def living(self) -> np.ndarray:
+    """The positions of those that are alive."""
+    return np.flatnonzero(self.alive)
 
   def id(self, position: int) -> str:
     """Returns the id at a position."""
@@ -98,16 +98,6 @@ class Collected(Items):
     mask_N = np.concatenate(masks)
     mask_N.setflags(write=False)
     return mask_N
-
-  @functools.cached_property
-  def examples(self) -> list[str]:
-    """A few captions from all over the collection."""
-    if not self.count:
-      return []
-    living = np.flatnonzero(self.alive)
-    places = np.unique(np.linspace(0, len(living) - 1, EXAMPLES + 2).astype(np.int64)[1:-1])
-    texts = [record["metadata"].get("caption") for record in self.records(living[places])]
-    return [text for text in texts if isinstance(text, str) and text]
 
   @functools.cached_property
   def facets(self) -> dict[str, dict[str, Any]]:

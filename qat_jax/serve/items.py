@@ -51,9 +51,14 @@ class Items:
     return len(self.ids)
 
   @property
+  def living(self) -> np.ndarray:
+    """The positions of those that can be found."""
+    return np.arange(len(self.ids))
+
+  @functools.cached_property
   def count(self) -> int:
     """How many can be found."""
-    return len(self.ids)
+    return len(self.living)
 
   def id(self, position: int) -> str:
     """Returns the id at a position."""
@@ -175,10 +180,11 @@ class Items:
   @functools.cached_property
   def examples(self) -> list[str]:
     """A few captions from all over the gallery, to search for; none where there are no captions."""
-    if "caption" not in self.columns.column_names or not pa.types.is_string(self.columns.schema.field("caption").type):
+    if not self.count:
       return []
-    places = np.unique(np.linspace(0, len(self) - 1, EXAMPLES + 2).astype(np.int64)[1:-1])
-    return [text for text in self.columns.column("caption").take(pa.array(places)).to_pylist() if text]
+    places = np.unique(np.linspace(0, self.count - 1, EXAMPLES + 2).astype(np.int64)[1:-1])
+    texts = [record["metadata"].get("caption") for record in self.records(self.living[places])]
+    return [text for text in texts if isinstance(text, str) and text]
 
   @functools.cached_property
   def facets(self) -> dict[str, dict[str, Any]]:

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from qat_jax.adapter import Adapter
+from qat_jax.datasets import BOX
 from qat_jax.features.shards import check_npy
 from qat_jax.features.store import FeatureStore
 from qat_jax.sealed import UNREADABLE, readable
@@ -97,6 +98,12 @@ def ids_of(queries: Gallery) -> pa.Array:
   if isinstance(queries, FeatureStore):
     return queries.arrow_ids().combine_chunks()
   return pa.array(np.arange(len(queries))).cast(pa.string())
+
+
+def beside(group: str | None, store: FeatureStore) -> dict[str, pa.ChunkedArray]:
+  """Returns the metadata columns that go beside the items of a grouped ranking: the groups' and those of boxes."""
+  names = [group, *BOX] if group else []
+  return {name: store.arrow_column(name) for name in names if name in store.columns}
 
 
 def table_of(

@@ -81,13 +81,7 @@ def open_service(settings: Settings, limits: Limits, log: Callable[[str], Any] =
   where = "in memory" if half else "on the disk, memory-mapped"
   log(f"{len(store):,} items, {size / 1e9:.2f} GB as float32: {where}")
   about = {
-    "version": qat_jax.__version__,
-    "adapter": {
-      "heads": {name: head.form for name, head in adapter.heads.items()},
-      "encoder": None if adapter.encoder is None else shown_name(adapter.encoder[0]),
-      "fingerprint": {name: head.fingerprint["variables"][:12] for name, head in adapter.heads.items()},
-    },
-    "encoder": None if encoder is None else {"name": shown_name(encoder.name), "revision": encoder.revision},
+    **about_of(adapter, encoder),
     "gallery": {"items": len(store), "width": store.width, "where": where},
     "index": settings.index,
   }
@@ -172,6 +166,20 @@ def _encoder(settings: Settings, adapter: Adapter, store: FeatureStore) -> Encod
     raise type(error)(f"{error}; name the gallery's encoder, --encoder NAME, or none: --encoder none") from error
   check_encoders("the queries", (encoder.name, encoder.revision), f"the gallery {settings.gallery}", known)
   return encoder
+
+
+def about_of(adapter: Adapter | None, encoder: Encoder | None) -> dict[str, Any]:
+  """Returns what /v1/info says of an adapter and an encoder."""
+  about: dict[str, Any] = {"version": qat_jax.__version__, "adapter": None, "encoder": None}
+  if adapter is not None:
+    about["adapter"] = {
+      "heads": {name: head.form for name, head in adapter.heads.items()},
+      "encoder": None if adapter.encoder is None else shown_name(adapter.encoder[0]),
+      "fingerprint": {name: head.fingerprint["variables"][:12] for name, head in adapter.heads.items()},
+    }
+  if encoder is not None:
+    about["encoder"] = {"name": shown_name(encoder.name), "revision": encoder.revision}
+  return about
 
 
 def aspects_of(adapter: str, named: str | None) -> dict[str, Aspect]:

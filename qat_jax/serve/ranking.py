@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -71,41 +71,34 @@ class Ranker:
       masks.extend([allowed] if place == len(masks) else [])
       return place
 
-    def ranked(adaptation: Adaptation, gallery: Gallery, members: list[int]) -> None:
-      mine, most = [requests[i] for i in members], max(requests[i][2] for i in members)
-      k, first = next((k for k in KS if k >= most), most), mine[0]
-      exclude = ragged([job.exclude for _, job, _ in mine], len(adaptation))
-      allowed = first[1].allowed
-      if _is_few(first[1]):
-        allowed = ragged([job.allowed for _, job, _ in mine], len(adaptation))
-      if first[0].head in self.indexes and allowed is None:
-        ranking = self._by_index(str(first[0].head), adaptation, gallery, k, exclude, first[1].group)
-      else:
-        ranking = rank(adaptation, gallery, k, exclude=exclude, allowed=allowed, group=first[1].group)
+    kinds = [(mask_of(job), _is_few(job), id(job.group)) for _, job, _ in requests]
+    for members, adaptation, gallery in self._batches([term for term, _, _ in requests], kinds):
+      try:
+        ranking = self._together([requests[i] for i in members], adaptation, gallery)
+      except ValueError as error:  # queries were checked: it is the gallery's fault
+        results = [_broken(error) if i in members else result for i, result in enumerate(results)]
+        continue
       for row, i in enumerate(members):
         there_K = ranking.ids[row] >= 0
         results[i] = Ranking(*(array[row][there_K][: requests[i][2]] for array in (ranking.ids, ranking.scores)))
-
-    def broken(members: list[int], error: ValueError) -> None:  # queries were checked: it is the gallery's fault
-      for i in members:
-        results[i] = _broken(error)
-
-    self._batched(
-      [term for term, _, _ in requests],
-      [(mask_of(job), _is_few(job), id(job.group)) for _, job, _ in requests],
-      ranked,
-      broken,
-    )
     return results
 
-  def _batched(
-    self,
-    terms: Sequence[Summand],
-    kinds: Sequence[Any],
-    work: Callable[[Adaptation, Gallery, list[int]], None],
-    broken: Callable[[list[int], ValueError], None] | None = None,
-  ) -> None:
-    """Calls `work` for batches of terms with the same gallery, shape of the map and kind."""
+  def _together(
+    self, requests: Sequence[tuple[Summand, Search, int]], adaptation: Adaptation, gallery: Gallery
+  ) -> Ranking:
+    """Returns the ranking of requests whose terms are the rows of one adaptation, with one mask and one grouping."""
+    most, (term, first, _) = max(k for _, _, k in requests), requests[0]
+    k = next((k for k in KS if k >= most), most)
+    exclude = ragged([job.exclude for _, job, _ in requests], len(adaptation))
+    allowed = first.allowed
+    if _is_few(first):
+      allowed = ragged([job.allowed for _, job, _ in requests], len(adaptation))
+    if term.head in self.indexes and allowed is None:
+      return self._by_index(str(term.head), adaptation, gallery, k, exclude, first.group)
+    return rank(adaptation, gallery, k, exclude=exclude, allowed=allowed, group=first.group)
+
+  def _batches(self, terms: Sequence[Summand], kinds: Sequence[Any]) -> Iterator[tuple[list[int], Adaptation, Gallery]]:
+    """Yields terms with the same gallery, shape of the map and kind: positions, one adaptation, the gallery."""
     groups: dict[tuple, list[int]] = defaultdict(list)
     for i, (term, kind) in enumerate(zip(terms, kinds, strict=True)):
       shape = (term.adaptation.gate.shape, term.adaptation.left.shape)
@@ -114,12 +107,7 @@ class Ranker:
       for start in range(0, len(members), encoding.SIZES[-1]):
         some = members[start : start + encoding.SIZES[-1]]
         batch = stacked([terms[i].adaptation for i in some], encoding.size_of(len(some)))
-        try:
-          work(batch, self.galleries[terms[some[0]].gallery], some)
-        except ValueError as error:
-          if broken is None:
-            raise
-          broken(some, error)
+        yield some, batch, self.galleries[terms[some[0]].gallery]
 
   def _by_index(
     self, name: str, adaptation: Adaptation, gallery: Gallery, k: int, exclude: np.ndarray, group: np.ndarray | None
@@ -136,16 +124,12 @@ class Ranker:
   def scores(self, requests: Sequence[tuple[Summand, np.ndarray]]) -> list[np.ndarray]:
     """Returns the score of each term for its items (positions, each once), in their order."""
     results: list[Any] = [None] * len(requests)
-
-    def scored(adaptation: Adaptation, gallery: Gallery, members: list[int]) -> None:
-      wide = ragged([requests[i][1] for i in members], len(adaptation))
-      ranking = rerank(adaptation, gallery, wide)
+    for members, adaptation, gallery in self._batches([term for term, _ in requests], [None] * len(requests)):
+      ranking = rerank(adaptation, gallery, ragged([requests[i][1] for i in members], len(adaptation)))
       for row, i in enumerate(members):
         ids, positions = ranking.ids[row], requests[i][1]
         order = np.argsort(ids, kind="stable")
         results[i] = ranking.scores[row][order[np.searchsorted(ids, positions, sorter=order)]]
-
-    self._batched([term for term, _ in requests], [None] * len(requests), scored)
     return results
 
 

@@ -12,14 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from qat_jax.adapter import Adapter, load
-from qat_jax.datasets import BOX
 from qat_jax.features.store import FeatureStore
 from qat_jax.marks import refine
 from qat_jax.models.head import Head
 from qat_jax.search.grouping import groups_of
 from qat_jax.search.rank import rank
 from qat_jax.search.sums import rank_sum
-from qat_jax.serve.job_files import as_parquet, ids_of, open_queries, read_shortlist, table_of
+from qat_jax.serve.job_files import as_parquet, beside, ids_of, open_queries, read_shortlist, table_of
 from qat_jax.stages import write_whole
 from qat_jax.types import QUERY_TYPES, check_encoders
 from qat_jax.words import by_words
@@ -92,6 +91,5 @@ def rank_refined(
     }
     terms = model.refine_terms(adaptation, rows, {**galleries, "frozen": store}, query_type or "image")
     ranking, _ = rank_sum(terms, k, exclude=marked_QS, group=None if group is None else groups_of(group, store))
-  beside = {name: store.arrow_column(name) for name in ([group, *BOX] if group else []) if name in store.columns}
-  write_whole(Path(out), as_parquet([table_of(ranking, query_ids, item_ids, beside)]))
+  write_whole(Path(out), as_parquet([table_of(ranking, query_ids, item_ids, beside(group, store))]))
   return Path(out)

@@ -29,6 +29,12 @@ class Part:
   mark: bool = False  # whether it is an item that was marked as right
 
   @property
+  def kind(self) -> str:
+    """What the part is: text, picture, item or vector."""
+    kinds = {"text": self.text, "picture": self.pixels, "vector": self.vector}
+    return next((name for name, value in kinds.items() if value is not None), "item")
+
+  @property
   def type(self) -> str | None:
     """The query type that the part is of; None for a vector that does not say."""
     return self.query_type or ("text" if self.text is not None else None if self.vector is not None else "image")

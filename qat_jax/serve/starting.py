@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-import qat_jax
 from qat_jax.adapter import Adapter, load
 from qat_jax.datasets.splits import kind_of, open_source
 from qat_jax.encoders import load_encoder
@@ -33,7 +32,7 @@ from qat_jax.serve.encoding import SIZES
 from qat_jax.serve.learning import Learning
 from qat_jax.serve.limits import Limits
 from qat_jax.serve.living import ENDING, Living
-from qat_jax.serve.opening import SHARE, aspects_of, free_memory, shown_name
+from qat_jax.serve.opening import SHARE, about_of, aspects_of, free_memory, shown_name
 from qat_jax.serve.pictures import Stored
 from qat_jax.serve.places import (
   NOTICE,
@@ -234,21 +233,8 @@ class Running:
 
   def _template(self, adapter: Adapter | None) -> Service:
     place, collection = self.place, self.collection
-    about = {
-      "version": qat_jax.__version__,
-      "adapter": None
-      if adapter is None
-      else {
-        "heads": {name: head.form for name, head in adapter.heads.items()},
-        "encoder": None if adapter.encoder is None else shown_name(adapter.encoder[0]),
-        "fingerprint": {name: head.fingerprint["variables"][:12] for name, head in adapter.heads.items()},
-      },
-      "encoder": None
-      if self.encoder is None
-      else {"name": shown_name(self.encoder.name), "revision": self.encoder.revision},
-      "notice": NOTICE if self.encoder is not None and self.encoder.name == TOY else "",
-      "index": "exact",
-    }
+    notice = NOTICE if self.encoder is not None and self.encoder.name == TOY else ""
+    about = {**about_of(adapter, self.encoder), "notice": notice, "index": "exact"}
     model = adapter or Adapter(collection.width, {name: Head("plain", {}, {}) for name in QUERY_TYPES})
     empty = {
       space: Pieces((jnp.ones((1, collection.width)),), (0,), (np.zeros(0, bool),), space)

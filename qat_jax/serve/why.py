@@ -17,7 +17,7 @@ from qat_jax.search.rank import rank, score
 from qat_jax.serve.limits import Refused
 from qat_jax.serve.planning import Planner
 from qat_jax.serve.ranking import Ranker
-from qat_jax.serve.searches import Found, Part, Search
+from qat_jax.serve.searches import Found, Search
 from qat_jax.serve.summands import Summand, mean_of
 from qat_jax.types import Adaptation, Gallery, Pieces
 
@@ -65,7 +65,7 @@ def parts_of(
   planner.plan(jobs, planned)
   for part, one in zip(singles, planned, strict=False):
     if isinstance(one, Found) and "adapted" in one.terms:
-      about: dict[str, Any] = {"of": "mark" if part.mark else _kind(part)}
+      about: dict[str, Any] = {"of": "mark" if part.mark else part.kind}
       about |= {} if part.position is None else {"item": part.position}
       terms = one.terms["adapted"]
       if found.mixed:
@@ -80,18 +80,6 @@ def parts_of(
       without = mean_of(terms, ranker.scores([(term, positions) for term in terms]))
       shares.append(({"of": "aspect", "name": name}, whole - without))
   return [[{**about, "score": float(share[i])} for about, share in shares] for i in range(len(positions))]
-
-
-def _kind(part: Part) -> str:
-  return (
-    "text"
-    if part.text is not None
-    else "picture"
-    if part.pixels is not None
-    else "item"
-    if part.vector is None
-    else "vector"
-  )
 
 
 def _ranks(terms: Sequence[Summand], ranker: Ranker, positions: np.ndarray) -> list[int | None]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,14 +54,12 @@ def add(service: Service, collection: Collection, new: Sequence[New], encoded: S
     row_D = unit(next(rows)) if item.vector is None else _vector(item.vector, collection.width)
     content = hashlib.blake2b(item.data, digest_size=16).hexdigest() if item.data else ""
     items.append(Item(item.id, item.metadata, row_D, content, ADDED))
-  try:
+  with _room():
     if isinstance(service.pictures, Stored):
       for item, made in zip(new, items, strict=True):
         if item.data:
           service.pictures.keep(made.content, item.data)
     collection.changed(lambda blocks: Change(items, types=_types(blocks, [item.metadata for item in items])))
-  except OSError as error:
-    raise _full(error) from error
   return names
 
 
@@ -69,9 +68,7 @@ def describe(collection: Collection, name: str, metadata: Mapping[str, Any]) -> 
   kept = checked(metadata, also=FILE_COLUMNS)
 
   def make(blocks: Blocks) -> Change:
-    before = blocks.get(name)
-    if before is None:
-      raise Refused(404, "no_item", f"the gallery has no item {name[:200]!r}")
+    before = _there(blocks, name)
     files = {column: before.metadata[column] for column in FILE_COLUMNS if column in before.metadata}
     for column in kept.keys() & set(FILE_COLUMNS):
       if kept[column] != files.get(column):
@@ -79,25 +76,26 @@ def describe(collection: Collection, name: str, metadata: Mapping[str, Any]) -> 
     after = {**kept, **files}
     return Change([dataclasses.replace(before, metadata=after)], types=_types(blocks, [after]))
 
-  try:
+  with _room():
     collection.changed(make)
-  except OSError as error:
-    raise _full(error) from error
 
 
 def remove(collection: Collection, name: str) -> None:
   """Removes an item; one that came from a source does not come again until its file changes. Refused (404)."""
 
   def make(blocks: Blocks) -> Change:
-    before = blocks.get(name)
-    if before is None:
-      raise Refused(404, "no_item", f"the gallery has no item {name[:200]!r}")
-    return Change(removed=[name], gone={} if before.stamp in ("", ADDED) else {name: before.stamp})
+    stamp = _there(blocks, name).stamp
+    return Change(removed=[name], gone={} if stamp in ("", ADDED) else {name: stamp})
 
-  try:
+  with _room():
     collection.changed(make)
-  except OSError as error:
-    raise _full(error) from error
+
+
+def _there(blocks: Blocks, name: str) -> Item:
+  """Returns an item by its id; raises Refused where it is not there (404)."""
+  if (item := blocks.get(name)) is None:
+    raise Refused(404, "no_item", f"the gallery has no item {name[:200]!r}")
+  return item
 
 
 def checked(metadata: Mapping[str, Any], also: Sequence[str] = ()) -> dict[str, Any]:
@@ -142,7 +140,13 @@ def _vector(vector_D: np.ndarray, width: int) -> np.ndarray:
   return unit(vector_D, np.float32)
 
 
-def _full(error: OSError) -> Refused:
-  if not is_full(error):
-    return Refused(507, "not_kept", "the disk did not take the change, so nothing has changed; see the server's log")
-  return Refused(507, "no_room", "the disk is full or only to be read, so nothing has changed; free some space")
+@contextlib.contextmanager
+def _room() -> Iterator[None]:
+  """Raises Refused (507) where the disk does not take what the block writes."""
+  try:
+    yield
+  except OSError as error:
+    code, reason = "no_room", "the disk is full or only to be read, so nothing has changed; free some space"
+    if not is_full(error):
+      code, reason = "not_kept", "the disk did not take the change, so nothing has changed; see the server's log"
+    raise Refused(507, code, reason) from error

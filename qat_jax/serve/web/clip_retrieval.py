@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from qat_jax.serve.limits import Limits, Refused, invalid
-from qat_jax.serve.pictures import from_base64, read
-from qat_jax.serve.searches import Found, Part, Search
+from qat_jax.serve.searches import Found, Mode, Search
 from qat_jax.serve.service import Service
-from qat_jax.serve.web.asking import vector_of
+from qat_jax.serve.web import schemas
+from qat_jax.serve.web.asking import parts_of
 from qat_jax.serve.web.schemas import Knn, KnnMetadata
 
 INDICES = ("adapted", "plain")
@@ -30,19 +30,14 @@ def search_of(service: Service, asked: Knn, limits: Limits) -> Search:
     raise invalid("image_url is not fetched by this server; send the picture itself as image (base64)")
   if len(given) != 1:
     raise invalid(f"got {given or 'nothing'} to search with; send one of text, image and embedding_input")
+  said: dict[str, Any] = {"text": asked.text or None, "image": asked.image or None}
   if asked.embedding_input:
     # The gallery holds images, so a vector that does not say what it is counts as an image's.
     heads = service.adapter.heads
-    query_type = "image" if "image" in heads else next(iter(heads))
-    part = Part(vector=vector_of(asked.embedding_input, service.adapter.width), query_type=query_type)
-  elif asked.image:
-    part = Part(pixels=service.encoding.pixels(read(from_base64(asked.image), limits.image_pixels)))
-  else:
-    if not asked.text or not asked.text.strip():
-      raise invalid("the text is empty; write something to search for")
-    part = Part(text=asked.text)
+    said = {"vector": asked.embedding_input, "query_type": "image" if "image" in heads else next(iter(heads))}
   most = asked.num_images if asked.num_result_ids is None else max(asked.num_images, asked.num_result_ids)
-  return Search((part,), max(1, min(most, limits.k)), "plain" if asked.indice_name == "plain" else "adapted")
+  mode: Mode = "plain" if asked.indice_name == "plain" else "adapted"
+  return Search(parts_of(service, schemas.Part.model_construct(**said), limits), max(1, min(most, limits.k)), mode)
 
 
 def results(service: Service, found: Found, images: int) -> list[dict[str, Any]]:
