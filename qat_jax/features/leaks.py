@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from qat_jax.adaptation import unit
+from qat_jax.duplicates import THRESHOLD
 from qat_jax.features.retrieval_set import RetrievalSet
 from qat_jax.features.store import FeatureStore
 
@@ -17,6 +20,10 @@ ADVICE = (
   "--config.data.allow_shared_instances=True, and the report will carry these counts"
 )
 SHOWN = 3  # names in a message
+LOOKED = 2_000  # images of a split that are compared with those of training: it costs a product of as many
+CHUNK = 16_384  # training images at once
+
+_log = logging.getLogger(__name__)
 
 
 def shared(data: RetrievalSet) -> dict[str, dict[str, list[str]]]:
@@ -48,6 +55,12 @@ def check(data: RetrievalSet, allowed: bool) -> dict[str, dict[str, int]]:
 
   Raises ValueError that names some of it, unless it is `allowed`.
   """
+  for name, (alike, images) in near(data).items():
+    _log.warning(
+      f"{data.root}: {alike:,} of {images:,} images of {name} that were looked at are nearly the same as a training "
+      f"image (cosine {THRESHOLD} or more). Look at them: qat-jax duplicates {data.root}/{name}/gallery --against "
+      f"{data.root}/train --out shared.parquet"
+    )
   by_split = shared(data)
   counts = {name: {what: len(names) for what, names in names_of.items()} for name, names_of in by_split.items()}
   if by_split and not allowed:
@@ -57,6 +70,23 @@ def check(data: RetrievalSet, allowed: bool) -> dict[str, dict[str, int]]:
       for what, names in names_of.items()
     ]
     raise ValueError(f"{data.root}: train/ holds {'; '.join(told)}: {ADVICE}")
+  return counts
+
+
+def near(data: RetrievalSet) -> dict[str, tuple[int, int]]:
+  """Returns how many gallery images of a split are near-duplicates of a training image, and of how many looked at.
+
+  LOOKED images of each split are looked at, evenly spaced. A split that has none is left out.
+  """
+  counts = {}
+  for name in ("val", "test"):
+    gallery = data.split(name).gallery
+    some = np.unique(np.linspace(0, len(gallery) - 1, min(LOOKED, len(gallery))).astype(int))
+    item_ND, cosine_N = unit(gallery[some], np.float32), np.full(len(some), -1.0)
+    for _, rows_BD in data.train_images.chunks(CHUNK):
+      cosine_N = np.maximum(cosine_N, (item_ND @ unit(rows_BD, np.float32).T).max(axis=1))
+    if alike := int((cosine_N >= THRESHOLD).sum()):
+      counts[name] = alike, len(some)
   return counts
 
 

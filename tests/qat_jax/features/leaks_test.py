@@ -67,3 +67,15 @@ def test_row_numbers_are_no_names(tmp_path):
 def test_rows_of_one_digest_are_compared(tmp_path, monkeypatch):
   monkeypatch.setattr(leaks, "_digests", lambda store: np.zeros(len(store), np.uint64))
   assert leaks.shared(written(tmp_path / "set")) == {}
+
+
+@pytest.mark.parametrize(("change", "alike"), [(0.02, 1), (0.6, 0)])
+def test_what_is_nearly_the_same_as_a_training_image_is_told_and_not_refused(tmp_path, caplog, change, alike):
+  other = np.random.default_rng(9).normal(size=(2, 4))
+  nearly = rows(0, 3)[1] * 3 + change * np.linalg.norm(rows(0, 3)[1] * 3) * other[1] / np.linalg.norm(other[1])
+  data = written(tmp_path / "set", features=np.stack([other[0], nearly]).astype(np.float16))
+  cosine = lambda x, y: float(x @ y / np.linalg.norm(x) / np.linalg.norm(y))
+  assert (cosine(nearly, rows(0, 3)[1].astype(float)) >= leaks.THRESHOLD) == bool(alike)
+  assert leaks.check(data, allowed=False) == {}
+  assert leaks.near(data) == ({"val": (1, 2)} if alike else {})
+  assert ("1 of 2 images of val that were looked at are nearly the same" in caplog.text) == bool(alike)
