@@ -37,11 +37,9 @@ def full(bench: Bench, name: str, way: str, rng: random.Random) -> Outcome:
   with contextlib.ExitStack() as mounted:
     fault, row = Fault(), "a full disk"
     if way == "full":
-      mounted.enter_context(_tmpfs(folder))
+      mounted.enter_context(tmpfs(folder))
       bench.folder(stage, folder)
-      about = os.statvfs(folder)
-      read = (about.f_blocks - about.f_bfree) * about.f_frsize
-      _room(folder, read + int(rng.uniform(0, 1.3) * reference.size) // PAGE * PAGE)
+      room(folder, int(rng.uniform(0, 1.3) * reference.size))
     else:
       folder.mkdir()
       mounted.callback(shutil.rmtree, folder)
@@ -57,7 +55,7 @@ def full(bench: Bench, name: str, way: str, rng: random.Random) -> Outcome:
       wrong = f"status {ended.status}: {ended.said[-800:]}"
     if not wrong:
       if way == "full":
-        _room(folder, 1 << 30)
+        room(folder, 1 << 30)
       ended = bench.run(stage.job, folder)
       wrong = f"with room, status {ended.status}: {ended.said[-1000:]}" if ended.status else ""
       wrong = wrong or compared(made(folder, stage), reference.made)
@@ -67,9 +65,9 @@ def full(bench: Bench, name: str, way: str, rng: random.Random) -> Outcome:
 def read_only(bench: Bench, name: str) -> Outcome:
   """Runs a stage on a disk that cannot be written."""
   stage, folder = STAGES[name], bench.scratch / "disk"
-  with _tmpfs(folder):
+  with tmpfs(folder):
     bench.folder(stage, folder)
-    subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+    remounted(folder, "ro")
     ended = bench.run(stage.job, folder)
   wrong = ended.unexplained or ("" if ended.status == 1 else f"status {ended.status}")
   return Outcome("a read-only disk", "wrong" if wrong else "named", wrong and f"{name}, read-only: {wrong}")
@@ -155,7 +153,7 @@ def kind_of(place: pathlib.PurePosixPath) -> str:
 
 
 @contextlib.contextmanager
-def _tmpfs(folder: pathlib.Path) -> Iterator[None]:
+def tmpfs(folder: pathlib.Path) -> Iterator[None]:
   """Mounts a small disk in memory; without the right to, a limit of a file's size has to do."""
   folder.mkdir()
   subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1g", "tmpfs", folder], check=True, capture_output=True)
@@ -166,5 +164,13 @@ def _tmpfs(folder: pathlib.Path) -> Iterator[None]:
     folder.rmdir()
 
 
-def _room(folder: pathlib.Path, size: int) -> None:
-  subprocess.run(["mount", "-o", f"remount,size={size}", folder], check=True)
+def room(folder: pathlib.Path, free: int) -> None:
+  """Leaves so many bytes, in whole pages, beside what a small disk holds."""
+  about = os.statvfs(folder)
+  held = (about.f_blocks - about.f_bfree) * about.f_frsize
+  remounted(folder, f"size={held + free // PAGE * PAGE}")
+
+
+def remounted(folder: pathlib.Path, options: str) -> None:
+  """Mounts a small disk with other options."""
+  subprocess.run(["mount", "-o", f"remount,{options}", folder], check=True)

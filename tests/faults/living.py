@@ -1,4 +1,4 @@
-"""The campaign of a collection that changes: its process is killed, or its disk gets full, while it is searched.
+"""The campaign of a collection that changes: its process is killed, its disk gets full or read-only, under searches.
 
 After the restart it holds exactly what was acknowledged, or the one change more that was under way; nothing twice; and
 its rankings are those of an array of its items, bit for bit. Changes are drawn from a seed, so both sides know them.
@@ -11,7 +11,6 @@ import functools
 import os
 import pathlib
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -36,29 +35,41 @@ from qat_jax.serve.searches import Part, Search
 from qat_jax.serve.service import Service
 from qat_jax.types import Pieces
 from tests.faults.bench import Bench, Outcome
+from tests.faults.disk import remounted, room, tmpfs
 
 WIDTH, ENCODER = 256, ("drawn", "1")
 ITEMS = 100_000
-WAYS = ("SIGKILL", "SIGKILL", "SIGKILL", "SIGKILL", "a full disk")
+KILLED, FULL, READ_ONLY = "SIGKILL", "a full disk", "a read-only disk"
+WAYS = (KILLED, KILLED, KILLED, FULL, READ_ONLY)
 LOG_BYTES = 200_000  # after which the victim compacts: often
 QUERIES, K = 4, 50
 
 
 def case(bench: Bench, number: int, rng: random.Random) -> Outcome:
-  """Ends a process that changes a collection, and opens what it left."""
+  """Ends a process that changes a collection, twice, and opens what it left each time."""
   base, way = base_of(bench), WAYS[number % len(WAYS)]
-  folder = bench.scratch / f"living-{number}"
-  wrong, done = "", 0
-  for _ in range(2):  # what a first kill left is killed again
-    most = rng.randrange(20_000, 2_000_000) if way == "a full disk" else 0
-    acknowledged, said = ended(base, folder, number, done, rng.uniform(0.0, 3.0), most)
-    done, wrong = checked(base, folder, number, acknowledged)
-    if wrong:
-      break
-    if most and said and "no room" not in said:
-      wrong = f"a full disk was not told: {said[-500:]}"
-      break
-  shutil.rmtree(folder)
+  disk, done, wrong = bench.scratch / f"living-{number}", 0, ""
+  with contextlib.ExitStack() as stack:
+    if way == KILLED:
+      stack.callback(shutil.rmtree, disk)
+    else:
+      stack.enter_context(tmpfs(disk))
+    victim = functools.partial(ended, base, disk / "collection", number)
+    for _ in range(2):
+      if way == FULL:
+        room(disk, rng.randrange(100_000, 4_000_000))
+      acknowledged, said = victim(done, 60.0 if way == FULL else rng.uniform(0.0, 3.0))
+      if way == FULL:
+        wrong = "" if "no room" in said else f"a full disk was not told: {said[-500:]}"
+        room(disk, 1 << 30)
+      if way == READ_ONLY:
+        remounted(disk, "ro")
+        again, said = victim(acknowledged, 60.0)
+        wrong = "" if again == acknowledged and "Read-only" in said else f"a read-only disk was not told: {said[-500:]}"
+        remounted(disk, "rw")
+      done, lost = checked(base, disk / "collection", number, acknowledged)
+      if wrong := wrong or lost:
+        break
   return Outcome(f"collection, {way}", "wrong" if wrong else "all acknowledged, nothing twice", wrong)
 
 
@@ -80,19 +91,19 @@ def change(seed: int, number: int, items: int) -> tuple[list[Item], list[str]]:
   return new, [f"i{i}" for i in rng.integers(0, items, rng.integers(0, 4))]
 
 
-def ended(base: pathlib.Path, folder: pathlib.Path, seed: int, done: int, seconds: float, most: int) -> tuple[int, str]:
+def ended(base: pathlib.Path, folder: pathlib.Path, seed: int, done: int, seconds: float) -> tuple[int, str]:
   """Starts a victim, kills it so long after its first change, and returns what it acknowledged, and what it said.
 
-  With `most` its files may have so many bytes, and it ends by itself.
+  What it said is empty if it was killed.
   """
-  words = [sys.executable, "-m", "tests.faults.living", str(base), str(folder), str(seed), str(done), str(most)]
+  words = [sys.executable, "-m", "tests.faults.living", str(base), str(folder), str(seed), str(done)]
   with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as victim:
     assert victim.stdout is not None and victim.stderr is not None
     lines, acknowledged = iter(victim.stdout.readline, ""), done
     for line in lines:  # the first
       acknowledged = int(line)
       break
-    killer = threading.Timer(60 if most else seconds, victim.kill)
+    killer = threading.Timer(seconds, victim.kill)
     killer.start()
     for line in lines:
       acknowledged = int(line) if line.endswith("\n") else acknowledged
@@ -158,10 +169,8 @@ def shown(collection: Collection) -> Service:
   return services[-1]
 
 
-def victim(base: str, folder: str, seed: str, done: str, most: str) -> None:
+def victim(base: str, folder: str, seed: str, done: str) -> None:
   """Changes a collection without end, one acknowledged change a line, while a thread searches and another compacts."""
-  if int(most):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (int(most), int(most)))
   module.LEAST_LOG, module.SHARE = LOG_BYTES, 1 << 40
   store = FeatureStore.open(base)
   collection = Collection(pathlib.Path(folder), ENCODER, WIDTH, store)

@@ -82,6 +82,28 @@ def test_parts_of_a_query_go_through_their_own_heads_and_their_scores_add_as_wid
   np.testing.assert_allclose(found.adapted.scores, score_N[found.adapted.ids], atol=2e-6)
 
 
+def test_a_head_that_tells_items_apart_by_rounding_alone_is_not_scaled_up(open_shop, monkeypatch):
+  service, words, picture = open_shop(), Part(text="in red", weight=0.5), Part(position=3)
+  adapt, mean_D = service.planner.adapt, np.asarray(service.frozen[:]).mean(axis=0)
+
+  def flat(query_type, feature_QD):
+    """Adapts texts so that T maps every item to one direction: the scores of all items are one number."""
+    adaptation = adapt(query_type, feature_QD)
+    if query_type != "text":
+      return adaptation
+    one_QDR = np.zeros_like(adaptation.left)
+    one_QDR[:, :, 0] = mean_D
+    return adaptation.replace(gate=np.zeros_like(adaptation.gate), left=one_QDR, right=one_QDR)
+
+  monkeypatch.setattr(service.planner, "adapt", flat)
+  alone, mixed = service.search([Search((picture,), k=36), Search((picture, words), k=36)])
+  (text,) = service.search([Search((words,), k=36)])
+  assert np.ptp(text.adapted.scores) < 1e-6 and np.ptp(alone.adapted.scores) > 0.01
+  assert ids(mixed.adapted) == ids(alone.adapted)  # scaled up, rounding would have the word
+  by_head = {term.head: term.weight for term in service.planned(Search((picture, words))).terms["adapted"]}
+  assert by_head["text"] == words.weight and by_head["image"] != picture.weight
+
+
 def test_parts_through_one_head_without_a_map_are_one_inner_product(served):
   parts = (Part(position=3), Part(position=8, weight=0.5), Part(position=5, weight=-0.25))
   (term,) = served.planned(Search(parts)).terms["adapted"]

@@ -1,22 +1,20 @@
 """Changes by the API: kept with a key alone, whole or not at all, and nothing outside is ever named by a client."""
 
 import base64
+import errno
 import json
+import os
 import random
-import time
 
 import pytest
 from starlette.testclient import TestClient
 
-from qat_jax.serve import living
 from qat_jax.serve.limits import Limits
-from qat_jax.serve.places import Place
-from qat_jax.serve.starting import Running
 from qat_jax.serve.web.app import create
 from qat_jax.serve.web.state import State
+from tests.faults.malformed import pictures
+from tests.faults.writes import KEY, sent, served, settle
 from tests.qat_jax.serve.web.clients import code, ids, png
-
-KEY = {"X-API-Key": "secret"}
 
 
 @pytest.fixture(scope="module")
@@ -31,27 +29,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def client(folder):
-  patch = pytest.MonkeyPatch()
-  patch.setattr(living.Living, "_warm_for", lambda self, capacity, batches: self._warm.add((capacity, 1)))
-  patch.setattr(living.Living, "_compile_next", lambda self: None)
-  state = State(Limits(seconds=120, body_bytes=1 << 20))
-  state.running = running = Running(Place(str(folder / "pictures")), state.limits, state.show)
-  running.start(lambda line: None)
-  client = TestClient(create(state, None, frozenset({"localhost"}), (), "secret"), "http://localhost")
-  client.running = running
-  settle(client, 3)
-  yield client
-  running.stop()
-  patch.undo()
-
-
-def settle(client, count=None):
-  until = time.monotonic() + 60
-  while time.monotonic() < until:
-    if count in (None, len(client.running.collection)) and client.running.living.is_settled:
-      return
-    time.sleep(0.02)
-  raise AssertionError("the collection did not settle")
+  with served(folder / "pictures") as client:
+    yield client
 
 
 def test_pictures_of_the_folder_are_searched_without_an_adapter(client):
@@ -133,29 +112,30 @@ def test_no_path_is_taken_from_a_client(client, folder):
   settle(client, 3)
 
 
+@pytest.mark.parametrize(
+  ("number", "why"), [(errno.ENOSPC, "no_room"), (errno.EROFS, "no_room"), (errno.EIO, "not_kept")]
+)
+def test_a_disk_that_takes_nothing_is_told_and_nothing_changes(client, monkeypatch, number, why):
+  calls = (
+    lambda: client.post("/v1/items", headers=KEY, files={"image": png("white")}),
+    lambda: client.put("/v1/items?id=red.png", headers=KEY, json={"metadata": {"price": 1}}),
+    lambda: client.delete("/v1/items?id=red.png", headers=KEY),
+  )
+
+  def refuse(*_):
+    raise OSError(number, "refused")
+
+  before, item = client.running.collection.changes, client.running.collection.get("red.png")
+  with monkeypatch.context() as patch:
+    patch.setattr(os, "pwrite", refuse)
+    assert [code(call()) for call in calls] == [(507, why)] * 3
+  assert client.running.collection.changes == before and client.running.collection.get("red.png") == item
+  assert calls[1]().status_code == 200  # with room again it goes on
+  client.put("/v1/items?id=red.png", headers=KEY, json={"metadata": {}})
+
+
 def test_malformed_changes_are_refused_and_nothing_is_written(client):
-  numbers, changes = random.Random(0), client.running.collection.changes
-  log = client.running.folder / "log-0"
-  before = log.stat().st_size
-  good = json.dumps({"items": [{"id": "a", "image": base64.b64encode(png("red")).decode(), "metadata": {"price": 3}}]})
-  odd = ["null", "NaN", "1e999", '"\\ud800"', "[]", "{}", "-1", "true", '"' + "x" * 300 + '"', "1" * 400]
-  for number in range(300):
-    if numbers.random() < 0.5:
-      place = numbers.randrange(len(good))
-      body = (
-        good[:place] + numbers.choice(["", "{", '"', ",", "\\", "é", "\x00"]) + good[place + numbers.randint(1, 3) :]
-      )
-    else:
-      item = {"id": "a", "metadata": {}, "vector": [], "image": "AA"}
-      body = json.dumps({"items": [item]}).replace(
-        json.dumps(numbers.choice(list(item.values()))), numbers.choice(odd), 1
-      )
-    call = client.put if number % 3 == 0 else client.post
-    answer = call("/v1/items?id=red.png", headers=KEY, content=body.encode("utf-8", "surrogatepass"))
-    if answer.status_code == 200:  # a letter of its caption or its id is as good as another
-      assert '"ids"' in answer.text
-      changes += 1
-    else:
-      assert 400 <= answer.status_code < 500, (answer.status_code, body)
-  assert client.running.collection.changes == changes
-  assert (log.stat().st_size > before) == (changes > 0)
+  images = pictures(random.Random(0))
+  ends = [sent(client, images, random.Random(number)) for number in range(300)]
+  assert [wrong for _, wrong in ends if wrong] == []
+  assert {"422", "404"} < {happened for happened, _ in ends}
