@@ -47,6 +47,7 @@ MARKERS = {
   "qat_jax/models/forms_test.py": ("compile",),
   "qat_jax/search/exact_test.py": ("compile",),
   **{f"qat_jax/serve/{name}_test.py": ("compile",) for name in ("aspects", "faults", "refined", "service")},
+  "qat_jax/serve/learning_test.py": ("train", "process"),
   "train": ("train",),
   "train/encoder": ("long",),
   "train/hosts/exchange_test.py": ("long",),

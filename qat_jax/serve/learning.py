@@ -70,8 +70,11 @@ class Learning:
       self.state, self.said = "failed", lines[-1:]
     else:
       self.said = [line for line in lines if " serves" in line][-TOLD:]
-      done()
-      self.state = "done"
+      try:
+        done()
+        self.state = "done"
+      except (OSError, ValueError) as error:  # what was served goes on
+        self.state, self.said = "failed", [" ".join(str(error).split())]
 
   def stop(self) -> None:
     """Ends the program; the next run goes on where it was."""

@@ -32,7 +32,9 @@ function show(info) {
   at("progress").value = of - left;
   const time = seconds === null ? "" : seconds < 90 ? `, about ${seconds} s left` : `, about ${Math.round(seconds / 60)} min left`;
   const state = left ? `${(of - left).toLocaleString()} of ${of.toLocaleString()} pictures are read${time}` : watched ? "The folder is followed" : "";
-  const learning = info.collection.learning?.state === "running" ? ". It is being learnt what belongs together" : "";
+  const { state: stage, said } = info.collection.learning ?? { said: [] };
+  const words = { running: "It is being learnt what belongs together", done: "Learnt", failed: "Learning failed", "not begun": "Nothing is learnt" };
+  const learning = stage in words ? `. ${[words[stage], said.join("; ")].filter(Boolean).join(": ")}` : "";
   at("state").textContent = error ? `The pictures cannot be looked at: ${error}` : state + learning;
   at("unreadable").hidden = !unreadable.length;
   at("unreadable").querySelector("summary").textContent = `${unreadable.length} pictures cannot be read`;
