@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qat_jax.adaptation import HIGHEST, normalise
+from qat_jax.adaptation import HIGHEST, normalise, unit
 from qat_jax.search.rank import GalleryLike
-from qat_jax.types import Gallery, as_gallery
+from qat_jax.types import Gallery, Ranking, as_gallery
 
 THRESHOLD = 0.95  # cosine of features; docs/duplicates.md says what it finds
 TILE = 2048  # items that are compared with as many at once
@@ -87,6 +87,30 @@ def groups(items: int, of: Pairs) -> np.ndarray:
       root_N = root_N[root_N]
     if np.array_equal(before, root_N):
       return root_N
+
+
+def distinct(ranking: Ranking, gallery: GalleryLike, threshold: float = THRESHOLD) -> tuple[Ranking, np.ndarray]:
+  """Returns a ranking without near-duplicates of an item before them, and how many items each one stands for (QS).
+
+  An item stands for itself and for those behind it whose cosine with it is at least `threshold` and that no item before
+  it stands for. What is left out makes room: ids are filled up with −1, scores with −inf, and such places stand for 0.
+
+  Args:
+    ranking: positions in the gallery (QS), −1 as padding.
+    gallery: what was ranked, frozen.
+    threshold: a cosine.
+  """
+  rows = as_gallery(gallery)
+  place_QS, count_QS = np.full(ranking.ids.shape, -1), np.zeros(ranking.ids.shape, np.int64)
+  for query, ids_S in enumerate(ranking.ids):
+    left_M, kept = np.flatnonzero(ids_S >= 0), 0
+    item_MD = unit(np.asarray(rows[ids_S[left_M]], np.float32))
+    while len(left_M):
+      like_M = item_MD @ item_MD[0] >= threshold
+      like_M[0] = True  # which rounding may not say
+      place_QS[query, kept], count_QS[query, kept] = left_M[0], like_M.sum()
+      left_M, item_MD, kept = left_M[~like_M], item_MD[~like_M], kept + 1
+  return ranking.taken(place_QS), count_QS
 
 
 def _among(

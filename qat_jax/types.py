@@ -207,6 +207,16 @@ class Ranking(struct.PyTreeNode):
   scores: np.ndarray  # QK, float32
   evidence: np.ndarray | None = None  # QK, float32
 
+  def taken(self, place_QK: np.ndarray) -> Ranking:
+    """Returns the entries at some places of each query; where a place is −1, id −1, score −inf and no evidence."""
+
+    def take(array: np.ndarray, other: float) -> np.ndarray:
+      there = np.take_along_axis(array, np.maximum(place_QK, 0), axis=1)
+      return np.where(place_QK < 0, array.dtype.type(other), there)
+
+    evidence = None if self.evidence is None else take(self.evidence, np.nan)
+    return self.replace(ids=take(self.ids, -1), scores=take(self.scores, -np.inf), evidence=evidence)
+
 
 class SemiPositives(struct.PyTreeNode):
   """Neighbours of each training image that count as partly right: positions, and weights that sum to 1 in a row.

@@ -41,7 +41,7 @@ distributed: gallery_shard gallery
 sharing: card programs share
 : validation words
 fit: training candidates parts discriminant clusters experts whitening linear memory levels learning
-serve: job_files batch refined limits queue items
+serve: variety job_files batch refined limits queue items
 serve.collection: log blocks collection feeding migrating
 serve: pictures alike collected encoding aspects summands searches planning ranking why service opening living
 serve: learning places starting writing migration
@@ -59,7 +59,7 @@ CLUSTER = ("qat_jax/cluster/nodes.py", "qat_jax/distributed/gallery")
 FENCES = {
   "prometheus_client": ("qat_jax/serve/web/metrics.py",),
   "pydantic": ("qat_jax/serve/web/schemas.py", "qat_jax/serve/web/asking.py", "qat_jax/serve/web/description.py"),
-  "starlette": ("qat_jax/serve/web/app.py",),
+  "starlette": ("qat_jax/serve/web/app.py", "qat_jax/serve/web/guard.py"),
   "uvicorn": ("qat_jax/serve/web/server.py",),
   "orbax": ("qat_jax/models/checkpoints.py",),
   **{

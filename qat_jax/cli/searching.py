@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from qat_jax.cli.flags import add_adapter, add_cluster, add_command, add_gallery, add_query_type, place
 
@@ -32,8 +33,11 @@ def add_rank(commands: argparse._SubParsersAction) -> None:
   text = "queries ranked at once, which is also the most that a killed run loses"
   parser.add_argument("--block", metavar="N", type=int, default=64, help=text)
   parser.add_argument("--out", metavar="FILE", type=place, required=True, help="the Parquet file to write")
-  text = "a metadata column, such as picture: the best groups of items, each by its best item (docs/tiles.md)"
+  text = "a metadata column, such as picture: the best groups of items, each by its best item (docs/tiles.md); or "
+  text += "duplicates, for which no column is needed (docs/duplicates.md)"
   parser.add_argument("--group", metavar="COLUMN", help=text)
+  text = "from 0 to 1: how much items shall differ from those before them (docs/duplicates.md)"
+  parser.add_argument("--diversity", metavar="SHARE", type=float, default=0.0, help=text)
   text = "write how likely each item is to be what its query looks for (docs/evidence.md)"
   parser.add_argument("--evidence", action="store_true", help=text)
   text = "leave out what is less likely than this share of false alarms allows, such as 0.1"
@@ -196,39 +200,25 @@ def _rank(**flags: object) -> str:
   return f"rankings are in {rerank_files(**flags)}"  # type: ignore[arg-type]
 
 
-def _serve(
-  pictures: str | None,
-  data: str | None,
-  watch: bool,
-  learn: bool,
-  host: str,
-  port: int,
-  name: list[str],
-  origin: list[str],
-  rate: float,
-  waiting: int,
-  body_bytes: int,
-  image_pixels: int,
-  max_k: int,
-  **settings: object,
-) -> str:
+def _serve(host: str, port: int, name: list[str], origin: list[str], max_k: int, **settings: Any) -> str:
   from qat_jax.serve.limits import Limits
   from qat_jax.serve.opening import Settings
   from qat_jax.serve.places import Place
   from qat_jax.serve.web.server import serve
 
-  limits = Limits(rate=rate, waiting=waiting, body_bytes=body_bytes, image_pixels=image_pixels, k=max_k)
+  limits = Limits(k=max_k, **{one: settings.pop(one) for one in ("rate", "waiting", "body_bytes", "image_pixels")})
   served: Settings | Place
-  if pictures is None:
+  if settings["pictures"] is None:
+    of_a_collection = [settings.pop(flag) for flag in ("pictures", "data", "watch", "learn")]
     if missing := [f"--{flag}" for flag in ("adapter", "gallery") if settings[flag] is None]:
       raise ValueError(f"{' and '.join(missing)} is missing; give PICTURES, or an adapter and a gallery")
-    if data or watch or learn:
+    if any(of_a_collection):
       raise ValueError("--data, --watch and --learn are for a collection; give PICTURES")
-    served = Settings(**settings)  # type: ignore[arg-type]
+    served = Settings(**settings)
   else:
     if settings.pop("gallery") or settings.pop("prepared") or settings.pop("index") != "exact":
       raise ValueError("--gallery, --prepared and --index are for a gallery that does not change; leave out PICTURES")
     settings.pop("verify")  # a collection always is
-    served = Place(pictures, data, watch=watch, learn=learn, **settings)  # type: ignore[arg-type]
+    served = Place(**settings)
   serve(served, limits, host, port, tuple(name), tuple(origin))
   return "stopped"

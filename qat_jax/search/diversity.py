@@ -42,8 +42,4 @@ def diverse(ranking: Ranking, gallery: GalleryLike, k: int, diversity: float) ->
       place_QK[query, place] = there[best]
       value_S[best] = -np.inf
       likeness_S = np.maximum(likeness_S, np.round(item_SD @ item_SD[best], DECIMALS))
-  missing_QK = place_QK < 0
-  taken = lambda array, other: np.where(missing_QK, other, np.take_along_axis(array, np.maximum(place_QK, 0), axis=1))
-  evidence = None if ranking.evidence is None else taken(ranking.evidence, np.float32(np.nan))
-  ids_QK = taken(ranking.ids, ranking.ids.dtype.type(-1))
-  return ranking.replace(ids=ids_QK, scores=taken(ranking.scores, np.float32(-np.inf)), evidence=evidence)
+  return ranking.taken(place_QK)

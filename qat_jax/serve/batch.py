@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import logging
 import os
 from pathlib import Path
@@ -25,9 +24,10 @@ from qat_jax.features.store import FeatureStore
 from qat_jax.sealed import read_record, read_sealed, write_record, write_sealed
 from qat_jax.search.grouping import groups_of
 from qat_jax.search.rank import rank, rerank
-from qat_jax.serve.job_files import as_parquet, beside, ids_of, open_queries, read_shortlist, table_of
+from qat_jax.serve.job_files import as_parquet, beside, ids_of, open_queries, opened, read_shortlist, table_of
+from qat_jax.serve.variety import Variety
 from qat_jax.stages import check_same, digest_of_files, empty, fingerprint, lock, write_whole
-from qat_jax.types import Gallery, check_encoders
+from qat_jax.types import Gallery
 
 FORMAT = 1  # of the blocks that are kept beside the output
 
@@ -47,6 +47,7 @@ def rerank_files(
   group: str | None = None,
   evidence: bool = False,
   alarms: float | None = None,
+  diversity: float = 0.0,
 ) -> Path:
   """Writes the adapted ranking of every query to `out` (Parquet) and returns its path.
 
@@ -64,10 +65,12 @@ def rerank_files(
     block: queries a step.
     cluster: who makes the steps: "local" (this process), "auto" or "ray://HOST:PORT", a Ray cluster (docs/scale.md).
     group: a metadata column of the gallery, such as picture: the best k groups of each query are written, each by its
-      best item. The column stands beside item_id, with the item's box where it has one.
+      best item. The column stands beside item_id, with the item's box where it has one. Without such a column,
+      "duplicates": of near-duplicates among the best 1,000 the best is written; `alike` says how many it stands for.
     evidence: write the column `evidence`, the probability that an item is the thing (`qat_jax.calibrate`); null where
       it is not known. What is known of the gallery is kept in `<out>.gallery`.
     alarms: leave out what has less evidence than lets this share of queries through whose thing is not there.
+    diversity: from 0 to 1: how much items shall differ from those before them, as `search.diversity.diverse` takes it.
 
   Raises ValueError or FileNotFoundError, before anything is written, for inputs that do not fit together, and for a run
   that was begun with other inputs; BlockingIOError where another process writes the same output.
@@ -79,13 +82,9 @@ def rerank_files(
   if out.suffix not in ("", ".parquet", ".pq"):
     raise ValueError(f"the output is {out.name}; rankings are written as Parquet: call it {out.stem}.parquet")
   reach(cluster)
-  model, store = load(adapter), FeatureStore.open(gallery)
-  query, query_type = open_queries(Path(queries), model, query_type)
-  if group is not None:
-    if shortlist is not None:
-      raise ValueError("group goes with the whole gallery; leave the shortlist out")
-    store.arrow_column(group)  # raises where there is none
-  _check_fit(adapter, model, queries, query, gallery, store, query_type)
+  if group is not None and shortlist is not None:
+    raise ValueError("group goes with the whole gallery; leave the shortlist out")
+  model, query, query_type, store, column, variety = opened(adapter, queries, gallery, query_type, group, diversity)
   shortlist_QS = None if shortlist is None else read_shortlist(Path(shortlist), ids_of(query), store.arrow_ids())
   reads = fingerprint(
     format=FORMAT,
@@ -96,17 +95,18 @@ def rerank_files(
     **{"k": k, "query_type": query_type, "block": block},
     **({} if group is None else {"group": group}),
     **({"evidence": alarms or True} if evidence or alarms else {}),
+    **({"diversity": diversity} if diversity else {}),
   )
 
-  parts = out.with_name(out.name + ".parts")
+  parts, mapped = (out.with_name(out.name + ending) for ending in (".parts", ".gallery"))
   with lock(parts):
     _begin(parts, reads)
-    store = model.prepare(store, query_type, out.with_name(out.name + ".gallery"), cluster)
-    known = None
+    prepared, known = model.prepare(store, query_type, mapped, cluster), None
     if evidence or alarms is not None:
-      known = _known(model, store, query_type, out.with_name(out.name + ".gallery") / "evidence", alarms)
+      known = _known(model, prepared, query_type, mapped / "evidence", alarms)
     blocks = _Blocks(
-      adapter, model, Path(queries), query_type, store, shortlist_QS, k, block, parts, group, known, alarms
+      *(adapter, model, Path(queries), query_type, prepared, store, shortlist_QS, k, block, parts, column),
+      *(known, alarms, variety),
     )
     starts = range(0, len(query), block)
     missing = [start for start in starts if not blocks.there(start)]
@@ -116,39 +116,6 @@ def rerank_files(
     write_whole(out, as_parquet([blocks.read(start) for start in starts]))
     empty(parts)
   return out
-
-
-def _check_fit(
-  adapter: str | os.PathLike,
-  model: Adapter,
-  queries: str | os.PathLike,
-  query: Gallery,
-  gallery: str | os.PathLike,
-  store: FeatureStore,
-  query_type: str | None,
-) -> None:
-  """Raises ValueError where an adapter, queries and a gallery have other widths, encoders or spaces.
-
-  Args:
-    adapter: the path of `model`, for the message.
-    model: the adapter.
-    queries: the path of `query`.
-    query: the queries.
-    gallery: the path of `store`.
-    store: the gallery, frozen or prepared for the head of `query_type`.
-    query_type: "text" or "image", or None where the adapter's heads are the same.
-  """
-  if query.width != model.width or store.width != model.width:
-    raise ValueError(
-      f"the queries {queries} are {query.width} wide, the gallery {gallery} {store.width}; the adapter {adapter} wants "
-      f"{model.width}"
-    )
-  encoders = [("the adapter", model.encoder), (f"the gallery {gallery}", store.encoder)]
-  encoders.append((f"the queries {queries}", getattr(query, "encoder", None)))
-  for (one, encoder), (other, other_encoder) in itertools.combinations(encoders, 2):
-    check_encoders(one, encoder, other, other_encoder)
-  if store.space not in ("frozen", model.head(query_type).space):
-    raise ValueError(f"the gallery {gallery} was prepared by another adapter ({store.space}); give the frozen one")
 
 
 def _known(model: Adapter, store: Gallery, query_type: str | None, folder: Path, alarms: float | None) -> Evidence:
@@ -177,6 +144,7 @@ class _Blocks:
   queries: Path
   query_type: str | None
   gallery: FeatureStore  # prepared
+  items: FeatureStore  # as it was given
   shortlist_QS: np.ndarray | None
   k: int
   block: int
@@ -184,6 +152,7 @@ class _Blocks:
   group: str | None
   known: Evidence | None
   alarms: float | None
+  variety: Variety
 
   def __getstate__(self) -> dict[str, Any]:
     state = {name: value for name, value in self.__dict__.items() if name not in ("ids", "groups", "beside")}
@@ -234,17 +203,19 @@ class _Blocks:
     query, query_ids, item_ids = self.ids
     rows = slice(start, min(start + self.block, len(query)))
     adaptation = self.model(np.asarray(query[rows]), self.query_type)
+    depth = self.variety.depth(self.k)
     if self.shortlist_QS is None:
-      ranking = rank(adaptation, self.gallery, self.k, group=self.groups)
+      ranking = rank(adaptation, self.gallery, depth, group=self.groups)
     else:
-      ranking = rerank(adaptation, self.gallery, self.shortlist_QS[rows], self.k)
+      ranking = rerank(adaptation, self.gallery, self.shortlist_QS[rows], depth)
     if self.known is not None:
       ranking = self.known.of(ranking, np.asarray(query[rows]))
-      if self.alarms is not None:
-        assert ranking.evidence is not None
-        enough_QK = ranking.evidence >= self.known.least(alarms=self.alarms)
-        ranking = ranking.replace(ids=np.where(enough_QK, ranking.ids, -1))
-    table = table_of(ranking, query_ids[rows.start : rows.stop], item_ids, self.beside)
+    ranking, alike_QK = self.variety.of(ranking, self.items, self.k)
+    if self.known is not None and self.alarms is not None:
+      assert ranking.evidence is not None
+      enough_QK = ranking.evidence >= self.known.least(alarms=self.alarms)
+      ranking = ranking.replace(ids=np.where(enough_QK, ranking.ids, -1))
+    table = table_of(ranking, query_ids[rows.start : rows.stop], item_ids, self.beside, alike_QK)
     write_sealed(self.path(start), as_parquet([table]))
 
 

@@ -22,8 +22,12 @@ class Collected(Items):
     self.blocks = list(blocks)
     self.starts = np.cumsum([0, *(len(block.rows) for block in blocks)])
     self.alive = np.concatenate([np.zeros(0, bool), *(block.alive for block in blocks)])
-    self.names = list(dict.fromkeys(name for block in blocks for name in block.items.columns.column_names))
     self._mask = functools.lru_cache(MASKS)(self._mask_of)
+
+  @functools.cached_property
+  def names(self) -> list[str]:
+    """The metadata columns of all blocks."""
+    return list(dict.fromkeys(name for block in self.blocks for name in block.items.names))
 
   def __len__(self) -> int:
     return int(self.starts[-1])
@@ -92,7 +96,7 @@ class Collected(Items):
         raise invalid(f"there is no metadata column {name[:100]!r}; there are {self.names}")
     masks = [np.zeros(0, bool)]
     for block in self.blocks:
-      there = filters.keys() <= {"id", *block.items.columns.column_names}
+      there = filters.keys() <= {"id", *block.items.names}
       mask_N = block.items.mask(filters) if there else None
       masks.append(np.zeros(len(block.rows), bool) if mask_N is None else mask_N & block.alive)
     mask_N = np.concatenate(masks)

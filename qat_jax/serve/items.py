@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import datetime
 import decimal
 import functools
@@ -47,6 +48,11 @@ class Items:
     plain = [field.name for field in table.schema if field.name != "id" and not pa.types.is_nested(field.type)]
     return cls(table.column("id"), table.select(plain), str(store.folder))
 
+  @property
+  def names(self) -> list[str]:
+    """The metadata columns."""
+    return self.columns.column_names
+
   def __len__(self) -> int:
     return len(self.ids)
 
@@ -66,16 +72,10 @@ class Items:
 
   def position(self, name: str) -> int | None:
     """Returns the position of an id, None where there is none: a binary search, no table of all ids."""
-    low, high = 0, len(self.ids)
+    sorted_at = lambda place: self.id(self._order[place].as_py()).encode()
     wanted = name.encode("utf-8", "surrogatepass")
-    while low < high:
-      middle = (low + high) // 2
-      position = self._order[middle].as_py()
-      here = self.ids[position].as_py().encode()
-      if here == wanted:
-        return position
-      low, high = (middle + 1, high) if here < wanted else (low, middle)
-    return None
+    place = bisect.bisect_left(range(len(self.ids)), wanted, key=sorted_at)
+    return self._order[place].as_py() if place < len(self.ids) and sorted_at(place) == wanted else None
 
   def known(self, names: Iterable[str]) -> tuple[np.ndarray, list[str]]:
     """Returns the positions of ids (in their order, each once), and those that are not there."""
@@ -105,8 +105,8 @@ class Items:
   def records(self, positions: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
     """Returns id and metadata of items, as JSON can say them; what is missing is left out."""
     place = pa.array(np.asarray(positions, np.int64))
-    names, ids = self.columns.column_names, self.ids.take(place).to_pylist()
-    rows = _readable(self.columns.take(place)).to_pylist() if names else [{} for _ in ids]
+    ids = self.ids.take(place).to_pylist()
+    rows = _readable(self.columns.take(place)).to_pylist() if self.names else [{} for _ in ids]
     return [
       {"id": name, "metadata": {k: as_json(v) for k, v in row.items() if as_json(v) is not None}}
       for name, row in zip(ids, rows, strict=True)
@@ -172,8 +172,8 @@ class Items:
       raise invalid(f"the column {name!r} is {kind}; it has no order to filter by") from error
 
   def _column(self, name: str) -> pa.ChunkedArray:
-    if name not in self.columns.column_names:
-      raise invalid(f"there is no metadata column {name[:100]!r}; there are {self.columns.column_names}")
+    if name not in self.names:
+      raise invalid(f"there is no metadata column {name[:100]!r}; there are {self.names}")
     column = self.columns.column(name)
     return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
@@ -190,7 +190,7 @@ class Items:
   def facets(self) -> dict[str, dict[str, Any]]:
     """What can be filtered by: column → its type, and its values where there are few, or its least and greatest."""
     found: dict[str, dict[str, Any]] = {}
-    for name in self.columns.column_names:
+    for name in self.names:
       column = self._column(name)
       about: dict[str, Any] = {"type": str(column.type)}
       if pa.types.is_string(column.type) or pa.types.is_large_string(column.type) or pa.types.is_boolean(column.type):

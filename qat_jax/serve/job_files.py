@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -11,12 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from qat_jax.adapter import Adapter
+from qat_jax.adapter import Adapter, load
 from qat_jax.datasets import BOX
 from qat_jax.features.shards import check_npy
 from qat_jax.features.store import FeatureStore
+from qat_jax.models.head import Head
 from qat_jax.sealed import UNREADABLE, readable
-from qat_jax.types import KIND_OF_QUERY, Gallery, Ranking, as_gallery
+from qat_jax.serve.variety import Variety
+from qat_jax.types import KIND_OF_QUERY, QUERY_TYPES, Gallery, Ranking, as_gallery, check_encoders
 
 
 def read_shortlist(path: Path, query_ids: pa.Array, item_ids: pa.ChunkedArray) -> np.ndarray:
@@ -85,6 +89,46 @@ def open_queries(path: Path, model: Adapter, query_type: str | None) -> tuple[Ga
   return FeatureStore.open(path, KIND_OF_QUERY.get(query_type or "")), query_type
 
 
+def opened(
+  adapter: str | os.PathLike | None,
+  queries: str | os.PathLike,
+  gallery: str | os.PathLike,
+  query_type: str | None,
+  group: str | None,
+  diversity: float,
+) -> tuple[Adapter, Gallery, str | None, FeatureStore, str | None, Variety]:
+  """Returns an adapter, queries and their type, a gallery, all of which fit together, its groups' column, and variety.
+
+  Args:
+    adapter: a folder; None: what adapts nothing.
+    queries: a .npy file or a feature folder.
+    gallery: a feature folder, frozen or prepared for the head of the queries' type.
+    query_type: "text" or "image", or None where the adapter's heads are the same, or the queries' folder says it.
+    group: a metadata column, or "duplicates", as `Variety.asked` takes it.
+    diversity: 0 to 1.
+
+  Raises ValueError where widths, encoders or spaces differ; KeyError for a column that is not there.
+  """
+  store = FeatureStore.open(gallery)
+  column, variety = Variety.asked(group, store.columns, diversity)
+  model = load(adapter) if adapter else Adapter(store.width, {name: Head("plain", {}, {}) for name in QUERY_TYPES})
+  query, query_type = open_queries(Path(queries), model, query_type)
+  if column is not None:
+    store.arrow_column(column)  # raises where there is none
+  if query.width != model.width or store.width != model.width:
+    raise ValueError(
+      f"the queries {queries} are {query.width} wide, the gallery {gallery} {store.width}; the adapter {adapter} wants "
+      f"{model.width}"
+    )
+  encoders = [("the adapter", model.encoder), (f"the gallery {gallery}", store.encoder)]
+  encoders.append((f"the queries {queries}", getattr(query, "encoder", None)))
+  for (one, encoder), (other, other_encoder) in itertools.combinations(encoders, 2):
+    check_encoders(one, encoder, other, other_encoder)
+  if store.space not in ("frozen", model.head(query_type).space):
+    raise ValueError(f"the gallery {gallery} was prepared by another adapter ({store.space}); give the frozen one")
+  return model, query, query_type, store, column, variety
+
+
 def _read_array(path: Path, what: str) -> np.ndarray:
   check_npy(path)
   try:
@@ -111,6 +155,7 @@ def table_of(
   query_ids: pa.Array,
   item_ids: pa.ChunkedArray,
   beside: Mapping[str, pa.ChunkedArray] = MappingProxyType({}),
+  alike_QK: np.ndarray | None = None,
 ) -> pa.Table:
   """Returns the rows of a ranking: query_id, rank from 1, item_id, score, and more columns of the items.
 
@@ -119,6 +164,7 @@ def table_of(
     query_ids: Q.
     item_ids: N, of the gallery.
     beside: columns of the gallery (N each) by name, written beside item_id.
+    alike_QK: how many near-duplicates each stands for, written where given.
   """
   there_QK = ranking.ids >= 0
   query, place = np.nonzero(there_QK)
@@ -130,6 +176,7 @@ def table_of(
       "item_id": item_ids.take(position_P),
       "score": pa.array(ranking.scores[there_QK]),
       **({} if ranking.evidence is None else {"evidence": pa.array(ranking.evidence[there_QK], from_pandas=True)}),
+      **({} if alike_QK is None else {"alike": pa.array(alike_QK[there_QK])}),
       **{name: column.take(position_P) for name, column in beside.items()},
     }
   )

@@ -95,10 +95,10 @@ class Living:
       changes, blocks = self.collection.snapshot()
       for capacity in sorted({block.capacity for block in blocks} | {CAPACITIES[0]}):
         self._warm_for(capacity, self.batches)
-      service = self.template.over(Collected(blocks), self._galleries(blocks))
-      keep = {id(block.rows) for block in blocks}
-      self._arrays = {name: entry for name, entry in self._arrays.items() if name in keep}
-      self.show(service)
+      before = self._arrays
+      placed = lambda rows: before.get(id(rows)) or (rows, self._placed(self.template.adapter, rows))
+      self._arrays = {id(block.rows): placed(block.rows) for block in blocks}
+      self.show(self._service(blocks, [arrays for _, arrays in self._arrays.values()]))
       self._shown = changes
 
   @property
@@ -162,29 +162,19 @@ class Living:
     rows_ND = rng.standard_normal((size, template.adapter.width)).astype(np.float32)
     rows_ND /= np.linalg.norm(rows_ND, axis=1, keepdims=True)
     block = Block.of(rows_ND, pa.table({"id": [str(i) for i in range(size)]}))
-    arrays = self._placed(template.adapter, rows_ND)
-    galleries = {
-      name: Pieces((arrays[space],), (size,), (block.alive,), space)
-      for name, space in {"frozen": "frozen", **self.spaces}.items()
-    }
-    return template.over(Collected([block]), galleries)
+    return self._service([block], [self._placed(template.adapter, rows_ND)])
 
-  def _galleries(self, blocks: Sequence[Block]) -> dict[str, Any]:
-    """Returns the galleries by query type; those of one space are one."""
-    adapter, width = self.template.adapter, self.template.adapter.width
-    for block in blocks:
-      if id(block.rows) not in self._arrays:
-        self._arrays[id(block.rows)] = block.rows, self._placed(adapter, block.rows)
-    each = [self._arrays[id(block.rows)][1] for block in blocks] or [
-      self._placed(adapter, np.zeros((0, width), np.float32))
-    ]
+  def _service(self, blocks: Sequence[Block], each: list[dict[str, jax.Array]]) -> Service:
+    """Returns the service of blocks, and of each its arrays by space; the galleries of one space are one."""
+    adapter = self.template.adapter
+    each = each or [self._placed(adapter, np.zeros((0, adapter.width), np.float32))]
     counts = tuple(len(block.rows) for block in blocks) or (0,)
     alive = tuple(block.alive for block in blocks) or (np.zeros(0, bool),)
+    spaces = {"frozen": "frozen", **self.spaces}
     of_space = {
-      space: Pieces(tuple(arrays[space] for arrays in each), counts, alive, space)
-      for space in {"frozen", *self.spaces.values()}
+      space: Pieces(tuple(arrays[space] for arrays in each), counts, alive, space) for space in {*spaces.values()}
     }
-    return {name: of_space[space] for name, space in {"frozen": "frozen", **self.spaces}.items()}
+    return self.template.over(Collected(blocks), {name: of_space[space] for name, space in spaces.items()})
 
   def _placed(self, adapter: Adapter, rows_ND: np.ndarray) -> dict[str, jax.Array]:
     """Returns the rows of a block on the device, padded to its size, as they are and as each head wants them."""

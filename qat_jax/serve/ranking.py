@@ -40,7 +40,7 @@ class Ranker:
       return [(Ranking(np.zeros(0, np.int32), np.zeros(0, np.float32)), True)] * len(jobs)
     results: list[Any] = [None] * len(jobs)
     single = [i for i in range(len(jobs)) if len(summands[i]) == 1]
-    for i, ranking in zip(single, self._each([(summands[i][0], jobs[i], jobs[i].k) for i in single]), strict=True):
+    for i, ranking in zip(single, self._each([(summands[i][0], jobs[i], jobs[i].depth) for i in single]), strict=True):
       results[i] = ranking if isinstance(ranking, Refused) else (ranking, True)
     for i in range(len(jobs)):
       if len(summands[i]) > 1:
@@ -51,13 +51,13 @@ class Ranker:
     """Returns the best items by the weighted mean of several scores."""
     terms = [Term(one.adaptation, self.galleries[one.gallery], one.weight) for one in summands]
     exclude = None if job.exclude is None else job.exclude[None]
-    k = next((k for k in KS if k >= job.k), job.k)
+    k = next((k for k in KS if k >= job.depth), job.depth)
     try:
       ranking, proven_Q = rank_sum(terms, k, exclude=exclude, allowed=job.allowed, group=job.group, depth=DEPTH)
     except ValueError as error:
       return _broken(error)
     there_K = ranking.ids[0] >= 0
-    ids, scores = (x[0][there_K][: job.k] for x in (ranking.ids, ranking.scores))
+    ids, scores = (x[0][there_K][: job.depth] for x in (ranking.ids, ranking.scores))
     return Ranking(ids, scores / np.float32(sum(one.weight for one in summands))), bool(proven_Q[0])
 
   def _each(self, requests: Sequence[tuple[Summand, Search, int]]) -> list[Ranking | Refused]:

@@ -11,16 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from qat_jax.adapter import Adapter, load
-from qat_jax.features.store import FeatureStore
 from qat_jax.marks import refine
-from qat_jax.models.head import Head
 from qat_jax.search.grouping import groups_of
 from qat_jax.search.rank import rank
 from qat_jax.search.sums import rank_sum
-from qat_jax.serve.job_files import as_parquet, beside, ids_of, open_queries, read_shortlist, table_of
+from qat_jax.serve.job_files import as_parquet, beside, ids_of, opened, read_shortlist, table_of
 from qat_jax.stages import write_whole
-from qat_jax.types import QUERY_TYPES, check_encoders
 from qat_jax.words import by_words
 
 BESIDE = "aspects.json"  # of an adapter: its own aspects
@@ -40,6 +36,7 @@ def rank_refined(
   query_type: str | None = None,
   k: int = 100,
   group: str | None = None,
+  diversity: float = 0.0,
 ) -> Path:
   """Writes the ranking of every query to `out`, as `rerank_files` does, and returns its path.
 
@@ -56,15 +53,13 @@ def rank_refined(
     encoder: of the words; None: the gallery's own.
     query_type: "text" or "image", where it is not clear.
     k: how many items of each query to keep.
-    group: a metadata column: the best groups of items are written, as `rerank_files` does.
+    group: a metadata column, or "duplicates": the best groups of items are written, as `rerank_files` does.
+    diversity: how much items shall differ, as `rerank_files` takes it.
 
   Raises as `rerank_files` and `by_words` do.
   """
-  store = FeatureStore.open(gallery)
-  plain = {name: Head("plain", {}, {}) for name in QUERY_TYPES}
-  model = load(adapter) if adapter else Adapter(store.width, plain)
-  query, query_type = open_queries(Path(queries), model, query_type)
-  check_encoders(f"the queries {queries}", getattr(query, "encoder", None), f"the gallery {gallery}", store.encoder)
+  model, query, query_type, store, column, variety = opened(adapter, queries, gallery, query_type, group, diversity)
+  depth = variety.depth(k)
   query_ids, item_ids = ids_of(query), store.arrow_ids()
   marked_QS = None if right is None else read_shortlist(Path(right), query_ids, item_ids)
   none = np.zeros(0, int)
@@ -81,7 +76,7 @@ def rank_refined(
     told = by_words(
       query, alike, ignore, change, aspects=book, encoder=load_encoder(name), gallery=store if len(store) > 99 else None
     )
-    ranking = rank(refine(told, rows), store, k, exclude=marked_QS, group=group)
+    ranking = rank(refine(told, rows), store, depth, exclude=marked_QS, group=column)
   else:
     adaptation = model(np.asarray(query[:], np.float32), query_type)
     folder = Path(out).with_name(Path(out).name + ".gallery")
@@ -90,6 +85,8 @@ def rank_refined(
       for one in {query_type or "image", "image"}
     }
     terms = model.refine_terms(adaptation, rows, {**galleries, "frozen": store}, query_type or "image")
-    ranking, _ = rank_sum(terms, k, exclude=marked_QS, group=None if group is None else groups_of(group, store))
-  write_whole(Path(out), as_parquet([table_of(ranking, query_ids, item_ids, beside(group, store))]))
+    groups_N = None if column is None else groups_of(column, store)
+    ranking, _ = rank_sum(terms, depth, exclude=marked_QS, group=groups_N)
+  ranking, alike_QK = variety.of(ranking, store, k)
+  write_whole(Path(out), as_parquet([table_of(ranking, query_ids, item_ids, beside(column, store), alike_QK)]))
   return Path(out)

@@ -11,6 +11,7 @@ import numpy as np
 from qat_jax.marks import WEIGHT
 from qat_jax.serve.aspects import Words
 from qat_jax.serve.summands import Summand
+from qat_jax.serve.variety import Variety
 from qat_jax.types import Ranking
 
 Mode = Literal["plain", "adapted", "both"]
@@ -51,9 +52,15 @@ class Search:
   exclude: np.ndarray | None = None  # positions
   allowed: np.ndarray | None = None  # positions, or bool N; searches with the same array go together
   group: np.ndarray | None = None  # N, of each item: the best groups are ranked, as `qat_jax.rank` has it
+  variety: Variety = dataclasses.field(default_factory=Variety)
   words: Words = dataclasses.field(
     default_factory=Words
   )  # where it names aspects, adapted search goes by them, on the frozen gallery
+
+  @property
+  def depth(self) -> int:
+    """How many items are ranked."""
+    return self.variety.depth(self.k)
 
   def with_right(self, positions: Sequence[int] | np.ndarray, weight: float = WEIGHT) -> Search:
     """Returns the search refined by marks: s = s_query + weight · mean of s_image(mark). No mark changes nothing.
@@ -79,6 +86,7 @@ class Found:
   mixed: bool = False  # whether parts go through several heads, so that each score is scaled to its plain spread
   plain: Ranking | None = None
   adapted: Ranking | None = None
+  alike: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # side → items that each result stands for
   seconds: dict[str, float] = dataclasses.field(default_factory=dict)  # of the batch, by stage
 
 

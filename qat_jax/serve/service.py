@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -154,7 +155,8 @@ class Service:
         if isinstance(ranking, Exception):
           results[i] = ranking
           continue
-        setattr(one, side, self._with_evidence(one, ranking[0]) if side == "adapted" else ranking[0])
+        ranked = self._with_evidence(one, ranking[0]) if side == "adapted" else ranking[0]
+        setattr(one, side, self._varied(jobs[i], one, side, ranked))
         if not ranking[1]:
           one.notes.append(f"the {side} order is that of the best {DEPTH:,} items of each part, not proven for all")
     for result in results:
@@ -171,6 +173,16 @@ class Service:
     chance_QK = evidence.of(one, found.parts[0][2][None]).evidence
     assert chance_QK is not None
     return ranking.replace(evidence=chance_QK[0])
+
+  def _varied(self, job: Search, found: Found, side: str, ranking: Ranking) -> Ranking:
+    """Returns the ranking of one query with the variety that its search asks for; notes how many each result is."""
+    if not job.variety:
+      return ranking
+    varied, alike_QK = job.variety.of(jax.tree.map(lambda x: x[None], ranking), self.frozen, job.k)
+    there_K = varied.ids[0] >= 0
+    if alike_QK is not None:
+      found.alike[side] = alike_QK[0][there_K]
+    return jax.tree.map(lambda x: x[0][there_K], varied)
 
   def planned(self, job: Search) -> Found:
     """Returns one search with its terms, not ranked yet; raises Refused where it cannot be searched."""

@@ -1,4 +1,4 @@
-"""The web application: one table of routes, and who answers them. The one file that knows Starlette."""
+"""The web application: one table of routes, and who answers them."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from qat_jax.serve.pictures import from_base64, read
 from qat_jax.serve.ranking import FEW
 from qat_jax.serve.searches import Part, Search
 from qat_jax.serve.service import Service
+from qat_jax.serve.variety import Variety
 from qat_jax.serve.web import schemas
 from qat_jax.serve.writing import New
 
@@ -124,8 +125,10 @@ def search_of(
       notes.append("no item passes the filters")
   k = max(asked.k, min(BEFORE, limits.k)) if asked.mode == "both" else asked.k
   exclude = np.unique(np.concatenate(without))
-  group = None if asked.group is None else service.items.groups(asked.group)
-  return dataclasses.replace(job, k=k, mode=asked.mode, exclude=exclude, allowed=allowed, group=group), notes
+  column, variety = Variety.asked(asked.group, service.items.names, asked.diversity)
+  group = None if column is None else service.items.groups(column)
+  job = dataclasses.replace(job, k=k, mode=asked.mode, exclude=exclude, allowed=allowed, group=group, variety=variety)
+  return job, notes
 
 
 def job_of(

@@ -6,12 +6,13 @@ A middleware of plain ASGI: nothing that goes wrong behind it reaches a client a
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 import traceback
 from collections.abc import Callable
 from typing import Any
+
+from starlette.responses import JSONResponse
 
 from qat_jax.serve.limits import Limits, Rates, Refused, check_host, check_key
 
@@ -80,12 +81,12 @@ class Guard:
     except Refused as error:
       code = error.code
       if not started:
-        await _answer(error, sending)
+        await JSONResponse(error.as_json(), error.status, error.headers())(scope, receive, sending)
     except Exception as error:  # whose message may have what was asked: where it was raised is all that is logged
       code, where = "broken", "".join(traceback.format_tb(error.__traceback__))
       log.error("a request to %s failed: %s\n%s", route_of(scope), type(error).__name__, where)
       if not started:
-        await _answer(BROKEN, sending)
+        await JSONResponse(BROKEN.as_json(), BROKEN.status)(scope, receive, sending)
     finally:
       self.active -= 1
       seconds = time.perf_counter() - began
@@ -160,11 +161,3 @@ def _replay(body: bytes, receive: Any) -> Any:
     return {"type": "http.request", "body": body, "more_body": False}
 
   return replayed
-
-
-async def _answer(error: Refused, send: Any) -> None:
-  body = json.dumps(error.as_json()).encode()
-  own = [(name.lower().encode(), value.encode()) for name, value in error.headers().items()]
-  headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *own]
-  await send({"type": "http.response.start", "status": error.status, "headers": headers})
-  await send({"type": "http.response.body", "body": body})

@@ -76,7 +76,6 @@ class Search(Asked):
   """A search of the gallery."""
 
   model_config = ConfigDict(
-    extra="forbid",
     json_schema_extra={
       "examples": [
         {"query": "a red mug", "k": 5},
@@ -93,8 +92,11 @@ class Search(Asked):
   wrong: Seen = Field(default=[], description="marked items that are not meant: they are hidden")
   seen: Seen = Field(default=[], description="what was shown already: it is left out")
   group: Name | None = Field(
-    default=None, description="a metadata column, such as picture: the best groups of items, each by its best item"
+    default=None,
+    description="a metadata column, such as picture: the best groups of items, each by its best item; or duplicates, "
+    "for which no column is needed: items that are nearly the same picture",
   )
+  diversity: Number = Field(default=0.0, ge=0, le=1, description="0: by score alone; 1: as unlike each other as can be")
   filters: Filters = Field(default={}, description="column → a value, a list of values, or a range; all must hold")
 
 
@@ -119,7 +121,7 @@ class Rerank(Asked):
 class Adapt(Asked):
   """A query for another index."""
 
-  model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"query": "a red mug"}]})
+  model_config = ConfigDict(json_schema_extra={"examples": [{"query": "a red mug"}]})
 
   adaptation: StrictBool = Field(default=False, description="whether to return q', gate, left and right too")
 
@@ -127,7 +129,7 @@ class Adapt(Asked):
 class Why(Asked):
   """Why items are where they are."""
 
-  model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"query": "a red mug", "items": ["a-17"]}]})
+  model_config = ConfigDict(json_schema_extra={"examples": [{"query": "a red mug", "items": ["a-17"]}]})
 
   items: list[Id] = Field(min_length=1, max_length=20, fail_fast=True)
 
@@ -160,7 +162,7 @@ class Add(_Strict):
   """Items to add, all or none."""
 
   model_config = ConfigDict(
-    extra="forbid", json_schema_extra={"examples": [{"items": [{"id": "a-17", "metadata": {"caption": "a mug"}}]}]}
+    json_schema_extra={"examples": [{"items": [{"id": "a-17", "metadata": {"caption": "a mug"}}]}]}
   )
 
   items: list[NewItem] = Field(min_length=1, max_length=ITEMS, fail_fast=True)

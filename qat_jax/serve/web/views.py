@@ -16,6 +16,7 @@ from qat_jax.serve.limits import Limits, Refused, invalid
 from qat_jax.serve.searches import Found, Search
 from qat_jax.serve.service import Service
 from qat_jax.serve.summands import Summand, mean_of
+from qat_jax.serve.variety import LOOKED
 from qat_jax.serve.web import schemas
 from qat_jax.serve.web.asking import vector_of
 from qat_jax.types import Ranking
@@ -30,6 +31,11 @@ def found_json(service: Service, found: Found, k: int, notes: list[str], waited:
   for side, ranking in (("plain", found.plain), ("adapted", found.adapted)):
     if ranking is not None:
       results[side] = _entries(service, ranking, k)
+      alike = found.alike.get(side, np.zeros(0, int))
+      for entry, count in zip(results[side], alike.tolist(), strict=False):
+        entry["alike"] = count
+      if len(alike) < k and alike.sum() >= LOOKED:
+        notes = [*notes, f"only the best {alike.sum():,} items were looked at; others may be unlike these"]
   if found.plain is not None and found.adapted is not None:
     for entry, position in zip(results["adapted"], found.adapted.ids.tolist(), strict=False):
       entry["plain_rank"] = before.get(position)

@@ -65,6 +65,22 @@ def test_groups_are_written_by_their_best_item_with_its_box(files, tmp_path):
       reranking.rerank_files(**files | {"out": tmp_path / "other.parquet"} | wrong)
 
 
+def test_near_duplicates_are_written_once_and_items_differ(files, tmp_path):
+  store = FeatureStore.open(files["gallery"])
+  twice_ND = np.concatenate([store[:], store[:10]])
+  columns = {"id": [*store.ids, *(f"copy{i}" for i in range(10))]}
+  files["gallery"] = write_features(tmp_path / "copies", {"img": twice_ND}, columns).folder
+  write = lambda out, **more: pq.read_table(reranking.rerank_files(**files | {"out": tmp_path / out}, k=5, **more))
+  before, once = write("before.parquet"), write("once.parquet", group="duplicates")
+  assert "alike" not in before.column_names
+  alike = dict(zip(*(once.column(name).to_pylist() for name in ("item_id", "alike")), strict=True))
+  assert {name for name in alike if name.startswith("copy")} == set()
+  assert all(count == 1 + (int(name[4:]) < 10) for name, count in alike.items())
+  assert write("most.parquet", diversity=1.0).column("item_id") != before.column("item_id")
+  with pytest.raises(ValueError, match="diversity is 2.0; give a number from 0 to 1"):
+    write("wrong.parquet", diversity=2.0)
+
+
 def test_evidence_is_written_and_false_alarms_are_left_out(files, tmp_path):
   rng = np.random.default_rng(1)
   things_ND = rng.standard_normal((100, 8))

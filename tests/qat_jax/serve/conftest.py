@@ -2,13 +2,10 @@
 
 import json
 import socket
-import threading
-import time
 
 import jax
 import numpy as np
 import pytest
-import uvicorn
 from PIL import Image
 
 import qat_jax
@@ -17,6 +14,7 @@ from qat_jax.serve import opening, service
 from qat_jax.serve.limits import Limits
 from qat_jax.serve.opening import Settings
 from qat_jax.serve.web.app import create
+from qat_jax.serve.web.server import in_thread
 from qat_jax.serve.web.state import State
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 170, 40), "blue": (40, 60, 210)}
@@ -99,11 +97,5 @@ def address(served):
   state = State(Limits(seconds=120))
   state.service = served
   app = create(state, None, frozenset({"127.0.0.1"}))
-  server = uvicorn.Server(uvicorn.Config(app, port=port, log_config=None, access_log=False, ws="none"))
-  thread = threading.Thread(target=server.run)
-  thread.start()
-  while not server.started:
-    time.sleep(0.02)
-  yield f"http://127.0.0.1:{port}/"
-  server.should_exit = True
-  thread.join(10)
+  with in_thread(app, port):
+    yield f"http://127.0.0.1:{port}/"

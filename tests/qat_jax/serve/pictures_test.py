@@ -46,10 +46,10 @@ def item(name, **metadata):
 
 def test_a_picture_is_the_file_that_a_column_names_or_the_id_with_an_ending(folder):
   shown = Pictures(folder, 10**7)
-  assert shown.path(item("x", image_path="a.png")) == folder / "a.png"
-  assert shown.path(item("a")) == folder / "a.png" and shown.path(item("c")) == folder / "c.jpeg"
-  assert shown.path(item("more/b.jpg")) == folder / "more/b.jpg.png"
-  assert shown.path(item("x", image_path=str(folder / "a.png"))) == folder / "a.png"
+  assert shown.found(item("x", image_path="a.png")) == folder / "a.png"
+  assert shown.found(item("a")) == folder / "a.png" and shown.found(item("c")) == folder / "c.jpeg"
+  assert shown.found(item("more/b.jpg")) == folder / "more/b.jpg.png"
+  assert shown.found(item("x", image_path=str(folder / "a.png"))) == folder / "a.png"
 
 
 @pytest.mark.parametrize(
@@ -60,11 +60,11 @@ def test_nothing_outside_the_folder_is_served_and_nothing_that_is_no_picture(fol
   shown = Pictures(folder, 10**7)
   for record in (item(name), item("x", image_path=name)):
     with pytest.raises(Refused) as error:
-      shown.path(record)
+      shown.found(record)
     assert error.value.status == 404
   outside = item("x", image_path=str(folder.parent / "secret.png"))
   with pytest.raises(Refused):
-    shown.path(outside)
+    shown.found(outside)
 
 
 def test_thumbnails_are_small_and_follow_their_file(folder, monkeypatch):
@@ -131,7 +131,7 @@ def test_what_a_picture_is_decides_and_not_its_ending(tmp_path, kind, content_ty
   (tmp_path / "a.jpg").write_bytes(written((800, 600), kind))
   shown = Pictures(tmp_path, 10**7)
   assert Image.open(io.BytesIO(shown.thumbnail(item("a")))).size == (320, 240)
-  assert pictures.media_type(shown.path(item("a"))) == content_type
+  assert pictures.media_type(shown.found(item("a"))) == content_type
 
 
 def test_a_page_that_is_called_a_picture_is_only_to_be_saved(tmp_path):

@@ -24,11 +24,11 @@ function asked() {
     if (end) filters[column] = { ...filters[column], [end]: value };
     else filters[column] = value;
   }
-  return { text: at("text").value.trim(), weight: Number(at("weight").value), mode: info.adapter || !info.collection ? at("mode").value : "adapted", k: Number(at("k").value), filters };
+  return { text: at("text").value.trim(), weight: Number(at("weight").value), mode: info.adapter || !info.collection ? at("mode").value : "adapted", k: Number(at("k").value), filters, once: at("once").checked, diversity: Number(at("diversity").value) };
 }
 
 function remember() {
-  const { text, weight, mode, k, filters } = asked();
+  const { text, weight, mode, k, filters, once, diversity } = asked();
   const link = new URLSearchParams();
   if (text) link.set("q", text);
   if (subject && !subject.file) link.set("item", subject.item);
@@ -38,6 +38,8 @@ function remember() {
   if (k !== 12) link.set("k", k);
   if (Object.keys(filters).length) link.set("filters", JSON.stringify(filters));
   if (at("scores").checked) link.set("scores", 1);
+  if (once) link.set("once", 1);
+  if (diversity) link.set("diversity", diversity);
   const hash = `#${link}`;
   const { seen } = refine.said;
   const same = hash === location.hash || (hash === "#" && !location.hash);
@@ -52,6 +54,8 @@ function recall() {
   at("mode").value = SIDES.includes(link.get("mode")) ? link.get("mode") : "both";
   at("k").value = ["12", "24", "48", "96"].includes(link.get("k")) ? link.get("k") : "12";
   at("scores").checked = link.has("scores");
+  at("once").checked = link.has("once");
+  at("diversity").value = link.get("diversity") ?? 0;
   leftOut = refine.fromLink(link, info.aspects, history.state);
   let filters = {};
   try {
@@ -86,7 +90,7 @@ function choose(next) {
 // --- searching
 
 async function search() {
-  const { text, weight, mode, k, filters } = asked();
+  const { text, weight, mode, k, filters, once, diversity } = asked();
   const query = [];
   if (subject && !subject.file) query.push({ item: subject.item });
   const both = Boolean(subject && text);
@@ -108,8 +112,9 @@ async function search() {
   const file = subject?.file;
   const { right, alike, ignore, change, ...hidden } = refine.fields(both);
   const refined = JSON.parse(JSON.stringify({ right, alike, ignore, change })); // of what is there alone
-  const grouped = "picture" in info.columns && "box_left" in info.columns ? { group: "picture" } : {}; // crops: each picture by its best one
-  const body = { mode, k, filters, ...grouped, ...refined, ...hidden, ...(query.length ? { query } : {}) };
+  const crops = "picture" in info.columns && "box_left" in info.columns; // each picture by its best one
+  const grouped = once ? { group: "duplicates" } : crops ? { group: "picture" } : {};
+  const body = { mode, k, filters, diversity, ...grouped, ...refined, ...hidden, ...(query.length ? { query } : {}) };
   at("results").classList.add("busy");
   at("status").textContent = "Searching…";
   try {
@@ -252,7 +257,7 @@ function listen() {
   at("next").addEventListener("click", nextPage);
   at("change").addEventListener("change", () => (refine.setChange(at("change").value), go()));
   at("jump").addEventListener("click", () => at("adapted").scrollIntoView());
-  for (const id of ["mode", "k", "scores"]) at(id).addEventListener("change", go);
+  for (const id of ["mode", "k", "scores", "once", "diversity"]) at(id).addEventListener("change", go);
   at("columns").addEventListener("change", () => (countFilters(), go()));
   at("weight").addEventListener("input", () => (at("weight-value").value = at("weight").value));
   at("weight").addEventListener("change", go);

@@ -33,6 +33,7 @@ export function card(entry, on) {
   }
   const line = make("div", { className: "line" }, make("span", {}, String(entry.rank)), ...moved(entry));
   if (typeof entry.evidence === "number") line.append(make("span", { className: "evidence", title: "how likely it is to be what you look for" }, `${Math.round(100 * entry.evidence)} %`));
+  if (entry.alike > 1) line.append(make("span", { className: "alike", title: "pictures that are nearly the same, this one counted" }, `${entry.alike} alike`));
   if (on.scores) line.append(make("span", { className: "score" }, entry.score.toFixed(3)));
   line.append(make("button", { type: "button", className: "why", onclick: () => on.why(entry), ariaLabel: `Why ${name}` }, "why"));
   const button = (sign, text, hint) => make("button", { type: "button", className: sign, title: hint, ariaLabel: `${hint}: ${name}`, onclick: () => on.mark(sign, entry.id) }, text);

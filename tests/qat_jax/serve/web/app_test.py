@@ -40,6 +40,20 @@ def test_a_picture_is_found_by_upload_and_by_base64_and_with_words(client):
   assert {entry["metadata"]["colour"] for entry in colours} == {"red"}
 
 
+def test_duplicates_are_one_result_and_diversity_reorders_them(client, served):
+  ask = lambda **more: client.post("/v1/search", json={"query": {"item": "shop/0"}, "k": 36, "mode": "both", **more})
+  plain = ids(ask(), "plain")
+  answer = ask(group="duplicates")
+  entries = answer.json()["results"]["plain"]
+  assert [plain[0], len(plain)] == [entries[0]["id"], sum(entry["alike"] for entry in entries)]
+  assert 1 < len(entries) < len(plain) and answer.json()["notes"] == []
+  assert [entry["rank"] for entry in entries] == list(range(1, len(entries) + 1))
+  unlike = ids(ask(diversity=0.9, k=5), "plain")
+  assert unlike[0] == plain[0] and unlike != plain[:5] and set(unlike) < set(plain)
+  for wrong in ({"diversity": 1.5}, {"diversity": "0.5"}, {"diversity": -1}):
+    assert code(ask(**wrong)) == (422, "invalid")
+
+
 def test_a_column_makes_groups_each_by_its_best_item(client):
   for query in ("a red box", {"item": "shop/3"}, [{"text": "a red box"}, {"item": "shop/3"}]):
     asked = {"query": query, "mode": "both", "exclude": ["shop/6"]}

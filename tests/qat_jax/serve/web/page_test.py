@@ -3,15 +3,13 @@
 import base64
 import json
 import pathlib
-import threading
-import time
 import urllib.parse
 
 import pytest
-import uvicorn
 
 from qat_jax.serve.limits import Limits
 from qat_jax.serve.web.app import create
+from qat_jax.serve.web.server import in_thread
 from qat_jax.serve.web.state import State
 from tests.qat_jax.serve.web.browsers import CHROMIUM, MARKS, found, search, until
 
@@ -36,6 +34,20 @@ def test_words_find_items_on_both_sides_and_the_link_opens_the_same_search(page,
   search(page, "a blue box")
   page.go_back()
   until(page, "document.getElementById('text').value === 'a red box'")
+
+
+def test_duplicates_are_hidden_and_the_link_says_so(page):
+  assert len(search(page, "a red box")) == 12
+  page.check("#once")
+  until(page, "document.querySelectorAll('#plain .alike').length > 0")
+  kept = found(page, "plain")
+  assert len(kept) < 12 and "once=1" in page.url
+  counts = page.eval_on_selector_all("#plain .alike", "all => all.map(one => parseInt(one.textContent))")
+  assert counts and min(counts) > 1
+  again = page.context.new_page()
+  again.goto(page.url)
+  again.wait_for_selector("#plain li")
+  assert found(again, "plain") == kept and again.is_checked("#once")
 
 
 def test_a_click_searches_for_more_like_it_and_words_are_added(page):
@@ -191,16 +203,9 @@ def test_a_key_is_asked_for_and_used(browser, served, address, page):
   port = int(address.rsplit(":", 1)[1].strip("/")) + 1
   state = State(Limits(seconds=120))
   state.service = served
-  server = uvicorn.Server(
-    uvicorn.Config(create(state, "secret"), port=port, log_config=None, access_log=False, ws="none")
-  )
-  thread = threading.Thread(target=server.run)
-  thread.start()
-  try:
+  with in_thread(create(state, "secret"), port):
     context = browser.new_context()
     other = context.new_page()
-    while not server.started:
-      time.sleep(0.02)
     other.goto(f"http://127.0.0.1:{port}/#q=a+red+box")
     other.fill("#key", "schlüssel")
     other.press("#key", "Enter")
@@ -210,6 +215,3 @@ def test_a_key_is_asked_for_and_used(browser, served, address, page):
     other.wait_for_selector("#plain li img")
     until(other, "[...document.querySelectorAll('#plain img')].slice(0, 2).every(i => i.naturalWidth > 0)")
     context.close()
-  finally:
-    server.should_exit = True
-    thread.join(10)
