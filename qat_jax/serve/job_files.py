@@ -109,9 +109,10 @@ def opened(
 
   Raises ValueError where widths, encoders or spaces differ; KeyError for a column that is not there.
   """
+  known = load(adapter) if adapter else None
   store = FeatureStore.open(gallery)
+  model = known or Adapter(store.width, {name: Head("plain", {}, {}) for name in QUERY_TYPES})
   column, variety = Variety.asked(group, store.columns, diversity)
-  model = load(adapter) if adapter else Adapter(store.width, {name: Head("plain", {}, {}) for name in QUERY_TYPES})
   query, query_type = open_queries(Path(queries), model, query_type)
   if column is not None:
     store.arrow_column(column)  # raises where there is none
