@@ -8,11 +8,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from qat_jax.serve.collection.blocks import CONTENT, STAMP, Block
 from qat_jax.serve.collection.migrating import is_placed
-from qat_jax.serve.items import FEW, MASKS, Items
-from qat_jax.serve.limits import invalid
+from qat_jax.serve.items import MASKS, Items
 
 
 class Collected(Items):
@@ -22,12 +22,10 @@ class Collected(Items):
     self.blocks = list(blocks)
     self.starts = np.cumsum([0, *(len(block.rows) for block in blocks)])
     self.alive = np.concatenate([np.zeros(0, bool), *(block.alive for block in blocks)])
-    self._mask = functools.lru_cache(MASKS)(self._mask_of)
-
-  @functools.cached_property
-  def names(self) -> list[str]:
-    """The metadata columns of all blocks."""
-    return list(dict.fromkeys(name for block in self.blocks for name in block.items.names))
+    self.ids = pa.chunked_array([block.items.ids for block in blocks], pa.large_string())
+    tables = [block.items.columns for block in blocks] or [pa.table({})]
+    self.columns = pa.concat_tables(tables, promote_options="default")  # copies nothing
+    self._mask, self._groups = functools.lru_cache(MASKS)(self._mask_of), functools.lru_cache(MASKS)(self._groups_of)
 
   def __len__(self) -> int:
     return int(self.starts[-1])
@@ -36,11 +34,6 @@ class Collected(Items):
   def living(self) -> np.ndarray:
     """The positions of those that are alive."""
     return np.flatnonzero(self.alive)
-
-  def id(self, position: int) -> str:
-    """Returns the id at a position."""
-    block = self._block_of(position)
-    return self.blocks[block].items.id(position - int(self.starts[block]))
 
   def position(self, name: str) -> int | None:
     """Returns the position of an id, None where there is none alive."""
@@ -92,31 +85,13 @@ class Collected(Items):
   def _mask_of(self, written: str) -> np.ndarray:
     filters = json.loads(written)
     for name in filters:
-      if name not in ("id", *self.names):
-        raise invalid(f"there is no metadata column {name[:100]!r}; there are {self.names}")
+      if name != "id":
+        self._column(name)  # raises where there is none
     masks = [np.zeros(0, bool)]
     for block in self.blocks:
-      there = filters.keys() <= {"id", *block.items.names}
+      there = filters.keys() <= {"id", *block.items.columns.column_names}
       mask_N = block.items.mask(filters) if there else None
       masks.append(np.zeros(len(block.rows), bool) if mask_N is None else mask_N & block.alive)
     mask_N = np.concatenate(masks)
     mask_N.setflags(write=False)
     return mask_N
-
-  @functools.cached_property
-  def facets(self) -> dict[str, dict[str, Any]]:
-    """What can be filtered by, of all blocks."""
-    found: dict[str, dict[str, Any]] = {}
-    for block in self.blocks:
-      for name, about in block.items.facets.items():
-        if (one := found.get(name)) is None:
-          found[name] = dict(about)
-          continue
-        values = set(one.pop("values", ())) | set(about.get("values", ()))
-        if "values" in about and values and len(values) <= FEW:
-          one["values"] = sorted(values)
-        for end, choose in (("least", min), ("most", max)):
-          ends = [of[end] for of in (one, about) if of.get(end) is not None]
-          if ends:
-            one[end] = choose(ends)
-    return found

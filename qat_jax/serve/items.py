@@ -48,11 +48,6 @@ class Items:
     plain = [field.name for field in table.schema if field.name != "id" and not pa.types.is_nested(field.type)]
     return cls(table.column("id"), table.select(plain), str(store.folder))
 
-  @property
-  def names(self) -> list[str]:
-    """The metadata columns."""
-    return self.columns.column_names
-
   def __len__(self) -> int:
     return len(self.ids)
 
@@ -106,7 +101,7 @@ class Items:
     """Returns id and metadata of items, as JSON can say them; what is missing is left out."""
     place = pa.array(np.asarray(positions, np.int64))
     ids = self.ids.take(place).to_pylist()
-    rows = _readable(self.columns.take(place)).to_pylist() if self.names else [{} for _ in ids]
+    rows = _readable(self.columns.take(place)).to_pylist() if self.columns.num_columns else [{} for _ in ids]
     return [
       {"id": name, "metadata": {k: as_json(v) for k, v in row.items() if as_json(v) is not None}}
       for name, row in zip(ids, rows, strict=True)
@@ -172,8 +167,8 @@ class Items:
       raise invalid(f"the column {name!r} is {kind}; it has no order to filter by") from error
 
   def _column(self, name: str) -> pa.ChunkedArray:
-    if name not in self.names:
-      raise invalid(f"there is no metadata column {name[:100]!r}; there are {self.names}")
+    if name not in self.columns.column_names:
+      raise invalid(f"there is no metadata column {name[:100]!r}; there are {self.columns.column_names}")
     column = self.columns.column(name)
     return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
@@ -190,7 +185,7 @@ class Items:
   def facets(self) -> dict[str, dict[str, Any]]:
     """What can be filtered by: column → its type, and its values where there are few, or its least and greatest."""
     found: dict[str, dict[str, Any]] = {}
-    for name in self.names:
+    for name in self.columns.column_names:
       column = self._column(name)
       about: dict[str, Any] = {"type": str(column.type)}
       if pa.types.is_string(column.type) or pa.types.is_large_string(column.type) or pa.types.is_boolean(column.type):

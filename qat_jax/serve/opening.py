@@ -69,15 +69,11 @@ def open_service(settings: Settings, limits: Limits, log: Callable[[str], Any] =
   encoder = _encoder(settings, adapter, store)
   kept = None if settings.keep_marks is None else KeptMarks(settings.keep_marks)
   frozen, prepared = _galleries(settings, adapter, store)
-  stores: list[FeatureStore] = []
-  for store_ in (frozen, *prepared.values()):
-    if not any(store_ is other for other in stores):
-      stores.append(store_)
-  size = sum(len(one) * one.width * 4 for one in stores)
+  stores = {id(one): one for one in (frozen, *prepared.values())}
+  size = sum(len(one) * one.width * 4 for one in stores.values())
   free = free_memory()
   single, half = size < SHARE * free, size / 2 < SHARE * free
-  placed = [_placed(one, single) if half else one for one in stores]
-  in_place = lambda store: next(other for one, other in zip(stores, placed, strict=True) if one is store)
+  placed = {key: _placed(one, single) if half else one for key, one in stores.items()}
   where = "in memory" if half else "on the disk, memory-mapped"
   log(f"{len(store):,} items, {size / 1e9:.2f} GB as float32: {where}")
   about = {
@@ -85,13 +81,13 @@ def open_service(settings: Settings, limits: Limits, log: Callable[[str], Any] =
     "gallery": {"items": len(store), "width": store.width, "where": where},
     "index": settings.index,
   }
-  galleries = {name: in_place(one) for name, one in prepared.items()}
+  galleries = {name: placed[id(one)] for name, one in prepared.items()}
   indexes = {name: _index(settings.index, one) for name, one in galleries.items()} if settings.index != "exact" else {}
   evidence = _evidence(settings, adapter, galleries, log)
   service = Service(
     adapter,
     items,
-    in_place(frozen),
+    placed[id(frozen)],
     galleries,
     encoder,
     pictures,

@@ -157,18 +157,14 @@ class Collection:
 
     Raises OSError where the disk does not take it, and then nothing has changed.
     """
-    with self._lock:
-      self._change(Change(items, removed, types or {}, gone or {}))
+    self.changed(lambda _: Change(items, removed, types or {}, gone or {}))
 
   def changed(self, make: Callable[[Blocks], Change]) -> None:
     """As `change`, of what a function makes of the items as they are, while nothing else changes."""
     with self._lock:
-      self._change(make(self.items))
-
-  def _change(self, change: Change) -> None:
-    frame = as_frame(change, self.dtype)
-    self._log.append(frame)
-    self._apply(from_frame(frame, self.width, self.dtype))
+      frame = as_frame(make(self.items), self.dtype)
+      self._log.append(frame)
+      self._apply(from_frame(frame, self.width, self.dtype))
 
   def _apply(self, change: Change) -> None:
     if change.types:

@@ -125,7 +125,7 @@ def search_of(
       notes.append("no item passes the filters")
   k = max(asked.k, min(BEFORE, limits.k)) if asked.mode == "both" else asked.k
   exclude = np.unique(np.concatenate(without))
-  column, variety = Variety.asked(asked.group, service.items.names, asked.diversity)
+  column, variety = Variety.asked(asked.group, service.items.columns.column_names, asked.diversity)
   group = None if column is None else service.items.groups(column)
   job = dataclasses.replace(job, k=k, mode=asked.mode, exclude=exclude, allowed=allowed, group=group, variety=variety)
   return job, notes

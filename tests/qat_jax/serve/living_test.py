@@ -93,6 +93,19 @@ def test_answers_are_those_of_a_collection_made_anew_bit_for_bit(opened, small, 
   assert service.items.count == len(living) and service.items.known(living)[1] == []
 
 
+def test_groups_and_columns_are_those_of_all_living_items(opened, small):
+  collection, rng = opened(), np.random.default_rng(0)
+  collection.change([item(f"i{i}", rng, {"n": i % 9}) for i in range(70)], types={"n": pa.int64()})
+  collection.change([item("late", rng, {"word": "x"})], [f"i{i}" for i in range(0, 70, 9)], {"word": pa.string()})
+  service = show(collection)
+  assert service.items.facets["word"]["values"] == ["x"] and service.items.facets["n"]["most"] == 8
+  job = Search((Part(vector=np.ones(WIDTH, np.float32), query_type="image"),), 70, "plain")
+  one, grouped = service.search([job, Search(job.parts, 20, "plain", group=service.items.groups("n"))])
+  groups = [record["metadata"].get("n") for record in service.items.records(one.plain.ids)]
+  best = [groups.index(n) for n in dict.fromkeys(groups)]
+  assert len(best) == 9 and grouped.plain.ids.tolist() == one.plain.ids[best].tolist()
+
+
 def test_words_are_measured_on_the_living_items_alone(opened, small):
   collection, rng = opened(), np.random.default_rng(0)
   collection.change([item(f"i{i}", rng) for i in range(300)])
