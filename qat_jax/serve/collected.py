@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from qat_jax.serve.collection.blocks import CONTENT, STAMP, Block
+from qat_jax.serve.collection.blocks import Block
 from qat_jax.serve.collection.migrating import is_placed
 from qat_jax.serve.items import MASKS, Items
 
@@ -37,22 +37,16 @@ class Collected(Items):
 
   def position(self, name: str) -> int | None:
     """Returns the position of an id, None where there is none alive."""
-    for block, start in zip(reversed(self.blocks), reversed(self.starts[:-1].tolist()), strict=True):
-      row = block.items.position(name)
-      if row is not None and block.alive[row]:
-        return start + row
-    return None
+    return next(iter(self.known([name])[0].tolist()), None)
 
-  def known(self, names: Iterable[str]) -> tuple[np.ndarray, list[str]]:
-    """Returns the positions of ids (in their order, each once), and those that are not there."""
-    once = list(dict.fromkeys(names))
-    place = dict.fromkeys(once, -1)
+  def places(self, names: list[str]) -> np.ndarray:
+    """Returns the position of each id, −1 where there is none alive."""
+    place_N = np.full(len(names), -1, np.int64)
     for block, start in zip(self.blocks, self.starts.tolist(), strict=False):
-      found, _ = block.items.known(once)
-      for row in found[block.alive[found]].tolist():
-        place[block.items.id(row)] = start + row
-    place_N = np.array(list(place.values()), np.int64)
-    return place_N[place_N >= 0], [once[i] for i in np.flatnonzero(place_N < 0)]
+      row_N = block.items.places(names)
+      alive_N = (row_N >= 0) & block.alive[row_N]
+      place_N[alive_N] = start + row_N[alive_N]
+    return place_N
 
   def records(self, positions: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
     """Returns id and metadata of items, as JSON can say them; what is missing is left out."""
@@ -66,21 +60,10 @@ class Collected(Items):
         found[i] = record
     return found
 
-  def origin(self, name: str) -> tuple[str, str]:
-    """Returns the digest of an item's picture, and its stamp; "" for what is not there."""
-    if (position := self.position(name)) is None:
-      return "", ""
-    block = self._block_of(position)
-    row = self.blocks[block].table.slice(position - int(self.starts[block]), 1)
-    return row.column(CONTENT)[0].as_py(), row.column(STAMP)[0].as_py()
-
   @functools.cached_property
   def placed(self) -> np.ndarray:
     """Which items are placed by a map of another encoder's features (bool N)."""
     return np.concatenate([np.zeros(0, bool), *(is_placed(block) & block.alive for block in self.blocks)])
-
-  def _block_of(self, position: int) -> int:
-    return int(np.searchsorted(self.starts, position, "right")) - 1
 
   def _mask_of(self, written: str) -> np.ndarray:
     filters = json.loads(written)

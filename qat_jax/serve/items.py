@@ -75,14 +75,13 @@ class Items:
   def known(self, names: Iterable[str]) -> tuple[np.ndarray, list[str]]:
     """Returns the positions of ids (in their order, each once), and those that are not there."""
     once = list(dict.fromkeys(names))
-    if len(once) > MANY:
-      place = self._all_at_once(once)
-    else:
-      place = np.array([-1 if (one := self.position(name)) is None else one for name in once], np.int64)
-    return place[place >= 0], [once[i] for i in np.flatnonzero(place < 0)]
+    place_N = self.places(once)
+    return place_N[place_N >= 0], [once[i] for i in np.flatnonzero(place_N < 0)]
 
-  def _all_at_once(self, names: list[str]) -> np.ndarray:
-    """Returns the position of each id, −1 where there is none, by one look at all ids of the gallery."""
+  def places(self, names: list[str]) -> np.ndarray:
+    """Returns the position of each id, −1 where there is none; of many by one look at all ids of the gallery."""
+    if len(names) <= MANY:
+      return np.array([-1 if (one := self.position(name)) is None else one for name in names], np.int64)
     wanted = pa.array([name.encode("utf-8", "surrogatepass") for name in names], pa.large_binary())
     which_N = pc.fill_null(pc.index_in(self.ids.cast(pa.large_binary()), value_set=wanted), -1).to_numpy()
     place = np.full(len(names), -1, np.int64)

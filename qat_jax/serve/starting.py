@@ -208,10 +208,8 @@ class Running:
     self.show(service)
 
   def _origin(self, name: str) -> tuple[str, bool]:
-    if self.service is None or not isinstance(self.service.items, Collected):
-      return "", False
-    content, stamp = self.service.items.origin(name)
-    return content, stamp == ADDED
+    item = self.collection.get(name)
+    return ("", False) if item is None else (item.content, item.stamp == ADDED)
 
   def _from_source(self, name: str) -> bytes | None:
     feeder = self.feeder

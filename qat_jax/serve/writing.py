@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from qat_jax.adaptation import unit
-from qat_jax.adapter import check_queries
 from qat_jax.datasets import tables
 from qat_jax.datasets.columns import SIGNED
 from qat_jax.datasets.tables import FILE_COLUMNS
@@ -51,7 +50,7 @@ def add(service: Service, collection: Collection, new: Sequence[New], encoded: S
     raise invalid("an id is given twice in one request; send an item once")
   rows, items = iter(encoded), []
   for item in new:
-    row_D = unit(next(rows)) if item.vector is None else _vector(item.vector, collection.width)
+    row_D = unit(next(rows)) if item.vector is None else unit(item.vector, np.float32)
     content = hashlib.blake2b(item.data, digest_size=16).hexdigest() if item.data else ""
     items.append(Item(item.id, item.metadata, row_D, content, ADDED))
   with _room():
@@ -133,11 +132,6 @@ def _types(blocks: Blocks, all_: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   if len(blocks.types | types) > COLUMNS:
     raise invalid(f"that would be more than {COLUMNS} metadata columns; use names that are there already")
   return types
-
-
-def _vector(vector_D: np.ndarray, width: int) -> np.ndarray:
-  check_queries(vector_D[None], width)
-  return unit(vector_D, np.float32)
 
 
 @contextlib.contextmanager
