@@ -66,16 +66,14 @@ class Pictures:
     picture.thumbnail((SIDE, SIDE))
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=85)
-    self._keep(path, changed, buffer.getvalue())
-    return buffer.getvalue()
-
-  def _keep(self, path: Path, changed: int, data: bytes) -> None:
+    data = buffer.getvalue()
     with self._lock:
       before = self._thumbnails.pop(path, None)
       self._thumbnails[path] = changed, data
       self._bytes += len(data) - (len(before[1]) if before else 0)
       while self._bytes > KEPT_BYTES:
         self._bytes -= len(self._thumbnails.popitem(last=False)[1][1])
+    return data
 
   def _inside(self, name: str) -> Path | None:
     """Returns the file of a name within the folder, links followed; None where it is outside, or no picture's."""

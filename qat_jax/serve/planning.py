@@ -79,13 +79,6 @@ class Planner:
     size = encoding.size_of(len(feature_QD))
     return self.adapter(feature_QD[np.minimum(np.arange(size), len(feature_QD) - 1)], query_type)
 
-  def check_head(self, query_type: str) -> None:
-    """Raises Refused where the adapter has no head for a type of queries."""
-    if query_type not in self.adapter.heads:
-      raise invalid(
-        f"the adapter has heads for {sorted(self.adapter.heads)} queries, none for {query_type}; use mode plain"
-      )
-
   def _found(self, job: Search, text_of: Mapping[str, np.ndarray], image_of: Sequence[np.ndarray | None]) -> Found:
     """Returns the features of a query's parts, and their weighted sum at unit length."""
     greatest = max(job.parts, key=lambda part: abs(part.weight))
@@ -103,9 +96,10 @@ class Planner:
       parts.append((part, own_type, feature_D.astype(np.float32)))
     if not np.linalg.norm(total_D) > 1e-6:
       raise invalid("the parts of the query cancel each other; change their weights")
-    if job.mode == "adapted" and not job.words and not any(name in self.adapter.heads for _, name, _ in parts):
-      self.check_head(query_type)
-    for name in dict.fromkeys(name for _, name, _ in parts if name not in self.adapter.heads and not job.words):
+    heads = sorted(self.adapter.heads)
+    if job.mode == "adapted" and not job.words and not any(name in heads for _, name, _ in parts):
+      raise invalid(f"the adapter has heads for {heads} queries, none for {query_type}; use mode plain")
+    for name in dict.fromkeys(name for _, name, _ in parts if name not in heads and not job.words):
       notes.append(f"the adapter has no head for {name} queries")
     return Found(query_type, unit(total_D, np.float32), parts, list(dict.fromkeys(notes)))
 

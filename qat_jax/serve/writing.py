@@ -14,8 +14,8 @@ from qat_jax.adaptation import unit
 from qat_jax.datasets import tables
 from qat_jax.datasets.columns import SIGNED
 from qat_jax.datasets.tables import FILE_COLUMNS
-from qat_jax.serve.collection.blocks import ADDED, Blocks
-from qat_jax.serve.collection.collection import Change, Collection, Item, is_full, types_for
+from qat_jax.serve.collection.blocks import ADDED, Blocks, Change, Item
+from qat_jax.serve.collection.collection import Collection, is_full, types_for
 from qat_jax.serve.limits import COLUMNS, Refused, invalid
 from qat_jax.serve.pictures import Stored
 from qat_jax.serve.service import Service

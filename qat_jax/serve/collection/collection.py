@@ -26,9 +26,7 @@ from qat_jax.features.writer import FeatureWriter
 from qat_jax.sealed import check_format, read_record, write_record
 from qat_jax.serve.collection import log
 from qat_jax.serve.collection.blocks import (
-  CONTENT,
   HIDDEN,
-  STAMP,
   Block,
   Blocks,
   Change,
@@ -284,6 +282,3 @@ def _state(store: FeatureStore) -> dict[str, Any]:
 def is_full(error: OSError) -> bool:
   """Says whether the disk took nothing because it is full or only to be read."""
   return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-
-
-__all__ = ["CONTENT", "STAMP", "Change", "Collection", "Item", "is_full", "types_for"]

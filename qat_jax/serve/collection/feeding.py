@@ -21,8 +21,8 @@ import pyarrow as pa
 from qat_jax.datasets import Source, UnreadableImage, tables
 from qat_jax.datasets.columns import SIGNED
 from qat_jax.features import records
-from qat_jax.serve.collection.blocks import ADDED, CONTENT, STAMP
-from qat_jax.serve.collection.collection import Collection, Item, types_for
+from qat_jax.serve.collection.blocks import ADDED, CONTENT, STAMP, Item
+from qat_jax.serve.collection.collection import Collection, types_for
 
 AHEAD = 64  # pictures that are read ahead
 THREADS = 4

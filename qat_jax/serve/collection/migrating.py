@@ -19,8 +19,8 @@ import pyarrow.compute as pc
 
 from qat_jax.adaptation import unit
 from qat_jax.sealed import read_record, write_record
-from qat_jax.serve.collection.blocks import ADDED, HIDDEN, PLACED, STAMP, Block, as_plain
-from qat_jax.serve.collection.collection import Collection, Item
+from qat_jax.serve.collection.blocks import ADDED, HIDDEN, PLACED, STAMP, Block, Item, as_plain
+from qat_jax.serve.collection.collection import Collection
 
 RECORD = "migrated.json"
 LEAST = 200  # pictures that are encoded twice, at least

@@ -146,8 +146,8 @@ def job_of(
 def _words(service: Service, asked: schemas.Asked) -> Words:
   """Returns the aspects that a request names; raises Refused for unknown ones, and for those that contradict."""
   there = service.aspects | {name: Aspect.of(name, phrases) for name, phrases in asked.aspects.items()}
-  listed = {name: _as_list(getattr(asked, name)) for name in ("alike", "ignore")}
-  listed["change"] = [asked.change] if isinstance(asked.change, str) else []
+  said = {"alike": asked.alike, "ignore": asked.ignore, "change": asked.change if isinstance(asked.change, str) else []}
+  listed = {name: [some] if isinstance(some, str) else some for name, some in said.items()}
   names = [name for some in listed.values() for name in some]
   for name in names:
     if name not in there:
@@ -174,10 +174,6 @@ def _known(service: Service, name: str, ids: Sequence[str], notes: list[str]) ->
       f"{len(unknown)} ids of {name} are not in the gallery: {', '.join(repr(one[:60]) for one in unknown[:3])}"
     )
   return positions
-
-
-def _as_list(names: str | list[str]) -> list[str]:
-  return [names] if isinstance(names, str) else names
 
 
 def parts_of(service: Service, query: Any, limits: Limits) -> tuple[Part, ...]:

@@ -31,11 +31,14 @@ class Writing:
     ]
 
   def _running(self, request: Any) -> Running:
-    """Returns what is changed; raises Refused without the key."""
+    """Returns what is changed; raises Refused without the key, and where nothing that is served can change."""
     if self.key is None:
       raise Refused(403, "no_key_set", "changes want a key: start the server with QAT_JAX_WRITE_KEY or QAT_JAX_API_KEY")
     check_key((self.key,), request.headers.get("authorization"), request.headers.get("x-api-key"))
-    return self.state.writable()
+    self.state.ready()
+    if self.state.running is None:
+      raise Refused(409, "frozen", "this gallery does not change; serve a collection: qat-jax serve PICTURES")
+    return self.state.running
 
   async def add(self, request: Any) -> Any:
     """Adds items; answers when they are on the disk, and the next searches but a second later find them."""

@@ -34,13 +34,6 @@ class State:
       raise Refused(503, "starting", "the server is loading the gallery and compiling; ask again soon", 2)
     return self.service
 
-  def writable(self) -> Running:
-    """Returns what a change goes to; raises Refused where nothing that is served can change."""
-    self.ready()
-    if self.running is None:
-      raise Refused(409, "frozen", "this gallery does not change; serve a collection: qat-jax serve PICTURES")
-    return self.running
-
   def show(self, service: Service) -> None:
     """Takes the place of the service before."""
     self.service = service
