@@ -36,6 +36,7 @@ from qat_jax.serve.planning import Planner
 from qat_jax.serve.ranking import DEPTH, KS, Ranker
 from qat_jax.serve.searches import Found, Part, Search
 from qat_jax.serve.summands import Summand, rows_of
+from qat_jax.serve.variety import Variety
 from qat_jax.types import Gallery, Ranking
 from qat_jax.words import RANKS, by_words
 
@@ -113,6 +114,7 @@ class Service:
       for k in KS:
         self._checked([Search(part, k, "both") for part in parts])
       self._checked([Search(part, mode="both", allowed=few) for part in parts])
+      self._checked([Search(parts[0], mode="both", variety=Variety(duplicates=True))])
 
   def warm_words(self, size: int) -> None:
     """Compiles what searches in words need, for one size of a batch."""

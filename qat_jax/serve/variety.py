@@ -62,8 +62,8 @@ class Variety:
     if not self or not (ranking.ids >= 0).any():
       return ranking, np.zeros_like(ranking.ids) if self.duplicates else None
     place_U = np.unique(ranking.ids[ranking.ids >= 0])
-    rows_UD = np.asarray(gallery[np.resize(place_U, power_of_two(len(place_U)))], np.float32)[: len(place_U)]
-    items = ArrayGallery(rows_UD)  # fetched once, in few shapes
+    padded = np.resize(place_U, power_of_two(max(len(place_U), LOOKED)))  # one shape for a service, as a rule
+    items = ArrayGallery(np.asarray(gallery[padded], np.float32)[: len(place_U)])
     local = ranking.replace(ids=np.where(ranking.ids < 0, -1, np.searchsorted(place_U, ranking.ids)))
     count_QU = np.ones((len(local.ids), len(place_U) + 1), np.int64)
     if self.duplicates:

@@ -10,6 +10,7 @@ from qat_jax.serve import service as service_module
 from qat_jax.serve.aspects import Aspect, Words
 from qat_jax.serve.limits import Refused
 from qat_jax.serve.searches import Part, Search
+from qat_jax.serve.variety import Variety
 from qat_jax.types import ArrayGallery
 
 MANY = Aspect.of("many", tuple(f"a {colour} {thing}" for colour in ("red", "blue", "green") for thing in "abcdefghi"))
@@ -160,7 +161,9 @@ def test_after_warming_no_search_compiles(open_shop, monkeypatch):
         marked = [job.with_right([8, 9, 10][: 1 + i % 3]) for i, job in enumerate(texts)]
         marked += [job.with_right(np.arange(1, 1 + 7 * i)) for i, job in enumerate(images)]
         words = [dataclasses.replace(job, words=WORDS[i % len(WORDS)]) for i, job in enumerate(images)]
+        varied = [dataclasses.replace(job, variety=Variety(i % 2 == 0, 0.3)) for i, job in enumerate([*texts, *few])]
         kinds = {"text": texts, "image": images, "few": few, "both": both, "marked": marked, "words": words}
+        kinds["varied"] = varied
         for kind, jobs in kinds.items():
           assert not [found for found in warmed.search(jobs) if isinstance(found, Exception)]
           assert compiled == [], (kind, size, mode)
