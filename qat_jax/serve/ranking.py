@@ -38,14 +38,10 @@ class Ranker:
     """
     if not len(self.galleries["frozen"]):
       return [(Ranking(np.zeros(0, np.int32), np.zeros(0, np.float32)), True)] * len(jobs)
-    results: list[Any] = [None] * len(jobs)
-    single = [i for i in range(len(jobs)) if len(summands[i]) == 1]
-    for i, ranking in zip(single, self._each([(summands[i][0], jobs[i], jobs[i].depth) for i in single]), strict=True):
-      results[i] = ranking if isinstance(ranking, Refused) else (ranking, True)
-    for i in range(len(jobs)):
-      if len(summands[i]) > 1:
-        results[i] = self._sum(jobs[i], summands[i])
-    return results
+    pairs = list(zip(jobs, summands, strict=True))
+    each = iter(self._each([(some[0], job, job.depth) for job, some in pairs if len(some) == 1]))
+    rankings = [next(each) if len(some) == 1 else self._sum(job, some) for job, some in pairs]
+    return [(one, True) if isinstance(one, Ranking) else one for one in rankings]
 
   def _sum(self, job: Search, summands: list[Summand]) -> tuple[Ranking, bool] | Refused:
     """Returns the best items by the weighted mean of several scores."""

@@ -184,12 +184,12 @@ class Running:
     """Shows on the terminal how far the first look at the source is."""
     while not self.progress.all and not self.progress.error and self._threads[0].is_alive():
       time.sleep(0.05)
-    first = self.progress.left
+    first, going = self.progress.left, True
     with tqdm.tqdm(total=first, unit=" pictures", desc="encoding", disable=not first) as bar:
-      while self.progress.left and not self.progress.error and self._threads[0].is_alive():
+      while going:
+        going = bool(self.progress.left) and not self.progress.error and self._threads[0].is_alive()
         bar.update(first - self.progress.left - bar.n)
-        time.sleep(0.2)
-      bar.update(first - self.progress.left - bar.n)
+        time.sleep(0.2 * going)
     unreadable = list(self.progress.unreadable.items())
     some = ", ".join(f"{name} ({why})" for name, why in unreadable[:3])
     bad = f"; {len(unreadable)} pictures cannot be read: {some}" if unreadable else ""

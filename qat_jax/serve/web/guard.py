@@ -151,13 +151,9 @@ def _routed(scope: Any) -> Any:
 
 
 def _replay(body: bytes, receive: Any) -> Any:
-  given = False
+  first = [{"type": "http.request", "body": body, "more_body": False}]
 
   async def replayed() -> Any:
-    nonlocal given
-    if given:
-      return await receive()
-    given = True
-    return {"type": "http.request", "body": body, "more_body": False}
+    return first.pop() if first else await receive()
 
   return replayed
