@@ -18,6 +18,8 @@ from qat_jax.datasets import UnreadableImage
 from qat_jax.datasets.files import IMAGES
 from qat_jax.datasets.pictures import decode, formats, opened
 from qat_jax.datasets.tables import FILE_COLUMNS
+from qat_jax.serve.collection.blocks import ADDED
+from qat_jax.serve.collection.collection import Collection
 from qat_jax.serve.limits import Refused, invalid
 from qat_jax.stages import write_whole
 
@@ -126,7 +128,7 @@ class Stored(Pictures):
     folder: str | os.PathLike | None,
     pixels: int,
     added: Path,
-    origin: Callable[[str], tuple[str, bool]],
+    collection: Collection,
     source: Callable[[str], bytes | None],
   ) -> None:
     """Takes the places that pictures may lie in.
@@ -135,17 +137,17 @@ class Stored(Pictures):
       folder: that the source's files lie in; None: there is none.
       pixels: that a picture may have.
       added: the folder of what was added by the API.
-      origin: id → the digest of its picture, and whether it was added by the API.
+      collection: says which items were added by the API.
       source: id → the bytes of its picture, of sources that are no files.
     """
     super().__init__(folder, pixels)
-    self.added, self.origin, self.source = added, origin, source
+    self.added, self.collection, self.source = added, collection, source
 
   def found(self, record: dict[str, Any]) -> Path | bytes:
     """Returns an item's picture; for what was added no name that came from a client is looked up."""
-    content, is_added = self.origin(record["id"])
-    if is_added:
-      path = next(iter(self.added.glob(f"{content}.*")), None) if content else None
+    item = self.collection.get(record["id"])
+    if item is not None and item.stamp == ADDED:
+      path = next(iter(self.added.glob(f"{item.content}.*")), None) if item.content else None
       if path is None:
         raise Refused(404, "no_picture", f"there is no picture of {record['id'][:200]!r}")
       return path

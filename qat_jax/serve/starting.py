@@ -24,7 +24,6 @@ from qat_jax.encoders import load_encoder
 from qat_jax.keeping import KeptMarks
 from qat_jax.models.head import Head
 from qat_jax.serve.collected import Collected
-from qat_jax.serve.collection.blocks import ADDED
 from qat_jax.serve.collection.collection import Collection
 from qat_jax.serve.collection.feeding import Feeder, Progress
 from qat_jax.serve.collection.migrating import told
@@ -84,7 +83,7 @@ class Running:
         raise
       raise OSError(f"{self.folder} cannot be written ({error.strerror}); say where: --data FOLDER") from error
     files = place.images if store is not None else place.pictures if has_files(place.pictures) else None
-    self.pictures = Stored(files, limits.image_pixels, self.root / "pictures", self._origin, self._from_source)
+    self.pictures = Stored(files, limits.image_pixels, self.root / "pictures", self.collection, self._from_source)
     self.migrated = told(self.folder)
     self.feeder: Feeder | None = None
     self.service: Service | None = None
@@ -206,10 +205,6 @@ class Running:
   def _shown(self, service: Service) -> None:
     self.service = service
     self.show(service)
-
-  def _origin(self, name: str) -> tuple[str, bool]:
-    item = self.collection.get(name)
-    return ("", False) if item is None else (item.content, item.stamp == ADDED)
 
   def _from_source(self, name: str) -> bytes | None:
     feeder = self.feeder
