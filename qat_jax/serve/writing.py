@@ -53,12 +53,17 @@ def add(service: Service, collection: Collection, new: Sequence[New], encoded: S
     row_D = unit(next(rows)) if item.vector is None else unit(item.vector, np.float32)
     content = hashlib.blake2b(item.data, digest_size=16).hexdigest() if item.data else ""
     items.append(Item(item.id, item.metadata, row_D, content, ADDED))
-  with _room():
+
+  def make(blocks: Blocks) -> Change:
+    change = Change(items, types=_types(blocks, [item.metadata for item in items]))  # or refuses, with no file written
     if isinstance(service.pictures, Stored):
       for item, made in zip(new, items, strict=True):
         if item.data:
           service.pictures.keep(made.content, item.data)
-    collection.changed(lambda blocks: Change(items, types=_types(blocks, [item.metadata for item in items])))
+    return change
+
+  with _room():
+    collection.changed(make)
   return names
 
 

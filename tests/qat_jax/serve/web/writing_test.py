@@ -13,7 +13,7 @@ from qat_jax.serve.limits import Limits
 from qat_jax.serve.web.app import create
 from qat_jax.serve.web.state import State
 from tests.faults.malformed import pictures
-from tests.faults.writes import KEY, sent, served, settle
+from tests.faults.writes import KEY, sent, served, settle, written
 from tests.qat_jax.serve.web.clients import code, ids, png
 
 
@@ -69,6 +69,10 @@ def test_a_batch_is_kept_whole_or_not_at_all(client):
   for wrong in ({"id": "a", "vector": vector}, {"id": "c"}, {"id": "c", "image": "AAAA"}, {"id": "c", "vector": [0.0]}):
     assert code(client.post("/v1/items", headers=KEY, json={"items": [*good, wrong]})) == (422, "invalid")
   assert client.running.collection.get("a") is None
+  client.put("/v1/items?id=red.png", headers=KEY, json={"metadata": {"size": 3}})
+  before, said = written(client), json.dumps({"metadata": {"size": "three"}})
+  answer = client.post("/v1/items", headers=KEY, files={"image": png("purple")}, data={"request": said})
+  assert code(answer) == (422, "invalid") and written(client) == before  # its picture neither
   assert client.post("/v1/items", headers=KEY, json={"items": good}).json()["ids"] == ["a", "b"]
   settle(client, 5)
   for name in ("a", "b"):
