@@ -24,7 +24,7 @@ from qat_jax.features.store import FeatureStore
 from qat_jax.sealed import read_record, read_sealed, write_record, write_sealed
 from qat_jax.search.grouping import groups_of
 from qat_jax.search.rank import rank, rerank
-from qat_jax.serve.job_files import as_parquet, beside, ids_of, open_queries, opened, read_shortlist, table_of
+from qat_jax.serve.job_files import as_parquet, group_columns, ids_of, inputs_of, open_queries, read_shortlist, table_of
 from qat_jax.serve.variety import Variety
 from qat_jax.stages import check_same, digest_of_files, empty, fingerprint, lock, write_whole
 from qat_jax.types import Gallery
@@ -84,7 +84,7 @@ def rerank_files(
   reach(cluster)
   if group is not None and shortlist is not None:
     raise ValueError("group goes with the whole gallery; leave the shortlist out")
-  model, query, query_type, store, column, variety = opened(adapter, queries, gallery, query_type, group, diversity)
+  model, query, query_type, store, column, variety = inputs_of(adapter, queries, gallery, query_type, group, diversity)
   shortlist_QS = None if shortlist is None else read_shortlist(Path(shortlist), ids_of(query), store.arrow_ids())
   reads = fingerprint(
     format=FORMAT,
@@ -176,7 +176,7 @@ class _Blocks:
   @functools.cached_property
   def beside(self) -> dict[str, pa.ChunkedArray]:
     """The metadata columns that go beside the items of a grouped ranking."""
-    return beside(self.group, self.gallery)
+    return group_columns(self.group, self.gallery)
 
   def path(self, start: int) -> Path:
     """Returns the file of the block that begins with a query."""

@@ -89,7 +89,7 @@ def open_queries(path: Path, model: Adapter, query_type: str | None) -> tuple[Ga
   return FeatureStore.open(path, KIND_OF_QUERY.get(query_type or "")), query_type
 
 
-def opened(
+def inputs_of(
   adapter: str | os.PathLike | None,
   queries: str | os.PathLike,
   gallery: str | os.PathLike,
@@ -145,7 +145,7 @@ def ids_of(queries: Gallery) -> pa.Array:
   return pa.array(np.arange(len(queries))).cast(pa.string())
 
 
-def beside(group: str | None, store: FeatureStore) -> dict[str, pa.ChunkedArray]:
+def group_columns(group: str | None, store: FeatureStore) -> dict[str, pa.ChunkedArray]:
   """Returns the metadata columns that go beside the items of a grouped ranking: the groups' and those of boxes."""
   names = [group, *BOX] if group else []
   return {name: store.arrow_column(name) for name in names if name in store.columns}

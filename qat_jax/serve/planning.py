@@ -22,7 +22,7 @@ from qat_jax.serve.encoding import Encoding
 from qat_jax.serve.limits import Refused, invalid
 from qat_jax.serve.searches import Found, Part, Search
 from qat_jax.serve.summands import Summand, fewer, rows_of
-from qat_jax.types import Adaptation, Gallery, Pieces, as_gallery
+from qat_jax.types import Adaptation, Gallery, Pieces
 from qat_jax.words import LEAST, NOTHING, SAMPLE, by_words, named_aspect
 
 KEPT = 256  # aspects whose features are kept
@@ -248,11 +248,6 @@ class Planner:
     feature_of = self.encoding.texts([phrase for value in aspect.values for phrase in value])
     mean = lambda value: unit(np.mean([unit(feature_of[phrase]) for phrase in value], axis=0))
     return np.stack([mean(value) for value in aspect.values]).astype(np.float32)
-
-  def prepared(self, term: Summand, rows_ND: np.ndarray) -> Gallery:
-    """Returns unit rows as the gallery of a term."""
-    rows = as_gallery(rows_ND)
-    return rows if term.gallery == "frozen" else self.adapter.prepare(rows, term.gallery)
 
   def _only_type(self) -> str:
     try:

@@ -39,7 +39,7 @@ class Ranker:
     if not len(self.galleries["frozen"]):
       return [(Ranking(np.zeros(0, np.int32), np.zeros(0, np.float32)), True)] * len(jobs)
     pairs = list(zip(jobs, summands, strict=True))
-    each = iter(self._each([(some[0], job, job.depth) for job, some in pairs if len(some) == 1]))
+    each = iter(self._each([(some[0], job, job.variety.depth(job.k)) for job, some in pairs if len(some) == 1]))
     rankings = [next(each) if len(some) == 1 else self._sum(job, some) for job, some in pairs]
     return [(one, True) if isinstance(one, Ranking) else one for one in rankings]
 
@@ -47,13 +47,14 @@ class Ranker:
     """Returns the best items by the weighted mean of several scores."""
     terms = [Term(one.adaptation, self.galleries[one.gallery], one.weight) for one in summands]
     exclude = None if job.exclude is None else job.exclude[None]
-    k = next((k for k in KS if k >= job.depth), job.depth)
+    depth = job.variety.depth(job.k)
+    k = next((k for k in KS if k >= depth), depth)
     try:
       ranking, proven_Q = rank_sum(terms, k, exclude=exclude, allowed=job.allowed, group=job.group, depth=DEPTH)
     except ValueError as error:
       return _broken(error)
     there_K = ranking.ids[0] >= 0
-    ids, scores = (x[0][there_K][: job.depth] for x in (ranking.ids, ranking.scores))
+    ids, scores = (x[0][there_K][:depth] for x in (ranking.ids, ranking.scores))
     return Ranking(ids, scores / np.float32(sum(one.weight for one in summands))), bool(proven_Q[0])
 
   def _each(self, requests: Sequence[tuple[Summand, Search, int]]) -> list[Ranking | Refused]:

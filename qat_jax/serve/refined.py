@@ -15,7 +15,7 @@ from qat_jax.marks import refine
 from qat_jax.search.grouping import groups_of
 from qat_jax.search.rank import rank
 from qat_jax.search.sums import rank_sum
-from qat_jax.serve.job_files import as_parquet, beside, ids_of, opened, read_shortlist, table_of
+from qat_jax.serve.job_files import as_parquet, group_columns, ids_of, inputs_of, read_shortlist, table_of
 from qat_jax.stages import write_whole
 from qat_jax.words import by_words
 
@@ -58,7 +58,7 @@ def rank_refined(
 
   Raises as `rerank_files` and `by_words` do.
   """
-  model, query, query_type, store, column, variety = opened(adapter, queries, gallery, query_type, group, diversity)
+  model, query, query_type, store, column, variety = inputs_of(adapter, queries, gallery, query_type, group, diversity)
   depth = variety.depth(k)
   query_ids, item_ids = ids_of(query), store.arrow_ids()
   marked_QS = None if right is None else read_shortlist(Path(right), query_ids, item_ids)
@@ -88,5 +88,5 @@ def rank_refined(
     groups_N = None if column is None else groups_of(column, store)
     ranking, _ = rank_sum(terms, depth, exclude=marked_QS, group=groups_N)
   ranking, alike_QK = variety.of(ranking, store, k)
-  write_whole(Path(out), as_parquet([table_of(ranking, query_ids, item_ids, beside(column, store), alike_QK)]))
+  write_whole(Path(out), as_parquet([table_of(ranking, query_ids, item_ids, group_columns(column, store), alike_QK)]))
   return Path(out)

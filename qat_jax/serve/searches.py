@@ -57,11 +57,6 @@ class Search:
     default_factory=Words
   )  # where it names aspects, adapted search goes by them, on the frozen gallery
 
-  @property
-  def depth(self) -> int:
-    """How many items are ranked."""
-    return self.variety.depth(self.k)
-
   def with_right(self, positions: Sequence[int] | np.ndarray, weight: float = WEIGHT) -> Search:
     """Returns the search refined by marks: s = s_query + weight · mean of s_image(mark). No mark changes nothing.
 

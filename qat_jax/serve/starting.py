@@ -88,7 +88,8 @@ class Running:
     self.feeder: Feeder | None = None
     self.service: Service | None = None
     self.show = show
-    self.living = Living(self.collection, self._template(self._adapter()), self._shown, allow, self._dtype(width))
+    dtype = jnp.float32 if len(self.collection) * width * 4 < SHARE * free_memory() else jnp.float16
+    self.living = Living(self.collection, self._template(self._adapter()), self._shown, allow, dtype)
     if store is None:
       assert self.encoder is not None
       source = lambda: open_source("", "", place.pictures)
@@ -132,7 +133,8 @@ class Running:
 
   def about(self) -> dict[str, Any]:
     """Returns what /v1/info says of the collection."""
-    progress = self.progress
+    progress, items = self.progress, None if self.service is None else self.service.items
+    placed = int(items.placed.sum()) if isinstance(items, Collected) else 0
     unreadable = [{"id": name, "reason": why} for name, why in list(progress.unreadable.items())[:1000]]
     return {
       "items": len(self.collection),
@@ -142,7 +144,7 @@ class Running:
       "unreadable": unreadable,
       "watched": self.place.watch and self.feeder is not None,
       "error": progress.error,
-      "migrated": self.migrated and {**self.migrated, "left": self._placed()},
+      "migrated": self.migrated and {**self.migrated, "left": placed},
       "learning": None if self.learning is None else {"state": self.learning.state, "said": self.learning.said},
     }
 
@@ -198,10 +200,6 @@ class Running:
     encoding = self.living.template.encoding
     return np.stack(encoding.images([encoding.pixels(image) for image in images]))
 
-  def _placed(self) -> int:
-    items = None if self.service is None else self.service.items
-    return int(items.placed.sum()) if isinstance(items, Collected) else 0
-
   def _shown(self, service: Service) -> None:
     self.service = service
     self.show(service)
@@ -239,6 +237,3 @@ class Running:
     return Service(
       model, Collected([]), empty["frozen"], prepared, self.encoder, self.pictures, None, aspects, kept, about
     )
-
-  def _dtype(self, width: int) -> Any:
-    return jnp.float32 if len(self.collection) * width * 4 < SHARE * free_memory() else jnp.float16

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
+from tests.faults.malformed import pictures, value
 
 from qat_jax.serve import living
 from qat_jax.serve.limits import Limits
@@ -24,7 +25,6 @@ from qat_jax.serve.places import Place
 from qat_jax.serve.starting import Running
 from qat_jax.serve.web.app import create
 from qat_jax.serve.web.state import State
-from tests.faults.malformed import pictures, value
 from tests.qat_jax.serve.web.clients import png
 
 KEY = {"X-API-Key": "secret"}

@@ -154,7 +154,10 @@ class Blocks:
         dataclasses.replace(Block.of(block.rows, self.cast(block.table)), alive=block.alive) for block in self.blocks
       ]
       for item in self.new.values():
-        wide = {name: self._widened(name, item.metadata[name]) for name in other & item.metadata.keys()}
+        wide = {
+          name: as_plain(_array([item.metadata[name]], self.types[name])[0].as_py())
+          for name in other & item.metadata.keys()
+        }
         self.new[item.id] = dataclasses.replace(item, metadata={**item.metadata, **wide})
     self._sealed = None
 
@@ -164,9 +167,6 @@ class Blocks:
       if name in self.types and table.schema.field(i).type != self.types[name]:
         table = table.set_column(i, name, table.column(i).cast(self.types[name]))
     return table
-
-  def _widened(self, name: str, value: Any) -> Any:
-    return as_plain(_array([value], self.types[name])[0].as_py())
 
   def _block(self) -> Block:
     if self._sealed is None:

@@ -19,7 +19,7 @@ from qat_jax.serve.summands import Summand, mean_of
 from qat_jax.serve.variety import LOOKED
 from qat_jax.serve.web import schemas
 from qat_jax.serve.web.asking import vector_of
-from qat_jax.types import Ranking
+from qat_jax.types import Ranking, as_gallery
 
 ALARMS = (0.01, 0.1, 0.3)  # shares of false alarms, for which an answer says what evidence to ask for
 
@@ -81,7 +81,9 @@ def reranked(service: Service, asked: schemas.Rerank, job: Search, notes: list[s
   about = {"query_type": found.query_type, "mode": asked.mode, "notes": [*found.notes, *notes]}
   terms = found.terms[asked.mode]
   if asked.documents is not None:
-    names = [_id_of(document) for document in asked.documents]
+    names: list[Any] = [one.get("id") if isinstance(one, Mapping) else one for one in asked.documents]
+    if not all(isinstance(name, str) for name in names):
+      raise invalid('a document is an id of the gallery, or {"id": …}')
     if not names:
       return {"results": [], **about}
     row_of = {name: row for row, name in enumerate(dict.fromkeys(names))}
@@ -90,9 +92,10 @@ def reranked(service: Service, asked: schemas.Rerank, job: Search, notes: list[s
     scores = [float(score_U[row_of[name]]) for name in names]
   else:
     names, rows_ND = [], np.stack([vector_of(row, service.adapter.width) for row in asked.vectors or ()])
-    rows_ND = unit(rows_ND, np.float32)
-    score_TN = [np.asarray(score(term.adaptation, service.planner.prepared(term, rows_ND)))[0] for term in terms]
-    scores = mean_of(terms, score_TN).tolist()
+    rows = as_gallery(unit(rows_ND, np.float32))
+    prepared = [rows if term.gallery == "frozen" else service.adapter.prepare(rows, term.gallery) for term in terms]
+    pairs = zip(terms, prepared, strict=True)
+    scores = mean_of(terms, [np.asarray(score(term.adaptation, of_term))[0] for term, of_term in pairs]).tolist()
   results = []
   for index in sorted(range(len(scores)), key=lambda index: -scores[index])[: asked.top_n]:
     entry: dict[str, Any] = {"index": index, "relevance_score": scores[index]}
@@ -102,13 +105,6 @@ def reranked(service: Service, asked: schemas.Rerank, job: Search, notes: list[s
         entry["document"] = service.items.records(service.items.positions([names[index]]))[0]
     results.append(entry)
   return {"results": results, **about}
-
-
-def _id_of(document: Any) -> str:
-  name = document.get("id") if isinstance(document, Mapping) else document
-  if not isinstance(name, str):
-    raise invalid('a document is an id of the gallery, or {"id": …}')
-  return name
 
 
 def adapted_json(service: Service, asked: schemas.Adapt, job: Search, notes: list[str]) -> dict[str, Any]:
