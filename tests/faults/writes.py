@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import io
 import json
 import pathlib
 import random
@@ -16,8 +17,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from PIL import Image
 from starlette.testclient import TestClient
-from tests.faults.malformed import pictures, value
 
 from qat_jax.serve import living
 from qat_jax.serve.limits import Limits
@@ -25,10 +26,14 @@ from qat_jax.serve.places import Place
 from qat_jax.serve.starting import Running
 from qat_jax.serve.web.app import create
 from qat_jax.serve.web.state import State
+from tests.qat_jax.serve.pictures_test import bomb
 from tests.qat_jax.serve.web.clients import png
 
 KEY = {"X-API-Key": "secret"}
 BATCH = 500  # cases a server
+ODD = ("", " ", "\0", "\u202e", "\ud800", "é" * 500, "🙂", "../../etc/passwd", "%2e%2e%2f", "x" * 5000, "null")
+NUMBERS = (0, -1, 1, 20, 10**9, 2**53 + 1, 2**63, -(2**70), 1e308, 1e-320, float("nan"), float("inf"), 0.5, True)
+WORDS = ("id", "image", "vector", "metadata", "items", "price", "name", "file", "query")
 CUTS = ("", "{", '"', ",", "\\", "é", "\x00")
 
 
@@ -133,3 +138,33 @@ def hurt(said: Any, rng: random.Random, images: list[bytes]) -> Any:
     return [hurt(said[0], rng, images), *said[1:]]
   name = rng.choice([*said, rng.choice(("file", ".stamp", "", "vector", "x" * 300, "\ud800"))])
   return {**said, name: hurt(said.get(name), rng, images)}
+
+
+def value(rng: random.Random, images: list[bytes], depth: int = 0) -> Any:
+  """Returns any JSON value, now and then one that a change may have."""
+  choice = rng.randrange(8 if depth < 4 else 5)
+  if choice < 3:
+    return rng.choice((ODD, NUMBERS, (None, "a red mug", *WORDS))[choice])
+  if choice == 3:
+    return base64.b64encode(rng.choice(images)).decode()
+  if choice == 4:
+    return [rng.choice(NUMBERS) for _ in range(rng.choice((0, 1, 127, 128, 129, 512)))]
+  if choice == 5:
+    return [value(rng, images, depth + 1) for _ in range(rng.randrange(4))]
+  return {rng.choice(WORDS): value(rng, images, depth + 1) for _ in range(rng.randrange(5))}
+
+
+def pictures(rng: random.Random) -> list[bytes]:
+  """Returns pictures, whole, cut, changed, of other kinds, and bombs."""
+  found = [b"", b"<svg/>", b"GIF89a", b"%PDF-1.4"]
+  for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"):
+    buffer = io.BytesIO()
+    Image.new("RGB", (33, 21), (200, 30, 30)).save(buffer, kind)
+    data = buffer.getvalue()
+    found += [data, data[: rng.randrange(len(data))]]
+    for _ in range(6):
+      changed = bytearray(data)
+      for _ in range(rng.randrange(1, 12)):
+        changed[rng.randrange(len(changed))] = rng.randrange(256)
+      found.append(bytes(changed))
+  return [*found, *(bomb(*size) for size in ((50_000, 50_000), (2**31 - 1, 2**31 - 1), (0, 5)))]

@@ -8,12 +8,11 @@ import random
 
 import pytest
 from starlette.testclient import TestClient
-from tests.faults.malformed import pictures
 
 from qat_jax.serve.limits import Limits
 from qat_jax.serve.web.app import create
 from qat_jax.serve.web.state import State
-from tests.faults.writes import KEY, sent, served, settle, written
+from tests.faults.writes import KEY, pictures, sent, served, settle, written
 from tests.qat_jax.serve.web.clients import code, ids, png
 
 
