@@ -102,7 +102,9 @@ def imports(nodes):
     elif isinstance(node, ast.ImportFrom):
       assert node.level == 0, f"{ast.unparse(node)} is a relative import; write the whole name"
       found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    elif isinstance(node, ast.Call) and ast.unparse(node.func) == "needed" and isinstance(node.args[0], ast.Constant):
+    elif (
+      isinstance(node, ast.Call) and getattr(node.func, "id", "") == "needed" and isinstance(node.args[0], ast.Constant)
+    ):
       found.add(node.args[0].value)  # an index imports its package by name
   return found
 

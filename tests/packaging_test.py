@@ -82,7 +82,9 @@ def third_parties(path):
       modules |= {alias.name for alias in node.names}
     elif isinstance(node, ast.ImportFrom):
       modules.add(node.module)
-    elif isinstance(node, ast.Call) and ast.unparse(node.func) == "needed" and isinstance(node.args[0], ast.Constant):
+    elif (
+      isinstance(node, ast.Call) and getattr(node.func, "id", "") == "needed" and isinstance(node.args[0], ast.Constant)
+    ):
       modules.add(node.args[0].value)  # an index imports its package by name
   names = {module.split(".")[0] for module in modules} - OURS - set(sys.stdlib_module_names)
   return {normal(DISTRIBUTIONS.get(name, name)) for name in names}

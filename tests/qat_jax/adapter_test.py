@@ -33,6 +33,7 @@ def test_saving_again_replaces_the_adapter(adapter, features, tmp_path, head):
   assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
+@pytest.mark.compile
 def test_any_number_of_queries_gives_the_same_rows_without_compiling_for_each(adapter):
   query_QD = np.random.default_rng(1).normal(size=(9, WIDTH)).astype(np.float32)
   whole = adapter(query_QD, "text")

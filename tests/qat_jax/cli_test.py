@@ -62,6 +62,7 @@ def test_a_run_is_exported(files, capsys):
   assert qat_jax.load(files / "mine").fingerprint == qat_jax.load(files / "run").fingerprint
 
 
+@pytest.mark.compile
 def test_pictures_become_features(tmp_path, capsys):
   (tmp_path / "pictures").mkdir()
   for name, colour in (("a", "red"), ("b", "blue")):
