@@ -49,7 +49,7 @@ MARKERS = {
   "qat_jax/encoders": ("compile",),
   "qat_jax/evidence_test.py": ("train",),
   "qat_jax/fit": ("train",),
-  "qat_jax/models/forms_test.py": ("compile",),
+  **{f"qat_jax/models/{name}_test.py": ("compile",) for name in ("experts", "forms", "levels", "memory")},
   "qat_jax/search/exact_test.py": ("compile",),
   **{f"qat_jax/serve/{name}_test.py": ("compile",) for name in ("aspects", "faults", "refined", "service")},
   "qat_jax/serve/learning_test.py": ("train", "process"),

@@ -41,6 +41,7 @@ def check(ranking: Ranking, exact_QN: np.ndarray, group_N: np.ndarray, k: int) -
     assert max((best[g] for g in best.keys() - set(own)), default=-2) <= min(score_K, default=2) + SLACK
 
 
+@pytest.mark.compile
 @settings(max_examples=120, deadline=None, print_blob=True)
 @given(
   form=st.sampled_from(["plain", "adaptive", "iterated", "gated", "signed"]),

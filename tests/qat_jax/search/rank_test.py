@@ -51,6 +51,7 @@ def dense_scores(adaptation, gallery_ND) -> np.ndarray:
   return in_float64(adaptation, gallery_ND)[0]
 
 
+@pytest.mark.compile
 @settings(max_examples=150, deadline=None, print_blob=True)
 @given(
   form=st.sampled_from([*FORMS]),
