@@ -75,17 +75,6 @@ def test_the_vectors_are_reproduced_from_every_form_of_the_ground_truth(tmp_path
     assert got["queries"] == sum(ap is not None for ap in expected["ap"])
 
 
-def test_a_task_scores_rankings_as_the_vectors_do(tmp_path):
-  ids_QK = RANKS.T.astype(np.int32)
-  tasks = {task.name: task for task in revisited.open_task(as_pickle(tmp_path))}
-  assert list(tasks) == ["roxford5k easy", "roxford5k medium", "roxford5k hard"]
-  task = tasks["roxford5k medium"]
-  assert task.query_ids[1] == "query_1"
-  assert task.score(Ranking(ids_QK, -np.arange(ids_QK.size).reshape(ids_QK.shape)))["map"] == pytest.approx(
-    VECTORS["expected"]["medium"]["map"], abs=1e-9
-  )
-
-
 def test_distractors_follow_the_images_of_the_set(tmp_path):
   task = revisited.open_task(as_pickle(tmp_path), distractor_ids=["far_0", "far_1"])[1]
   assert len(task.gallery_ids) == len(RANKS) + 2
