@@ -44,6 +44,8 @@ def test_duplicates_are_hidden_and_the_link_says_so(page):
   assert len(kept) < 12 and "once=1" in page.url
   counts = page.eval_on_selector_all("#plain .alike", "all => all.map(one => parseInt(one.textContent))")
   assert counts and min(counts) > 1
+  heights = page.eval_on_selector_all("li.card .line", "lines => lines.map(line => Math.round(line.offsetHeight))")
+  assert len(set(heights)) == 1  # the number lies on the picture: rows of both sides stay beside each other
   again = page.context.new_page()
   again.goto(page.url)
   again.wait_for_selector("#plain li")
