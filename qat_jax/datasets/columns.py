@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from qat_jax.datasets.files import IMAGES
 from qat_jax.datasets.tables import (
   CAPTION_COLUMNS,
   FILE_COLUMNS,
@@ -33,9 +34,10 @@ SIGNED = 1 << 63  # whole numbers from here on do not fit into int64, and become
 EXACT = 1 << 53  # whole numbers up to here are exact as floats
 SEPARATORS = (",", ";", "\t", "|")
 # A cell that has a picture's name at a line's begin or end, with a separator beside it: a quote took in that line.
-_PICTURE = r"[^\n]{1,255}\.(jpe?g|png|webp|gif|bmp|tiff?|avif|jfif|heic)\"?"
+_PICTURE = rf"[^\n]{{1,255}}({'|'.join(map(re.escape, IMAGES))})\"?"
 SWALLOWED = re.compile(rf"\n{_PICTURE} *[,;\t|]|[,;\t|]{_PICTURE} *\r?\n", re.IGNORECASE)
 WHOLE = re.compile(r"-?[0-9]+\.0+")  # how a table of text shows a whole number that was a float
+NOTHING = ("nan", "none", "null", "<na>", "\\n")  # how programs write a missing value into text, in lower case
 
 log = logging.getLogger(__name__)
 
@@ -54,38 +56,44 @@ def read(table: Path) -> list[dict[str, Any]]:
     raise ValueError(f"{table} is no .csv, .tsv, .jsonl or .parquet file")
   text = decoded(table.read_bytes(), table)
   if ending == ".jsonl":
-    lines = enumerate(text.split("\n"), 1)
+    lines = enumerate(re.split("\r\n|\n|\r", text), 1)
     return [parse_object(line, f"{table}, line {number}") for number, line in lines if line.strip()]
   return _separated(table, text, SEPARATORS if ending == ".csv" else ("\t",))
 
 
 def _separated(table: Path, text: str, separators: Sequence[str]) -> list[dict[str, Any]]:
-  """Returns the rows of CSV. The separator is the first that gives the header a known column of files."""
-  header = text.partition("\n")[0]
-  known = lambda mark: {cell.strip(' "\r').lower() for cell in header.split(mark)} & set(FILE_COLUMNS)
+  """Returns the rows of CSV. The separator is the first that gives the header a known column of files.
+
+  A first line `sep=;`, as Excel writes it, is passed over, as are columns without a name.
+  """
+  text = re.sub(r"\Asep=.", "", text)
+  header = next((line for line in text.splitlines() if line.strip()), "")
+  known = lambda mark: {cell.strip(' "').lower() for cell in header.split(mark)} & set(FILE_COLUMNS)
   mark = next((mark for mark in separators if mark in header and known(mark)), separators[0])
   reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, skipinitialspace=True, strict=True)
   rows: list[dict[str, Any]] = []
-  names: list[str] = []
+  heads: list[str] = []
+  names: dict[str, str] = {}
   begin = 1
   try:
     for cells in reader:
       if not names:
-        names = list(clean(cells, table)) if cells else []
+        heads, names = cells, clean(cells, table)
       elif cells:
-        if len(cells) > len(names):
+        if any(cells[len(heads) :]):
           raise ValueError(
-            f"{table}, line {begin}: more cells than the {len(names)} columns; put text with a comma in quotes"
+            f"{table}, line {begin}: more cells than the {len(heads)} columns; put text with a comma in quotes"
           )
         if any(SWALLOWED.search(cell) for cell in cells):
           raise ValueError(f"{table}, line {begin}: a quote stays open there and takes in the rows after it; close it")
-        rows.append(dict(zip(names, [*cells, *[None] * (len(names) - len(cells))], strict=True)))
+        row = dict(zip(heads, cells, strict=False))
+        rows.append({short: row.get(written) for short, written in names.items()})
       begin = reader.line_num + 1
   except csv.Error as error:
     raise ValueError(f"{table}, line {begin}: {error}; a quote there stays open, or is not doubled: mend it") from error
   for column in ("id", "instance"):  # NaN and 3.0 are how programs write a missing and a whole number into text
     cells = [row.get(column) or "" for row in rows]
-    cells = ["" if cell in ("nan", "NaN") else cell for cell in cells]
+    cells = ["" if cell.strip().lower() in NOTHING else cell for cell in cells]
     whole = all(WHOLE.fullmatch(cell) for cell in cells if cell)
     for row, cell in zip(rows, cells, strict=True):
       row |= {column: cell.partition(".")[0] if whole else cell} if column in row else {}
@@ -95,7 +103,8 @@ def _separated(table: Path, text: str, separators: Sequence[str]) -> list[dict[s
 def read_columns(path: Path) -> dict[str, str]:
   """Returns the clean name → the written name of the columns of one metadata shard."""
   with readable(path):
-    return clean(pq.read_schema(path).names, path)
+    names = pq.read_schema(path).names
+  return clean(names, path)
 
 
 def read_column(path: Path, columns: Mapping[str, str], name: str) -> pa.ChunkedArray:
@@ -164,8 +173,8 @@ def widened(parts: Sequence[pa.ChunkedArray], where: object) -> pa.ChunkedArray:
   return pa.chunked_array([chunk for part in shown for chunk in part.chunks], pa.string())
 
 
-def names(column: pa.ChunkedArray, where: object) -> pa.ChunkedArray:
-  """Returns a column as the text of names or captions, as `name` does; null where there is none."""
+def names(column: pa.ChunkedArray, where: object, spaces: bool = True) -> pa.ChunkedArray:
+  """Returns a column as the text of names or captions, as `name` does, with `spaces` at the ends; null for none."""
   column = _undone(column)
   if pa.types.is_integer(column.type):
     return column.cast(pa.string())
@@ -173,7 +182,8 @@ def names(column: pa.ChunkedArray, where: object) -> pa.ChunkedArray:
     return column.cast(pa.string())
   if _is_text(column.type):
     column = column.cast(pa.string())
-    return pc.if_else(pc.equal(pc.utf8_trim_whitespace(column), ""), pa.scalar(None, pa.string()), column)
+    short = pc.utf8_trim_whitespace(column)
+    return pc.if_else(pc.equal(short, ""), pa.scalar(None, pa.string()), column if spaces else short)
   return pa.chunked_array([[name(value, where) for value in column.to_pylist()]], pa.string())
 
 

@@ -6,11 +6,11 @@ import functools
 import importlib.util
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qat_jax.datasets.tables import SPLITS
+from qat_jax.datasets.tables import SPLITS, check_fetched, left_out_columns
 
 # What Pillow opens by itself, and what it opens with the extra `heif`: the one list of pictures.
 # Endings → Pillow's name of the format. Left out are formats that run a program (EPS) or name other files.
@@ -47,6 +47,11 @@ class LeftOut(dict[str, list[str]]):
     """Adds names to a kind."""
     if new := [name.encode("utf-8", "backslashreplace").decode() for name in names]:
       self.setdefault(kind, []).extend(new)
+
+  def add_columns(self, rows: Sequence[Mapping[str, Any]], captioned: bool = False) -> None:
+    """Adds the columns of some rows that are not kept, as `tables.left_out_columns`."""
+    for kind, names in left_out_columns(rows, captioned).items():
+      self.add(kind, names)
 
   def add_file(self, name: str) -> None:
     """Adds a file that is not opened, by its ending."""
@@ -108,13 +113,19 @@ def listed(where: str | os.PathLike, ending: str, left_out: LeftOut | None = Non
   elif system.isfile(path):
     infos = [system.info(path)]
   else:
-    infos = system.glob(_escaped(system, path), detail=True).values()
+    infos = list(system.glob(_escaped(system, path), detail=True).values())
   files = {info["name"]: info for info in infos if info["type"] == "file"}
   taken = {n for n in files if n.lower().endswith(ending) and not n.rsplit("/", 1)[-1].startswith(".")}
   if not taken:
     raise FileNotFoundError(f"no {ending} files at {where}; give a folder of them, one of them, or a pattern with *")
-  for name in sorted(files.keys() - taken if left_out is not None else ()):
-    left_out.add_file(name.rsplit("/", 1)[-1])  # type: ignore[union-attr]
+  for name in sorted(taken):
+    if files[name]["size"] < 1000:
+      check_fetched(system.cat_file(name), name)
+  if left_out is not None:
+    for name in sorted(files.keys() - taken):
+      left_out.add_file(name.rsplit("/", 1)[-1])
+    inside = sorted(info["name"].rsplit("/", 1)[-1] for info in infos if info["type"] == "directory")
+    left_out.add(f"folders; a pattern, {where}/*/*{ending}, reads them", [name for name in inside if not hidden(name)])
   dates = ("mtime", "ETag", "etag", "md5Hash", "LastModified", "updated", "created")
   date = lambda info: str(next((info[date] for date in dates if info.get(date)), ""))
   return [File(system, name, files[name]["size"], date(files[name])) for name in sorted(taken)]

@@ -32,7 +32,8 @@ class FolderSource:
   ) -> None:
     """Lists the images; `captions` is the table (None: captions.* or an image folder's metadata.*, if any).
 
-    With `instance_by_folder` images in one subfolder are of one instance, unless the table says otherwise.
+    With `instance_by_folder` images in one subfolder are of one instance, unless the table says otherwise; images in no
+    subfolder are of none.
 
     Raises FileNotFoundError for a missing folder or table, or images that the table names and the folder lacks;
     ValueError for a table without a column of file names, or a line that cannot be read; it is named.
@@ -42,7 +43,10 @@ class FolderSource:
       raise FileNotFoundError(f"no folder {self.folder}; give one with images")
     files = self._files()
     images = [file for file in files if file.lower().endswith(opened_endings())]
-    self.texts = {file.lower(): file for file in files if file.lower().endswith(TEXTS)}
+    self.texts: dict[str, list[str]] = {}  # the name as `_plain` has it → the text files that are called so
+    for file in files:
+      if file.lower().endswith(TEXTS):
+        self.texts.setdefault(_plain(file), []).append(file)
     self.tables: dict[str, Path] = {}  # the beginning of the paths that a table speaks of → the table
     rows = self._read_tables(captions, files, images)
     self.rows = [{"file": image} for image in images] if rows is None else rows
@@ -66,8 +70,8 @@ class FolderSource:
     if tables.caption_column(row, where) is None and (beside := self._beside(row["file"])):
       path = self.folder / beside
       record["caption"] = next(iter(tables.texts(tables.decoded(path.read_bytes(), path), path)), None)
-    folder = str(Path(row["file"]).parent) if self.instance_by_folder else None
-    return {**record, "instance": record["instance"] or folder}
+    folder = row["file"].rpartition("/")[0] if self.instance_by_folder else None
+    return {**record, "instance": record["instance"] or folder or None}
 
   def stamp(self, position: int) -> dict[str, Any]:
     """Returns what changes when a row does: its record, and size and date of its image."""
@@ -91,9 +95,10 @@ class FolderSource:
     return {**record, "image": image}
 
   def _beside(self, file: str) -> str | None:
-    """Returns the text file of an image: a.txt or a.jpg.txt."""
-    names = (f"{stem}{ending}".lower() for ending in TEXTS for stem in (os.path.splitext(file)[0], file))
-    return next((self.texts[name] for name in names if name in self.texts), None)
+    """Returns the text file of an image: a.jpg.txt or a.txt, of several such names the one in the same letters."""
+    names = [f"{stem}{ending}" for ending in TEXTS for stem in (file, os.path.splitext(file)[0])]
+    near = [text for name in names for text in self.texts.get(_plain(name), ())]
+    return next((text for text in near if text in names), next(iter(near), None))
 
   def _files(self) -> list[str]:
     """Returns the paths of all files that are no system's, sorted; links to folders are followed, a folder once."""
@@ -186,7 +191,8 @@ class FolderSource:
       before = first.setdefault(name, row)
       if before is row:
         continue
-      if differing := [key for key in ("file", "instance", "split") if row.get(key) != before.get(key)]:
+      same = lambda key, row=row, before=before: tables.name(row.get(key), key) == tables.name(before.get(key), key)
+      if differing := [key for key in ("file", "instance", "split") if not same(key)]:
         raise ValueError(
           f"{table} has {name!r} in two rows that differ in {differing[0]!r}; give each row its own `id`"
         )
@@ -210,5 +216,9 @@ class FolderSource:
         self.left_out.add("tables of captions that are not read", [file])
       else:
         self.left_out.add_file(file)
-    self.left_out.add("columns of no plain values", tables.odd_columns(self.rows))
-    self.left_out.add(*tables.near_captions(self.rows))
+    self.left_out.add_columns(self.rows)
+
+
+def _plain(file: str) -> str:
+  """Returns a file's name in lower case, its accents composed: whichever way a system writes it."""
+  return unicodedata.normalize("NFC", file).lower()

@@ -125,10 +125,8 @@ class ParquetSource:
     named = tables.caption_column(written, file.path)
     known = (named, "instance", "split", next((name for name in ID_COLUMNS if name in written), None))
     kept = {n: w for n, w in written.items() if w != image and (n in known or _simple(schema.field(w).type))}
-    odd = (n for n, w in written.items() if n not in kept and w != image)
-    self.left_out.add("columns of no plain values", odd)
-    text = {n: "" for n, w in kept.items() if n == named or _simple(schema.field(w).type, TEXT)}
-    self.left_out.add(*tables.near_captions([text]))
+    sample = {n: () if n not in kept else "" if _simple(schema.field(w).type, TEXT) else 0 for n, w in written.items()}
+    self.left_out.add_columns([{n: value for n, value in sample.items() if written[n] != image}], named is not None)
     return kept
 
   def _row(self, position: int, images: bool) -> tuple[pa.Table, int, int]:
@@ -172,7 +170,7 @@ def _images(schema: pa.Schema, given: str | None, file: File) -> str | None:
     kind = None if field is None else field.type
     if kind is not None and pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
       kind = kind.field("bytes").type
-    if kind is not None and any(test(kind) for test in BINARY):
+    if kind is not None and _simple(kind, BINARY):
       return written[name]
   return None
 

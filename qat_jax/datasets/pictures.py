@@ -11,6 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from qat_jax.datasets.files import FORMATS, opened_endings
 from qat_jax.datasets.sources import UnreadableImage
+from qat_jax.datasets.tables import check_fetched
 
 HEIF = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")  # kinds of HEIC that Pillow lacks
 
@@ -42,8 +43,7 @@ def opened(data: bytes | bytearray | memoryview) -> Image.Image:
   Raises ValueError for a file that Git LFS has not fetched, ImportError for HEIC where the extra `heif` is missing,
   UnidentifiedImageError for formats that are not of `formats`.
   """
-  if bytes(data[:8]) == b"version ":
-    raise ValueError("it is a pointer of Git LFS, not the picture; fetch it with git lfs pull")
+  check_fetched(bytes(data[:64]), "it")
   if bytes(data[4:8]) == b"ftyp" and bytes(data[8:12]) in HEIF and "HEIF" not in formats():
     raise ImportError("it is HEIC, which pip install 'qat-jax[heif]' opens")
   return Image.open(io.BytesIO(data), formats=formats())

@@ -19,11 +19,14 @@ ID_COLUMNS = ("id", "key", "image_id", "file_name")
 KNOWN = {*FILE_COLUMNS, *CAPTION_COLUMNS, *ID_COLUMNS, "instance", "split", "relevant"}
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val"}
 SPLITS |= {"test": "test", "testing": "test"}
-NEAR = re.compile("caption|text|descr|title|prompt|comment|sentence|^alt", re.IGNORECASE)
+NEAR = re.compile("caption|text|txt|descr|title|prompt|comment|sentence|^alt", re.IGNORECASE)
+LONG = 1000  # digits, from which on a whole number of JSON is read as text: Python's int takes 4300
+LFS = b"version https://git-lfs"  # how a file begins that Git LFS has not fetched
 
 
 def decoded(data: bytes, where: object) -> str:
   """Returns UTF-8 text without its byte order mark; raises ValueError that names the line of any other text."""
+  check_fetched(data, where)
   if data.startswith((b"\xff\xfe", b"\xfe\xff")):
     raise ValueError(f"{where} is UTF-16; save it as UTF-8")
   if b"\0" in data:
@@ -39,10 +42,17 @@ def decoded(data: bytes, where: object) -> str:
     ) from error
 
 
+def check_fetched(data: bytes, where: object) -> None:
+  """Raises ValueError for the first bytes of a pointer that Git LFS has not replaced by the file."""
+  if data.startswith(LFS):
+    raise ValueError(f"{where} is a pointer of Git LFS, not the file; fetch it with git lfs pull")
+
+
 def clean(names: Iterable[str], where: object) -> dict[str, str]:
   """Returns the clean name → the written name of each column; raises ValueError where two become the same.
 
-  Spaces around a name and a byte order mark go; a known name becomes lower case unless it is there in lower case too.
+  Spaces around a name and a byte order mark go, and so do columns without a name. A known name becomes lower case
+  unless it is there in lower case too.
   """
   written = list(names)
   cleaned: dict[str, str] = {}
@@ -52,6 +62,8 @@ def clean(names: Iterable[str], where: object) -> dict[str, str]:
       raise ValueError(f"{where} has the column {short!r} with half a surrogate pair; it is no UTF-8, rename it")
     lower = short.lower()
     short = lower if lower in KNOWN and (lower not in written or lower == name) else short
+    if not short:
+      continue
     if short in cleaned:
       raise ValueError(f"{where} has the columns {cleaned[short]!r} and {name!r}, which are one name; rename one")
     cleaned[short] = name
@@ -68,9 +80,9 @@ def caption_column(names: Iterable[str], where: object) -> str | None:
 
 def texts(value: Any, where: object) -> list[str]:
   """Returns the texts of a caption: none where it is missing or blank, several of a list; refuses an object by name."""
-  if isinstance(value, Mapping):
+  if isinstance(value, Mapping | tuple):  # Arrow gives the entries of a map as tuples
     raise ValueError(f"{where} has a caption that is an object with the fields {list(value)}; give its text alone")
-  if isinstance(value, list | tuple) or (hasattr(value, "ndim") and value.ndim):
+  if isinstance(value, list) or (hasattr(value, "ndim") and value.ndim):
     return [text for item in value for text in texts(item, where)]
   text = name(value, where)
   return [] if text is None or not text.strip() else [text.strip()]
@@ -107,6 +119,7 @@ def described(fields: Mapping[str, Any], place: str, where: object, ids: Sequenc
   """
   caption = caption_column(fields, where)
   labels = {column: name(fields.get(column), f"{where}, {column!r},") for column in ("instance", "split")}
+  labels = {column: text and text.strip() for column, text in labels.items()}
   given = next((column for column in ids if column in fields), None)
   identity = name(fields[given], f"{where}, {given!r},") if given else None
   captions = texts(fields[caption], where) if caption else []
@@ -114,7 +127,7 @@ def described(fields: Mapping[str, Any], place: str, where: object, ids: Sequenc
   rest = {key: value for key, value in fields.items() if key not in dropped and is_plain(value)}
   record = {**rest, "id": identity or place, "caption": next(iter(captions), None), "instance": labels["instance"]}
   split = labels["split"]
-  return record if split is None else {**record, "split": SPLITS.get(split.strip().lower(), split)}
+  return record if split is None else {**record, "split": SPLITS.get(split.lower(), split)}
 
 
 def is_plain(value: Any) -> bool:
@@ -122,23 +135,24 @@ def is_plain(value: Any) -> bool:
   return isinstance(value, str | bool | int | float)
 
 
-def odd_columns(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-  """Returns the columns with values that cannot be kept as metadata, but for captions."""
-  odd = (key for row in rows for key, value in row.items() if value is not None and not is_plain(value))
-  return [key for key in dict.fromkeys(odd) if key not in CAPTION_COLUMNS]
-
-
-def near_captions(rows: Sequence[Mapping[str, Any]]) -> tuple[str, list[str]]:
-  """Returns what a source tells of its columns: those that may hold captions, where none is a known column of them."""
-  captioned = any(column in row for row in rows for column in CAPTION_COLUMNS)
-  near = dict.fromkeys(key for row in rows for key, value in row.items() if isinstance(value, str) and NEAR.search(key))
-  return "columns as captions; call the one that holds them caption", [] if captioned else list(near)
+def left_out_columns(rows: Sequence[Mapping[str, Any]], captioned: bool = False) -> dict[str, list[str]]:
+  """Returns kind → the columns of rows that are not kept, or may hold captions; `captioned`: those lie elsewhere."""
+  captioned = captioned or any(column in row for row in rows for column in CAPTION_COLUMNS)
+  such = lambda test: list(dict.fromkeys(key for row in rows for key, value in row.items() if test(key, value)))
+  odd = lambda key, value: value is not None and not is_plain(value) and key not in CAPTION_COLUMNS
+  near = lambda key, value: not captioned and isinstance(value, str) and NEAR.search(key)
+  return {
+    "columns of no plain values": such(odd),
+    "columns called image, which is the picture": such(lambda key, value: key == "image"),
+    "columns as captions; call the one that holds them caption": such(near),
+  }
 
 
 def parse_object(data: str, where: object) -> dict[str, Any]:
   """Returns the JSON object in a text, with clean names; raises ValueError that says what else it is."""
   try:
-    content = json.loads(data, object_pairs_hook=lambda pairs: once(pairs, where))
+    whole = lambda digits: int(digits) if len(digits) < LONG else digits
+    content = json.loads(data, object_pairs_hook=lambda pairs: once(pairs, where), parse_int=whole)
   except json.JSONDecodeError as error:
     raise ValueError(f"{where}, is no JSON: {error.msg} at character {error.colno}; mend it") from error
   except RecursionError as error:

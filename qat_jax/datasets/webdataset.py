@@ -8,6 +8,7 @@ from __future__ import annotations
 import bisect
 import logging
 import os
+import posixpath
 import re
 import tarfile
 from typing import Any
@@ -52,9 +53,10 @@ class WebdatasetSource:
     if not len(self):
       told = "; ".join([f"known are {', '.join(IMAGES)}", *self.left_out.lines()])
       raise ValueError(f"the {len(self.shards)} tar shards at {where} hold no images; {told}")
-    place = self._place(0)
-    text = {"caption": ""} if "text" in self.members[place[0]][place[1]] else {}
-    self.left_out.add(*tables.near_captions([self._fields(*place)[0] | text]))
+    shard, row = self._place(0)
+    fields = self._fields(shard, row)[0]
+    self.left_out.add_columns([fields], captioned="text" in self.members[shard][row])
+    self.left_out.add("fields called id, as items of tars are named by shard and member", {"id"} & fields.keys())
 
   def __len__(self) -> int:
     return self.starts[-1]
@@ -129,28 +131,52 @@ def _records(shard: File, left_out: LeftOut) -> dict[str, dict[str, _Member]]:
           f"{shard.path} is empty or compressed; give plain .tar files, which can be read anywhere"
         ) from error
       raise ValueError(f"{shard.path} is no tar file ({error}); write it again or leave it out") from error
-    try:
-      while (member := tar.next()) is not None:
-        key, ending = cut(member.name)
-        if not tables.is_utf8(member.name):
-          raise ValueError(
-            f"{shard.path} has a member {member.name!r}, which is not UTF-8; write the tar with UTF-8 names"
-          )
-        if member.isdir():
-          pass
-        elif hidden(member.name) or not ending:
-          left_out.add_file(f"{shard.name}/{member.name}")
-        elif not member.isfile():
-          left_out.add("links and devices in tars", [f"{shard.name}/{member.name}"])
-        else:
-          endings = records.setdefault(key, {})
-          if ending in endings:
-            left_out.add("members that occur twice, of which the last counts", [f"{shard.name}/{member.name}"])
-          endings[ending] = (member.offset_data, member.size)
-        tar.members = []  # type: ignore[attr-defined]  # it would keep every one
-    except tarfile.ReadError as error:
-      _log.warning("%s was cut short after %d records (%s); the rest of it is missing", shard.path, len(records), error)
+    while (member := _next_member(tar, file, shard, left_out)) is not None:
+      key, ending = cut(member.name)
+      if not tables.is_utf8(member.name):
+        raise ValueError(
+          f"{shard.path} has a member {member.name!r}, which is not UTF-8; write the tar with UTF-8 names"
+        )
+      if member.isdir():
+        continue
+      elif hidden(member.name) or not ending:
+        left_out.add_file(f"{shard.name}/{member.name}")
+      elif not member.isfile() or member.issparse():
+        left_out.add("links, devices and sparse files in tars", [f"{shard.name}/{member.name}"])
+      else:
+        endings = records.setdefault(key, {})
+        if ending in endings:
+          left_out.add("members that occur twice, of which the last counts", [f"{shard.name}/{member.name}"])
+        endings[ending] = (member.offset_data, member.size)
   return records
+
+
+def _next_member(tar: tarfile.TarFile, file: Any, shard: File, left_out: LeftOut) -> tarfile.TarInfo | None:
+  """Returns the next member of a file of one or more tars, None at its end; notes one that ends before its end mark."""
+  tar.members = []  # type: ignore[attr-defined]  # it would keep every one
+  try:
+    while (member := tar.next()) is None:
+      following = _after_zeros(file, tar.offset)
+      if following is None and tar.offset < shard.size:
+        return None
+      if following in (None, tar.offset):
+        raise tarfile.ReadError(f"no member and no end mark at byte {tar.offset}")
+      tar.offset = following  # of the next tar
+    return member
+  except tarfile.ReadError as error:
+    _log.warning("%s was cut short or is damaged (%s); the rest of it is missing", shard.path, error)
+    left_out.add("tars that were cut short or are damaged, of which the rest is missing", [shard.name])
+    return None
+
+
+def _after_zeros(file: Any, start: int) -> int | None:
+  """Returns where the first block from `start` on begins that is not all zeros, None where all are."""
+  file.seek(start)
+  while data := file.read(1 << 16):
+    if rest := data.lstrip(b"\0"):
+      return start + (len(data) - len(rest)) // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+    start += len(data)
+  return None
 
 
 def cut(path: str) -> tuple[str, str]:
@@ -158,7 +184,7 @@ def cut(path: str) -> tuple[str, str]:
 
   ./0.depth.png is 0 and depth.png; Mug 2.0 (front).jpg is Mug 2.0 (front) and jpg.
   """
-  folder, _, name = path.removeprefix("./").rpartition("/")
+  folder, _, name = posixpath.normpath(path).rpartition("/")
   parts = name.split(".")
   first = len(parts) - 1
   while first > 1 and WORD.fullmatch(parts[first - 1]):
@@ -180,7 +206,8 @@ def _chosen(records: dict[str, dict[str, _Member]], shard: str, left_out: LeftOu
     plain = [ending for ending in images if "." not in ending]
     common = plain or [ending for ending in (*CAPTIONS, "json") if ending in endings]
     named = lambda image, common=common: not common and NAME.match(image)
-    alone = [image for image in images if _text_of(image, endings) or named(image)] if not plain else []
+    told = lambda image, endings=endings: _text_of(image, endings) or f"{_stem(image)}json" in endings
+    alone = [image for image in images if told(image) or named(image)] if not plain else []
     pictures = alone if len(alone) > 1 else (plain or images)[:1]
     taken: set[str] = set(pictures)
     for image in pictures:

@@ -142,9 +142,13 @@ class FeatureStore(ShardedRows):
     return columns.widened(list(self._parts(name)), f"{self.folder}, column {name!r},")
 
   def names(self, name: str) -> pa.ChunkedArray:
-    """Returns a column as the text of names: 3, 3.0 and "3" are the same; null where it is missing, NaN or blank."""
+    """Returns a column as the text of names: 3, 3.0 and "3" are the same; null where it is missing, NaN or blank.
+
+    Spaces at the ends go, but for ids.
+    """
     where = f"{self.folder}, column {name!r},"
-    chunks = [chunk for part in self._parts(name) for chunk in columns.names(part, where).chunks]
+    spaces = name == self.id_column
+    chunks = [chunk for part in self._parts(name) for chunk in columns.names(part, where, spaces).chunks]
     return pa.chunked_array(chunks, pa.string())
 
   def column(self, name: str) -> np.ndarray:

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from qat_jax.datasets import UnreadableImage
+from qat_jax.datasets.files import IMAGES
 from qat_jax.datasets.folder import FolderSource
 from qat_jax.datasets.pictures import decode
 
@@ -46,7 +47,7 @@ def test_images_are_listed_by_path_with_the_text_beside_them(folder):
   assert decode(source[0]).getpixel((1, 1))[0] > 150
   assert decode(source[2]).getpixel((1, 1)) == (0, 200, 0)
   source = FolderSource(folder, instance_by_folder=True)
-  assert [source[i]["instance"] for i in range(3)] == [".", ".", "more"]
+  assert [source[i]["instance"] for i in range(3)] == [None, None, "more"]
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -78,6 +79,7 @@ def test_a_file_that_went_away_is_an_unreadable_image(folder):
 
 
 UNNAMED = "columns as captions; call the one that holds them caption"
+IMAGE = "columns called image, which is the picture"
 REPEATED = "further rows of pictures, of which the first counts"
 
 
@@ -93,9 +95,23 @@ REPEATED = "further rows of pictures, of which the first counts"
     ("captions.csv", "file,caption\nno\u0308.png,x\n", "n\u00f6.png:x:None", {}),
     ("captions.csv", "file,caption\nb.jpg,x\nb.jpg,z\n", "b.jpg:x:None", {REPEATED: ["b.jpg: z"]}),
     ("captions.csv", "file,id,instance\nb.jpg,nan,3.0\na.JPG,7.0,NaN\n", "b.jpg:None:3 7:None:None", {}),
+    ("captions.csv", "file,id,instance\nb.jpg,NULL,None\na.JPG,007,<NA>\n", "b.jpg:None:None 007:None:None", {}),
+    ("captions.csv", "sep=;\ncaption;file\rx, y;b.jpg\r", "b.jpg:x, y:None", {}),
+    ("captions.csv", ",file,caption,,\n0,b.jpg,x,,,\n1,a.JPG,y\n", "b.jpg:x:None a.JPG:y:None", {}),
+    ("captions.csv", 'file,instance\nb.jpg," 3 "\n', "b.jpg:None:3", {}),
+    ("captions.csv", "file_name,image\nb.jpg,x\n", "b.jpg:None:None", {IMAGE: ["image"]}),
+    ("captions.jsonl", '{"file": "b.jpg", "caption": "x"}\r{"file": "a.JPG"}\r', "b.jpg:x:None a.JPG:None:None", {}),
+    (
+      "captions.jsonl",
+      '{"file": "b.jpg", "instance": NaN}\n{"file": "b.jpg"}\n'
+      '{"file": "a.JPG", "instance": 3}\n{"file": "a.JPG", "instance": "3"}',
+      "b.jpg:None:None a.JPG:None:3",
+      {REPEATED: ["b.jpg", "a.JPG"]},
+    ),
     ("captions.csv", "file,instance\nb.jpg,3.0\na.JPG,3.1\n", "b.jpg:None:3.0 a.JPG:None:3.1", {}),
     ("captions.csv", "file,description\nb.jpg,x\n", "b.jpg:None:None", {UNNAMED: ["description"]}),
     ("captions.jsonl", '{"file": "b.jpg", "id": 0, "instance": 0, "caption": ""}', "0:None:0", {}),
+    ("captions.jsonl", f'{{"file": "b.jpg", "instance": {"9" * 5000}}}', f"b.jpg:None:{'9' * 5000}", {}),
     ("elsewhere.csv", "image,id\na.JPG,seven\n", "seven:None:None", {}),
   ],
 )
@@ -110,6 +126,7 @@ def test_what_tables_of_other_people_mean(folder, tmp_path_factory, name, text, 
   assert [name for kind in source.left_out if "does not name" in kind for name in source.left_out[kind]]
 
 
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n"
 OPEN = 'file,caption\na.JPG,a\nb.jpg,"12 inch\nmore/c.png,c\n'
 
 
@@ -133,6 +150,8 @@ OPEN = 'file,caption\na.JPG,a\nb.jpg,"12 inch\nmore/c.png,c\n'
     ("captions.jsonl", '{"file": "b.jpg", "caption": "x", "caption": "y"}', "line 1, has the field 'caption' twice"),
     ("captions.jsonl", '{"file": "b.jpg", "a\\ud83d": "x"}', "line 1 has the column .* with half a surrogate pair"),
     ("captions.jsonl", '{"file": "b.jpg", "id": "a\\ud83d"}', "b.jpg, 'id', has text with half a surrogate"),
+    ("captions.csv", POINTER, "captions.csv is a pointer of Git LFS, not the file; fetch it"),
+    ("a.txt", POINTER, "a.txt is a pointer of Git LFS, not the file; fetch it"),
     ("a.txt", b"fine\na caf\xe9", "a.txt, line 2, is not UTF-8"),
   ],
 )
@@ -140,6 +159,25 @@ def test_what_cannot_be_read_or_says_two_things_is_named_with_its_place(folder, 
   (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
   with pytest.raises((ValueError, FileNotFoundError), match=words):
     FolderSource(folder).about(0)
+
+
+def test_a_text_belongs_to_the_image_whose_name_is_most_like_its_own(folder):
+  texts = {"a.txt": "small", "A.txt": "large", "b.txt": "any b", "b.jpg.txt": "this b", "more/o\u0308.txt": "o"}
+  for name, text in texts.items():
+    (folder / name).write_text(text)
+  for name in ("a.jpg", "A.jpg", "b.png", "more/\u00f6.png"):
+    (folder / name).write_bytes(b"")
+  source = FolderSource(folder)
+  read = {record["id"]: record["caption"] for record in map(source.about, range(len(source)))}
+  expected = {"A.jpg": "large", "a.JPG": "small", "a.jpg": "small", "b.jpg": "this b", "b.png": "any b"}
+  assert read == expected | {"more/c.png": None, "more/\u00f6.png": "o"}
+
+
+@pytest.mark.parametrize("ending", IMAGES)
+def test_an_open_quote_is_noticed_by_pictures_of_any_ending(folder, ending):
+  (folder / "captions.csv").write_text(f'file,caption\na{ending},"12 inch\nb{ending},b\nc{ending},12"\n')
+  with pytest.raises(ValueError, match="line 2: a quote stays open there"):
+    FolderSource(folder)
 
 
 def test_odd_file_names(folder):

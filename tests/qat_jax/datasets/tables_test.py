@@ -21,8 +21,10 @@ DOCS = pathlib.Path(__file__).parents[3] / "docs/data.md"
 
 
 def column(values):
-  large = any(isinstance(value, int) and value >= 2**63 for value in values)
-  return pa.array(values, pa.uint64() if large else None)
+  if any(isinstance(value, int) and value >= 2**63 for value in values):
+    return pa.array(values, pa.uint64())
+  entries = all(isinstance(value, list) and isinstance(value[0], tuple) for value in values)
+  return pa.array(values, pa.map_(pa.string(), pa.string()) if entries else None)
 
 
 def folder_with(root, name, values):
@@ -63,7 +65,8 @@ def split_with(root, name, values):
   split(features_with(root / "f", name, values), root / "set")
   stores = [FeatureStore.open(root / "set" / part, "img") for part in ("train", "val/gallery", "test/gallery")]
   clean = name.strip().lower()
-  assert len({store.arrow_column(clean).type for store in stores}) == 1  # whichever rows a part has
+  types = {store.arrow_column(clean).type for store in stores if clean}
+  assert len(types) == len(clean[:1])  # one type, whichever rows a part has
   rows = {row["id"]: row for store in stores for row in store.metadata().to_pylist()}
   return [rows[f"item{i}"] for i in range(len(values))]
 
@@ -98,6 +101,9 @@ KINDS = {
   "a blank caption": ("caption", ["a mug", "  "], ["a mug", None]),
   "a caption that is a list": ("caption", [["a red mug", "a mug"]], ["a red mug"]),
   "a caption that is an object": ("caption", [{"raw": "a mug"}], "object"),
+  "a caption that is a map": ("caption", [[("en", "a mug")]], "object"),
+  "spaces around an instance": ("instance", ["mug ", " mug", "pot"], ["mug", "mug", "pot"]),
+  "a column without a name": (" ", ["x"], [None]),
   "a column with spaces or capitals": (" Caption ", ["a mug"], ["a mug"]),
 }
 

@@ -114,4 +114,5 @@ def test_what_a_source_left_out_is_said_once_with_views_and_with_a_limit(tmp_pat
   (tmp_path / "notes.md").write_text("no pictures")
   places = sources("webdataset", "", tmp_path, **settings)
   told = {place: source.left_out for place, (source, _) in places.items()}
-  assert told.pop("train") == {".md files": ["notes.md"]} and not any(told.values())
+  expected = {".md files": ["notes.md"], "columns of no plain values": ["tags"]}
+  assert told.pop("train") == expected and not any(told.values())

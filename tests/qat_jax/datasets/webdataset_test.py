@@ -64,6 +64,44 @@ def test_a_shard_that_was_cut_short_gives_what_it_has_and_is_named(tmp_path, cap
     source[4]
 
 
+def test_tars_one_after_the_other_are_all_read(tmp_path):
+  folder = tar_shards(tmp_path / "s", rows=3)
+  expected = [{**record, "id": record["id"][5:]} for record in WebdatasetSource(folder)]
+  both = b"".join((folder / name).read_bytes() for name in ("0000.tar", "0001.tar"))
+  (tmp_path / "both.tar").write_bytes(both)
+  source = WebdatasetSource(tmp_path / "both.tar")
+  assert [{**record, "id": record["id"][5:]} for record in source] == expected and not source.left_out.get(CUT)
+
+
+RECORD = 3 * 1024  # bytes of a record of tar_shards: a header and a block a member
+
+
+@pytest.mark.parametrize(
+  ("damage", "records"),
+  [
+    (lambda data: data[: 2 * RECORD], 2),  # between two records
+    (lambda data: data[: 2 * RECORD + 100], 2),  # within a header
+    (lambda data: data[: 3 * RECORD] + b"x" * 512 + data[3 * RECORD + 512 :], 3),
+  ],
+)
+def test_a_shard_that_ends_without_its_end_mark_is_said_to_be_cut_short(tmp_path, caplog, damage, records):
+  path = tar_shards(tmp_path / "s", shards=1) / "0000.tar"
+  path.write_bytes(damage(path.read_bytes()))
+  source = WebdatasetSource(path)
+  assert len(source) == records and "0000.tar was cut short or is damaged" in caplog.text
+  assert source.left_out[CUT] == ["0000.tar"]
+
+
+def test_a_pointer_and_a_folder_among_the_shards_are_named(tmp_path):
+  tar_shards(tmp_path / "s", shards=1)
+  tar_shards(tmp_path / "s/more", shards=1)
+  left_out = WebdatasetSource(tmp_path / "s").left_out
+  assert left_out[f"folders; a pattern, {tmp_path}/s/*/*.tar, reads them"] == ["more"]
+  (tmp_path / "s/0001.tar").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n")
+  with pytest.raises(ValueError, match=r"0001\.tar is a pointer of Git LFS, not the file; fetch it"):
+    WebdatasetSource(tmp_path / "s")
+
+
 def test_broken_members_are_named_and_the_rest_is_read(tmp_path):
   records = {
     "a": {"png": picture(1), "json": "{no json"},
@@ -120,6 +158,7 @@ def test_shards_make_a_retrieval_set_by_their_names_or_by_instance(tmp_path):
   assert places["val/gallery"][0][0]["id"].startswith("validation-0/")
 
 
+CUT = "tars that were cut short or are damaged, of which the rest is missing"
 PAIR = {"Paul.png": picture(1), "Peter.png": picture(2)}
 FURTHER = "further pictures of records in tars"
 TWICE = "members that occur twice, of which the last counts"
@@ -141,6 +180,16 @@ RECORDS = {
   "texts of their own": (
     {"St": {"Paul.png": picture(7), "Paul.txt": "Paul", "Peter.PNG": picture(8), "Peter.txt": "Peter"}},
     ["St.Paul Paul 7", "St.Peter Peter 8"],
+    {},
+  ),
+  "fields of their own": (
+    {"p": {"v2.png": picture(7), "v2.json": '{"caption": "2"}', "v3.png": picture(8), "v3.json": '{"caption": "3"}'}},
+    ["p.v2 2 7", "p.v3 3 8"],
+    {},
+  ),
+  "paths with periods": (
+    {"././1": {"png": picture(1)}, "x//1": {"png": picture(2)}, "1": {"txt": "x"}},
+    ["1 x 1", "x/1 None 2"],
     {},
   ),
   "names of their own": ({"St": PAIR}, ["St.Paul None 1", "St.Peter None 2"], {}),
@@ -183,11 +232,17 @@ def test_names_that_are_not_utf8_are_refused(tmp_path):
 
 
 def test_a_field_that_may_be_a_caption_is_named_and_odd_fields_stop_nothing(tmp_path):
-  about = {"description": "a mug", "relevant": True, "image": "x", "split": "Validation"}
+  about = {"description": "a mug", "relevant": True, "image": "x", "split": "Validation", "tags": [1], "id": "x"}
   write_tar(tmp_path / "a.tar", {"0": {"png": picture(1), "json": json.dumps(about)}, "1": {"png.gz": b""}})
   source = WebdatasetSource(tmp_path)
   name = "columns as captions; call the one that holds them caption"
-  assert source.left_out == {".gz files": ["a.tar/1.png.gz"], name: ["description"]}
+  assert source.left_out == {
+    ".gz files": ["a.tar/1.png.gz"],
+    name: ["description"],
+    "columns called image, which is the picture": ["image"],
+    "columns of no plain values": ["tags"],
+    "fields called id, as items of tars are named by shard and member": ["id"],
+  }
   record = source[0]
   assert decode(record).getpixel((0, 0))[0] == 1 and record["split"] == "val"
   assert metadata_table([record]).to_pylist()[0]["relevant"] is True
