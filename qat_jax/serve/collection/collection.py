@@ -261,7 +261,7 @@ _KINDS = ((bool, pa.bool_()), (int, pa.int64()), (float, pa.float64()), (str, pa
 
 
 def _fits(value: Any, kind: pa.DataType, column: pa.DataType) -> bool:
-  if kind == column or (pa.types.is_integer(kind) and pa.types.is_floating(column)):
+  if kind == column:
     return True
   if pa.types.is_boolean(kind) or pa.types.is_boolean(column):
     return False

@@ -180,4 +180,5 @@ def _stamp(source: Any, position: int) -> tuple[str, str]:
   """Returns the id of an item, and a digest of all that its source says of it."""
   about = source.stamp(position)
   text = json.dumps(about, sort_keys=True, default=str)
-  return str(about["id"]), hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+  name = about["id"] if "id" in about else source.about(position)["id"]  # a row of Parquet is known by its place
+  return str(name), hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()

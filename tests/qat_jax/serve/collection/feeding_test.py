@@ -10,6 +10,7 @@ from PIL import Image
 from qat_jax.datasets.splits import open_source
 from qat_jax.serve.collection.blocks import ADDED
 from qat_jax.serve.collection.feeding import Feeder, Progress
+from tests.qat_jax.datasets.corpora import parquet_files, tar_shards
 from tests.qat_jax.serve.collection.conftest import WIDTH, content, item
 
 
@@ -48,6 +49,25 @@ def test_new_pictures_alone_are_encoded(fed, pictures):
   collection, encoded, _ = fed()
   assert encoded == [(255, 255, 255)] and len(collection) == 6
   assert fed()[1] == []
+
+
+def test_tars_and_parquet_files_are_followed_like_folders(fed, pictures):
+  for path in pictures.iterdir():
+    path.unlink()
+  tar_shards(pictures, shards=2, rows=3)
+  assert sorted(content(fed()[0])) == [f"000{i // 3}/{i:05d}" for i in range(6)]
+  for path in pictures.iterdir():
+    path.unlink()
+  parquet_files(pictures, rows=2, id=lambda i: f"item{i}")
+  collection, encoded, _ = fed()
+  assert sorted(content(collection)) == [f"item{i}" for i in range(4)] and encoded == []  # the pictures of the tars
+  assert collection.get("item3").metadata["caption"] == "toy no. 3" and fed()[1] == []
+
+
+def test_a_whole_number_that_no_float_holds_makes_its_column_text(fed, pictures):
+  (pictures / "captions.jsonl").write_text(f'{{"file": "0.png", "x": 0.5}}\n{{"file": "1.png", "x": {2**53 + 1}}}')
+  metadata = {name: about["x"] for name, (_, about) in content(fed()[0]).items()}
+  assert metadata == {"0.png": "0.5", "1.png": "9007199254740993"}
 
 
 def test_a_renamed_picture_keeps_its_feature_and_a_removed_one_goes(fed, pictures):
