@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 import importlib.util
+import itertools
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qat_jax.datasets.sources import checked
 from qat_jax.datasets.tables import SPLITS, check_fetched, left_out_columns
 
 # What Pillow opens by itself, and what it opens with the extra `heif`: the one list of pictures.
@@ -129,6 +132,32 @@ def listed(where: str | os.PathLike, ending: str, left_out: LeftOut | None = Non
   dates = ("mtime", "ETag", "etag", "md5Hash", "LastModified", "updated", "created")
   date = lambda info: str(next((info[date] for date in dates if info.get(date)), ""))
   return [File(system, name, files[name]["size"], date(files[name])) for name in sorted(taken)]
+
+
+class Shards:
+  """Items that lie in files, one file after the other. A file whose name says a split says that of its items.
+
+  `starts` has the position of each file's first item, and the count of all.
+  """
+
+  def __init__(self, where: str | os.PathLike, ending: str) -> None:
+    """Lists the files with an ending, as `listed`; `number` is to be called next."""
+    self.left_out, self.ending = LeftOut(), ending
+    self.shards = listed(where, ending, self.left_out)
+
+  def number(self, counts: Iterable[int]) -> None:
+    """Sets how many items each of `shards` has."""
+    self.names = stems(self.shards, self.ending)
+    self.splits = named_splits([name.split("/") for name in self.names])
+    self.starts = [0, *itertools.accumulate(counts)]
+
+  def __len__(self) -> int:
+    return self.starts[-1]
+
+  def place(self, position: int) -> tuple[int, int]:
+    """Returns the number of an item's file, and its place there."""
+    file = bisect.bisect_right(self.starts, checked(position, self)) - 1  # type: ignore[arg-type]
+    return file, position - self.starts[file]
 
 
 def _escaped(system: Any, pattern: str) -> str:

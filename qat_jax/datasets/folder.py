@@ -27,15 +27,13 @@ class FolderSource:
   the caption is the text file of the same name, if any. `left_out` has what was not taken.
   """
 
-  def __init__(
-    self, folder: str | os.PathLike, captions: str | os.PathLike | None = None, instance_by_folder: bool = False
-  ) -> None:
-    """Lists the images; `captions` is the table (None: captions.* or an image folder's metadata.*, if any).
+  def __init__(self, folder: str | os.PathLike, instance_by_folder: bool = False) -> None:
+    """Lists the images, by the table captions.* or an image folder's metadata.*, if there is one.
 
     With `instance_by_folder` images in one subfolder are of one instance, unless the table says otherwise; images in no
     subfolder are of none.
 
-    Raises FileNotFoundError for a missing folder or table, or images that the table names and the folder lacks;
+    Raises FileNotFoundError for a missing folder, or images that the table names and the folder lacks;
     ValueError for a table without a column of file names, or a line that cannot be read; it is named.
     """
     self.folder, self.left_out, self.instance_by_folder = Path(folder), LeftOut(), instance_by_folder
@@ -48,7 +46,7 @@ class FolderSource:
       if file.lower().endswith(TEXTS):
         self.texts.setdefault(_plain(file), []).append(file)
     self.tables: dict[str, Path] = {}  # the beginning of the paths that a table speaks of → the table
-    rows = self._read_tables(captions, files, images)
+    rows = self._read_tables(files, images)
     self.rows = [{"file": image} for image in images] if rows is None else rows
     self._leave_out(files, images)
     if not self.rows:
@@ -128,22 +126,21 @@ class FolderSource:
             files.append(within + name)
     return sorted(files)
 
-  def _read_tables(
-    self, given: str | os.PathLike | None, files: list[str], images: list[str]
-  ) -> list[dict[str, Any]] | None:
-    """Fills `tables` with the given table, the folder's own, or those of its folders; returns the rows, None of none.
+  def _read_tables(self, files: list[str], images: list[str]) -> list[dict[str, Any]] | None:
+    """Fills `tables` with the folder's own table, or those of its folders; returns the rows, None of no table.
 
     A picture outside of all tables' folders is a row. What names no files is no table, but the folder's own captions.*.
     """
     there = {file.lower(): file for file in files}
     rows: list[dict[str, Any]] = []
-    for within in [""] if given else sorted({"", *(file[: file.rfind("/") + 1] for file in files)}):
-      spoken = within.startswith(tuple(self.tables))
-      names = [there[(within + name).lower()] for name in TABLES if (within + name).lower() in there and not spoken]
-      for path in [Path(given)] if given else [self.folder / name for name in names]:
+    for within in sorted({"", *(file[: file.rfind("/") + 1] for file in files)}):
+      if within.startswith(tuple(self.tables)):
+        continue
+      for name in (there[low] for low in (f"{within}{table}".lower() for table in TABLES) if low in there):
+        path = self.folder / name
         content = columns.read(path)
         column = next((name for name in FILE_COLUMNS if content and name in content[0]), None)
-        if content and column is None and (path.stem.lower() == "metadata" or within) and not given:
+        if content and column is None and (path.stem.lower() == "metadata" or within):
           continue
         self.tables[within] = path
         rows += self._once(path, self._named(path, content, column, within))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import collections
+import functools
+import threading
+from collections.abc import Callable
 from typing import Any, Protocol
 
 # Metadata columns of a crop's box: shares of the picture's sides, 0 to 1.
@@ -16,6 +20,50 @@ class Source(Protocol):
 
   def __getitem__(self, position: int, /) -> dict[str, Any]:
     """Returns the record of an item; raises UnreadableImage where its file cannot be read."""
+
+
+def checked(position: int, source: Source) -> int:
+  """Returns a position in a source; raises IndexError where it has no such item."""
+  if not 0 <= position < len(source):
+    raise IndexError(f"position {position} asked of a source of {len(source)}")
+  return position
+
+
+class Derived:
+  """Items made of those of another source. It has `stamp` where that has, by `_stamp` of the other's stamp."""
+
+  def __init__(self, source: Any) -> None:
+    self.source = source
+    self.left_out = {kind: list(names) for kind, names in getattr(source, "left_out", {}).items()}
+
+  @property
+  def stamp(self) -> Any:
+    """The function that returns what changes when an item does; AttributeError where the source has none."""
+    return functools.partial(self._stamp, self.source.stamp)
+
+
+class Kept:
+  """The last `size` results of a function of one argument. Threads that want the same one wait; a copy is empty."""
+
+  def __init__(self, make: Callable[[Any], Any], size: int) -> None:
+    self.make, self.size = make, size
+    self._results: collections.OrderedDict[Any, tuple[threading.Lock, list[Any]]] = collections.OrderedDict()
+    self._lock = threading.Lock()
+
+  def __reduce__(self) -> tuple[type[Kept], tuple[Callable[[Any], Any], int]]:
+    return type(self), (self.make, self.size)
+
+  def __call__(self, key: Any) -> Any:
+    """Returns the function's result."""
+    with self._lock:
+      lock, result = self._results.setdefault(key, (threading.Lock(), []))
+      self._results.move_to_end(key)
+      if len(self._results) > self.size:
+        self._results.popitem(last=False)
+    with lock:
+      if not result:
+        result.append(self.make(key))
+      return result[0]
 
 
 class UnreadableImage(ValueError):

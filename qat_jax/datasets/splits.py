@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from qat_jax.datasets.files import left_out_of
+from qat_jax.datasets.sources import Derived
 
 _log = logging.getLogger(__name__)
 KINDS = ("toybox", "tfds", "folder", "webdataset", "parquet")
@@ -63,20 +63,21 @@ def sources(kind: str, name: str, folder: str | os.PathLike, limit: int = 0, vie
     places = _toybox(name) if kind == "toybox" else _tfds(name, pathlib.Path(folder).expanduser())
     places = _label_free(places, views, kind == "toybox") if views else places
   if limit:
-    first = lambda source: Rows(source, range(min(limit, len(source))), dict, left_out_of(source))
+    first = lambda source: Rows(source, range(min(limit, len(source))), dict, told=True)
     places = {place: (first(source), kinds) for place, (source, kinds) in places.items()}
   return places
 
 
-class Rows:
-  """Chosen rows of a source, each changed to what its place wants; `left_out` is said with one place of a source."""
+class Rows(Derived):
+  """Chosen rows of a source, each changed to what its place wants; `told`: this place says what was left out."""
 
-  def __init__(
-    self, source: Any, positions: Sequence[int], change: Callable[[dict], dict], left_out: dict | None = None
-  ) -> None:
-    self.source, self.positions, self.change, self.left_out = source, positions, change, left_out or {}
-    if hasattr(source, "stamp"):
-      self.stamp = lambda position: change(source.stamp(positions[position]))
+  def __init__(self, source: Any, positions: Sequence[int], change: Callable[[dict], dict], told: bool = False) -> None:
+    super().__init__(source)
+    self.positions, self.change = positions, change
+    self.left_out = self.left_out if told else {}
+
+  def _stamp(self, stamp: Callable[[int], dict[str, Any]], position: int) -> dict[str, Any]:
+    return self.change(stamp(self.positions[position]))
 
   def __len__(self) -> int:
     return len(self.positions)
@@ -188,7 +189,7 @@ def _by_instance(source: Any, folder: str | os.PathLike, made_views: int) -> Pla
       "which images show the same thing: a column `instance`, or a subfolder each and --config.data.name=subfolders. "
       "Or learn from made views of each image: --config.data.views=3"
     )
-  train = Rows(source, parts["train"], _own, left_out_of(source))  # said once, with the first place
+  train = Rows(source, parts["train"], _own, told=True)  # the first place alone
   places: Places = {"train": (train, ("img", "text") if "text" in queries else ("img",))}
   for part in ("val", "test"):
     places[f"{part}/gallery"] = (Rows(source, parts[part], _own), ("img",))

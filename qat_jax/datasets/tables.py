@@ -108,13 +108,16 @@ def name(value: Any, where: object) -> str | None:
   return text if text.strip() else None
 
 
-def described(fields: Mapping[str, Any], place: str, where: object, ids: Sequence[str] = ("id",)) -> dict[str, Any]:
+def described(
+  fields: Mapping[str, Any], place: str, where: object, split: str | None = None, ids: Sequence[str] = ("id",)
+) -> dict[str, Any]:
   """Returns a record's plain fields with id, caption, instance and split, from fields with clean names.
 
   Args:
-    fields: what the source says of the item; a missing id is the place.
-    place: the item's name where it has no other.
+    fields: what the source says of the item.
+    place: the item's id where it has no other.
     where: what an error names.
+    split: the item's split where it names none.
     ids: the columns that may hold an id, in order.
   """
   caption = caption_column(fields, where)
@@ -126,7 +129,7 @@ def described(fields: Mapping[str, Any], place: str, where: object, ids: Sequenc
   dropped = {caption, "instance", "split"}
   rest = {key: value for key, value in fields.items() if key not in dropped and is_plain(value)}
   record = {**rest, "id": identity or place, "caption": next(iter(captions), None), "instance": labels["instance"]}
-  split = labels["split"]
+  split = labels["split"] or split
   return record if split is None else {**record, "split": SPLITS.get(split.lower(), split)}
 
 

@@ -1,4 +1,4 @@
-"""Any prepared TFDS set of images as a source, such as coco_captions; read without TensorFlow.
+"""A prepared TFDS set of captioned images as a source, such as coco_captions; read without TensorFlow.
 
 Some builders need TensorFlow to prepare their files, `tfds build NAME --file_format=array_record`. Reading the files
 needs neither it nor the builder's code.
@@ -13,29 +13,17 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import read_only_builder
 
 from qat_jax.datasets import tables
+from qat_jax.datasets.sources import checked
 
 
 class TfdsSource:
-  """Random access to a split: one row an image, or `captions` rows where it has several.
+  """Random access to a split of a set with the features of coco_captions: one row an image, or `captions` rows."""
 
-  `image`, `caption`, `id` and `instance` are names of features; "captions/text" is the field `text` of `captions`.
-  """
-
-  def __init__(
-    self,
-    name: str,
-    split: str,
-    data_dir: str | os.PathLike | None = None,
-    image: str = "image",
-    caption: str | None = "captions/text",
-    id: str = "image/id",
-    instance: str | None = None,
-    captions: int = 1,
-  ) -> None:
+  def __init__(self, name: str, split: str, data_dir: str | os.PathLike | None = None, captions: int = 1) -> None:
     """Opens a split ("train", "train[:1000]", "train+val") of the set `name` ("coco_captions/2014").
 
-    With `captions` above 1, rows of one image follow each other and repeat its captions where it has fewer. Without
-    `instance` every image is an instance of its own.
+    With `captions` above 1, rows of one image follow each other and repeat its captions where it has fewer. Every image
+    is an instance of its own.
 
     Raises FileNotFoundError where the set is not prepared in `data_dir`, ValueError for a split or feature that it
     does not have, or files of a kind without random access.
@@ -43,11 +31,10 @@ class TfdsSource:
     builder = _open(name, data_dir)
     if captions < 1:
       raise ValueError(f"captions is {captions}; it must be at least 1")
-    for field in (image, caption, id, instance):
-      if field is not None and not _has(builder.info.features, field):
-        raise ValueError(f"{name} has no feature {field!r}, only {sorted(builder.info.features)}")
+    if missing := {"image", "image/id", "captions"} - set(builder.info.features):
+      raise ValueError(f"{name} has no feature {sorted(missing)[0]!r}, only {sorted(builder.info.features)}")
     try:
-      self.records = builder.as_data_source(split, decoders={image: tfds.decode.SkipDecoding()})
+      self.records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
     except NotImplementedError as error:
       kind = builder.info.file_format
       raise ValueError(
@@ -55,24 +42,23 @@ class TfdsSource:
       ) from error
     except (ValueError, KeyError) as error:
       raise ValueError(f"{name} has no split {split!r}, only {sorted(builder.info.splits)}: {error}") from error
-    self.image, self.caption, self.id, self.instance, self.captions = image, caption, id, instance, captions
+    self.captions = captions
 
   def __len__(self) -> int:
     return len(self.records) * self.captions
 
   def __getitem__(self, position: int) -> dict[str, Any]:
     """Returns the record of a row: id, image (encoded), caption, instance."""
-    if not 0 <= position < len(self):
-      raise IndexError(f"position {position} asked of a source of {len(self)}")
-    number, which = divmod(position, self.captions)
+    number, which = divmod(checked(position, self), self.captions)
     record = self.records[number]
-    name = tables.texts(_field(record, self.id), self.id)[0]
-    texts = tables.texts(_field(record, self.caption), f"{name!r}") if self.caption else []
+    name = tables.texts(record["image/id"], "image/id")[0]
+    captions = record["captions"]
+    texts = tables.texts(captions["text"] if isinstance(captions, dict) else [one["text"] for one in captions], name)
     return {
       "id": name if self.captions == 1 else f"{name}-{which}",
-      "image": record[self.image],
+      "image": record["image"],
       "caption": texts[which % len(texts)] if texts else None,
-      "instance": name if self.instance is None else tables.texts(_field(record, self.instance), name)[0],
+      "instance": name,
     }
 
 
@@ -91,17 +77,3 @@ def _open(name: str, data_dir: str | os.PathLike | None) -> Any:
       f"no files of {name!r} in {where}; prepare them with `tfds build {name} --file_format=array_record` "
       "(many builders need `pip install tensorflow` for this one step)"
     ) from error
-
-
-def _has(features: Any, field: str) -> bool:
-  outer, _, inner = field.partition("/")
-  return field in features or (bool(inner) and outer in features and inner in getattr(features[outer], "feature", {}))
-
-
-def _field(record: dict[str, Any], field: str) -> Any:
-  """Returns a feature's value; of a sequence of records, the list of that field."""
-  if field in record:
-    return record[field]
-  outer, _, inner = field.partition("/")
-  value = record[outer]
-  return value[inner] if isinstance(value, dict) else [item[inner] for item in value]

@@ -6,16 +6,14 @@ has the id of its `picture` and its box in it, so that `rank(…, group="picture
 
 from __future__ import annotations
 
-import collections
-import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from PIL import Image
 
 from qat_jax.datasets import BOX, Source, UnreadableImage
-from qat_jax.datasets.files import left_out_of
 from qat_jax.datasets.pictures import decode
+from qat_jax.datasets.sources import Derived, Kept
 
 OVERLAP = 0.25  # of a crop's side, shared with its neighbour
 MOST = 16  # crops a side
@@ -33,7 +31,7 @@ def boxes(n: int) -> list[tuple[float, float, float, float]]:
   return [(left, top, right, bottom) for top, bottom in edges for left, right in edges]
 
 
-class Tiles:
+class Tiles(Derived):
   """A source of crops: for each picture of another source, n × n of them for each n of `sizes`.
 
   Ids are those of the pictures, "#", and n, row and column: "shelf.jpg#3.0.2". The metadata of a picture is that of its
@@ -44,34 +42,21 @@ class Tiles:
     """Raises ValueError for sizes that are not whole numbers from 1 to MOST, each once."""
     if not sizes or len(set(sizes)) != len(sizes) or not all(isinstance(n, int) and 0 < n <= MOST for n in sizes):
       raise ValueError(f"the sizes of tiles are {list(sizes)}; give whole numbers from 1 to {MOST}, each once: 1,2,3")
-    self.source, self.left_out = source, left_out_of(source)
+    super().__init__(source)
     self.tiles = [(f"{n}.{i // n}.{i % n}", box) for n in sorted(sizes) for i, box in enumerate(boxes(n))]
-    if hasattr(source, "stamp"):
-      self.stamp = self._stamp
-    self._forget()
-
-  def _forget(self) -> None:
-    self._open: collections.OrderedDict[int, tuple[threading.Lock, list[Any]]] = collections.OrderedDict()
-    self._lock = threading.Lock()
-
-  def __getstate__(self) -> dict[str, Any]:
-    return {name: value for name, value in self.__dict__.items() if name not in ("_open", "_lock", "stamp")}
-
-  def __setstate__(self, state: dict[str, Any]) -> None:
-    self.__dict__ |= state
-    if hasattr(self.source, "stamp"):
-      self.stamp = self._stamp
-    self._forget()
+    self._pictures = Kept(self._picture, KEPT)
 
   def __len__(self) -> int:
     return len(self.source) * len(self.tiles)
 
-  def _stamp(self, position: int) -> dict[str, Any]:
-    return self._of_tile(self.source.stamp(position // len(self.tiles)), position)  # type: ignore[attr-defined]
+  def _stamp(self, stamp: Callable[[int], dict[str, Any]], position: int) -> dict[str, Any]:
+    return self._of_tile(stamp(position // len(self.tiles)), position)
 
   def __getitem__(self, position: int) -> dict[str, Any]:
     """Returns the record of a crop, its image an RGB picture; raises UnreadableImage where the picture is."""
-    record = self._picture(position // len(self.tiles))
+    record = self._pictures(position // len(self.tiles))
+    if isinstance(record, UnreadableImage):
+      raise UnreadableImage(record.id, record.reason)
     image: Image.Image = record["image"]
     _, box = self.tiles[position % len(self.tiles)]
     left, top, right, bottom = (round(x * size) for x, size in zip(box, image.size * 2, strict=True))
@@ -84,21 +69,10 @@ class Tiles:
     about = {"id": f"{record['id']}#{name}", "picture": str(record["id"])}
     return {**record, **about, **dict(zip(BOX, box, strict=True))}
 
-  def _picture(self, place: int) -> dict[str, Any]:
-    """Returns the record of a picture, decoded; threads that want the same one wait for each other."""
-    with self._lock:
-      if place not in self._open:
-        self._open[place] = threading.Lock(), []
-        while len(self._open) > KEPT:
-          self._open.popitem(last=False)
-      lock, found = self._open[place]
-    with lock:
-      if not found:
-        try:
-          record = self.source[place]
-          found.append({**record, "image": decode(record)})
-        except UnreadableImage as error:
-          found.append(error)
-      if isinstance(found[0], UnreadableImage):
-        raise UnreadableImage(*found[0].__reduce__()[1])
-      return found[0]
+  def _picture(self, place: int) -> dict[str, Any] | UnreadableImage:
+    """Returns the record of a picture, decoded, or why it cannot be read."""
+    try:
+      record = self.source[place]
+      return {**record, "image": decode(record)}
+    except UnreadableImage as error:
+      return error

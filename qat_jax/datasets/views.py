@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 
-from qat_jax.datasets.files import left_out_of
 from qat_jax.datasets.pictures import decode
+from qat_jax.datasets.sources import Derived, checked
 
 RECIPE = 1  # counts the changes of `view`: features of another recipe are not taken for these
 VIEW = "#view"  # what the id of a made view ends with, before its number
@@ -62,12 +62,13 @@ def _seen(size: tuple[int, int], rng: np.random.Generator) -> tuple[float, ...]:
   return tuple((middle + (corners * half) @ turn.T).ravel().tolist())
 
 
-class Views:
+class Views(Derived):
   """Items of a source, each as it is or as made views: all of them are one instance, named by the item's id."""
 
   def __init__(self, source: Any, numbers: Sequence[int]) -> None:
     """`numbers` are the views of each item, 0 for the picture as it is."""
-    self.source, self.numbers, self.left_out = source, tuple(numbers), left_out_of(source)
+    super().__init__(source)
+    self.numbers = tuple(numbers)
 
   def __len__(self) -> int:
     return len(self.source) * len(self.numbers)
@@ -88,9 +89,7 @@ class Views:
     return {**record, "instance": name, "view": number}
 
   def _place(self, position: int) -> tuple[int, int]:
-    if not 0 <= position < len(self):
-      raise IndexError(f"position {position} asked of a source of {len(self)}")
-    item, which = divmod(position, len(self.numbers))
+    item, which = divmod(checked(position, self), len(self.numbers))
     return item, self.numbers[which]
 
 

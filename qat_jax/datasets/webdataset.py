@@ -5,7 +5,6 @@ A shard's headers are read once, when it is opened; after that an item is one re
 
 from __future__ import annotations
 
-import bisect
 import logging
 import os
 import posixpath
@@ -14,7 +13,7 @@ import tarfile
 from typing import Any
 
 from qat_jax.datasets import UnreadableImage, tables
-from qat_jax.datasets.files import IMAGES, File, LeftOut, hidden, listed, named_splits, opened_endings, stems
+from qat_jax.datasets.files import IMAGES, File, LeftOut, Shards, hidden, opened_endings
 
 CAPTIONS = ("txt", "caption", "text")  # endings of a caption's member
 WORD = re.compile(r"[A-Za-z_][\w-]*")  # a part of an ending: `depth` in 0.depth.png, not ` Who` in Dr. Who.jpg
@@ -24,11 +23,11 @@ _log = logging.getLogger(__name__)
 _Member = tuple[int, int]  # where its bytes begin, and how many there are
 
 
-class WebdatasetSource:
+class WebdatasetSource(Shards):
   """The images of tar shards, in the order of shards and members; ids are SHARD/KEY.
 
   A caption is a member .txt, or a field of the member .json, as are instance and split; other simple fields of the
-  .json come along. A shard whose name begins with train, val or test says its split, where all of them do.
+  .json come along.
   """
 
   def __init__(self, where: str | os.PathLike) -> None:
@@ -37,45 +36,29 @@ class WebdatasetSource:
     Raises FileNotFoundError where there are none, ValueError for a compressed tar (which has no random access), one
     that is none, or no images at all. A shard that was cut short gives what it has; a line of the log names it.
     """
-    self.left_out = LeftOut()
-    self.shards = listed(where, ".tar", self.left_out)
-    self.names = stems(self.shards, ".tar")
-    self.splits = named_splits([name.split("/") for name in self.names])
+    super().__init__(where, ".tar")
     self.keys: list[list[str]] = []
     self.members: list[list[dict[str, _Member]]] = []
-    for shard in self.shards:
-      records = _chosen(_records(shard, self.left_out), shard.name, self.left_out)
+    for file in self.shards:
+      records = _chosen(_records(file, self.left_out), file.name, self.left_out)
       self.keys.append(list(records))
       self.members.append(list(records.values()))
-    self.starts = [0]
-    for keys in self.keys:
-      self.starts.append(self.starts[-1] + len(keys))
+    self.number(map(len, self.keys))
     if not len(self):
       told = "; ".join([f"known are {', '.join(IMAGES)}", *self.left_out.lines()])
       raise ValueError(f"the {len(self.shards)} tar shards at {where} hold no images; {told}")
-    shard, row = self._place(0)
+    shard, row = self.place(0)
     fields = self._fields(shard, row)[0]
     self.left_out.add_columns([fields], captioned="text" in self.members[shard][row])
     self.left_out.add("fields called id, as items of tars are named by shard and member", {"id"} & fields.keys())
 
-  def __len__(self) -> int:
-    return self.starts[-1]
-
   def about(self, position: int) -> dict[str, Any]:
     """Returns the record of an item without its image, which is not looked at."""
-    shard, row = self._place(position)
-    members, name = self.members[shard][row], self._name(shard, row)
-    where, fields = f"{self.shards[shard].path}, {self.keys[shard][row]!r}", self._fields(shard, row)[0]
-    record = tables.described(fields, name, where, ids=())
-    if "text" in members:
-      text = tables.decoded(self.shards[shard].read(*members["text"]), f"{where}, its text")
-      record["caption"] = next(iter(tables.texts(text, where)), record["caption"])
-    split = record.get("split") or self.splits[shard]
-    return {**record, "id": name, **({} if split is None else {"split": split})}
+    return self._described(*self.place(position))[0]
 
   def stamp(self, position: int) -> dict[str, Any]:
     """Returns what changes when an item does: its place, and size and date of its shard. Reads nothing."""
-    shard, row = self._place(position)
+    shard, row = self.place(position)
     file = self.shards[shard]
     return {"id": self._name(shard, row), "members": self.members[shard][row], "file": (file.size, file.changed)}
 
@@ -84,19 +67,29 @@ class WebdatasetSource:
 
     Raises UnreadableImage where its bytes are not all there, or its .json is none; ValueError where text is not UTF-8.
     """
-    record = self.about(position)
-    shard, row = self._place(position)
+    shard, row = self.place(position)
+    record, reason = self._described(shard, row)
     members, file = self.members[shard][row], self.shards[shard]
     last = max(start + length for start, length in members.values())
     if last > file.size:
-      raise UnreadableImage(record["id"], f"{file.name} was cut short: it has {file.size} of {last} bytes")
-    if reason := self._fields(shard, row)[1]:
+      reason = f"{file.name} was cut short: it has {file.size} of {last} bytes"
+    if reason:
       raise UnreadableImage(record["id"], reason)
     try:
       image = file.read(*members["image"])
     except OSError as error:
       raise UnreadableImage(record["id"], error.strerror or str(error)) from error
     return {**record, "image": image}
+
+  def _described(self, shard: int, row: int) -> tuple[dict[str, Any], str]:
+    """Returns the record of an item without its image, and why its .json cannot be read, if so."""
+    members, file = self.members[shard][row], self.shards[shard]
+    where, (fields, reason) = f"{file.path}, {self.keys[shard][row]!r}", self._fields(shard, row)
+    record = tables.described(fields, self._name(shard, row), where, self.splits[shard], ids=())
+    if "text" in members:
+      text = tables.decoded(file.read(*members["text"]), f"{where}, its text")
+      record["caption"] = next(iter(tables.texts(text, where)), record["caption"])
+    return record, reason
 
   def _fields(self, shard: int, row: int) -> tuple[dict[str, Any], str]:
     """Returns the fields of a record's .json, and why it cannot be read, if so; ValueError where it is not UTF-8."""
@@ -108,12 +101,6 @@ class WebdatasetSource:
       return tables.parse_object(text, f"its .json in {file.name}"), ""
     except ValueError as error:
       return {}, str(error)
-
-  def _place(self, position: int) -> tuple[int, int]:
-    if not 0 <= position < len(self):
-      raise IndexError(f"position {position} asked of a source of {len(self)}")
-    shard = bisect.bisect_right(self.starts, position) - 1
-    return shard, position - self.starts[shard]
 
   def _name(self, shard: int, row: int) -> str:
     return f"{self.names[shard]}/{self.keys[shard][row]}"

@@ -112,14 +112,13 @@ REPEATED = "further rows of pictures, of which the first counts"
     ("captions.csv", "file,description\nb.jpg,x\n", "b.jpg:None:None", {UNNAMED: ["description"]}),
     ("captions.jsonl", '{"file": "b.jpg", "id": 0, "instance": 0, "caption": ""}', "0:None:0", {}),
     ("captions.jsonl", f'{{"file": "b.jpg", "instance": {"9" * 5000}}}', f"b.jpg:None:{'9' * 5000}", {}),
-    ("elsewhere.csv", "image,id\na.JPG,seven\n", "seven:None:None", {}),
+    ("captions.csv", "image,id\na.JPG,seven\n", "seven:None:None", {}),
   ],
 )
-def test_what_tables_of_other_people_mean(folder, tmp_path_factory, name, text, expected, left_out):
+def test_what_tables_of_other_people_mean(folder, name, text, expected, left_out):
   (folder / "n\u00f6.png").write_bytes((folder / "more/c.png").read_bytes())
-  table = tmp_path_factory.mktemp("tables") / name if name == "elsewhere.csv" else folder / name
-  table.write_bytes(text.replace("{folder}", str(folder)).encode())
-  source = FolderSource(folder, table if name == "elsewhere.csv" else None)
+  (folder / name).write_bytes(text.replace("{folder}", str(folder)).encode())
+  source = FolderSource(folder)
   records = [source[i] for i in range(len(source))]
   assert " ".join(f"{record['id']}:{record['caption']}:{record['instance']}" for record in records) == expected
   assert left_out.items() <= source.left_out.items()
@@ -197,8 +196,6 @@ def test_missing_and_empty_folders_are_refused(tmp_path):
     FolderSource(tmp_path / "none")
   with pytest.raises(FileNotFoundError, match="no images in"):
     FolderSource(tmp_path)
-  with pytest.raises(FileNotFoundError, match="no captions file"):
-    FolderSource(tmp_path, tmp_path / "none.csv")
 
 
 def test_links_are_followed_and_folders_of_systems_are_left_out(folder, tmp_path_factory):

@@ -36,18 +36,10 @@ def test_several_captions_of_an_image_are_rows_of_one_instance(data_dir):
   assert [row["instance"] for row in rows] == ["101"] * 3 + ["102"] * 3
 
 
-def test_features_are_chosen_by_name(data_dir):
-  source = TfdsSource("coco_captions", "val", data_dir, caption=None, id="image/filename", instance="image/id")
-  record = source[0]
-  assert (record["id"], record["caption"], record["instance"]) == ("104.png", None, "104")
-
-
 @pytest.mark.parametrize(
   ("settings", "words"),
   [
     ({"split": "test"}, r"no split 'test', only \['train', 'val'\]"),
-    ({"split": "train", "caption": "captions/txt"}, "no feature 'captions/txt', only .*'captions'"),
-    ({"split": "train", "id": "key"}, "no feature 'key'"),
     ({"split": "train", "captions": 0}, "captions is 0"),
   ],
 )
