@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import collections
 import hashlib
 import logging
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -159,13 +158,9 @@ def _by_instance(source: Any, folder: str | os.PathLike, made_views: int) -> Pla
   given = [item.get("split", "") for item in items]
   names, code_N = np.unique(instance_of, return_inverse=True)
   part_N = parted(names.tolist(), code_N, np.array(given), lambda row: items[row]["id"])
-  parts = {part: np.flatnonzero(part_N == part).tolist() for part in PARTS}
-  empty = [part for part, positions in parts.items() if not positions]
-  if empty:
-    raise ValueError(
-      f"{folder} has {len(set(instance_of))} instances and none of them for {', '.join(empty)}; add images, or a "
-      "column `split` (train, val, test) to the captions file"
-    )
+  several_N = np.bincount(code_N)[code_N] > 1
+  if mixed := [item["id"] for item, several in zip(items, several_N, strict=True) if several and not item["instance"]]:
+    raise ValueError(shared_name(folder, mixed[0], "instance"))
   bare = [item["id"] for item in items if not item["caption"]]
   if MOST_WITHOUT_CAPTION * len(items) < len(bare) < len(items):
     raise ValueError(
@@ -176,30 +171,52 @@ def _by_instance(source: Any, folder: str | os.PathLike, made_views: int) -> Pla
     _log.warning(
       "%d of %d images have no caption and are no text queries, the first is %s", len(bare), len(items), bare[0]
     )
-  views = collections.Counter(instance_of)
-  chosen = {
-    "text": {part: [i for i in parts[part] if items[i]["caption"]] for part in ("val", "test")},
-    "image": {part: [i for i in parts[part] if views[instance_of[i]] > 1] for part in ("val", "test")},
-  }
-  queries = {query_type: rows for query_type, rows in chosen.items() if all(rows.values())}
-  if not queries and not made_views:
+  captioned_N = np.array([bool(item["caption"]) for item in items])
+  rows = placed(part_N, code_N, {"text": captioned_N, "image": several_N}, folder)
+  if len(rows) == 3 and not made_views:
     raise ValueError(
       f"the {len(items)} images of {folder} have neither captions nor, in val and test, instances with two images: "
       "there is nothing to learn from or to search with. Add captions (captions.csv, or a.txt beside a.jpg), or say "
       "which images show the same thing: a column `instance`, or a subfolder each and --config.data.name=subfolders. "
       "Or learn from made views of each image: --config.data.views=3"
     )
-  train = Rows(source, parts["train"], _own, told=True)  # the first place alone
-  places: Places = {"train": (train, ("img", "text") if "text" in queries else ("img",))}
-  for part in ("val", "test"):
-    places[f"{part}/gallery"] = (Rows(source, parts[part], _own), ("img",))
-    if "text" in queries:
-      places[f"{part}/text_queries"] = (Rows(source, queries["text"][part], _caption), ("text",))
-    if "image" in queries:
-      places[f"{part}/image_queries"] = (Rows(source, queries["image"][part], _own), ("img",))
+  kinds = {name: ("text",) if name.endswith("text_queries") else ("img",) for name in rows}
+  kinds["train"] = ("img", "text") if "val/text_queries" in rows else ("img",)
+  change = lambda name: _caption if name.endswith("text_queries") else _own
+  places = {name: (Rows(source, rows[name].tolist(), change(name), told=name == "train"), kinds[name]) for name in rows}
   if made_views:
     return _label_free(places, made_views, any(item["instance"] not in (None, item["id"]) for item in items))
   return places
+
+
+def shared_name(where: object, id: str, column: str) -> str:
+  """Returns the error of an item that has no instance, and whose id is the instance of others."""
+  return f"{where}: the item {id!r} has no {column}, and others have its id as theirs; give it one"
+
+
+def placed(
+  part_N: np.ndarray, code_N: np.ndarray, able: Mapping[str, np.ndarray], where: object
+) -> dict[str, np.ndarray]:
+  """Returns the folders of a retrieval set → the rows that each has: train, and gallery and queries of val and test.
+
+  Args:
+    part_N: the part of each row.
+    code_N: the place of each row's instance among all.
+    able: by type of queries, which rows can be such; a set has the same types in val and test.
+    where: what an error names.
+
+  Raises ValueError where train or a gallery gets no rows.
+  """
+  places = {"train": part_N == "train", "val/gallery": part_N == "val", "test/gallery": part_N == "test"}
+  if empty := [name for name, chosen_N in places.items() if not chosen_N.any()]:
+    raise ValueError(
+      f"{where} has {len(np.unique(code_N))} instances, and none is left for {', '.join(empty)}; give more, or a "
+      "column `split` (train, val, test)"
+    )
+  for query_type, able_N in able.items():
+    queries = {f"{part}/{query_type}_queries": (part_N == part) & able_N for part in ("val", "test")}
+    places |= queries if all(chosen_N.any() for chosen_N in queries.values()) else {}
+  return {name: np.flatnonzero(chosen_N) for name, chosen_N in places.items()}
 
 
 def parted(

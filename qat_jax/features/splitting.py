@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from qat_jax.datasets import tables
-from qat_jax.datasets.splits import CAPTION, parted
+from qat_jax.datasets.splits import CAPTION, parted, placed, shared_name
 from qat_jax.datasets.tables import SPLITS
 from qat_jax.features.retrieval_set import RELEVANT, relevance
 from qat_jax.features.shards import META, read_meta, shard_files
@@ -132,9 +132,7 @@ def _instances(images: FeatureStore, by: str | None) -> pa.ChunkedArray:
   both = pc.is_in(alone, value_set=given.unique().drop_null(), skip_nulls=True)
   if pc.any(both).as_py():
     first = alone.filter(both)[0].as_py()
-    raise ValueError(
-      f"{images.folder}: the item {first!r} has no {name}, and others have its id as theirs; give it one"
-    )
+    raise ValueError(shared_name(images.folder, first, name))
   return pc.coalesce(given, alone)
 
 
@@ -155,19 +153,11 @@ def _places(
   if listed:
     part_N = np.where(listed.pop("asking").rows, "", part_N)
     several_N = np.zeros(len(code_N), bool)
-  places = {"train": SplitPlace(np.flatnonzero(part_N == "train"), ("img",) if texts is None else ("img", "text"))}
-  parts = {part: part_N == part for part in ("val", "test")}
-  for part, own_N in parts.items():
-    places[f"{part}/gallery"] = SplitPlace(np.flatnonzero(own_N), ("img",))
-  empty = [name for name, place in places.items() if not len(place.rows)]
-  if empty:
-    raise ValueError(
-      f"{images.folder} has {len(np.unique(code_N))} instances, and none is left for {', '.join(empty)}; give more"
-    )
-  for query_type, kind, able_N in (("text", "text", captioned_N), ("image", "img", several_N)):
-    if all((own_N & able_N).any() for own_N in parts.values()):  # a set has the same types in val and test
-      for part, own_N in parts.items():
-        places[f"{part}/{query_type}_queries"] = SplitPlace(np.flatnonzero(own_N & able_N), (kind,))
+  rows = placed(part_N, code_N, {"text": captioned_N, "image": several_N}, images.folder)
+  places = {
+    name: SplitPlace(chosen, ("text",) if name.endswith("text_queries") else ("img",)) for name, chosen in rows.items()
+  }
+  places["train"] = SplitPlace(rows["train"], ("img",) if texts is None else ("img", "text"))
   places |= listed
   if len(places) == 3:
     raise ValueError(

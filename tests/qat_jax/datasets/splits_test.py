@@ -116,12 +116,20 @@ def test_there_are_queries_of_a_type_in_both_splits_or_in_none(tmp_path):
   ("row", "words"),
   [
     ("{file},toy {i},toy{i},tset", "'0_0.png' has the split 'tset'; use train, val or test"),
-    ("{file},toy {i},toy0,train", "has 1 instances and none of them for train, test; add images, or a column `split`"),
+    ("{file},toy {i},toy0,train", "has 1 instances, and none is left for train, test/gallery; give more, or a column"),
   ],
 )
 def test_a_folder_that_cannot_be_split_is_refused(tmp_path, row, words):
   put_images(tmp_path, 3, 1, "file,caption,instance,split", row)
   with pytest.raises(ValueError, match=words):
+    sources("folder", "", tmp_path)
+
+
+def test_an_image_without_an_instance_whose_name_is_an_instance_is_refused(tmp_path):
+  put_images(tmp_path, 3, 1, "file,caption,instance", "{file},toy {i},0_0.png")
+  table = tmp_path / "captions.csv"
+  table.write_text(table.read_text().replace("0_0.png,toy 0,0_0.png", "0_0.png,toy 0,"))
+  with pytest.raises(ValueError, match=r"the item '0_0\.png' has no instance, and others have its id as theirs"):
     sources("folder", "", tmp_path)
 
 
