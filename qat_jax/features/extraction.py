@@ -6,6 +6,7 @@ the first missing shard and ends with the same bytes as one that was not.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import os
@@ -78,7 +79,6 @@ def extract(
   """
   reach(cluster)
   folder = Path(folder)
-  _check_settings(len(source), kinds, batch_size, rows_per_shard, dtype)
   plan = _plan(source, encoder, kinds, batch_size, rows_per_shard, dtype)
   if not (folder / META).exists():
     with lock(folder):
@@ -92,29 +92,29 @@ def extract(
   return {kind: FeatureStore.open(folder, kind) for kind in kinds}
 
 
+@dataclasses.dataclass
 class _Shards:
-  """Makes one shard whole: its records read, encoded, checked and written. A copy of it works elsewhere.
+  """Makes one shard whole: its records read, encoded, checked and written. A copy of it works elsewhere."""
 
-  `unreadable` and `bare` are what was left out so far, `seen` the ids that this copy has met.
-  """
+  source: Source
+  encoder: Encoder
+  writer: FeatureWriter
+  plan: dict[str, Any]
+  threads: int
+  beside: tuple[int, int]
+  encoded: Encoded | None
+  seen: set[str] = dataclasses.field(default_factory=set)  # the ids that this copy has met
+  bar: tqdm.tqdm | None = None
 
-  def __init__(
-    self,
-    source: Source,
-    encoder: Encoder,
-    writer: FeatureWriter,
-    plan: dict[str, Any],
-    threads: int,
-    beside: tuple[int, int],
-    encoded: Encoded | None,
-  ) -> None:
-    self.source, self.encoder, self.writer, self.plan, self.encoded = source, encoder, writer, plan, encoded
-    self.threads, self.beside = threads, beside
-    reports = writer.reports()
+  def __post_init__(self) -> None:
+    self.reread()
+
+  def reread(self) -> list[dict[str, Any]]:
+    """Returns the reports of the shards that are whole, and sets `unreadable` and `bare`, which they have left out."""
+    reports = self.writer.reports()
     self.unreadable = [entry for report in reports for entry in report["unreadable"]]
     self.bare = [name for report in reports for name in report["without_caption"]]
-    self.seen: set[str] = set()
-    self.bar: tqdm.tqdm | None = None
+    return reports
 
   def __getstate__(self) -> dict[str, Any]:
     return self.__dict__ | {"seen": set(), "bar": None}
@@ -213,9 +213,7 @@ def _make_missing(shards: _Shards, progress: bool, cluster: str) -> dict[str, fl
 def _finish(shards: _Shards, speed: dict[str, float]) -> None:
   """Checks the shards together, says what was left out, and declares the folder whole."""
   writer, plan, encoder = shards.writer, shards.plan, shards.encoder
-  reports = writer.reports()
-  shards.unreadable = [entry for report in reports for entry in report["unreadable"]]
-  shards.bare = [name for report in reports for name in report["without_caption"]]
+  reports = shards.reread()
   shards.check_share([])  # shards that were made apart have counted their own alone
   shards.check_captions([])
   truncated = sum(report["truncated"] for report in reports)
@@ -228,18 +226,13 @@ def _finish(shards: _Shards, speed: dict[str, float]) -> None:
     tqdm.tqdm.write(f"{writer.folder}: {reused} pictures were encoded before")
   if shards.unreadable:
     write_json(writer.folder / UNREADABLE, shards.unreadable)
-    names = _first([entry["id"] for entry in shards.unreadable])
-    tqdm.tqdm.write(f"{len(shards.unreadable)} unreadable images left out ({names}): {writer.folder / UNREADABLE}")
   left_out = left_out_of(shards.source)
-  for line in left_out.lines():
-    tqdm.tqdm.write(f"{writer.folder}: {line}")
   left_out.add("pictures that cannot be read", (f"{entry['id']}: {entry['reason']}" for entry in shards.unreadable))
   left_out.add("items without a caption", shards.bare)
   if left_out:
     write_json(writer.folder / LEFT_OUT, left_out)
-  if shards.bare:
-    told = f"{len(shards.bare)} of {len(shards.source)} left out of {writer.folder}"
-    tqdm.tqdm.write(f"{told}: no caption ({_first(shards.bare)})")
+  for line in left_out.lines():
+    tqdm.tqdm.write(f"{writer.folder}: {line}")
   if truncated:
     tqdm.tqdm.write(f"{truncated} captions were longer than the {encoder.max_tokens} tokens that are read; cut")
   about = {"encoder": plan["encoder"], "revision": plan["revision"], "space": "frozen"}
@@ -256,17 +249,23 @@ def _check_room(shards: _Shards, rows: int) -> None:
     )
 
 
-def _first(names: list[str]) -> str:
-  return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
-
-
 def _plan(
   source: Source, encoder: Encoder, kinds: Sequence[str], batch_size: int, rows_per_shard: int, dtype: str
 ) -> dict[str, Any]:
-  """Returns all that the bytes on disk depend on.
+  """Returns all that the bytes on disk depend on; raises ValueError for settings without meaning.
 
   The source is known by its length and three of its ids; one that has stamps (a folder), by everything in it.
+
+  Args: as of `extract`.
   """
+  if len(source) == 0:
+    raise ValueError("the source is empty; nothing can be encoded")
+  if not kinds or set(kinds) - set(KINDS):
+    raise ValueError(f"kinds is {tuple(kinds)}; wanted one or both of {KINDS}")
+  if batch_size < 1 or rows_per_shard < 1:
+    raise ValueError(f"batch_size is {batch_size}, rows_per_shard {rows_per_shard}; both must be at least 1")
+  if dtype not in ("float16", "float32"):
+    raise ValueError(f"dtype is {dtype!r}; features are stored as float16 or float32")
   sample = [records.record(source, position) for position in (0, len(source) // 2, len(source) - 1)]
   ids = [record.id if isinstance(record, UnreadableImage) else record["id"] for record in sample]
   about = {"type": type(source).__name__, "items": len(source), "ids": ids}
@@ -285,14 +284,3 @@ def _plan(
     "rows_per_shard": rows_per_shard,
     "dtype": dtype,
   }
-
-
-def _check_settings(items: int, kinds: Sequence[str], batch_size: int, rows_per_shard: int, dtype: str) -> None:
-  if items == 0:
-    raise ValueError("the source is empty; nothing can be encoded")
-  if not kinds or set(kinds) - set(KINDS):
-    raise ValueError(f"kinds is {tuple(kinds)}; wanted one or both of {KINDS}")
-  if batch_size < 1 or rows_per_shard < 1:
-    raise ValueError(f"batch_size is {batch_size}, rows_per_shard {rows_per_shard}; both must be at least 1")
-  if dtype not in ("float16", "float32"):
-    raise ValueError(f"dtype is {dtype!r}; features are stored as float16 or float32")

@@ -202,7 +202,7 @@ def test_unreadable_images_are_left_out_and_listed(tmp_path, capsys):
   assert [(entry["position"], entry["id"]) for entry in listed] == [(4, "item4"), (111, "item111"), (112, "item112")]
   assert "UnidentifiedImageError" in listed[0]["reason"]
   assert stores["img"].meta["unreadable"] == 3
-  assert "3 unreadable images left out (item4, item111, item112): " in capsys.readouterr().out
+  assert "left out: 3 pictures that cannot be read (item4: " in capsys.readouterr().out
 
 
 def test_a_shard_of_unreadable_images_alone_is_empty(tmp_path, monkeypatch):
@@ -233,7 +233,7 @@ def test_items_without_a_caption_are_left_out_of_texts_and_counted(tmp_path, cap
   stores = extract(source, Encoder(), tmp_path, rows_per_shard=50, progress=False)
   assert len(stores["img"]) == len(stores["text"]) == 148 and not {"item7", "item111"} & set(stores["img"].ids)
   assert stores["text"].meta["without_caption"] == 2
-  assert f"2 of 150 left out of {tmp_path}: no caption (item7, item111)" in capsys.readouterr().out
+  assert f"{tmp_path}: left out: 2 items without a caption (item7, item111)" in capsys.readouterr().out
   pictures = extract(source, Encoder(), tmp_path / "pictures", kinds=("img",), progress=False)["img"]
   assert (len(pictures), pictures.meta["without_caption"]) == (150, 0)
 
