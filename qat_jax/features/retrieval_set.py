@@ -93,22 +93,22 @@ class RetrievalSet:
     texts = FeatureStore.open(root / "train", "text") if (root / "train" / "text_emb").is_dir() else None
     listed = Split(root / "train", images, _open_queries(root / "train"))
     splits = {name: _open_split(root / name) for name in ("val", "test")}
-    stores = [images, *([texts] if texts else []), *listed.queries.values()]
-    for split in splits.values():
-      stores += [split.gallery, *split.queries.values()]
-    _check_alike(stores)
+    stores = [
+      (store, True, True) for store in (images, texts) if store is not None
+    ]  # and which of its items need an instance: every one, any
+    for split in (listed, *splits.values()):
+      if split is not listed:
+        stores.append((split.gallery, False, not all(map(_has_lists, split.queries.values()))))
+      stores += [(queries, True, not _has_lists(queries)) for queries in split.queries.values()]
+    _check_alike([store for store, *_ in stores])
     for queries in listed.queries.values():
       if not _has_lists(queries):
         raise ValueError(
           f"{_name(queries)} has no metadata column `{RELEVANT}`, only {queries.columns}; training queries in a folder "
           "of their own list the ids of the training images that are right for them (docs/data.md)"
         )
-    by_list = {
-      id(store) for split in (listed, *splits.values()) for store in split.queries.values() if _has_lists(store)
-    }
-    by_list |= {id(split.gallery) for split in splits.values() if all(map(_has_lists, split.queries.values()))}
-    for store in stores:
-      _check_store(store, every_item=store.folder.name != "gallery", wants_instance=id(store) not in by_list)
+    for store, every_item, wants_instance in stores:
+      _check_store(store, every_item, wants_instance)
     if splits["val"].queries.keys() != splits["test"].queries.keys():
       types = {name: sorted(split.queries) for name, split in splits.items()}
       raise ValueError(f"the splits of {root} have different types of queries: {types}; give both the same")

@@ -60,15 +60,11 @@ class Shard:
 
   def read(self, start: int, out_ND: np.ndarray) -> None:
     """Reads as many rows as `out_ND` has, from `start` on, into it."""
-    with open(self.path, "rb", buffering=0) as file:
+    with open(self.path, "rb") as file:
       self._check(file)
       file.seek(self.offset + start * self.width * self.dtype.itemsize)
-      view = out_ND.data.cast("B") if out_ND.size else memoryview(b"")
-      while len(view):
-        count = file.readinto(view)
-        if not count:
-          raise OSError(f"{self.path} became shorter while it was open")
-        view = view[count:]
+      if out_ND.size and file.readinto(out_ND.data.cast("B")) < out_ND.nbytes:
+        raise OSError(f"{self.path} became shorter while it was open")
 
   def take(self, rows_N: np.ndarray) -> np.ndarray:
     """Returns rows in any order through a mapping that reads no more than the pages they lie on."""
