@@ -68,9 +68,17 @@ def sources(kind: str, name: str, folder: str | os.PathLike, limit: int = 0, vie
 
 
 class Rows(Derived):
-  """Chosen rows of a source, each changed to what its place wants; `told`: this place says what was left out."""
+  """Chosen rows of a source, each changed to what its place wants."""
 
   def __init__(self, source: Any, positions: Sequence[int], change: Callable[[dict], dict], told: bool = False) -> None:
+    """Takes the rows of one place.
+
+    Args:
+      source: the items.
+      positions: those that are chosen, in order.
+      change: from a record, or its stamp, to the record of the place.
+      told: whether this place says what the source left out.
+    """
     super().__init__(source)
     self.positions, self.change = positions, change
     self.left_out = self.left_out if told else {}
@@ -251,7 +259,13 @@ def parted(
 
 
 def drawn_parts(instances: Iterable[str], val: float = 0.1, test: float = 0.1, seed: int = 0) -> dict[str, str]:
-  """Returns the part of each instance, the same in every run: shares of them are val and test, the others train."""
+  """Returns the part of each instance, the same in every run.
+
+  Args:
+    instances: their names.
+    val, test: the shares of the instances that go there; the others are train.
+    seed: another one gives other parts.
+  """
   key = b"" if seed == 0 else seed.to_bytes(8, "little", signed=True)
   order = sorted(instances, key=lambda name: hashlib.blake2b(name.encode(), key=key).digest())
   first, second = (max(1, int(len(order) * share + 1e-9)) if share else 0 for share in (val, test))

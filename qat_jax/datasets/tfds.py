@@ -20,10 +20,13 @@ class TfdsSource:
   """Random access to a split of a set with the features of coco_captions: one row an image, or `captions` rows."""
 
   def __init__(self, name: str, split: str, data_dir: str | os.PathLike | None = None, captions: int = 1) -> None:
-    """Opens a split ("train", "train[:1000]", "train+val") of the set `name` ("coco_captions/2014").
+    """Opens a split of a set. Every image is an instance of its own.
 
-    With `captions` above 1, rows of one image follow each other and repeat its captions where it has fewer. Every image
-    is an instance of its own.
+    Args:
+      name: of the set, such as "coco_captions/2014".
+      split: "train", "train[:1000]", "train+val", ….
+      data_dir: where sets are prepared; None: the default folder of TFDS.
+      captions: rows of each image, which follow each other; its captions are repeated where it has fewer.
 
     Raises FileNotFoundError where the set is not prepared in `data_dir`, ValueError for a split or feature that it
     does not have, or files of a kind without random access.

@@ -17,7 +17,15 @@ class Encoding:
   """The features of one shard's records, taken one by one and encoded `size` at a time. Holds `size` pictures."""
 
   def __init__(self, kind: str, encoder: Encoder, dtype: str, size: int, encoded: Encoded | None) -> None:
-    """`kind` is "img" or "text"; `encoded` has what may be reused, for images."""
+    """Begins a shard.
+
+    Args:
+      kind: "img" or "text".
+      encoder: encodes the records.
+      dtype: of the stored features.
+      size: how many records are encoded at once.
+      encoded: features of images that may be reused.
+    """
     self.kind, self.encoder, self.dtype, self.size, self.encoded = kind, encoder, dtype, size, encoded
     self.seconds = 0.0  # that the encoder computed
     self._count = 0

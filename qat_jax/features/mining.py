@@ -128,8 +128,14 @@ def ensure(
 ) -> SemiPositives | None:
   """Returns the semi-positives in the file `path`, mined and saved first unless it holds those of the same features.
 
-  `settings` has `keep` (0: none are wanted, None comes back), `neighbours` and `temperature`. A file that was made with
-  other settings, or from other features or instances, is made anew; a line of the log says what differs.
+  A file that was made with other settings, or from other features or instances, is made anew; a line of the log says
+  what differs.
+
+  Args:
+    settings: `keep` (0: none are wanted, None comes back), `neighbours` and `temperature`.
+    images: the training images, with `instance`.
+    path: of the file.
+    cluster: who mines, as of `mine`.
   """
   if not settings["keep"]:
     return None
@@ -169,7 +175,16 @@ class _UnitRows:
 def _select(
   ids_BK: np.ndarray, cosine_BK: np.ndarray, code_N: np.ndarray, code_B: np.ndarray, keep: int, temperature: float
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the first `keep` neighbours of another instance and their weights."""
+  """Returns the first `keep` neighbours of another instance (BM) and their weights (BM).
+
+  Args:
+    ids_BK: the nearest of each image, nearest first.
+    cosine_BK: their cosines, −inf for padding.
+    code_N: a number for the instance of each image, −1 where it has none.
+    code_B: those of the block's images.
+    keep: M.
+    temperature: of the weights' softmax.
+  """
   code_BK = code_N[ids_BK]
   usable_BK = np.isfinite(cosine_BK) & ((code_BK != code_B[:, None]) | (code_BK < 0))
   ids_BK, cosine_BK = np.where(usable_BK, ids_BK, -1), np.where(usable_BK, cosine_BK, -np.inf)

@@ -20,7 +20,14 @@ CONTENT, REUSED = "\0content", "\0reused"  # keys of a record that no source has
 def read_ahead(
   source: Source, positions: Iterable[int], images: bool, threads: int, ahead: int, encoded: Encoded | None = None
 ) -> Iterator[Any]:
-  """Yields what `record` returns at `positions`, in order."""
+  """Yields what `record` returns at `positions`, in order.
+
+  Args:
+    source, images, encoded: as of `record`.
+    positions: of the items.
+    threads: how many read.
+    ahead: how many records wait at most.
+  """
   pool = concurrent.futures.ThreadPoolExecutor(threads)
   waiting: collections.deque[concurrent.futures.Future] = collections.deque()
   try:
@@ -39,8 +46,11 @@ def record(
 ) -> dict[str, Any] | UnreadableImage:
   """Returns the record at a position, or why it cannot be read.
 
-  Where images are asked for, its image is decoded, CONTENT has the digest of its bytes, and REUSED the place of its
-  features among those `encoded` before; then it is not decoded.
+  Args:
+    source: the items.
+    position: of the item.
+    images: whether its image is decoded; CONTENT then has the digest of the image's bytes.
+    encoded: features of images; REUSED then has the place of the item's among them, and its image is not decoded.
   """
   try:
     fields = source[position]

@@ -227,10 +227,9 @@ def read_meta(folder: Path) -> dict[str, Any]:
   return meta
 
 
-def describe_shards(rows: int, kinds: dict, normalised: bool, files: dict, extra: dict[str, Any]) -> dict[str, Any]:
-  """Returns the content of meta.json: `extra` is free, the rest says what lies in the folder."""
-  about = {"version": VERSION, "rows": rows, "kinds": kinds, "normalised": normalised}
-  return {"space": "frozen", **extra, **about, "files": files}
+def describe_shards(extra: Mapping[str, Any], **about: Any) -> dict[str, Any]:
+  """Returns the content of meta.json: `extra` is free, `about` says what lies in the folder."""
+  return {"space": "frozen", **extra, "version": VERSION, **about}
 
 
 def check_rows(features_ND: np.ndarray, where: str, id_of: Callable[[int], str]) -> None:
@@ -262,6 +261,13 @@ def check_counts(
   folder: Path, kind: str, described: Mapping[str, Any], shards: list[Shard], metadata: list[Path]
 ) -> None:
   """Raises an error where meta.json, the shards of one kind and the metadata's do not tell the same story.
+
+  Args:
+    folder: that holds them.
+    kind: of the features.
+    described: the files that meta.json lists, by their names.
+    shards: of the features.
+    metadata: the files of the metadata.
 
   FileNotFoundError for a file that meta.json describes and is missing, ValueError for one that it does not describe,
   or numbers of rows that differ.

@@ -82,12 +82,13 @@ def split(
   places = _places(images, texts, code_N, part_N)
   parts, metadata = root.with_name(root.name + ".parts"), images.metadata()
   metadata = metadata.drop_columns([name for name in ("instance", RELEVANT) if name in metadata.column_names])
+  metadata = metadata.append_column("instance", instance)
   with lock(parts):
     if rows := _rows_of(root, made_from):  # somebody else has just made it
       return rows
     for name, place in places.items():
       plan = {"place": name, **made_from, "rows_per_shard": rows_per_shard}
-      _write(parts / "set" / name, stores, metadata, place, instance, plan)
+      _write(parts / "set" / name, stores, metadata, place, plan)
     rows = {name: len(place.rows) for name, place in places.items()}
     write_record(parts / "set" / MADE_FROM, {"format": FORMAT, "made_from": made_from, "rows": rows})
     os.replace(parts / "set", root)
@@ -209,14 +210,17 @@ def _captioned(images: FeatureStore) -> np.ndarray:
 
 
 def _write(
-  folder: Path,
-  stores: Sequence[FeatureStore],
-  metadata: pa.Table,
-  place: SplitPlace,
-  instance: pa.ChunkedArray,
-  plan: dict[str, Any],
+  folder: Path, stores: Sequence[FeatureStore], metadata: pa.Table, place: SplitPlace, plan: dict[str, Any]
 ) -> None:
-  """Writes one folder of the set, shard by shard; what is there already is left as it is."""
+  """Writes one folder of the set, shard by shard; what is there already is left as it is.
+
+  Args:
+    folder: where it is written.
+    stores: the features of the source.
+    metadata: of all rows of the source.
+    place: which rows and features it has.
+    plan: what it is made of, as meta.json says it.
+  """
   rows_per_shard = plan["rows_per_shard"]
   if (folder / META).exists():
     check_same(folder, read_meta(folder)["split"], plan, ADVICE)
@@ -232,7 +236,7 @@ def _write(
   for shard in writer.missing():
     rows = place.rows[starts[shard] : starts[shard] + rows_per_shard]
     about = metadata.take(pa.array(rows))
-    columns = dict(zip(about.column_names, about.columns, strict=True)) | {"instance": instance.take(pa.array(rows))}
+    columns = dict(zip(about.column_names, about.columns, strict=True))
     if place.kinds == ("text",):
       columns["id"] = pc.binary_join_element_wise(columns["id"], CAPTION, "")
     if place.relevant is not None:

@@ -89,7 +89,8 @@ class FeatureStore(ShardedRows):
     return cls(folder, kind or there[0], read_meta(folder))
 
   def __reduce__(self) -> tuple:
-    return _reopened, (self.folder, self.kind, self.meta, [(shard.path.name, shard.rows) for shard in self.shards])
+    shards = [(shard.path.name, shard.rows) for shard in self.shards]
+    return _reopened, (self.folder, self.kind, (self.meta, shards))
 
   @property
   def space(self) -> str:
@@ -221,17 +222,17 @@ class FeatureStore(ShardedRows):
       files[path.relative_to(self.folder).as_posix()] = {"rows": parquet_rows(path), "checksum": checksum(path)}
     unit = all(is_unit(chunk_ND) for store in stores for _, chunk_ND in store.chunks())
     kinds = {store.kind: {"width": store.width, "dtype": str(store.dtype)} for store in stores}
-    self.meta = describe_shards(len(self), kinds, unit, files, extra)
+    self.meta = describe_shards(extra, rows=len(self), kinds=kinds, normalised=unit, files=files)
     write_record(self.folder / META, self.meta)
 
   def _id_of(self, start: int, row: int) -> str:
     return self.ids[start + row]
 
 
-def _reopened(folder: Path, kind: str, meta: dict[str, Any], shards: list[tuple[str, int]]) -> FeatureStore:
+def _reopened(folder: Path, kind: str, known: tuple[dict[str, Any], list[tuple[str, int]]]) -> FeatureStore:
   """Returns the store of a folder on the node that this runs on; raises ValueError where it is not the one pickled."""
   store = FeatureStore.open(folder, kind)
-  if store.meta != meta or [(shard.path.name, shard.rows) for shard in store.shards] != shards:
+  if store.__reduce__()[1][2] != known:
     raise ValueError(f"{folder} is not the same on all nodes, or was changed: give all of them the same files")
   return store
 

@@ -98,7 +98,13 @@ class FeatureWriter:
     columns: Mapping[str, object] | pa.Table,
     report: object = None,
   ) -> None:
-    """Writes one shard: features by kind (ND each) and as many rows of metadata; `report` is kept until `finish`.
+    """Writes one shard.
+
+    Args:
+      shard: its number.
+      features: by kind, ND each.
+      columns: as many rows of metadata.
+      report: is kept until `finish`.
 
     Raises ValueError for rows that are NaN, infinite or zero (named by id), lengths that differ, and features that are
     not float N×D.
@@ -158,7 +164,7 @@ class FeatureWriter:
     rows, unit = sum(note["rows"] for note in notes), all(note["normalised"] for note in notes)
     for left in self.folder.glob("*/*.tmp"):  # of hosts that died: nobody else would know
       left.unlink(missing_ok=True)
-    write_record(self.folder / META, describe_shards(rows, kinds, unit, files, meta))
+    write_record(self.folder / META, describe_shards(meta, rows=rows, kinds=kinds, normalised=unit, files=files))
     shutil.rmtree(self.notes)
 
   def _note(self, shard: int) -> Path:
