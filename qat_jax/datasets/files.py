@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qat_jax.datasets.sources import checked
+from qat_jax.datasets.sources import Corpus, checked
 from qat_jax.datasets.tables import SPLITS, check_fetched, left_out_columns
 
 # What Pillow opens by itself, and what it opens with the extra `heif`: the one list of pictures.
@@ -134,7 +134,7 @@ def listed(where: str | os.PathLike, ending: str, left_out: LeftOut | None = Non
   return [File(system, name, files[name]["size"], date(files[name])) for name in sorted(taken)]
 
 
-class Shards:
+class Shards(Corpus):
   """Items that lie in files, one file after the other. A file whose name says a split says that of its items.
 
   `starts` has the position of each file's first item, and the count of all.

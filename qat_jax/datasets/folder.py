@@ -12,15 +12,16 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
-from qat_jax.datasets import UnreadableImage, columns, tables
+from qat_jax.datasets import columns, tables
 from qat_jax.datasets.files import IMAGES, LeftOut, hidden, named_splits, opened_endings
+from qat_jax.datasets.sources import Corpus
 from qat_jax.datasets.tables import FILE_COLUMNS
 
 TABLES = tuple(f"{stem}.{ending}" for stem in ("captions", "metadata") for ending in ("csv", "tsv", "jsonl", "parquet"))
 TEXTS = (".txt", ".caption", ".text")  # endings of a caption's file
 
 
-class FolderSource:
+class FolderSource(Corpus):
   """Random access to the images in a folder; ids are their paths within it, "/" between the parts.
 
   With a table there is one row a line, in its order. Without one there is a row an image, in the order of the paths;
@@ -64,7 +65,7 @@ class FolderSource:
     """Returns the record of a row without its image, which is not looked at."""
     row, split = self.rows[position], self.splits[position]
     where = f"{self._table_of(row['file']) or self.folder}: {row['file']}"
-    record = tables.described({"split": split, **row} if split else row, row["file"], where)
+    record = tables.described(row, row["file"], where, split)
     if tables.caption_column(row, where) is None and (beside := self._beside(row["file"])):
       path = self.folder / beside
       record["caption"] = next(iter(tables.texts(tables.decoded(path.read_bytes(), path), path)), None)
@@ -80,17 +81,8 @@ class FolderSource:
       return record
     return {**record, "size": file.st_size, "changed": file.st_mtime_ns}
 
-  def __getitem__(self, position: int) -> dict[str, Any]:
-    """Returns the record of a row: id, image (the file's bytes), caption, instance, further columns.
-
-    Raises UnreadableImage where the file cannot be read.
-    """
-    record = self.about(position)
-    try:
-      image = (self.folder / record["file"]).read_bytes()
-    except OSError as error:
-      raise UnreadableImage(record["id"], error.strerror or str(error)) from error
-    return {**record, "image": image}
+  def _image(self, position: int) -> bytes:
+    return (self.folder / self.rows[position]["file"]).read_bytes()
 
   def _beside(self, file: str) -> str | None:
     """Returns the text file of an image: a.jpg.txt or a.txt, of several such names the one in the same letters."""

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from qat_jax.datasets import UnreadableImage, columns, tables
+from qat_jax.datasets import columns, tables
 from qat_jax.datasets.files import File, Shards, listed
 from qat_jax.datasets.sources import Kept
 from qat_jax.datasets.tables import ID_COLUMNS
@@ -45,15 +45,17 @@ class ParquetSource(Shards):
       raise ValueError(f"{self.shards[0].path} has no column of image bytes ({there}); name it {names}")
     files = list(zip(self.shards, footers, schemas, images, strict=True))
     self.left_out.add("Parquet files without image bytes", [file.name for file, *_, image in files if not image])
-    files = [one for one in files if one[-1]]
-    self.shards = [file for file, *_ in files]
-    self.images = [image for *_, image in files]
-    self.number(footer.num_rows for _, footer, *_ in files)
-    rows = lambda footer: (footer.row_group(group).num_rows for group in range(footer.num_row_groups))
-    self.groups = [
-      [0, *itertools.accumulate(rows(footer))] for _, footer, *_ in files
-    ]  # each file's groups' first rows
-    self.columns = [self._kept(schema, file, image) for file, _, schema, image in files]  # clean name → written name
+    self.shards, self.images = [], []
+    self.columns: list[dict[str, str]] = []  # of each file: clean name → written name
+    self.groups: list[list[int]] = []  # of each file: its row groups' first rows, and the count of all
+    for file, footer, schema, image in files:
+      if image is not None:
+        self.shards.append(file)
+        self.images.append(image)
+        self.columns.append(self._kept(schema, file, image))
+        rows = (footer.row_group(group).num_rows for group in range(footer.num_row_groups))
+        self.groups.append([0, *itertools.accumulate(rows)])
+    self.number(groups[-1] for groups in self.groups)
     self.left_out.update({kind: list(dict.fromkeys(names)) for kind, names in self.left_out.items()})
     self._held = Kept(self._read, 2 * HELD)
     self._check_ids(where)
@@ -71,18 +73,14 @@ class ParquetSource(Shards):
     file = self.shards[self.place(position)[0]]
     return {"file": (file.name, file.size, file.changed), "row": position}
 
-  def __getitem__(self, position: int) -> dict[str, Any]:
-    """Returns the record of a row: id, image (encoded), caption, instance, further simple columns.
-
-    Raises UnreadableImage where the row has no image.
-    """
-    record, (file, row) = self.about(position), self.place(position)
+  def _image(self, position: int) -> bytes:
+    file, row = self.place(position)
     table, at = self._row(file, row, images=True)
     image = table.column(0)[at].as_py()
     image = image.get("bytes") if isinstance(image, dict) else image
     if not image:
-      raise UnreadableImage(record["id"], f"the column {self.images[file]!r} is empty")
-    return {**record, "image": image}
+      raise OSError(f"the column {self.images[file]!r} is empty")
+    return image
 
   def _check_ids(self, where: str | os.PathLike) -> None:
     """Raises ValueError for ids that occur twice, before any picture is read."""

@@ -41,6 +41,32 @@ class Derived:
     """The function that returns what changes when an item does; AttributeError where the source has none."""
     return functools.partial(self._stamp, self.source.stamp)
 
+  def _stamp(self, stamp: Callable[[int], dict[str, Any]], position: int) -> dict[str, Any]:
+    return stamp(position)
+
+
+class Corpus:
+  """Items whose pictures are read apart from what is said of them: `about` and `_image`."""
+
+  def about(self, position: int) -> dict[str, Any]:
+    """Returns the record of an item without its image, which is not looked at."""
+    raise NotImplementedError
+
+  def _image(self, position: int) -> bytes:
+    """Returns the encoded image of an item; raises OSError where it cannot be read."""
+    raise NotImplementedError
+
+  def __getitem__(self, position: int) -> dict[str, Any]:
+    """Returns the record of an item: id, image (encoded), caption, instance, further plain fields.
+
+    Raises UnreadableImage where the image cannot be read; ValueError where text is not UTF-8.
+    """
+    record = self.about(position)
+    try:
+      return {**record, "image": self._image(position)}
+    except OSError as error:
+      raise UnreadableImage(record["id"], error.strerror or str(error)) from error
+
 
 class Kept:
   """The last `size` results of a function of one argument. Threads that want the same one wait; a copy is empty."""

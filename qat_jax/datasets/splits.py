@@ -188,10 +188,12 @@ def _by_instance(source: Any, folder: str | os.PathLike, made_views: int) -> Pla
       "which images show the same thing: a column `instance`, or a subfolder each and --config.data.name=subfolders. "
       "Or learn from made views of each image: --config.data.views=3"
     )
-  kinds = {name: ("text",) if name.endswith("text_queries") else ("img",) for name in rows}
+  kinds: dict[str, tuple[str, ...]] = {name: ("text",) if name.endswith("text_queries") else ("img",) for name in rows}
   kinds["train"] = ("img", "text") if "val/text_queries" in rows else ("img",)
   change = lambda name: _caption if name.endswith("text_queries") else _own
-  places = {name: (Rows(source, rows[name].tolist(), change(name), told=name == "train"), kinds[name]) for name in rows}
+  places: Places = {
+    name: (Rows(source, rows[name].tolist(), change(name), told=name == "train"), kinds[name]) for name in rows
+  }
   if made_views:
     return _label_free(places, made_views, any(item["instance"] not in (None, item["id"]) for item in items))
   return places

@@ -12,7 +12,7 @@ import re
 import tarfile
 from typing import Any
 
-from qat_jax.datasets import UnreadableImage, tables
+from qat_jax.datasets import tables
 from qat_jax.datasets.files import IMAGES, File, LeftOut, Shards, hidden, opened_endings
 
 CAPTIONS = ("txt", "caption", "text")  # endings of a caption's member
@@ -53,8 +53,15 @@ class WebdatasetSource(Shards):
     self.left_out.add("fields called id, as items of tars are named by shard and member", {"id"} & fields.keys())
 
   def about(self, position: int) -> dict[str, Any]:
-    """Returns the record of an item without its image, which is not looked at."""
-    return self._described(*self.place(position))[0]
+    """Returns the record of an item without its image, which is not looked at; without fields that cannot be read."""
+    shard, row = self.place(position)
+    members, file = self.members[shard][row], self.shards[shard]
+    where, fields = f"{file.path}, {self.keys[shard][row]!r}", self._fields(shard, row)[0]
+    record = tables.described(fields, self._name(shard, row), where, self.splits[shard], ids=())
+    if "text" in members:
+      text = tables.decoded(file.read(*members["text"]), f"{where}, its text")
+      record["caption"] = next(iter(tables.texts(text, where)), record["caption"])
+    return record
 
   def stamp(self, position: int) -> dict[str, Any]:
     """Returns what changes when an item does: its place, and size and date of its shard. Reads nothing."""
@@ -62,34 +69,15 @@ class WebdatasetSource(Shards):
     file = self.shards[shard]
     return {"id": self._name(shard, row), "members": self.members[shard][row], "file": (file.size, file.changed)}
 
-  def __getitem__(self, position: int) -> dict[str, Any]:
-    """Returns the record of an item: id, image (encoded), caption, instance, further fields.
-
-    Raises UnreadableImage where its bytes are not all there, or its .json is none; ValueError where text is not UTF-8.
-    """
+  def _image(self, position: int) -> bytes:
     shard, row = self.place(position)
-    record, reason = self._described(shard, row)
     members, file = self.members[shard][row], self.shards[shard]
     last = max(start + length for start, length in members.values())
     if last > file.size:
-      reason = f"{file.name} was cut short: it has {file.size} of {last} bytes"
-    if reason:
-      raise UnreadableImage(record["id"], reason)
-    try:
-      image = file.read(*members["image"])
-    except OSError as error:
-      raise UnreadableImage(record["id"], error.strerror or str(error)) from error
-    return {**record, "image": image}
-
-  def _described(self, shard: int, row: int) -> tuple[dict[str, Any], str]:
-    """Returns the record of an item without its image, and why its .json cannot be read, if so."""
-    members, file = self.members[shard][row], self.shards[shard]
-    where, (fields, reason) = f"{file.path}, {self.keys[shard][row]!r}", self._fields(shard, row)
-    record = tables.described(fields, self._name(shard, row), where, self.splits[shard], ids=())
-    if "text" in members:
-      text = tables.decoded(file.read(*members["text"]), f"{where}, its text")
-      record["caption"] = next(iter(tables.texts(text, where)), record["caption"])
-    return record, reason
+      raise OSError(f"{file.name} was cut short: it has {file.size} of {last} bytes")
+    if reason := self._fields(shard, row)[1]:
+      raise OSError(reason)
+    return file.read(*members["image"])
 
   def _fields(self, shard: int, row: int) -> tuple[dict[str, Any], str]:
     """Returns the fields of a record's .json, and why it cannot be read, if so; ValueError where it is not UTF-8."""
