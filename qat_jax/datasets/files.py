@@ -156,7 +156,7 @@ class Shards(Corpus):
 
   def place(self, position: int) -> tuple[int, int]:
     """Returns the number of an item's file, and its place there."""
-    file = bisect.bisect_right(self.starts, checked(position, self)) - 1  # type: ignore[arg-type]
+    file = bisect.bisect_right(self.starts, checked(position, self)) - 1
     return file, position - self.starts[file]
 
 

@@ -84,7 +84,8 @@ class Rows(Derived):
     self.left_out = self.left_out if told else {}
 
   def _stamp(self, stamp: Callable[[int], dict[str, Any]], position: int) -> dict[str, Any]:
-    return self.change(stamp(self.positions[position]))
+    about = stamp(self.positions[position])
+    return self.change(about) if "instance" in about else about  # of a tar's or Parquet's item it has the place alone
 
   def __len__(self) -> int:
     return len(self.positions)

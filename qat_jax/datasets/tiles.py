@@ -50,7 +50,10 @@ class Tiles(Derived):
     return len(self.source) * len(self.tiles)
 
   def _stamp(self, stamp: Callable[[int], dict[str, Any]], position: int) -> dict[str, Any]:
-    return self._of_tile(stamp(position // len(self.tiles)), position)
+    about = stamp(position // len(self.tiles))
+    return (
+      self._of_tile(about, position) if "id" in about else {**about, "tile": self.tiles[position % len(self.tiles)]}
+    )
 
   def __getitem__(self, position: int) -> dict[str, Any]:
     """Returns the record of a crop, its image an RGB picture; raises UnreadableImage where the picture is."""

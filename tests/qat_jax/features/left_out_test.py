@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,9 +10,10 @@ import pytest
 from PIL import Image
 
 from qat_jax.datasets import files, folder
-from qat_jax.datasets.splits import open_source
+from qat_jax.datasets.splits import open_source, sources
+from qat_jax.datasets.tiles import Tiles
 from qat_jax.features.extraction import extract
-from tests.qat_jax.datasets.corpora import picture, write_tar
+from tests.qat_jax.datasets.corpora import parquet_files, picture, tar_shards, write_tar
 from tests.qat_jax.features.extraction_test import Encoder
 
 
@@ -57,6 +59,21 @@ def test_what_img2dataset_writes_is_a_folder_of_pictures(tmp_path):
   captions, left_out = extracted(tmp_path / "set", tmp_path / "out")
   assert captions == {f"00000/{i}.jpg": f"red no. {i}" for i in range(3)}
   assert left_out == {".json files": [f"00000/{i}.json" for i in range(3)], ".parquet files": ["00000.parquet"]}
+
+
+@pytest.mark.parametrize("views", [0, 1])
+@pytest.mark.parametrize(("kind", "write"), [("webdataset", tar_shards), ("parquet", parquet_files)])
+def test_all_places_and_crops_of_tars_and_parquet_files_are_encoded_once(tmp_path, kind, write, views):
+  where = write(tmp_path / "s", rows=30)
+  places = {name: source for name, (source, _) in sources(kind, "", where, views=views).items()}
+  for name, source in {**places, "crops": Tiles(open_source(kind, "", where), [2])}.items():
+    for _ in range(2):  # the second time it is there
+      store = extract(source, Encoder(), tmp_path / "out" / name, ("img",), progress=False)["img"]
+    assert store.ids.tolist() == [source[i]["id"] for i in range(len(source))]
+  for path in where.iterdir():
+    os.utime(path, ns=(5, 5))
+  with pytest.raises(ValueError, match="source"):
+    extract(next(iter(sources(kind, "", where, views=views).values()))[0], Encoder(), tmp_path / "out/train", ("img",))
 
 
 @pytest.mark.parametrize("kind", ["tars", "parquet", "pictures"])
