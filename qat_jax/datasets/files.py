@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qat_jax.datasets.sources import Corpus, checked
+from qat_jax.datasets.sources import Corpus, checked_position
 from qat_jax.datasets.tables import SPLITS, check_fetched, left_out_columns
 
 # What Pillow opens by itself, and what it opens with the extra `heif`: the one list of pictures.
@@ -156,7 +156,7 @@ class Shards(Corpus):
 
   def place(self, position: int) -> tuple[int, int]:
     """Returns the number of an item's file, and its place there."""
-    file = bisect.bisect_right(self.starts, checked(position, self)) - 1
+    file = bisect.bisect_right(self.starts, checked_position(position, self)) - 1
     return file, position - self.starts[file]
 
 

@@ -145,14 +145,7 @@ class FolderSource(Corpus):
     return next((self.tables[within] for within in beginnings if within in self.tables), None)
 
   def _named(self, table: Path, rows: list[dict[str, Any]], column: str | None, within: str) -> list[dict[str, Any]]:
-    """Returns rows with the paths of their files in the folder as `file`; raises an error for those that are missing.
-
-    Args:
-      table: the file that the rows are of.
-      rows: its rows.
-      column: that names the files.
-      within: the table's own folder, at which names begin.
-    """
+    """Returns rows with the paths of their files as `file`: a table's names begin at its own folder, `within`."""
     if rows and column is None:
       raise ValueError(f"{table} has the columns {list(rows[0])}; one of {FILE_COLUMNS} must name the image files")
     named, missing = [], []

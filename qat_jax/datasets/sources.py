@@ -22,7 +22,7 @@ class Source(Protocol):
     """Returns the record of an item; raises UnreadableImage where its file cannot be read."""
 
 
-def checked(position: int, source: Source) -> int:
+def checked_position(position: int, source: Source) -> int:
   """Returns a position in a source; raises IndexError where it has no such item."""
   if not 0 <= position < len(source):
     raise IndexError(f"position {position} asked of a source of {len(source)}")

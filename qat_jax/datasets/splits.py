@@ -68,17 +68,9 @@ def sources(kind: str, name: str, folder: str | os.PathLike, limit: int = 0, vie
 
 
 class Rows(Derived):
-  """Chosen rows of a source, each changed to what its place wants."""
+  """Chosen rows of a source, each changed to what its place wants; `told`: this place says what was left out."""
 
   def __init__(self, source: Any, positions: Sequence[int], change: Callable[[dict], dict], told: bool = False) -> None:
-    """Takes the rows of one place.
-
-    Args:
-      source: the items.
-      positions: those that are chosen, in order.
-      change: from a record, or its stamp, to the record of the place.
-      told: whether this place says what the source left out.
-    """
     super().__init__(source)
     self.positions, self.change = positions, change
     self.left_out = self.left_out if told else {}

@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import read_only_builder
 
 from qat_jax.datasets import tables
-from qat_jax.datasets.sources import checked
+from qat_jax.datasets.sources import checked_position
 
 
 class TfdsSource:
@@ -52,7 +52,7 @@ class TfdsSource:
 
   def __getitem__(self, position: int) -> dict[str, Any]:
     """Returns the record of a row: id, image (encoded), caption, instance."""
-    number, which = divmod(checked(position, self), self.captions)
+    number, which = divmod(checked_position(position, self), self.captions)
     record = self.records[number]
     name = tables.texts(record["image/id"], "image/id")[0]
     captions = record["captions"]

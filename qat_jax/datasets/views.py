@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 
 from qat_jax.datasets.pictures import decode
-from qat_jax.datasets.sources import Derived, checked
+from qat_jax.datasets.sources import Derived, checked_position
 
 RECIPE = 1  # counts the changes of `view`: features of another recipe are not taken for these
 VIEW = "#view"  # what the id of a made view ends with, before its number
@@ -89,7 +89,7 @@ class Views(Derived):
     return {**record, "instance": name, "view": number}
 
   def _place(self, position: int) -> tuple[int, int]:
-    item, which = divmod(checked(position, self), len(self.numbers))
+    item, which = divmod(checked_position(position, self), len(self.numbers))
     return item, self.numbers[which]
 
 

@@ -127,14 +127,7 @@ def _records(shard: File, left_out: LeftOut) -> dict[str, dict[str, _Member]]:
 
 
 def _next_member(tar: tarfile.TarFile, file: Any, shard: File, left_out: LeftOut) -> tarfile.TarInfo | None:
-  """Returns the next member of a file of one or more tars, None at its end.
-
-  Args:
-    tar: the tars, opened as one.
-    file: the same file.
-    shard: what the log names.
-    left_out: gets a file that ends before its end mark.
-  """
+  """Returns the next member of a file of one or more tars, None at its end; notes one that ends before its end mark."""
   tar.members = []  # type: ignore[attr-defined]  # it would keep every one
   try:
     while (member := tar.next()) is None:

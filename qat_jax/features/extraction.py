@@ -255,8 +255,6 @@ def _plan(
   """Returns all that the bytes on disk depend on; raises ValueError for settings without meaning.
 
   The source is known by its length and three of its ids; one that has stamps (a folder), by everything in it.
-
-  Args: as of `extract`.
   """
   if len(source) == 0:
     raise ValueError("the source is empty; nothing can be encoded")

@@ -175,16 +175,7 @@ class _UnitRows:
 def _select(
   ids_BK: np.ndarray, cosine_BK: np.ndarray, code_N: np.ndarray, code_B: np.ndarray, keep: int, temperature: float
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the first `keep` neighbours of another instance (BM) and their weights (BM).
-
-  Args:
-    ids_BK: the nearest of each image, nearest first.
-    cosine_BK: their cosines, −inf for padding.
-    code_N: a number for the instance of each image, −1 where it has none.
-    code_B: those of the block's images.
-    keep: M.
-    temperature: of the weights' softmax.
-  """
+  """Returns the first `keep` neighbours of another instance (BM) and their weights (BM)."""
   code_BK = code_N[ids_BK]
   usable_BK = np.isfinite(cosine_BK) & ((code_BK != code_B[:, None]) | (code_BK < 0))
   ids_BK, cosine_BK = np.where(usable_BK, ids_BK, -1), np.where(usable_BK, cosine_BK, -np.inf)

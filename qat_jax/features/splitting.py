@@ -212,15 +212,7 @@ def _captioned(images: FeatureStore) -> np.ndarray:
 def _write(
   folder: Path, stores: Sequence[FeatureStore], metadata: pa.Table, place: SplitPlace, plan: dict[str, Any]
 ) -> None:
-  """Writes one folder of the set, shard by shard; what is there already is left as it is.
-
-  Args:
-    folder: where it is written.
-    stores: the features of the source.
-    metadata: of all rows of the source.
-    place: which rows and features it has.
-    plan: what it is made of, as meta.json says it.
-  """
+  """Writes one folder of the set, shard by shard; what is there already is left as it is."""
   rows_per_shard = plan["rows_per_shard"]
   if (folder / META).exists():
     check_same(folder, read_meta(folder)["split"], plan, ADVICE)

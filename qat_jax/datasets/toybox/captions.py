@@ -110,14 +110,7 @@ def coarse(toy: Toy, view: int, picture: int | None = None) -> str:
 
 
 def _scene(rng: np.random.Generator, share: float, ground: np.ndarray, clutter: int) -> str:
-  """Returns what a caption says of the scene.
-
-  Args:
-    rng: draws it.
-    share: how often each thing is said.
-    ground: the mean colour of what lies behind the toy.
-    clutter: how many pieces lie about.
-  """
+  """Returns what of the scene chance lets in."""
   light, tint = float(ground.mean()), ground - ground.mean()
   furthest = int(np.abs(tint).argmax())
   words = [LIGHTS[int(np.searchsorted(LIGHTER, light))]] if rng.random() < share else []

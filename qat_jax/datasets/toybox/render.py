@@ -156,14 +156,6 @@ def _pose(toy: Toy, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _toy(image: Image.Image, toy: Toy, matrix: np.ndarray, middle: np.ndarray) -> None:
-  """Draws a toy.
-
-  Args:
-    image: what it is drawn on.
-    toy: its shapes and colours.
-    matrix: from the toy's units to pixels (2×2).
-    middle: the pixel that its middle goes to.
-  """
   draw = ImageDraw.Draw(image)
   side = SHAPES[toy.side_kind] * SIDE + np.array(PLACES[toy.side_place]) * (MAIN + 0.8 * SIDE)
   main = SHAPES[toy.kind] * MAIN
@@ -180,12 +172,7 @@ def _toy(image: Image.Image, toy: Toy, matrix: np.ndarray, middle: np.ndarray) -
 
 
 def _texture(image: Image.Image, toy: Toy, outline: list, matrix: np.ndarray, middle: np.ndarray) -> None:
-  """Draws the pattern of the main shape in a darker shade of its colour, clipped to the shape.
-
-  Args:
-    image, toy, matrix, middle: as of `_toy`.
-    outline: the corners of the main shape, in pixels.
-  """
+  """Draws the pattern of the main shape in a darker or lighter shade of its colour, clipped to the shape."""
   colour = RGB[toy.colour]
   shade = tuple(int(c * 0.45) for c in colour)
   if toy.texture == "framed":

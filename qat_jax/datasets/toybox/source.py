@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from qat_jax.datasets.sources import checked
+from qat_jax.datasets.sources import checked_position
 from qat_jax.datasets.toybox import captions
 from qat_jax.datasets.toybox.objects import FAMILIES, Toy, families
 from qat_jax.datasets.toybox.render import as_jpeg, render
@@ -64,7 +64,7 @@ class Source:
     return len(self.toys) * len(self.views)
 
   def __getitem__(self, position: int) -> dict[str, Any]:
-    checked(position, self)
+    checked_position(position, self)
     toy, view = self.toys[position // len(self.views)], self.views[position % len(self.views)]
     about = {"id": f"{toy.name}_{view}", "caption": self.describe(toy, view)}
     return {**about, "image": as_jpeg(render(toy, view)), "instance": toy.name, "family": toy.family}
