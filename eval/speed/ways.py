@@ -22,6 +22,7 @@ from qat_jax.search.bounds import prepare
 from qat_jax.search.coarse import SWITCH
 from qat_jax.search.rank import rank, rerank
 from qat_jax.types import Adaptation
+from qat_jax.words import by_words
 
 DENSE_ROWS = 4096
 SCORE_ROWS = 8192
@@ -31,6 +32,7 @@ RELEASED: dict[str, Any] = {"hidden": 512, "rank": 64, "layers": 6, "steps": 4, 
   "frobenius_norm": True,
 }  # the size of the released checkpoints
 DEMO_WIDTH = 96
+WORDS, SAMPLED = 16, 2048  # phrases of an aspect, and items that give the gallery's mean
 
 
 class SearchWay(NamedTuple):
@@ -69,6 +71,11 @@ def ways(adaptation: Adaptation, gallery_ND: jax.Array, k: int) -> dict[str, Sea
     ),
     "plain_rank": SearchWay(lambda: rank(unchanged, gallery_ND, k), items, size, every * 2 * width),
   }
+  phrase_WD = np.random.default_rng(4).standard_normal((WORDS, width))  # of one aspect, for all queries
+  told = functools.partial(by_words, np.asarray(adaptation.query), gallery=gallery_ND[:SAMPLED])
+  for name, of_words in (("alike", told(alike=phrase_WD)), ("ignore", told(ignore=phrase_WD))):
+    run = functools.partial(rank, of_words, gallery_ND, k)
+    named[name] = SearchWay(run, items, size, items * 2 * width * (queries + WORDS - 1))
   for name in ("rank", "plain_rank"):
     way = named[name]
     assert isinstance(way, SearchWay)

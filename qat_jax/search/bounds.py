@@ -17,10 +17,12 @@ import jax
 import numpy as np
 from flax import struct
 
-from qat_jax.search.spectrum import RANK, SPARE_PART, ExactMaps, decomposed, scaled
+from qat_jax.search.spectrum import EACH_WIDE, RANK, SPARE_PART, WIDE, ExactMaps, decomposed, scaled
 from qat_jax.types import Adaptation
 
 WORTH = 0.7  # of an item's usual length: a bound that reaches it rules nearly everything out
+WIDE_WORTH = 0.97  # the same of wide and of shared maps: of what is left of their items much scores alike
+KEPT = (8, 16, 32, WIDE)  # numbers of directions that are kept of these, filled up with zeros: few programs
 ALIKE = 10.0  # how much better than a random item, in squared cosine to w, those items are that nearly win
 Array = jax.Array | np.ndarray  # on the host when it is made, on a device when it is used
 
@@ -42,13 +44,15 @@ class Factors(NamedTuple):
 class Bounds:
   """What the filter needs of Q maps (float32): the terms of the module's formula, and the rounding of each."""
 
-  columns: Array  # DC, C = Q (1 + m): every query's w, then every query's first direction, …
+  # DC: every query's w, then every query's first direction, …, C = Q (1 + m); or the directions of all, C = Q + m
+  columns: Array
   weight: Array  # MQ: λ_i − λ*
   floor: Array  # Q: λ*, with gate² added where `square` is None
   square: Array | None  # DQ: gate∘gate, where |gate ∘ z|² is asked for
   cut: Array  # Q: δ
   longest: Array  # Q: |T z| / |z| at most
   slack: Array  # Q: rounding of the squared length
+  doubt: Array | None  # MQ: the rounding of a direction's square, over |e_i·z|, of wide and shared maps; None: in slack
   numerator_slack: Array  # Q: rounding of w·z
   most: Array  # Q: no score is greater, |q'| and rounding
 
@@ -92,9 +96,9 @@ def _bounds(maps: ExactMaps) -> tuple[Bounds, Bounds | None]:
   mean_Q = square_QD.mean(axis=1)
   usual_Q = np.sqrt(np.maximum(mean_Q + (maps.values * energy_QE).sum(axis=1), np.finfo(float).tiny))
   tight = None
-  if maps.gram_left.shape[1] > 2 * RANK and (maps.cut <= (1 - WORTH) * usual_Q).all():
+  if maps.gram_left.shape[1] > 2 * RANK and not maps.wide and (maps.cut <= (1 - WORTH) * usual_Q).all():
     every = _Choice(np.arange(maps.values.shape[1]), np.zeros(queries), maps.cut, maps.gate.shape[1] == 1)
-    tight = each_query(_keeping(maps, square_QD, every))
+    tight = each_query(_keeping(maps._replace(shared=False), square_QD, every))
   return _keeping(maps, square_QD, _chosen(maps, square_QD, energy_QE, usual_Q)), tight
 
 
@@ -108,15 +112,17 @@ def _chosen(maps: ExactMaps, square_QD: np.ndarray, energy_QE: np.ndarray, usual
     usual_Q: how long a map makes such an item.
   """
   least_Q, mean_Q = square_QD.min(axis=1), square_QD.mean(axis=1)
-  kept, rest_CQ, expected_CQ = _choices(maps.values, energy_QE)
+  worth = WIDE_WORTH if maps.wide or maps.shared else WORTH
+  most = WIDE if maps.shared else EACH_WIDE if maps.wide else RANK
+  kept, rest_CQ, expected_CQ = _choices(maps.values, energy_QE, most)
   reach_CQ = lambda start_Q: np.sqrt(np.maximum(start_Q + expected_CQ, 0)) - maps.cut
   share_C = lambda start_Q: (reach_CQ(start_Q) / usual_Q).min(axis=1)
   shares_C, scalar = share_C(least_Q), True
-  if maps.gate.shape[1] > 1 and shares_C.max() < WORTH:
+  if maps.gate.shape[1] > 1 and shares_C.max() < worth:
     shares_C, scalar = share_C(mean_Q), False
-  # the fewest that reach WORTH, else those that reach furthest
-  place = int(np.argmax(np.minimum(shares_C, WORTH)))
-  if shares_C[place] < WORTH and maps.cut.any():
+  # the fewest that reach `worth`, else those that reach furthest
+  place = int(np.argmax(np.minimum(shares_C, worth)))
+  if shares_C[place] < worth and maps.cut.any():
     whole_Q = maps.uncut()
     if ((np.sqrt(least_Q) - whole_Q) / usual_Q).min() > shares_C[place]:
       # no directions: the gate alone, with all of left rightᵀ cut off
@@ -133,17 +139,25 @@ def _keeping(maps: ExactMaps, square_QD: np.ndarray, choice: _Choice) -> Bounds:
   largest_Q = square_QD.max(axis=1)
   longest_Q = np.sqrt(largest_Q + np.maximum(maps.values.max(axis=1, initial=0), 0) + square_doubt_Q)
   single = lambda x: np.asarray(x, np.float32)
+  large = maps.wide or maps.shared
+  added = next(size for size in KEPT if size >= len(places)) - len(places) if large else 0
+  own = slice(1 if maps.shared else None)  # whose directions have columns
+  columns = [maps.folded.T, *(maps.directions[own, :, i].T for i in places)]
   weight_QM, cut_Q = maps.values[:, places] - rest_Q[:, None], cut_Q + maps.rounding * terms_Q
+  columns += added * [np.zeros_like(maps.folded[own].T)]
   floor_Q = rest_Q + (square_QD.min(axis=1) if scalar else 0)
-  squares_Q = np.abs(weight_QM).sum(axis=1) + np.abs(floor_Q) + (0 if scalar else largest_Q)
+  weights_Q = np.abs(weight_QM).sum(axis=1)
+  squares_Q = np.abs(floor_Q) + (0 if scalar else largest_Q) + (16 / 6 * in_single if large else 1) * weights_Q
+  weight_MQ = np.pad(weight_QM.T, ((0, added), (0, 0)))
   return Bounds(
-    columns=single(np.concatenate([maps.folded.T, *(maps.directions[:, :, i].T for i in places)], axis=1)),
-    weight=single(weight_QM.T),
+    columns=single(np.concatenate(columns, axis=1)),
+    weight=single(weight_MQ),
     floor=single(floor_Q),
     square=None if scalar else single(square_QD.T),
     cut=single(LENGTHS * cut_Q * (1 + SPARE_PART)),
     longest=single(LENGTHS * (longest_Q + cut_Q) * (1 + SPARE_PART)),
     slack=single(6 * in_single * squares_Q + square_doubt_Q),
+    doubt=single(6 * in_single * np.abs(weight_MQ)) if large else None,
     numerator_slack=single(4 * in_single * np.linalg.norm(maps.folded, axis=1) + maps.rounding * terms_Q * most_Q),
     most=single(most_Q * (1 + 1e-5)),
   )
@@ -156,14 +170,14 @@ def each_query(bounds: Bounds) -> Bounds:
   return stacked.replace(columns=bounds.columns.reshape(width, -1, queries).transpose(2, 0, 1))
 
 
-def _choices(value_QE: np.ndarray, energy_QE: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _choices(value_QE: np.ndarray, energy_QE: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Returns the sets of directions that may be kept (CE, bool), fewest first, and what each of the C comes to.
 
-  A set is the lowest and the highest so many of them, at most RANK in all. With it come λ* (CQ), and what is to be
+  A set is the lowest and the highest so many of them, at most `most` in all. With it come λ* (CQ), and what is to be
   expected of the bound beyond the gate's term (CQ).
   """
   size = value_QE.shape[1]
-  counts = [(low, count - low) for count in range(min(size, RANK) + 1) for low in range(count + 1)]
+  counts = [(low, count - low) for count in range(min(size, most) + 1) for low in range(count + 1)]
   place_E = np.arange(size)
   kept_CE = np.stack([(place_E < low) | (place_E >= size - high) for low, high in counts])
   least_QE = np.minimum(np.pad(value_QE, ((0, 0), (0, 1))), 0)  # in rising order, and 0 where nothing is left

@@ -216,10 +216,13 @@ def upper(bounds: Bounds, items: jax.Array | Coarse, lengths: Array, columns: Cu
     numerator_BQ = product_BC[:, :queries]
     if bounds.square is not None:
       square_BQ += jnp.matmul(jnp.square(items.astype(jnp.float32)), bounds.square, precision=HIGHEST)
-  for i in range(bounds.weight.shape[0]):
-    own, weight_1Q = slice(queries * (i + 1), queries * (i + 2)), bounds.weight[i][None]
+  each = (product_BC.shape[1] - queries) // max(1, len(bounds.weight))  # columns a direction: 1 where queries share it
+  for i in range(len(bounds.weight)):
+    own, weight_1Q = slice(queries + each * i, queries + each * (i + 1)), bounds.weight[i][None]
     along_BQ = product_BC[:, own] if columns is None else jnp.where(weight_1Q >= 0, least_BC[:, own], most_BC[:, own])
     square_BQ += weight_1Q * jnp.square(along_BQ)
+    if bounds.doubt is not None:
+      square_BQ -= bounds.doubt[i][None] * jnp.abs(along_BQ)
   numerator_BQ += bounds.numerator_slack[None]
   return jnp.minimum(_bound(numerator_BQ, square_BQ, bounds.cut[None], bounds.longest[None]), bounds.most[None])
 

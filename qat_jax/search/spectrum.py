@@ -1,15 +1,16 @@
 """Maps in float64 on the host: made about as large as 1, cut down to a low rank, and their spectra.
 
-A map T = diag(gate) + left @ rightᵀ is cut down to rank 8 (`cut`; exact up to there): |T z| differs from the cut map's
-length by at most δ, the spectral norm of what was cut off. The cut map's TᵀT is diag(gate²) and a matrix whose
-eigenvectors and eigenvalues are those of a small eigenproblem (`spectrum`). docs/proof.md has the lemmas. float64 holds
-every scale that float32 factors can have; what goes to the device is scaled by a power of two, so that a map's size
-does not matter, nor how it is shared out between left and right.
+A map T = diag(gate) + left @ rightᵀ is cut down to rank 8, or taken whole where that would lose too much (`cut_down`):
+|T z| differs from the cut map's length by at most δ, the spectral norm of what was cut off. The cut map's TᵀT is
+diag(gate²) and a matrix whose eigenvectors and eigenvalues are those of a small eigenproblem (`spectrum`).
+docs/proof.md has the lemmas. float64 holds every scale that float32 factors can have; what goes to the device is scaled
+by a power of two, so that a map's size does not matter, nor how it is shared out between left and right.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +19,10 @@ from qat_jax.types import Adaptation
 
 MAPS = 8  # that a core decomposes at once, at most: a cache holds them in float64
 RANK = 8  # that maps are cut down to; twice as many directions are a small eigenproblem
+# Maps whose singular values hardly fall, as those of words do, lose their length in such a cut. They are taken whole up
+# to a rank of WIDE where all queries have one map, whose directions they share; of EACH_WIDE, where each has its own.
+WIDE, EACH_WIDE = 64, 32
+LOST = 0.3  # of an item's usual length: a cut that may lose more is too deep
 # Of the subspace iteration that cuts: it decides how good the bounds are, never if they hold.
 ROUNDS, STEPS, SPARE = 3, 2, 4
 SPARE_PART = 1e-6  # of a cut: more than float64 rounds off `norm`'s powers, and float32 off √square − cut
@@ -34,6 +39,8 @@ class ExactMaps(NamedTuple):
   cut: np.ndarray  # Q: δ
   values: np.ndarray  # QE, rising
   directions: np.ndarray  # QDE
+  shared: bool = False  # whether all queries have one map
+  wide: bool = False  # whether more than RANK of it was left
 
   @property
   def strength(self) -> np.ndarray:
@@ -48,8 +55,14 @@ class ExactMaps(NamedTuple):
 
   @property
   def rounding(self) -> float:
-    """Returns the proof's a: what float64 rounds off at most, as a part of `terms`."""
-    return rounding(self.folded.shape[1], self.gram_left.shape[1])
+    """Returns the proof's a: what float64 rounds off at most, as a part of `terms`; more where maps are wide."""
+    return rounding(self.folded.shape[1], self.gram_left.shape[1]) * ((WIDE / RANK) ** 2 if self.wide else 1)
+
+  @property
+  def loses(self) -> bool:
+    """Says whether the cut may take much of the length of an item that lies along no direction more than others."""
+    mean_Q = np.square(self.gate).mean(axis=1) + self.values.sum(axis=1) / self.folded.shape[1]
+    return bool((self.cut > LOST * np.sqrt(np.maximum(mean_Q, 0))).any())
 
   def uncut(self) -> np.ndarray:
     """Returns |left rightᵀ| at most (Q), for where much was cut off."""
@@ -57,22 +70,46 @@ class ExactMaps(NamedTuple):
 
 
 def decomposed(adaptation: Adaptation) -> ExactMaps:
-  """Returns what is needed of an adaptation's maps, some of them on each core."""
-  arrays = [np.asarray(getattr(adaptation, name)) for name in ("query", "gate", "left", "right")]
+  """Returns what is needed of an adaptation's maps; a map that all queries have is decomposed once."""
+  query_QD, gate_QD, left_QDR, right_QDR = (
+    np.asarray(getattr(adaptation, name)) for name in ("query", "gate", "left", "right")
+  )
+  alive_R = (left_QDR != 0).any(axis=(0, 1)) & (right_QDR != 0).any(axis=(0, 1))
+  rank = int(np.flatnonzero(alive_R)[-1]) + 1 if alive_R.any() else 0
+  left_QDR, right_QDR = left_QDR[:, :, :rank], right_QDR[:, :, :rank]  # what is left out pads maps of words
+  one = rank > 0 and all((x[at] == x[0]).all() for at in (-1, ...) for x in (gate_QD, left_QDR, right_QDR))
+  arrays = [x[:1] if one else x for x in (query_QD, gate_QD, left_QDR, right_QDR)]
+  maps = of_rank(arrays, RANK)
+  if rank <= (WIDE if one else EACH_WIDE) and maps.loses:
+    maps = of_rank(arrays, WIDE)._replace(wide=True)
+  if not one:
+    return maps
+  _, gate_1D, left_1DR, right_1DR = (x.astype(np.float64) for x in arrays)
+  of_each = lambda x: np.broadcast_to(x, (len(query_QD), *x.shape[1:]))
+  query_QD = query_QD.astype(np.float64)
+  folded_QD = gate_1D * query_QD + (query_QD @ left_1DR[0]) @ right_1DR[0].T
+  rest: dict[str, Any] = {name: of_each(x) for name, x in maps._asdict().items() if isinstance(x, np.ndarray)}
+  return maps._replace(**rest | {"query": query_QD, "folded": folded_QD, "shared": True})
+
+
+def of_rank(arrays: list[np.ndarray], most: int) -> ExactMaps:
+  """Returns what is needed of maps, cut down to a rank of `most`; some of them on each core."""
   queries = len(arrays[0])
   starts = range(0, queries, max(1, min(MAPS, -(-queries // cores()))))
   pieces = [tuple(x[i : i + starts.step] for x in arrays) for i in starts]
-  return ExactMaps(*(np.concatenate(x) for x in zip(*on_cores(_decomposed, pieces), strict=True)))
+  found = [piece[:-2] for piece in on_cores(functools.partial(_decomposed, most), pieces)]
+  joined: list[Any] = [np.concatenate(x) for x in zip(*found, strict=True)]
+  return ExactMaps(*joined)
 
 
-def _decomposed(maps: tuple[np.ndarray, ...]) -> ExactMaps:
+def _decomposed(most: int, maps: tuple[np.ndarray, ...]) -> ExactMaps:
   """Returns what is needed of some queries' maps: query, gate, left and right."""
   query_QD, gate_QD, left_QDR, right_QDR = (np.asarray(x, np.float64) for x in maps)
   gram_left_QRR, gram_right_QRR = (_across(x) @ x for x in (left_QDR, right_QDR))
   folded_QD = gate_QD * query_QD
   if left_QDR.shape[2]:
     folded_QD = folded_QD + (right_QDR @ (_across(left_QDR) @ query_QD[:, :, None]))[:, :, 0]
-  narrow_QDC, basis_QDC, cut_Q = cut_down(left_QDR, right_QDR, gram_left_QRR, gram_right_QRR)
+  narrow_QDC, basis_QDC, cut_Q = cut_down(left_QDR, right_QDR, gram_left_QRR, gram_right_QRR, most)
   values_QE, directions_QDE = spectrum(gate_QD, narrow_QDC, basis_QDC)
   return ExactMaps(query_QD, gate_QD, gram_left_QRR, gram_right_QRR, folded_QD, cut_Q, values_QE, directions_QDE)
 
@@ -112,14 +149,14 @@ def _across(matrix_QDR: np.ndarray) -> np.ndarray:
 
 
 def cut_down(
-  left_QDR: np.ndarray, right_QDR: np.ndarray, gram_left_QRR: np.ndarray, gram_right_QRR: np.ndarray
+  left_QDR: np.ndarray, right_QDR: np.ndarray, gram_left_QRR: np.ndarray, gram_right_QRR: np.ndarray, most: int = RANK
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Returns U, V (QDC, V orthonormal), and |left rightᵀ − U Vᵀ| at most (Q; the spectral norm).
 
-  Lemma 1: V is right's basis where its rank is at most RANK, else nearly its leading singular directions.
+  Lemma 1: V is right's basis where its rank is at most `most`, else nearly its RANK leading singular directions.
   """
   queries, width, rank = right_QDR.shape
-  if min(width, rank) <= RANK:
+  if min(width, rank) <= most:
     basis_QDC = np.linalg.qr(right_QDR).Q if rank else right_QDR
     return left_QDR @ (_across(right_QDR) @ basis_QDC), basis_QDC, np.zeros(queries)
   step_QRR = gram_left_QRR @ gram_right_QRR

@@ -10,7 +10,7 @@ import dataclasses
 
 import numpy as np
 
-from qat_jax.search.bounds import RANK, Bounds, each_query, prepare
+from qat_jax.search.bounds import KEPT, RANK, Bounds, each_query, prepare
 from qat_jax.search.exact import ItemPairs, score_pairs
 from qat_jax.search.gallery import GATHERED, expect_searches, parts
 from qat_jax.search.kernels import upper_bounds
@@ -31,13 +31,17 @@ def warm(adaptation: Adaptation, gallery: Gallery) -> None:
   part = next(iter(parts(gallery, None, None, queries)))
   prepared = prepare(adaptation)
   wide = adaptation.gate.shape[1] > 1
-  for kept in range(min(RANK, 2 * rank, width) + 1):
+  shapes = [(kept, queries, False) for kept in range(min(RANK, 2 * rank, width) + 1)]
+  whole = [kept for kept in KEPT if kept < 2 * min(2 * rank, width)]
+  shapes += [(kept, each, True) for kept in whole for each in {1, queries} if rank and (each == 1 or rank > RANK)]
+  for kept, each, whole_maps in shapes:
     for square in sorted({False, wide}):
       for copy in {id(x): x for x in (None, part.coarse)}.values():
         either = dataclasses.replace(part, coarse=copy)
-        upper_bounds(part.placed(_shaped(prepared.bounds, kept, square)), either, queries)
+        bounds = _shaped(prepared.bounds, kept, square, each, whole_maps)
+        upper_bounds(part.placed(bounds), either, queries)
   if rank > 2 * RANK:
-    prepared = prepared._replace(tight=each_query(_shaped(prepared.bounds, min(2 * RANK, width), wide)))
+    prepared = prepared._replace(tight=each_query(_shaped(prepared.bounds, min(2 * RANK, width), wide, queries, False)))
   prepared = part.placed(prepared)
   chunks = 1
   while chunks <= queries * max(1, min(SCORED, part.items) // ITEMS):
@@ -55,13 +59,22 @@ def warm(adaptation: Adaptation, gallery: Gallery) -> None:
     rerank(adaptation, gallery, np.tile(few_S, (queries, 1)))
 
 
-def _shaped(bounds: Bounds, kept: int, square: bool) -> Bounds:
-  """Returns bounds of the shape that so many directions give, and a gate as wide as features where `square`."""
+def _shaped(bounds: Bounds, kept: int, square: bool, each: int, whole: bool) -> Bounds:
+  """Returns bounds of the shape that some maps give.
+
+  Args:
+    bounds: of the same queries.
+    kept: how many directions there are.
+    square: whether the gate is as wide as features.
+    each: how many columns a direction has: one for each query, or 1 where they share a map.
+    whole: whether maps are wide or shared.
+  """
   queries, width = len(bounds.floor), len(bounds.columns)
   zeros = lambda *shape: np.zeros(shape, np.float32)
   return dataclasses.replace(
     bounds,
-    columns=zeros(width, queries * (1 + kept)),
+    columns=zeros(width, queries + each * kept),
     weight=zeros(kept, queries),
     square=zeros(width, queries) if square else None,
+    doubt=zeros(kept, queries) if whole else None,
   )

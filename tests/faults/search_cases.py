@@ -36,11 +36,12 @@ class Case:
   dtype: str = "float32"
   place: str = "host"
   mask: str = "nothing"
+  maps: str = "each"
 
 
 CHOICES: dict[str, tuple] = {
   "width": (8, 2, 3, 24, 64, 300, 1000, 3000),
-  "directions": (0, 1, 4, 8, 12, 24),
+  "directions": (0, 1, 4, 8, 12, 24, 40),
   "queries": (1, 4),
   "items": (64, 1, 7, 256, 2048, 5000),
   "k": (10, 1, 2, 63, 64, 100, 2048, 6000),
@@ -80,6 +81,7 @@ CHOICES: dict[str, tuple] = {
   "dtype": tuple(DTYPES),
   "place": ("host", "map", "stream", "device", "shards", "elsewhere", "shards elsewhere", "shortlist"),
   "mask": ("nothing", "exclude", "flags", "lists", "both", "one left", "none left"),
+  "maps": ("each", "one"),  # of each query, or of all
 }
 LARGE = 1 << 21  # width × items × queries of the largest case: the others are made smaller
 UNUSUAL = {"width": 0.12, "items": 0.25}  # how often the two largest are taken, which are slow
@@ -138,6 +140,8 @@ def make(case: Case) -> tuple[Adaptation, np.ndarray, dict[str, np.ndarray], np.
   if case.query == "an item":
     query_QD = item_ND[rng.integers(0, case.items, queries)]
   left, right = _factors(case, rng, gate, np.float32(blind_D).astype(np.float64), item_ND)
+  if case.maps == "one":
+    gate, left, right = (np.repeat(x[:1], queries, axis=0) for x in (gate, left, right))
   if case.gallery == "singular":
     item_ND = _singular(case, rng, gate, left, right)
   query_QD, item_ND, left, right, gate = (np.float32(x) for x in (query_QD, item_ND, left, right, gate))

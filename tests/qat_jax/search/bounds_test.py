@@ -6,18 +6,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qat_jax.search.bounds import RANK, prepare
+from qat_jax.search.bounds import KEPT, RANK, prepare
 from qat_jax.search.coarse import copied
 from qat_jax.search.gallery import Part
 from qat_jax.search.kernels import upper_bounds
 from qat_jax.search.scores import refined_bounds
+from qat_jax.search.spectrum import of_rank
 from qat_jax.types import Adaptation
 from tests.vectors import unit
 
 QUERIES, WIDTH, ITEMS = 4, 40, 4096
 
 
-def make(rank: int, gate: str, decay: float) -> Adaptation:
+def make(rank: int, gate: str, decay: float, shared: bool = False) -> Adaptation:
   rng = np.random.default_rng(rank)
   left, right = np.linalg.qr(rng.standard_normal((2, QUERIES, WIDTH, rank)))[0] * np.sqrt(
     0.8 * decay ** np.arange(rank)
@@ -27,9 +28,8 @@ def make(rank: int, gate: str, decay: float) -> Adaptation:
     "zero": np.zeros((QUERIES, 1)),
     "each": 1 + 0.3 * rng.standard_normal((QUERIES, WIDTH)),
   }
-  return Adaptation(
-    *(x.astype(np.float32) for x in (unit(rng.standard_normal((QUERIES, WIDTH))), gates[gate], left, right))
-  )
+  maps = [np.repeat(x[:1], QUERIES, axis=0) if shared else x for x in (gates[gate], left, right)]
+  return Adaptation(*(x.astype(np.float32) for x in (unit(rng.standard_normal((QUERIES, WIDTH))), *maps)))
 
 
 def dense(adaptation: Adaptation) -> np.ndarray:
@@ -43,11 +43,12 @@ CASES = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("bits", [32, 8])
 @CASES
-def test_no_score_exceeds_its_bounds_and_most_come_near(rank, gate, decay, bits):
+def test_no_score_exceeds_its_bounds_and_most_come_near(rank, gate, decay, bits, shared):
   """Lemmas 1 to 4, and 9 in 8 bits."""
-  adaptation = make(rank, gate, decay)
+  adaptation = make(rank, gate, decay, shared)
   gallery_ND = unit(np.random.default_rng(0).standard_normal((ITEMS, WIDTH)))
   mapped_QND = np.einsum("QDE,NE->QND", dense(adaptation), gallery_ND.astype(np.float64))
   exact_QN = np.einsum("QD,QND->QN", adaptation.query.astype(np.float64), mapped_QND) / np.linalg.norm(
@@ -61,7 +62,7 @@ def test_no_score_exceeds_its_bounds_and_most_come_near(rank, gate, decay, bits)
   upper_QN = np.full((QUERIES, ITEMS), -np.inf)
   upper_QN[query_P, item_P] = upper_P
   assert (upper_QN >= exact_QN).all()
-  if (rank, gate) != (30, "one"):  # a flat spectrum of many directions: the bound holds, no more
+  if (rank, gate, bits) != (30, "one", 8):  # many directions in 8 bits: the bound holds, no more
     assert np.median((upper_QN - exact_QN)[exact_QN > 0]) < 0.35
   if prepared.tight is not None:
     query_P, item_P = np.divmod(np.arange(QUERIES * ITEMS), ITEMS)
@@ -74,10 +75,26 @@ def test_no_score_exceeds_its_bounds_and_most_come_near(rank, gate, decay, bits)
 def test_lengths_differ_from_those_of_the_cut_map_by_no_more_than_it_says(rank, decay):
   """Lemmas 1 and 2."""
   adaptation = make(rank, "one", decay)
-  prepared = prepare(adaptation)
-  kept = np.linalg.svd(dense(adaptation) - np.eye(WIDTH), compute_uv=False)[:, RANK]
-  assert (prepared.bounds.cut >= kept).all()
-  assert (prepared.bounds.cut <= 1.15 * kept).all()
+  arrays = [np.asarray(getattr(adaptation, name)) for name in ("query", "gate", "left", "right")]
+  cut_Q = of_rank(arrays, RANK).cut
+  left_Q = np.linalg.svd(dense(adaptation) - np.eye(WIDTH), compute_uv=False)[:, RANK]
+  assert (cut_Q >= left_Q).all()
+  assert (cut_Q <= 1.15 * left_Q).all()
+
+
+@pytest.mark.parametrize("rank", [9, 12])
+@pytest.mark.parametrize("queries", [1, 2, 5])
+def test_one_map_of_all_queries_is_taken_whole_and_its_directions_are_shared(rank, queries):
+  """A map that words make: the identity without some directions, padded with zeros."""
+  rng = np.random.default_rng(0)
+  out_DR = np.linalg.qr(rng.standard_normal((WIDTH, rank)))[0]
+  padded = np.tile(np.pad(out_DR, ((0, 0), (0, 100))), (queries, 1, 1)).astype(np.float32)
+  query_QD = unit(rng.standard_normal((queries, WIDTH)))
+  prepared = prepare(Adaptation(query_QD, np.ones((queries, 1), np.float32), -padded, padded))
+  bounds, kept = prepared.bounds, next(size for size in KEPT if size >= rank)
+  assert bounds.columns.shape == (WIDTH, queries + kept) and bounds.weight.shape == (kept, queries)
+  np.testing.assert_allclose(bounds.columns[:, :queries], query_QD.T - out_DR @ (out_DR.T @ query_QD.T), atol=1e-6)
+  assert bounds.cut.max() < 1e-6 and prepared.tight is None
 
 
 def test_a_map_of_any_scale_is_prepared_to_the_same_bounds():
