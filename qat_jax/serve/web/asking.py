@@ -37,7 +37,11 @@ def parse(model: type[Model], body: bytes) -> Model:
   try:
     asked = model.model_validate_json(body)
   except ValidationError as error:
-    raise first_wrong(error.errors(include_url=False, include_input=False, include_context=False)) from None
+    errors = error.errors(include_url=False, include_input=False, include_context=False)
+    unknown = [str(one["loc"][0])[:200] for one in errors if one["type"] == "extra_forbidden" and len(one["loc"]) == 1]
+    if unknown:
+      raise invalid(f"{unknown[0]!r} is not known here; known are {', '.join(sorted(model.model_fields))}") from None
+    raise first_wrong(errors) from None
   if not readable:
     raise invalid("the body has a number of too many digits, or is nested too deeply")
   return asked

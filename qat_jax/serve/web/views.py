@@ -40,7 +40,8 @@ def found_json(service: Service, found: Found, k: int, notes: list[str], waited:
     for entry, position in zip(results["adapted"], found.adapted.ids.tolist(), strict=False):
       entry["plain_rank"] = before.get(position)
   if not notes and not all(results.values()):
-    notes = ["no item is left to find: all are excluded, or not allowed"]
+    why = "all are excluded, or not allowed" if service.items.count else "none is there yet"
+    notes = [f"no item is left to find: {why}"]
   milliseconds = {name: round(1000 * value, 2) for name, value in {"wait": waited, **found.seconds}.items()}
   return {
     "query_type": found.query_type,

@@ -33,8 +33,8 @@ def case_of(form: str, **fields) -> Case:
   return Case(**({"gate": gate, "directions": directions, "queries": 3, "width": 24} | fields))
 
 
-def make(form: str, **fields):
-  return search_cases.make(case_of(form, **fields))[0]
+make = lambda form, **fields: search_cases.make(case_of(form, **fields))[0]
+dense_scores = lambda adaptation, gallery_ND: in_float64(adaptation, gallery_ND)[0]
 
 
 @pytest.fixture
@@ -45,10 +45,6 @@ def adaptation():
 @pytest.fixture
 def gallery_ND():
   return features(50, 24, 1)
-
-
-def dense_scores(adaptation, gallery_ND) -> np.ndarray:
-  return in_float64(adaptation, gallery_ND)[0]
 
 
 @pytest.mark.compile
@@ -118,6 +114,12 @@ def test_reranking_everything_is_ranking(adaptation, gallery_ND):
   reranked = scoring.rerank(adaptation, gallery_ND, shuffled_QS)
   np.testing.assert_array_equal(reranked.ids, ranking.ids)
   np.testing.assert_allclose(reranked.scores, ranking.scores, atol=1e-6)
+
+
+def test_a_query_finds_of_its_own_list_what_it_does_not_exclude(adaptation, gallery_ND):
+  masks = {"allowed": np.array([[1, 2, 3], [4, 5, 6], [7, 8, 9]]), "exclude": np.array([2, 5, 9])}
+  ids_QK = scoring.rank(adaptation, gallery_ND, 3, **masks).ids
+  np.testing.assert_array_equal(np.sort(ids_QK, axis=1), [[-1, 1, 3], [-1, 4, 6], [-1, 7, 8]])
 
 
 def test_a_shortlist_may_be_padded_and_repeat_itself(adaptation, gallery_ND):

@@ -14,6 +14,7 @@ from qat_jax.serve.collection.collection import Collection, types_for
 from qat_jax.serve.living import Living
 from qat_jax.serve.searches import Part, Search
 from qat_jax.serve.service import Service
+from qat_jax.serve.web.views import found_json
 from qat_jax.types import Pieces
 from tests.qat_jax.serve.collection.conftest import WIDTH, item
 from tests.qat_jax.serve.collection.conftest import opened as opened
@@ -141,6 +142,7 @@ def test_an_empty_collection_answers_and_one_that_was_emptied_too(opened, small)
   for _ in range(2):
     (found,) = show(collection).search([job])
     assert len(found.plain.ids) == 0 == len(found.adapted.ids)
+    assert "none is there yet" in found_json(show(collection), found, 5, [], 0.0)["notes"][-1]
     collection.change([item("a", rng)], types_for({}, {}))
     collection.change(removed=["a"])
 

@@ -182,7 +182,7 @@ def test_items_have_metadata_picture_and_thumbnail(client, shop):
     ({"query": "a", "k": 1001}, "at most 1000"),
     ({"query": "a", "k": 10**30}, "k"),
     ({"query": "a", "mode": "best"}, "mode"),
-    ({"query": "a", "kk": 3}, "kk"),
+    ({"query": "a", "kk": 3}, "'kk' is not known here; known are alike,"),
     ({"query": "a", "filters": {"size": 3}}, "size"),
     ({"query": "a", "filters": {"colour": {"near": 3}}}, "filters"),
     ({"query": [{"text": "a"}] * 9}, "query"),
