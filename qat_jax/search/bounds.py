@@ -52,9 +52,10 @@ class Bounds:
   cut: Array  # Q: δ
   longest: Array  # Q: |T z| / |z| at most
   slack: Array  # Q: rounding of the squared length
-  doubt: Array | None  # MQ: the rounding of a direction's square, over |e_i·z|, of wide and shared maps; None: in slack
   numerator_slack: Array  # Q: rounding of w·z
   most: Array  # Q: no score is greater, |q'| and rounding
+  # MQ: the rounding of a direction's square over |e_i·z|, of wide and shared maps; None: it is in the slack
+  doubt: Array | None = None
 
 
 class Prepared(NamedTuple):
