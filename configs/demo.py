@@ -27,4 +27,5 @@ def get_config() -> ConfigDict:
   config.train.patience = 500
   config.static_train.steps = 1000
   config.validation.every = 100
+  config.eval.intents = True  # one toy, two rankings
   return config

@@ -98,6 +98,7 @@ def get_config() -> ConfigDict:
     {
       "queries": 0,
       "shortlist": 1000,
+      "intents": False,  # two intents over the toybox's gallery beside it (configs/demo.py)
       "methods": (
         *("plain", "static", "neighbours", "query_only"),
         *("head_alone", "head_with_memory", "head_with_captions", "adapted", "adapted_shortlist"),

@@ -15,9 +15,10 @@ from eval import check, measure, methods
 from eval.benchmarks import official
 from eval.benchmarks.uned import read_linear_layer
 from eval.problem import Problem, of_split
+from eval.report import intents
 from eval.report.page import gather_curves, write_report
 from eval.report.results import Result, Row, Skipped, summarise
-from eval.report.sheets import Sheet, build_sheets, pictures_of
+from eval.report.sheets import Sheet, build_sheets, draw_sheets, pictures_of
 from qat_jax.adapter import load
 from qat_jax.datasets.splits import sources
 from qat_jax.features.retrieval_set import RetrievalSet
@@ -35,7 +36,8 @@ MADE_VIEWS = (
 def evaluate(config: ConfigDict, workdir: pathlib.Path) -> list[Row]:
   """Measures every method of `config.eval.methods` on the test split, or on the benchmark of `config.benchmark`.
 
-  Writes `workdir/eval` and returns the rows.
+  Writes `workdir/eval` and returns the rows. With `config.eval.intents` two intents over the demo's gallery stand
+  beside them, and their picture is `eval/intents.png`.
   """
   check.check_config(config)
   run, folder = open_run(config, workdir), workdir / "eval"
@@ -53,6 +55,11 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path) -> list[Row]:
       tqdm.write(measure.outcome_text(name, problem, outcome))
     results += [result for one in measured.values() for result in one]
     sheets += contact_sheets(config, workdir, problem, measured)
+  if config.eval.intents and run.data is not None and "image" in run.adapter.heads:
+    asked, shown = intents.asked_twice(run, workdir / "intents", config.data.name or "default")
+    results, sheets = results + asked, sheets + shown
+    if shown:
+      draw_sheets(shown).save(folder / "intents.png")
   rows = summarise(results, config.seed)
   curves = gather_curves(workdir / "candidates", folder / "curves.jsonl")
   about = "\n".join([*shared_with_training(run), what_was_searched(config, run), *what_serves(run)])
@@ -130,7 +137,7 @@ def problems(config: ConfigDict, run: methods.TrainedRun) -> list[Problem]:
   """Returns what is to be ranked, for the query types that the adapter serves."""
   heads, settings = run.adapter.heads, official.BenchmarkFiles(**config.benchmark)
   if run.data is not None and not settings.name:
-    every = of_split(run.data, config.eval.queries, config.seed)
+    every = of_split(run.data.split("test"), config.eval.queries, config.seed)
     where = str(run.data.root)
   else:
     every, where = official.open_problems(settings), settings.name

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from eval.benchmarks.task import Task
-from qat_jax.features.retrieval_set import RetrievalSet
+from qat_jax.features.retrieval_set import Split
 from qat_jax.features.store import FeatureStore
 from qat_jax.metrics import average_precision
 from qat_jax.types import Ranking, Relevance
@@ -49,9 +49,8 @@ class Problem(NamedTuple):
     return Ranking(ids_QK, score_QK)
 
 
-def of_split(data: RetrievalSet, limit: int, seed: int) -> list[Problem]:
-  """Returns the problems of the test split: all queries that have something relevant, or `limit` of them."""
-  split = data.split("test")
+def of_split(split: Split, limit: int, seed: int) -> list[Problem]:
+  """Returns the problems of a split: all queries that have something relevant, or `limit` of them."""
   made_from = split.fingerprint
   problems = []
   for query_type, queries in split.queries.items():

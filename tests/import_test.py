@@ -34,7 +34,7 @@ search: indexes
 : duplicates datasets
 encoders: files settings positions tower names weights open_clip families pixels texts encoder
 features: shards writer store prepared retrieval_set leaks splitting reuse records encoding extraction mining
-models: dropout tokens memory projected levels quari_files quari closed_forms experts ensemble forms head
+models: dropout tokens closed_forms memory projected levels quari_files quari experts ensemble forms head
 models: checkpoints head_files
 : marks planted adapter evidence
 distributed: gallery_shard gallery

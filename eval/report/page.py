@@ -129,7 +129,7 @@ def _section(group: Sequence[Row], sheets: Sequence[Sheet], skipped: Sequence[Sk
     ),
   ]
   for heading, belongs in HEADINGS.items():
-    drawn = [_sheet(s) for s in sheets if s.query_type == group[0].result.query_type and belongs(s)]
+    drawn = [_sheet(s) for s in sheets if (s.query_type, s.task) == group[0].result.group and belongs(s)]
     parts += [f"<h3>{heading}</h3>", *drawn] if drawn else []
   return "<section>" + "\n".join(parts) + "</section>"
 

@@ -31,6 +31,7 @@ class Sheet:
   gain: float = 0.0  # of average precision, a fraction
   before_name: str = "plain"
   after_name: str = "adapted"
+  task: str = ""
   typical: bool = False  # neither of those that gained most nor of those that lost most
 
 

@@ -198,6 +198,13 @@ def group_sums(x_ND: np.ndarray, code_N: np.ndarray, number: int) -> np.ndarray:
   return (code_N[None] == np.arange(number)[:, None]).astype(x_ND.dtype) @ x_ND
 
 
+def scatter_around(x_ND: np.ndarray, code_N: np.ndarray, number: int) -> np.ndarray:
+  """Returns the sum of squares (DD) of rows around the mean of their group, of so many groups."""
+  mean_KD = group_sums(x_ND, code_N, number) / np.maximum(np.bincount(code_N, minlength=number), 1)[:, None]
+  off_ND = x_ND - mean_KD[code_N]
+  return off_ND.T @ off_ND
+
+
 def lda_of(within_DD: np.ndarray) -> np.ndarray:
   """Returns the map (DD) after which a scatter within instances is about the same in all directions."""
   return inverse_root(within_DD * (len(within_DD) / np.trace(within_DD)), LDA_SHRINKAGE)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qat_jax.adaptation import unit
-from qat_jax.fit.clusters import SAMPLE, InstanceRows, RelevantLists, Sums, cluster, group_sums, lda_of
+from qat_jax.fit.clusters import SAMPLE, InstanceRows, RelevantLists, Sums, cluster, group_sums, lda_of, scatter_around
 from qat_jax.fit.parts import beside
 from qat_jax.fit.training import PLAIN, Training, covariance_of, evenly, mean_of_rows
 from qat_jax.models.head import Head
@@ -29,7 +29,7 @@ SPACES = ("raw", "lda")  # where instances are clustered
 OUTSIDE = ((0.1, 0.0), (0.0, 0.0), (1.0, 0.0), (0.0, 3.0), (0.0, 30.0))  # alpha and beta: what is taken off strangers
 NUMBERS = (16, 8, 4, 2, 32)  # of experts
 GRID = {"floor": FLOORS, "pooled": POOLED, "space": SPACES, "outside": OUTSIDE, "number": NUMBERS}  # in this order
-INTENTS = {"space": ("lda", "raw"), "number": sorted(NUMBERS), "floor": FLOORS, "pooled": (*POOLED, 10_000.0)}
+INTENTS = {"space": ("lda", "raw"), "number": sorted(NUMBERS), "pooled": (*POOLED, 10_000.0), "floor": FLOORS}
 FREEDOM = 200  # degrees of freedom within, for each expert, at the least: of fewer no covariance is known
 FEW = 1000  # validation queries that the grid is compared on
 HIGHEST, LONGEST = 99.9, 99.0  # percentiles of what is taken off, and of the query's length
@@ -84,17 +84,24 @@ def for_items(base: Head, width: int) -> Head:
   return dataclasses.replace(base, variables=those_of(wanted, base.variables))
 
 
-def intents(queries: Any, relevant: Sequence[np.ndarray], images: Any, validator: Validator) -> Head | None:
+def intents(
+  queries: Any,
+  relevant: Sequence[np.ndarray],
+  images: Any,
+  validator: Validator,
+  grid: dict[str, Sequence[Any]] = INTENTS,
+) -> Head | None:
   """Returns experts for queries (QD) that each name the images (ND) that are relevant to them, by their rows.
 
-  Clusters are the queries'; there are few intents, so two of them come first. Items have one mean and one covariance;
-  those within are of relevant images around their mean, the freedom that of all images. None where relevant images do
-  not suffice for two experts.
+  Clusters are the queries', taken again where the first ones are as wide in all directions, so that no query's looks
+  outweigh its intent. There are few intents, so two clusters come first. Items have one mean and one covariance; those
+  within are of relevant images around their mean, the freedom that of all images. None where relevant images do not
+  suffice for two experts.
   """
   freedom = _freedom(relevant)
   if freedom < FREEDOM * min(NUMBERS):
     return None
-  numbers = [number for number in NUMBERS if number * FREEDOM <= freedom]
+  numbers = [number for number in grid["number"] if number * FREEDOM <= freedom]
   query_QD = np.asarray(unit(queries[:]), np.float64)
   mean_D = mean_of_rows(images)
   total_DD, item_MD = covariance_of(images, mean_D), unit(images[evenly(len(images), SAMPLE)])
@@ -103,7 +110,8 @@ def intents(queries: Any, relevant: Sequence[np.ndarray], images: Any, validator
   lda_DD = lda_of(within_1DD[0])
 
   def sums(number: int, space: str) -> Sums:
-    clusters = cluster(query_QD, number, lda_DD if space == "lda" else np.eye(len(lda_DD)))
+    first = cluster(query_QD, number, lda_DD if space == "lda" else np.eye(len(lda_DD)))
+    clusters = cluster(query_QD, number, lda_of(scatter_around(query_QD, first.of(query_QD), number)))
     cluster_Q = clusters.of(query_QD)
     within_KDD, freedom_K = lists.sums(cluster_Q, number)
     share = min(1.0, len(images) / freedom_K.sum())  # an image is known once, in however many lists it is
@@ -116,7 +124,7 @@ def intents(queries: Any, relevant: Sequence[np.ndarray], images: Any, validator
     known = (clusters, within_KDD, freedom_K, total_KDD, number_K, shared(mean_D), query_mean_KD)
     return Sums(*known, item_MD, None, query_QD[some], cluster_Q[some])
 
-  return best_on_grid(sums, validator, PLAIN, INTENTS | {"number": sorted(numbers)})
+  return best_on_grid(sums, validator, PLAIN, grid | {"number": numbers})
 
 
 def best_on_grid(sums: Any, validator: Validator, base: Head, grid: dict[str, Sequence[Any]]) -> Head:

@@ -247,13 +247,7 @@ def pulled_back(image: Head, gallery: Any) -> np.ndarray | None:
 
 def _beneath(head: Head) -> Head:
   """Returns the head that a levelled one is around; another one as it is."""
-  return _inner(head) if head.form == "levelled" else head
-
-
-def _inner(head: Head) -> Head:
-  """Returns the form that another one is around."""
-  variables = {name: tree.get("head", {}) for name, tree in head.variables.items()}
-  return Head(head.settings["form"], head.settings["settings"], variables)
+  return head.inner if head.form == "levelled" else head
 
 
 def _with_words(head: Head, pairs: tuple[np.ndarray, np.ndarray]) -> Head:

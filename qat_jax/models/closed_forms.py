@@ -14,7 +14,15 @@ from qat_jax.types import Adaptation
 GREATEST = 0.999  # of an item's length, what `rest` leaves at least
 
 
-class Plain(nn.Module):
+class Untouched(nn.Module):
+  """A form that leaves the gallery alone."""
+
+  def prepare(self, gallery_ND: jax.Array) -> jax.Array:
+    """Returns the unit items (ND, float32)."""
+    return normalise(gallery_ND)
+
+
+class Plain(Untouched):
   """The frozen feature as it is: q' = q, T = I."""
 
   width: int
@@ -23,12 +31,8 @@ class Plain(nn.Module):
     """Returns the adaptation of Q queries (any float dtype, QD)."""
     return plain(query_QD)
 
-  def prepare(self, gallery_ND: jax.Array) -> jax.Array:
-    """Returns the unit items (ND, float32)."""
-    return normalise(gallery_ND)
 
-
-class ClosedForm(nn.Module):
+class ClosedForm(Untouched):
   """q' = normalise(normalise((q − mean) A) + residual · q), all constants; `qat_jax.fit.discriminant` computes them."""
 
   width: int
@@ -42,10 +46,6 @@ class ClosedForm(nn.Module):
     residual = self.variable("constants", "residual", jnp.ones, ()).value
     changed_QD = normalise(jnp.matmul(query_QD - mean_D[None], map_DE, precision=HIGHEST))
     return plain(changed_QD + residual * query_QD)
-
-  def prepare(self, gallery_ND: jax.Array) -> jax.Array:
-    """Returns the unit items (ND, float32): the gallery is not touched."""
-    return normalise(gallery_ND)
 
 
 class AffineMap(nn.Module):
@@ -106,11 +106,15 @@ class QuadraticMap(nn.Module):
       one_N1 = jnp.ones((y_ND.shape[0], 1), jnp.float32)
       return normalise(jnp.concatenate([y_ND, one_N1 / scale, 0 * one_N1], axis=1))
     off_N1 = scale * (centre - jnp.sum(weight_D[None] * jnp.square(y_ND), axis=1, keepdims=True) / 2)
-    row_NE = jnp.concatenate([y_ND, off_N1], axis=1) / longest
-    length_N1 = jnp.linalg.norm(row_NE, axis=1, keepdims=True)
-    row_NE *= jnp.minimum(1, GREATEST / jnp.maximum(length_N1, TINY))
-    rest_N1 = jnp.sqrt(1 - jnp.sum(jnp.square(row_NE), axis=1, keepdims=True))
-    return normalise(jnp.concatenate([row_NE, rest_N1], axis=1))
+    return with_rest(jnp.concatenate([y_ND, off_N1], axis=1) / longest)
+
+
+def with_rest(row_NE: jax.Array) -> jax.Array:
+  """Returns rows of unit length, one number wider: what is missing, GREATEST being the most of a row that is kept."""
+  length_N1 = jnp.linalg.norm(row_NE, axis=1, keepdims=True)
+  row_NE *= jnp.minimum(1, GREATEST / jnp.maximum(length_N1, TINY))
+  rest_N1 = jnp.sqrt(1 - jnp.sum(jnp.square(row_NE), axis=1, keepdims=True))
+  return normalise(jnp.concatenate([row_NE, rest_N1], axis=1))
 
 
 class Plda(nn.Module):

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from qat_jax.adaptation import normalise
+from qat_jax.models.closed_forms import Untouched
 from qat_jax.types import Adaptation
 
 
-class Ensemble(nn.Module):
+class Ensemble(Untouched):
   """q' = normalise(Σ q'_k) and T = mean of T_k, over the members; the gallery is not touched.
 
   T's factors stand beside each other: K members of rank R search as one map of rank K · R, members without factors as
@@ -31,7 +32,3 @@ class Ensemble(nn.Module):
       left=jnp.concatenate([one.left for one in all_K], axis=2) / len(all_K),
       right=jnp.concatenate([one.right for one in all_K], axis=2),
     )
-
-  def prepare(self, gallery_ND: jax.Array) -> jax.Array:
-    """Returns the unit items (ND, float32): the gallery is not touched."""
-    return normalise(gallery_ND)

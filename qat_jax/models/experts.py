@@ -11,8 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from qat_jax.adaptation import HIGHEST, TINY, normalise, plain
-from qat_jax.models.closed_forms import GREATEST, likelihood_alone
+from qat_jax.adaptation import HIGHEST, normalise, plain
+from qat_jax.models.closed_forms import likelihood_alone, with_rest
 from qat_jax.models.memory import in_blocks
 from qat_jax.types import Adaptation
 
@@ -78,11 +78,7 @@ class Experts(nn.Module):
 
     def block(x_BD: jax.Array) -> jax.Array:
       off_BK = jnp.minimum(self.taken_off(x_BD), self.high.value[None]) - self.middle.value[None]
-      row_BE = jnp.concatenate([x_BD, -off_BK / self.typical.value], axis=1) / self.longest.value
-      length_B1 = jnp.linalg.norm(row_BE, axis=1, keepdims=True)
-      row_BE *= jnp.minimum(1, GREATEST / jnp.maximum(length_B1, TINY))
-      rest_B1 = jnp.sqrt(1 - jnp.sum(jnp.square(row_BE), axis=1, keepdims=True))
-      return normalise(jnp.concatenate([row_BE, rest_B1], axis=1))
+      return with_rest(jnp.concatenate([x_BD, -off_BK / self.typical.value], axis=1) / self.longest.value)
 
     return in_blocks(block, self.head.prepare(gallery_ND))
 

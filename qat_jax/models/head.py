@@ -45,8 +45,7 @@ class Head:
     weight of what is taken off.
     """
     if self.form == "levelled":
-      inner = {name: tree.get("head", {}) for name, tree in self.variables.items()}
-      return 2.0 * Head(self.settings["form"], self.settings["settings"], inner).scale
+      return 2.0 * self.inner.scale
     return 2**0.5 * float(self.variables["constants"]["longest"]) if self.form == "experts" else 1.0
 
   def initialise(self, width: int) -> dict:
@@ -56,7 +55,7 @@ class Head:
   @functools.cached_property
   def space(self) -> str:
     """The gallery that the head is for: `frozen`, or the name of what it makes of the gallery's items."""
-    arrays = jax.tree.leaves(_gallery_side(self.form, self.settings, self.variables))
+    arrays = jax.tree.leaves(_gallery_side(self))
     if not arrays:
       return "frozen"
     digest = hashlib.blake2b(digest_size=8)
@@ -92,9 +91,14 @@ class Head:
     while head.form != form:
       if "form" not in head.settings or head.form == "ensemble":
         return None
-      inner = {kind: tree.get("head", {}) for kind, tree in head.variables.items()}
-      head = Head(head.settings["form"], head.settings["settings"], inner)
+      head = head.inner
     return head
+
+  @property
+  def inner(self) -> Head:
+    """The head that this one, which is around another form, stands on."""
+    variables = {kind: tree.get("head", {}) for kind, tree in self.variables.items()}
+    return Head(self.settings["form"], self.settings["settings"], variables)
 
   @functools.cached_property
   def fingerprint(self) -> dict[str, Any]:
@@ -114,14 +118,13 @@ def _prepare(module: nn.Module, variables: dict, gallery_ND: jax.Array) -> Any: 
   return module.apply(variables, gallery_ND, method="prepare")
 
 
-def _gallery_side(form: str, settings: dict, variables: dict) -> dict:
-  """Returns all of a form's variables that decide what it makes of the gallery's items; empty where it is normalise."""
-  if "form" not in settings:
-    return variables.get("params", {}).get("gallery_map", {})
-  inner = {name: tree.get("head", {}) for name, tree in variables.items()}
-  side = {"head": _gallery_side(settings["form"], settings["settings"], inner)}
-  if form in ("levelled", "projected", "experts") or settings.get("captions"):
-    side |= {name: array for name, array in variables["constants"].items() if name != "head"}
+def _gallery_side(head: Head) -> dict:
+  """Returns all of a head's variables that decide what it makes of the gallery's items; empty where it is normalise."""
+  if "form" not in head.settings:
+    return head.variables.get("params", {}).get("gallery_map", {})
+  side = {"head": _gallery_side(head.inner)}
+  if head.form in ("levelled", "projected", "experts") or head.settings.get("captions"):
+    side |= {name: array for name, array in head.variables["constants"].items() if name != "head"}
   return side
 
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qat_jax.adaptation import HIGHEST, normalise, plain
+from qat_jax.models.closed_forms import Untouched
 from qat_jax.types import Adaptation
 
 PAIRS = ("queries", "images")  # the names of a bank's halves among a form's constants
@@ -112,7 +113,7 @@ def in_blocks(block: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
   return made.reshape(-1, *made.shape[2:])[:rows]
 
 
-class Neighbours(nn.Module):
+class Neighbours(Untouched):
   """The neighbour residual alone, q' = moved(q), T = I; the bank of M pairs and the two numbers are constants."""
 
   width: int
@@ -124,10 +125,6 @@ class Neighbours(nn.Module):
     bank = Bank(*(self.variable("constants", name, jnp.zeros, (self.pairs, self.width)).value for name in PAIRS))
     numbers = (self.variable("constants", name, jnp.ones, ()).value for name in ("temperature", "scale"))
     return plain(moved_by_pairs(bank, query_QD, *numbers))
-
-  def prepare(self, gallery_ND: jax.Array) -> jax.Array:
-    """Returns the unit items (ND, float32): the gallery is not touched."""
-    return normalise(gallery_ND)
 
 
 class Remembering(nn.Module):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qat_jax.adaptation import normalise
+from qat_jax.models.closed_forms import Untouched
 from qat_jax.models.quari_files import ReleasedConfig
 from qat_jax.models.tokens import PRODUCTS
 from qat_jax.types import Adaptation
@@ -80,7 +81,7 @@ class EncoderLayer(nn.Module):
     return token_QLH + _dense(hidden, self.dtype, "narrow")(wide).astype(jnp.float32)
 
 
-class Released(nn.Module):
+class Released(Untouched):
   """The released form: T = I + anchor_scale · left rightᵀ, q' between a decoded query and the query itself."""
 
   width: int
@@ -119,10 +120,6 @@ class Released(nn.Module):
       left=self.anchor_scale * self.factor(self.v(tokens[-1][:, -self.rank :])),
       right=self.factor(self.u(tokens[-1][:, 1 : 1 + self.rank])),
     )
-
-  def prepare(self, gallery_ND: jax.Array) -> jax.Array:
-    """Returns the unit items (ND, float32): the gallery is not touched."""
-    return normalise(gallery_ND)
 
   def step_queries(self, query_QD: jax.Array) -> jax.Array:
     """Returns q' before the first step and after every one (SQD, S = steps + 1)."""

@@ -8,13 +8,13 @@ from qat_jax.datasets.toybox.objects import Toy, families
 from qat_jax.features.records import metadata_table
 
 
-def toy(name, kind, colour, side_kind="star", side_colour="red"):
-  return Toy(name, "family", kind, colour, "plain", side_kind, side_colour, "above", "dot", "white")
+def toy(name, kind, colour, side_place="above", side_colour="red"):
+  return Toy(name, "family", kind, colour, "plain", "star", side_colour, side_place, "dot", "white")
 
 
 def test_light_ground_asks_for_the_shape_in_any_colours_and_dark_for_the_colours_in_any_shape():
   cup, blue, other = toy("cup", "circle", "red"), toy("blue", "circle", "blue"), toy("other", "square", "red")
-  half = toy("half", "circle", "red", side_kind="heart", side_colour="blue")  # neither its shape nor its colours whole
+  half = toy("half", "circle", "red", side_place="left", side_colour="blue")  # neither its shape nor its colours whole
   gallery = [(one, f"{one.name}_{view}") for one in (cup, blue, other, half) for view in range(2)]
   queries = Queries([cup], gallery)
   assert [queries[i]["intent"] for i in range(len(queries))] == ["shape", "colours"]
