@@ -4,7 +4,7 @@ Command:   python -m train.main --config configs/intents.py --workdir runs/inten
            python -m eval.main  --config configs/intents.py --workdir runs/intents
 Hardware:  2 CPU cores. Time: experts 27 s beside other work; the whole recipe was not timed.
 Result:    on the test split, one seed, mAP × 100: plain 18.4, static PLDA 32.2, experts 63.8 (docs/notes/results.md).
-           The trained gate is not measured.
+           Trained: static maps 40.1, query head 52.7, gated 55.0.
 
 After `make demo`, --config.data.folder=runs/demo/data draws the gallery's toys no second time, and
 --config.data.reuse=runs/demo encodes only the queries.
