@@ -54,8 +54,8 @@ def asked_twice(run: methods.TrainedRun, folder: Path, config: str) -> tuple[lis
     return [], []
   (problem,) = of_split(splits["test"], 0, run.seed)
   results = []
-  for name, one in (("plain", PLAIN), ("static", max(static, key=validator)), ("experts", head)):
-    results += measure.results_of(name, methods.of_head(one, run, problem), problem)
+  for name, way in (("plain", PLAIN), ("static", max(static, key=validator)), ("experts", head)):
+    results += measure.results_of(name, methods.of_head(way, run, problem), problem)
   results = [dataclasses.replace(result, task=TASK) for result in results]
   before, after = results[0], results[-1]
   gain_T = (after.ap_Q - before.ap_Q).reshape(-1, len(ASKS)).mean(axis=1)
