@@ -27,7 +27,7 @@ from qat_jax.fit.training import PLAIN
 from qat_jax.validation import Validator
 
 TASK = "two intents"
-TOYS, SHOWN = 200, 8  # that ask, of each part; items of a ranking
+TOYS, SHOWN = 100, 8  # that ask, of each part; items of a ranking
 ASKS = ("on light ground: its shape", "on dark ground: its colours")
 GRID = experts.INTENTS | {"space": ("lda",), "number": (2,), "floor": (0.001, 0.01)}  # a part of it, for a few seconds
 
