@@ -20,7 +20,7 @@ SHARED: dict[str, dict[str, Any]] = {
 
 
 def parser(name: str, text: str, *shared: str) -> argparse.ArgumentParser:
-  """Returns the parser of `python -m name`, whose help is a text, with the flags of SHARED that are named."""
+  """Returns a program's parser, whose help is a text, with the flags of SHARED that are named."""
   made = argparse.ArgumentParser(prog=name, description=text, formatter_class=argparse.RawTextHelpFormatter)
   for flag in shared:
     made.add_argument(flag, **SHARED[flag])
