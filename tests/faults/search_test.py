@@ -59,7 +59,12 @@ def test_nor_with_half_precision():
   ("where", "name", "planted", "case"),
   [
     (spectrum, "spectrum", too_large, {"factors": "items", "gallery": "equal"}),
-    (spectrum, "norm", lambda *args: 0.9 * NORM(*args), {"factors": "opposite", "gallery": "singular"}),
+    (
+      spectrum,
+      "norm",
+      lambda *args: 0.9 * NORM(*args),
+      {"factors": "opposite", "gallery": "singular", "directions": 40},
+    ),
     (exact, "CERTAIN", np.inf, {"factors": "blind", "gallery": "near blind"}),
     (exact, "MARGIN", -0.5, {"factors": "opposite", "gallery": "singular"}),
   ],
@@ -67,7 +72,7 @@ def test_nor_with_half_precision():
 )
 def test_what_is_planted_is_found(where, name, planted, case, monkeypatch):
   monkeypatch.setattr(where, name, planted)
-  case = search.Case(width=24, directions=24, queries=2, items=1024, k=1, **case)
+  case = search.Case(**{"width": 24, "directions": 24, "queries": 2, "items": 1024, "k": 1} | case)
   assert any(search.failure(dataclasses.replace(case, seed=seed)) for seed in range(30))
 
 
