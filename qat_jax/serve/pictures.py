@@ -42,9 +42,13 @@ class Pictures:
     self._bytes, self._lock = 0, threading.Lock()
 
   def found(self, record: dict[str, Any]) -> Path | bytes:
-    """Returns an item's picture, a file or its bytes; raises Refused (404) where there is none.
+    """Returns an item's picture, a file or its bytes; raises Refused (404) where there is none."""
+    return self.path(record)
 
-    The file is what a column such as image_path names, or the id, with one of the endings of pictures.
+  def path(self, record: dict[str, Any]) -> Path:
+    """Returns the file of an item's record; raises Refused (404) where there is none.
+
+    It is what a column such as image_path names, or the id, with one of the endings of pictures.
     """
     if self.folder is not None:
       for name in _names(record):
@@ -152,7 +156,7 @@ class Stored(Pictures):
         raise Refused(404, "no_picture", f"there is no picture of {record['id'][:200]!r}")
       return path
     data = self.source(record["id"]) if self.folder is None else None
-    return super().found(record) if data is None else data
+    return self.path(record) if data is None else data
 
   def keep(self, content: str, data: bytes) -> None:
     """Keeps the bytes of a picture under their digest; raises OSError where the disk does not take them."""
