@@ -114,7 +114,8 @@ def _chosen(maps: ExactMaps, square_QD: np.ndarray, energy_QE: np.ndarray, usual
   """
   least_Q, mean_Q = square_QD.min(axis=1), square_QD.mean(axis=1)
   worth = WIDE_WORTH if maps.wide or maps.shared else WORTH
-  most = WIDE if maps.shared else EACH_WIDE if maps.wide else RANK
+  alone = maps.wide and len(maps.values) == 1
+  most = WIDE if maps.shared or alone else EACH_WIDE if maps.wide else RANK
   kept, rest_CQ, expected_CQ = _choices(maps.values, energy_QE, most)
   reach_CQ = lambda start_Q: np.sqrt(np.maximum(start_Q + expected_CQ, 0)) - maps.cut
   share_C = lambda start_Q: (reach_CQ(start_Q) / usual_Q).min(axis=1)

@@ -39,7 +39,7 @@ class ExactMaps(NamedTuple):
   cut: np.ndarray  # Q: δ
   values: np.ndarray  # QE, rising
   directions: np.ndarray  # QDE
-  shared: bool = False  # whether all queries have one map
+  shared: bool = False  # whether several queries have one map
   wide: bool = False  # whether more than RANK of it was left
 
   @property
@@ -89,7 +89,7 @@ def decomposed(adaptation: Adaptation) -> ExactMaps:
   query_QD = query_QD.astype(np.float64)
   folded_QD = gate_1D * query_QD + (query_QD @ left_1DR[0]) @ right_1DR[0].T
   rest: dict[str, Any] = {name: of_each(x) for name, x in maps._asdict().items() if isinstance(x, np.ndarray)}
-  return maps._replace(**rest | {"query": query_QD, "folded": folded_QD, "shared": True})
+  return maps._replace(**rest | {"query": query_QD, "folded": folded_QD, "shared": len(query_QD) > 1})
 
 
 def of_rank(arrays: list[np.ndarray], most: int) -> ExactMaps:

@@ -33,7 +33,7 @@ def warm(adaptation: Adaptation, gallery: Gallery) -> None:
   wide = adaptation.gate.shape[1] > 1
   shapes = [(kept, queries, False) for kept in range(min(RANK, 2 * rank, width) + 1)]
   whole = [kept for kept in KEPT if kept < 2 * min(2 * rank, width)]
-  shapes += [(kept, each, True) for kept in whole for each in {1, queries} if rank and (each == 1 or rank > RANK)]
+  shapes += [(kept, each, True) for kept in whole for each in {1, queries} if rank > RANK or (rank and each < queries)]
   for kept, each, whole_maps in shapes:
     for square in sorted({False, wide}):
       for copy in {id(x): x for x in (None, part.coarse)}.values():
