@@ -21,6 +21,7 @@ from qat_jax.models.quari import Released
 from qat_jax.search.bounds import prepare
 from qat_jax.search.coarse import SWITCH
 from qat_jax.search.rank import rank, rerank
+from qat_jax.search.sums import Term, rank_sum
 from qat_jax.types import Adaptation
 from qat_jax.words import by_words
 
@@ -76,6 +77,10 @@ def ways(adaptation: Adaptation, gallery_ND: jax.Array, k: int) -> dict[str, Sea
   for name, of_words in (("alike", told(alike=phrase_WD)), ("ignore", told(ignore=phrase_WD))):
     run = functools.partial(rank, of_words, gallery_ND, k)
     named[name] = SearchWay(run, items, size, items * 2 * width * (queries + WORDS - 1))
+  # as a text query with marks: two terms, the second's gallery being the same items with their dimensions turned round
+  other = functools.cache(lambda: jnp.asarray(gallery_ND[:, ::-1]))
+  both = lambda: rank_sum([Term(unchanged, gallery_ND), Term(unchanged, other())], k)
+  named["two_galleries"] = SearchWay(both, items, 2 * size, every * 4 * width)
   for name in ("rank", "plain_rank"):
     way = named[name]
     assert isinstance(way, SearchWay)

@@ -25,9 +25,10 @@ from qat_jax.adapter import check_queries, load
 from qat_jax.cluster.crew import MOST_LOST, Answer, Crew, Lost
 from qat_jax.cluster.nodes import all_slots, connect, first_line
 from qat_jax.distributed.gallery_shard import GalleryShard, check_names, check_shards_alike, lightest, rooms
-from qat_jax.search.exact import DEEP, TopK
+from qat_jax.search.exact import DEEP
 from qat_jax.search.masks import Masks
-from qat_jax.search.rank import blocks, ranking_of
+from qat_jax.search.top import TopK
+from qat_jax.search.whole import blocks, ranking_of
 from qat_jax.types import Adaptation, EncoderName, Ranking, check_encoders
 
 

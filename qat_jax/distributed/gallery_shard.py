@@ -16,8 +16,8 @@ import numpy as np
 from qat_jax.adapter import Adapter, load
 from qat_jax.cluster.nodes import Slot
 from qat_jax.features.store import FeatureStore
-from qat_jax.search.exact import TopK
-from qat_jax.search.rank import best_of
+from qat_jax.search.top import TopK
+from qat_jax.search.whole import best_of
 from qat_jax.stages import check_same, checksum_of
 from qat_jax.types import Adaptation, Gallery, as_gallery, check_encoders
 

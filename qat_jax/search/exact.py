@@ -13,14 +13,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from qat_jax.search.bounds import Prepared
+from qat_jax.search.bounds import UNIT, Prepared
 from qat_jax.search.gallery import Part
-from qat_jax.search.kernels import Uppers, upper_bounds
+from qat_jax.search.kernels import Uppers, bounds_of_sums, upper_bounds
 from qat_jax.search.scores import ITEMS, all_scores, refined_bounds, scores
+from qat_jax.search.top import ItemPairs, TopK
 
 FIRST = 28  # items beyond k, at least, that are scored before there is a threshold
 STEP = 512  # items a query that are scored between two looks at the threshold
@@ -34,155 +36,59 @@ CERTAIN = (
 MARGIN = 2e-6  # what a float32 score may be wrong by
 
 
-class ItemPairs(NamedTuple):
-  """Some items of some queries: P of each, in the order of the queries."""
+class Weighted(NamedTuple):
+  """Scores of a part's items that count in a sum; without a weight, alone."""
 
-  query: np.ndarray  # P
-  item: np.ndarray  # P
-
-  @classmethod
-  def of(cls, item_QE: np.ndarray) -> ItemPairs:
-    """Returns each query's items (QE, −1 as padding), each once."""
-    item_QE = np.sort(item_QE, axis=1)
-    item_QE[:, 1:][item_QE[:, 1:] == item_QE[:, :-1]] = -1
-    query_P, column_P = np.nonzero(item_QE >= 0)
-    return cls(query_P, item_QE[query_P, column_P])
-
-  def take(self, which: np.ndarray) -> ItemPairs:
-    """Returns some of the pairs, by a mask or by places in rising order."""
-    return ItemPairs(self.query[which], self.item[which])
-
-  def places(self) -> np.ndarray:
-    """Returns the place of each pair among its query's (P)."""
-    count_Q = np.bincount(self.query)
-    return np.arange(len(self.query)) - np.repeat(np.cumsum(count_Q) - count_Q, count_Q)
-
-  def among(self, others: ItemPairs, items: int) -> np.ndarray:
-    """Returns which of the pairs are among others (P, bool); all positions are below `items`."""
-    if not len(others.query) or not len(self.query):
-      return np.zeros(len(self.query), bool)
-    own_P, other_P = (pairs.query.astype(np.int64) * items + pairs.item for pairs in (self, others))
-    other_P = np.sort(other_P)
-    return other_P[np.minimum(np.searchsorted(other_P, own_P), len(other_P) - 1)] == own_P
-
-  def firsts(self, group_N: np.ndarray) -> np.ndarray:
-    """Returns which pairs are the first of their query and group (P, bool)."""
-    group_P = group_N[self.item]
-    order_P = np.lexsort((group_P, self.query))
-    first_P = np.ones(len(order_P), bool)
-    first_P[1:] = (np.diff(self.query[order_P]) != 0) | (np.diff(group_P[order_P]) != 0)
-    firsts_P = np.zeros(len(order_P), bool)
-    firsts_P[order_P[first_P]] = True
-    return firsts_P
-
-  def without(self, others: ItemPairs, items: int) -> ItemPairs:
-    """Returns the pairs that are not among others; all positions are below `items`."""
-    return self.take(~self.among(others, items))
+  prepared: Prepared  # Q queries, or more: those beyond the search's are padding; on the part's device
+  part: Part
+  weight: np.ndarray | None = None  # Q, none negative
 
 
-class TopK(NamedTuple):
-  """The best K items of each query among those looked at; −1 and −inf where there are fewer."""
-
-  ids: np.ndarray  # QK, int64
-  scores: np.ndarray  # QK, float32
-  floor: np.ndarray  # Q, float32: below it nobody wants an item, since K better ones were found elsewhere
-  group_N: np.ndarray | None = None  # the group of each gallery item: of a group only the best item is kept
-
-  @classmethod
-  def empty(cls, queries: int, k: int, floor: np.ndarray | None = None, group_N: np.ndarray | None = None) -> TopK:
-    """Returns the best of nothing."""
-    floor = np.full(queries, -np.inf, np.float32) if floor is None else floor
-    return cls(np.full((queries, k), -1, np.int64), np.full((queries, k), -np.inf, np.float32), floor, group_N)
-
-  @property
-  def threshold(self) -> np.ndarray:
-    """The k-th best score of each query (Q), or its floor; −inf while there are fewer than k."""
-    return np.maximum(self.scores[:, -1], self.floor)
-
-  def merge(self, other: TopK) -> TopK:
-    """Returns the best K of both, lower id first where scores are equal; associative, in any order (lemma 5)."""
-    there_QJ = other.ids >= 0
-    return self.with_pairs(ItemPairs(np.nonzero(there_QJ)[0], other.ids[there_QJ]), other.scores[there_QJ])
-
-  def with_pairs(self, pairs: ItemPairs, score_P: np.ndarray) -> TopK:
-    """Returns the best K of these and of scored pairs."""
-    queries, k = self.ids.shape
-    there_QK = self.ids >= 0
-    query_P = np.concatenate([np.nonzero(there_QK)[0], pairs.query])
-    item_P = np.concatenate([self.ids[there_QK], pairs.item])
-    score_P = np.concatenate([self.scores[there_QK], score_P])
-    order_P = np.lexsort((item_P, -score_P, query_P))
-    pairs, score_P = ItemPairs(query_P[order_P], item_P[order_P]), score_P[order_P]
-    once_P = np.ones(len(score_P), bool)
-    once_P[1:] = (np.diff(pairs.query) != 0) | (np.diff(pairs.item) != 0)
-    pairs, score_P = pairs.take(once_P), score_P[once_P]
-    if self.group_N is not None:
-      once_P = pairs.firsts(self.group_N)
-      pairs, score_P = pairs.take(once_P), score_P[once_P]
-    place_P = pairs.places()
-    best_P, best = place_P < k, TopK.empty(queries, k, self.floor, self.group_N)
-    best.ids[pairs.query[best_P], place_P[best_P]] = pairs.item[best_P]
-    best.scores[pairs.query[best_P], place_P[best_P]] = score_P[best_P]
-    return best
-
-  def least(self, pairs: ItemPairs) -> np.ndarray:
-    """Returns the score (P) below which a pair changes nothing: the threshold, or what its group has already."""
-    least_P = self.threshold[pairs.query]
-    if self.group_N is None or not len(pairs.query):
-      return least_P
-    query_J, place_J = np.nonzero(self.ids >= 0)
-    key = lambda query, item: query.astype(np.int64) * 2 * len(self.group_N) + self.group_N[item]
-    key_J, score_J = key(query_J, self.ids[query_J, place_J]), self.scores[query_J, place_J]
-    if not len(key_J):
-      return least_P
-    order_J, key_P = np.argsort(key_J), key(pairs.query, pairs.item)
-    at_P = order_J[np.minimum(np.searchsorted(key_J, key_P, sorter=order_J), len(key_J) - 1)]
-    return np.where(key_J[at_P] == key_P, np.maximum(score_J[at_P], least_P), least_P)
-
-
-def search(prepared: Prepared, part: Part, best: TopK, excluded: ItemPairs, deep: bool) -> TopK:
+def search(terms: Sequence[Weighted], best: TopK, excluded: ItemPairs, deep: bool) -> TopK:
   """Returns the best K of those so far and of a part's items.
 
   Args:
-    prepared: Q queries, or more: those beyond the best's are padding; on the part's device.
-    part: rows of a gallery; ids in the result are positions in the whole gallery.
+    terms: what an item's score is the weighted sum of. Their parts hold the same items, of a gallery each, on one
+      device. Ids in the result are positions in the whole gallery.
     best: what other parts gave; it spares work, and says whether groups are ranked.
     excluded: positions that a query shall not find.
     deep: whether every item is scored. The same for all parts of a gallery: equal items then have equal scores.
   """
-  bounds, trial = prepared.bounds, part.trial
-  if part.coarse is None or trial is None or deep or bounds.square is not None:
-    return _search(prepared, part, best, excluded, deep)
-  kind = (bounds.columns.shape, len(bounds.floor), part.window, prepared.tight is None, best.ids.shape)
+  trial, all_bounds = terms[0].part.trial, [one.prepared.bounds for one in terms]
+  copied = all(one.part.coarse is not None for one in terms)
+  if trial is None or not copied or deep or any(bounds.square is not None for bounds in all_bounds):
+    return _search(terms, best, excluded, deep)
+  sizes = [(one.prepared.bounds.columns.shape, one.prepared.tight is None) for one in terms]
+  kind = (*sizes, len(all_bounds[0].floor), terms[0].part.window, best.ids.shape)
   eight_bits, start = trial.pick(kind), time.perf_counter()
-  part = part if eight_bits else dataclasses.replace(part, coarse=None)
-  best = _search(prepared, part, best, excluded, deep)
+  best = _search(terms if eight_bits else _in_float32(terms), best, excluded, deep)
   trial.tell(kind, eight_bits, time.perf_counter() - start)
   return best
 
 
-def _search(prepared: Prepared, part: Part, best: TopK, excluded: ItemPairs, deep: bool) -> TopK:
+def _search(terms: Sequence[Weighted], best: TopK, excluded: ItemPairs, deep: bool) -> TopK:
   queries, k = best.ids.shape
+  part, (prepared, *others) = terms[0].part, [one.prepared for one in terms]
   here_P = (excluded.item >= part.first) & (excluded.item < part.first + part.items)
   excluded = ItemPairs(excluded.query[here_P], excluded.item[here_P] - part.first)
   if deep:
-    return best.merge(_deep(prepared, part, excluded, best))
-  margin_Q = MARGIN * np.asarray(prepared.bounds.most)[:queries]
-  uppers = upper_bounds(prepared.bounds, part, queries)
+    return best.merge(_deep(terms, excluded, best))
+  margin_Q = _margin(terms, queries)
+  uppers = _uppers(terms, queries)
   done = ItemPairs(*np.zeros((2, 0), np.int64))
   if (best.threshold == -np.inf).any():
     count = k + FIRST + int(np.bincount(excluded.query, minlength=1).max())
     count = -(-count // ITEMS) * ITEMS  # so many are scored at once: one more would cost as much as all
     done = _likeliest(uppers, part, best, count, excluded)
-    best = _with(best, prepared, part, done)
+    best = _with(best, terms, done)
   query_P, item_P, upper_P = uppers.reaching(best.threshold - margin_Q)
   if uppers.coarse and len(query_P) > MANY * queries * part.items:
-    uppers = upper_bounds(prepared.bounds, dataclasses.replace(part, coarse=None), queries)
+    uppers = _uppers(_in_float32(terms), queries)
     query_P, item_P, upper_P = uppers.reaching(best.threshold - margin_Q)
   left = ItemPairs(query_P, item_P)
   new_P = ~(left.among(done, part.items) | left.among(excluded, part.items))
   left, upper_P = left.take(new_P), upper_P[new_P]
-  if prepared.tight is not None and len(left.query):
+  if prepared.tight is not None and not others and len(left.query):
     upper_P = np.minimum(upper_P, refined_bounds(prepared, part, left.query, left.item))
   step = max(STEP * queries, LEAST_STEP)
   while True:
@@ -194,8 +100,28 @@ def _search(prepared: Prepared, part: Part, best: TopK, excluded: ItemPairs, dee
     next_P = np.ones(len(upper_P), bool)
     if len(upper_P) > step:
       next_P = upper_P >= -np.partition(-upper_P, step - 1)[step - 1]
-    best = _with(best, prepared, part, left.take(next_P))
+    best = _with(best, terms, left.take(next_P))
     left, upper_P, step = left.take(~next_P), upper_P[~next_P], 2 * step
+
+
+def _in_float32(terms: Sequence[Weighted]) -> list[Weighted]:
+  return [one._replace(part=dataclasses.replace(one.part, coarse=None)) for one in terms]
+
+
+def _margin(terms: Sequence[Weighted], queries: int) -> np.ndarray:
+  """Returns what a score, or a sum of them and of their bounds in float32, may be wrong by (Q)."""
+  most_SQ = np.stack([np.asarray(one.prepared.bounds.most)[:queries] for one in terms])
+  if terms[0].weight is None:
+    return MARGIN * most_SQ[0]
+  weight_SQ = np.stack([np.asarray(one.weight) for one in terms])
+  return (MARGIN + 4 * len(terms) * UNIT) * (weight_SQ * most_SQ).sum(axis=0)
+
+
+def _uppers(terms: Sequence[Weighted], queries: int) -> Uppers:
+  uppers = [upper_bounds(one.prepared.bounds, one.part, queries) for one in terms]
+  if terms[0].weight is None:
+    return uppers[0]
+  return bounds_of_sums(uppers, np.stack([np.asarray(one.weight) for one in terms]), terms[0].part.items)
 
 
 def _likeliest(uppers: Uppers, part: Part, best: TopK, count: int, excluded: ItemPairs) -> ItemPairs:
@@ -260,19 +186,36 @@ def exact_scores(prepared: Prepared, part: Part, queries: int) -> np.ndarray:
   return score_QN
 
 
-def _with(best: TopK, prepared: Prepared, part: Part, pairs: ItemPairs) -> TopK:
-  score_P = score_pairs(prepared, part, pairs)
+def _with(best: TopK, terms: Sequence[Weighted], pairs: ItemPairs) -> TopK:
+  """Returns the best K with the scores of some of a part's items."""
+  score_P = score_pairs(*terms[0][:2], pairs)
+  if terms[0].weight is not None:
+    each = (score_pairs(prepared, part, pairs) for prepared, part, _ in terms[1:])
+    score_P = weighted_sum((score_P, *each), [np.asarray(one.weight)[pairs.query] for one in terms])
   worth_P = score_P >= best.threshold[pairs.query]
-  return best.with_pairs(ItemPairs(pairs.query, pairs.item + part.first).take(worth_P), score_P[worth_P])
+  first = terms[0].part.first
+  return best.with_pairs(ItemPairs(pairs.query, pairs.item + first).take(worth_P), score_P[worth_P])
 
 
-def _deep(prepared: Prepared, part: Part, excluded: ItemPairs, so_far: TopK) -> TopK:
+def weighted_sum(scores: Sequence[np.ndarray], weights: Sequence[np.ndarray]) -> np.ndarray:
+  """Returns Σ weight · score in float64, rounded to float32: the same wherever it is taken."""
+  total = np.zeros(scores[0].shape)
+  for score, weight in zip(scores, weights, strict=True):
+    total += weight * score.astype(np.float64)
+  return total.astype(np.float32)
+
+
+def _deep(terms: Sequence[Weighted], excluded: ItemPairs, so_far: TopK) -> TopK:
   """Returns the best K of a part by scoring every item."""
-  queries, k = so_far.ids.shape
-  score_QN = exact_scores(prepared, part, queries)
+  (queries, k), part = so_far.ids.shape, terms[0].part
+  score_QN = exact_scores(*terms[0][:2], queries)
+  if terms[0].weight is not None:
+    each = (exact_scores(prepared, part, queries) for prepared, part, _ in terms[1:])
+    score_QN = weighted_sum((score_QN, *each), [np.asarray(one.weight)[:, None] for one in terms])
   score_QN[excluded.query, excluded.item] = -np.inf
-  if part.wanted is not None:
-    score_QN[:, ~part.wanted] = -np.inf
+  wanted = [one.part.wanted for one in terms if one.part.wanted is not None]
+  if wanted:
+    score_QN[:, ~np.all(wanted, axis=0)] = -np.inf
   best = TopK.empty(queries, k)
   order_QN = np.argsort(-score_QN, axis=1, kind="stable")
   if so_far.group_N is not None:

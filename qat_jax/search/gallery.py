@@ -158,8 +158,7 @@ def _of_pieces(gallery: Pieces, queries: int) -> Iterator[Part]:
 
 
 def _streamed(gallery: Gallery, devices: Sequence[jax.Device], chunk_rows: int | None) -> Iterator[Part]:
-  chunk_bytes = CHUNK_BYTES.get(devices[0].platform, CHUNK_BYTES_ELSEWHERE)
-  rows = chunk_rows or max(256, 1 << (chunk_bytes // (4 * gallery.width)).bit_length() - 1)
+  rows = chunk_rows or rows_of_chunk(gallery.width, devices[0])
   rows = min(rows, max(256, 1 << (len(gallery) - 1).bit_length()))
   starts = range(0, len(gallery), rows)
 
@@ -180,6 +179,12 @@ def _streamed(gallery: Gallery, devices: Sequence[jax.Device], chunk_rows: int |
     yield dataclasses.replace(
       part, lengths=check_lengths(np.asarray(square_N)[: part.items], part.first, gallery.width)
     )
+
+
+def rows_of_chunk(width: int, device: jax.Device) -> int:
+  """Returns how many rows are streamed to a device at once."""
+  chunk_bytes = CHUNK_BYTES.get(device.platform, CHUNK_BYTES_ELSEWHERE)
+  return max(256, 1 << (chunk_bytes // (4 * width)).bit_length() - 1)
 
 
 def gathered(gallery: Gallery, position_P: np.ndarray) -> Part:

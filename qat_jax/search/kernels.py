@@ -7,6 +7,7 @@ of its own, since XLA's loop would share out every small block.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -30,16 +31,16 @@ SORTED = 4096  # numbers a query that a device orders: of larger groups, where t
 ON_HOST = ("cpu",)  # where the host looks through bounds: XLA's CPU code for it takes ten times as long
 FOUND = 1 << 14  # bounds that a device finds at once, at first
 COUNTED = 128  # bounds of a group that are counted by a product
-PRODUCTS = 1 << 23  # bytes of a block's products that a GPU's cache holds: blocks of few columns are longer, since it
-LONGEST_BLOCK = 1 << 17  # takes longer to begin one than to read it
+# bytes of a block's products that a GPU's cache holds: blocks of few columns are longer, since it takes longer to begin
+PRODUCTS, LONGEST_BLOCK = 1 << 23, 1 << 17  # one than to read it
 
 
 class Piece(NamedTuple):
   """Upper bounds of the scores of consecutive items, on their device."""
 
   first: int  # the item of a part that the first row is, where it is one
-  upper: jax.Array  # NQ; −inf for rows that are no items, no new ones, or not wanted
-  peak: jax.Array  # GQ: the greatest of groups; or no groups
+  upper: Array  # NQ; −inf for rows that are no items, no new ones, or not wanted
+  peak: Array  # GQ: the greatest of groups; or no groups
 
 
 class Uppers(NamedTuple):
@@ -73,6 +74,21 @@ class Uppers(NamedTuple):
     query_P, item_P, upper_P = (np.concatenate(x) for x in zip(*found, strict=True))
     order_P = np.argsort(query_P.astype(np.int16), kind="stable")
     return query_P[order_P], item_P[order_P], upper_P[order_P]
+
+  def of_items(self, rows: range) -> Array:
+    """Returns the bounds of consecutive items (NQ); on a CPU on the host."""
+    if len(self.pieces) == 1:
+      first, piece_NQ, _ = self.pieces[0]
+      return (np.asarray(piece_NQ) if self.on_host else piece_NQ)[
+        rows.start - first : rows.stop - first, : self.queries
+      ]
+    upper_NQ = np.full((len(rows), self.queries), -np.inf, np.float32)
+    for first, piece_NQ, _ in self.pieces:  # a row that two pieces hold is −inf in one of them
+      start, stop = max(rows.start, first), min(rows.stop, first + len(piece_NQ))
+      if start < stop:
+        there_NQ = upper_NQ[start - rows.start : stop - rows.start]
+        np.maximum(there_NQ, np.asarray(piece_NQ)[start - first : stop - first, : self.queries], out=there_NQ)
+    return upper_NQ
 
   def _by_host(self, least_Q: np.ndarray, piece: Piece) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     upper_NQ = np.asarray(piece.upper)[:, : self.queries]
@@ -147,6 +163,25 @@ def upper_bounds(bounds: Bounds, part: Part, queries: int) -> Uppers:
     return Piece(at - part.skipped, *(jax.block_until_ready(found) if count > 1 else found))
 
   return Uppers(on_cores(piece, range(count)), queries, on_host, coarse)
+
+
+def bounds_of_sums(uppers: Sequence[Uppers], weight_SQ: np.ndarray, items: int) -> Uppers:
+  """Returns upper bounds of sums of S scores of the same items; their weights are not negative."""
+  queries, on_host = uppers[0].queries, uppers[0].on_host
+  weight_SQ = np.maximum(weight_SQ, 1e-30).astype(np.float32)  # what is no item stays −inf
+  count = max(1, min(cores(), items // PIECE_ROWS)) if on_host else 1
+  each = -(-items // count)
+
+  def piece(i: int) -> Piece:
+    rows = range(i * each, min((i + 1) * each, items))
+    upper_SNQ = [one.of_items(rows) for one in uppers]
+    total_NQ = weight_SQ[0] * upper_SNQ[0]
+    for weight_Q, upper_NQ in zip(weight_SQ[1:], upper_SNQ[1:], strict=True):
+      total_NQ += weight_Q * upper_NQ
+    grouped = len(rows) - len(rows) % GROUP if items >= PEAKS * GROUP else 0
+    return Piece(rows.start, total_NQ, total_NQ[:grouped].reshape(-1, GROUP, queries).max(axis=1))
+
+  return Uppers(on_cores(piece, range(count)), queries, on_host, any(one.coarse for one in uppers))
 
 
 def block_rows(part: Part, columns: int) -> int:

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from qat_jax.search.exact import ItemPairs
+from qat_jax.search.top import ItemPairs
 from qat_jax.types import Adaptation, Ranking
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import collections
-import concurrent.futures
-import dataclasses
 import functools
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -15,11 +12,13 @@ import numpy.typing as npt
 
 from qat_jax.adaptation import power_of_two
 from qat_jax.adaptation import score as score_by_factors
-from qat_jax.search.bounds import Prepared, prepare
-from qat_jax.search.exact import DEEP, ItemPairs, TopK, exact_scores, score_pairs, search
-from qat_jax.search.gallery import GATHERED, Part, device_count, gathered, in_place, parts
+from qat_jax.search.bounds import prepare
+from qat_jax.search.exact import DEEP, exact_scores
+from qat_jax.search.gallery import parts
 from qat_jax.search.grouping import grouped, groups_of
 from qat_jax.search.masks import Elsewhere, Masks
+from qat_jax.search.top import ItemPairs, TopK
+from qat_jax.search.whole import best_among, best_of, blocks, padded, ranking_of
 from qat_jax.types import (
   MISSING,
   Adaptation,
@@ -33,8 +32,6 @@ from qat_jax.types import (
 )
 
 __all__ = ["rank", "rerank", "score"]
-
-QUERY_BLOCK = 64
 
 GalleryLike = Gallery | np.ndarray | jax.Array
 
@@ -85,42 +82,6 @@ def rank(
   return ranking_of(best, k, len(gallery))
 
 
-def best_of(
-  adaptation: Adaptation,
-  gallery: Gallery,
-  best: list[TopK],
-  masks: Masks,
-  deep: bool,
-  devices: Sequence[jax.Device] | None = None,
-  chunk_rows: int | None = None,
-) -> list[TopK]:
-  """Returns the best of each of the `blocks` of queries, of those so far and of a gallery that was checked.
-
-  `deep` says whether every item is scored, as `search` takes it; where each query has its own list, that alone is.
-  """
-  if masks.allowed is not None:
-    return _among(adaptation, gallery, masks.allowed, best)
-  excluded = [masks.of_queries(block).excluded for block in blocks(len(adaptation))]
-  prepared = [prepare(_padded(adaptation, block)) for block in blocks(len(adaptation))]
-  on_device: dict[jax.Device, list[Prepared]] = {}
-  block = power_of_two(min(QUERY_BLOCK, len(adaptation)))
-
-  def searched(part: Part, best: list[TopK]) -> list[TopK]:
-    if part.device not in on_device:
-      on_device[part.device] = part.placed(prepared)
-    if masks.wanted_N is not None:
-      wanted_N = masks.wanted_N[part.first : part.first + part.items]
-      part = dataclasses.replace(part, wanted=wanted_N if part.wanted is None else wanted_N & part.wanted)
-    own = zip(on_device[part.device], best, excluded, strict=True)
-    return [search(bounds, part, top, without, deep) for bounds, top, without in own]
-
-  # what a part may build on is settled when it is handed out, so that every call does, and compiles, the same
-  tasks = (functools.partial(searched, part, best) for part in parts(gallery, devices, chunk_rows, block))
-  for results in _side_by_side(tasks, device_count(gallery, devices)):
-    best = [one.merge(other) for one, other in zip(best, results, strict=True)]
-  return best
-
-
 def rerank(
   adaptation: Adaptation, gallery: GalleryLike | Fetchable, shortlist: Ranking | npt.ArrayLike, k: int | None = None
 ) -> Ranking:
@@ -148,7 +109,7 @@ def rerank(
   if isinstance(gallery, Elsewhere):
     nothing = ItemPairs(*np.zeros((2, 0), np.int64))
     return gallery.rank(adaptation, k, Masks(nothing, None, pairs))
-  best = _among(adaptation, gallery, pairs, [TopK.empty(len(block), k) for block in blocks(len(adaptation))])
+  best = best_among(adaptation, gallery, pairs, [TopK.empty(len(block), k) for block in blocks(len(adaptation))])
   return ranking_of(best, k, len(gallery))
 
 
@@ -163,7 +124,7 @@ def score(adaptation: Adaptation, gallery: GalleryLike) -> jax.Array:
   gallery, _ = check_search(adaptation, gallery, 1)
   score_QN = np.empty((len(adaptation), len(gallery)), np.float32)
   for block in blocks(len(adaptation)):
-    prepared = prepare(_padded(adaptation, block))
+    prepared = prepare(padded(adaptation, block))
     for part in parts(gallery, None, None, power_of_two(len(block))):
       score_QN[block.start : block.stop, part.first : part.first + part.items] = exact_scores(
         prepared, part, len(block)
@@ -214,19 +175,6 @@ def check_search(adaptation: Adaptation, gallery: GalleryLike, k: int) -> tuple[
   return gallery, k
 
 
-def _among(adaptation: Adaptation, gallery: Gallery, pairs: ItemPairs, best: list[TopK]) -> list[TopK]:
-  """Returns the best of each block of queries, of those so far and of each query's own items."""
-  found, own = [], Masks(ItemPairs(*np.zeros((2, 0), np.int64)), None, pairs)
-  for block, top in zip(blocks(len(adaptation)), best, strict=True):
-    prepared, theirs = prepare(_padded(adaptation, block)), own.of_queries(block).allowed
-    assert theirs is not None
-    for part, local, position_P in _where_they_lie(gallery, theirs):
-      score_P = score_pairs(part.placed(prepared), part, local)
-      top = top.with_pairs(ItemPairs(local.query, position_P), score_P)
-    found.append(top)
-  return found
-
-
 def _fetched(adaptation: Adaptation, index: Fetchable, shortlist: Ranking | npt.ArrayLike, k: int | None) -> Ranking:
   """As `rerank`, where the shortlist holds an index's own ids: its items are fetched once, and ranked by position."""
   ids_QS = np.asarray(shortlist.ids if isinstance(shortlist, Ranking) else shortlist)
@@ -246,54 +194,3 @@ def _fetched(adaptation: Adaptation, index: Fetchable, shortlist: Ranking | npt.
   own_N = np.empty(len(names) + 1, ids_QS.dtype if missing == -1 else object)
   own_N[:-1], own_N[-1] = names, missing  # position −1 is the last
   return ranking.replace(ids=own_N[np.asarray(ranking.ids)])
-
-
-def _where_they_lie(gallery: Gallery, pairs: ItemPairs) -> Iterator[tuple[Part, ItemPairs, np.ndarray]]:
-  """Yields parts that hold the items of some pairs, these pairs by their place in the part, and in the gallery."""
-  if (there := in_place(gallery)) is not None:
-    for part in there:
-      here = pairs.take((pairs.item >= part.first) & (pairs.item < part.first + part.items))
-      yield part, ItemPairs(here.query, here.item - part.first), here.item
-    return
-  for start in range(0, len(pairs.query), GATHERED[-1]):
-    some = pairs.take(np.arange(start, min(start + GATHERED[-1], len(pairs.query))))
-    yield gathered(gallery, some.item), ItemPairs(some.query, np.arange(len(some.query))), some.item
-
-
-def _side_by_side(tasks: Iterable[Callable[[], list[TopK]]], devices: int) -> Iterator[list[TopK]]:
-  """Yields what the tasks return, in order, as many of them at work at once as there are devices."""
-  if devices == 1:
-    for task in tasks:
-      yield task()
-    return
-  with concurrent.futures.ThreadPoolExecutor(devices) as pool:
-    running: collections.deque[concurrent.futures.Future] = collections.deque()
-    for task in tasks:
-      if len(running) == devices:
-        yield running.popleft().result()
-      running.append(pool.submit(task))
-    for future in running:
-      yield future.result()
-
-
-def blocks(queries: int) -> list[range]:
-  """Returns which queries are searched for together."""
-  return [range(start, min(start + QUERY_BLOCK, queries)) for start in range(0, queries, QUERY_BLOCK)]
-
-
-def _padded(adaptation: Adaptation, block: range) -> Adaptation:
-  """Returns a block of queries, the last one repeated up to a power of two, so that few shapes are compiled for."""
-  if len(block) == len(adaptation) == power_of_two(len(block)):
-    return adaptation
-  rows = np.minimum(np.arange(block.start, block.start + power_of_two(len(block))), block.stop - 1)
-  return jax.tree.map(lambda x: np.asarray(x)[rows], adaptation)
-
-
-def ranking_of(best: list[TopK], k: int, items: int) -> Ranking:
-  """Returns the best of blocks of queries as one Ranking, filled up to k."""
-  ids_QB, score_QB = (np.concatenate(x) for x in ([top.ids for top in best], [top.scores for top in best]))
-  missing = ((0, 0), (0, k - ids_QB.shape[1]))
-  kind = np.int32 if items <= np.iinfo(np.int32).max else np.int64
-  return Ranking(
-    np.pad(ids_QB, missing, constant_values=-1).astype(kind), np.pad(score_QB, missing, constant_values=-np.inf)
-  )

@@ -2,27 +2,33 @@
 
 Several parts of a query (a picture and a word, a query and its marks) have an adaptation each, and an item's score is
 the weighted sum of theirs. Adaptations with the same map T are one adaptation: Σ w (q'·T z) / |T z| is |Σ w q'| times
-the cosine of Σ w q' and T z. Other sums are ranked term by term. The union of what each term finds is ordered by the
-exact sums. An item outside all of these lists scores at most the weighted sum of the lists' last scores. So the best k
-are proven as soon as the k-th sum is greater; until then the lists grow. After Fagin, Lotem and Naor, "Optimal
-aggregation algorithms for middleware" (PODS 2001).
+the cosine of Σ w q' and T z. In other sums each term has its own filter, and what bounds a sum is the sum of the terms'
+bounds: the search is that of one adaptation, and costs as much as its terms.
+
+Where each query has a list of its own, or a gallery lies on other machines, the sum is ranked term by term. The union
+of what each term finds is ordered by the exact sums. An item outside all of these lists scores at most the weighted sum
+of the lists' last scores. So the best k are proven as soon as the k-th sum is greater; until then the lists grow. After
+Fagin, Lotem and Naor, "Optimal aggregation algorithms for middleware" (PODS 2001).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
 from qat_jax.adaptation import power_of_two, unit
-from qat_jax.search.exact import DEEP
+from qat_jax.search.exact import DEEP, weighted_sum
+from qat_jax.search.gallery import device_count
 from qat_jax.search.grouping import grouped, groups_of
-from qat_jax.search.masks import Masks
-from qat_jax.search.rank import GalleryLike, blocks, check_search, rank, rerank
-from qat_jax.types import Adaptation, Ranking, as_gallery
+from qat_jax.search.masks import Elsewhere, Masks
+from qat_jax.search.rank import GalleryLike, check_search, rank, rerank
+from qat_jax.search.top import TopK
+from qat_jax.search.whole import QUERY_BLOCK, best_of_sum, blocks, ranking_of, together
+from qat_jax.types import Adaptation, Pieces, Ranking, as_gallery
 
 FIRST = 64  # items of each term's first list, at least
 GROWTH = 8  # how much longer the next list is: every item but the last is found anew
@@ -84,32 +90,50 @@ def rank_sum(
   """
   if not len(terms):
     raise ValueError("there are no terms; give at least one")
-  if group is not None:
-    proof: list[np.ndarray] = []
-
-    def fetch(deeper: int) -> Ranking:
-      ranking, proven_Q = rank_sum(terms, deeper, exclude=exclude, allowed=allowed, depth=depth)
-      proof.append(proven_Q)
-      return ranking
-
-    return grouped(fetch, k, groups_of(group, as_gallery(terms[0].gallery))), proof[-1]
   kept = combined(terms)
   for term in kept:
     check_search(term.adaptation, term.gallery, k)
-  queries, items = len(kept[0].adaptation), len(kept[0].gallery)
-  if lengths := {len(term.gallery) for term in kept} - {items}:
+  galleries = [as_gallery(term.gallery) for term in kept]
+  queries, items = len(kept[0].adaptation), len(galleries[0])
+  if lengths := {len(gallery) for gallery in galleries} - {items}:
     raise ValueError(f"the galleries have {items} and {lengths.pop()} items; all terms need the same items")
-  Masks.of(exclude, allowed, queries, items)  # raises for what does not fit
-  most = items if depth is None else min(items, max(depth, k))
-  rows = max(1, HELD // items)
-  parts = []
+  masks = Masks.of(exclude, allowed, queries, items)
+  group_N = None if group is None else groups_of(group, galleries[0])
+  if len(kept) == 1:
+    ranking = rank(kept[0].adaptation, galleries[0], k, exclude=exclude, allowed=allowed, group=group)
+    weight_Q1 = np.asarray(kept[0].weight, np.float32)[:, None]
+    return ranking.replace(scores=ranking.scores * weight_Q1), np.ones(queries, bool)
+  if masks.allowed is None and not any(isinstance(gallery, Elsewhere) for gallery in galleries):
+    all_parts = together(galleries, power_of_two(min(QUERY_BLOCK, queries)))
+    empty = [TopK.empty(len(block), min(k, items), None, group_N) for block in blocks(queries)]
+    weighted = [(term.adaptation, np.asarray(term.weight)) for term in kept]
+    deep = k >= DEEP * items and not isinstance(galleries[0], Pieces)
+    best = best_of_sum(weighted, all_parts, device_count(galleries[0], None), empty, masks, deep)
+    return ranking_of(best, k, items), np.ones(queries, bool)
+  return _by_lists(kept, k, items if depth is None else min(items, max(depth, k)), exclude, allowed, group_N)
+
+
+def _by_lists(
+  terms: list[Term], k: int, most: int, exclude: Any, allowed: Any, group_N: np.ndarray | None
+) -> tuple[Ranking, np.ndarray]:
+  """Returns what `rank_sum` does, of lists of each term's best, `most` items long at most."""
+  if group_N is not None:
+    proof: list[np.ndarray] = []
+
+    def fetch(deeper: int) -> Ranking:
+      ranking, proven_Q = _by_lists(terms, deeper, min(len(group_N), max(most, deeper)), exclude, allowed, None)
+      proof.append(proven_Q)
+      return ranking
+
+    return grouped(fetch, k, group_N), proof[-1]
+  queries, rows, parts = len(terms[0].adaptation), max(1, HELD // len(terms[0].gallery)), []
   for block in blocks(queries):
     for first in range(block.start, block.stop, rows):
       some = slice(first, min(first + rows, block.stop))
       masks = {"exclude": None if exclude is None else np.asarray(exclude)[some], "allowed": allowed}
       if allowed is not None and np.ndim(allowed) == 2:  # each query's own
         masks["allowed"] = np.asarray(allowed)[some]
-      parts.append(_ranked([Term(a[some], g, np.asarray(w)[some]) for a, g, w in kept], k, most, masks))
+      parts.append(_ranked([Term(a[some], g, np.asarray(w)[some]) for a, g, w in terms], k, most, masks))
   ids, scores, proven = (np.concatenate(x) for x in zip(*parts, strict=True))
   return Ranking(ids, scores), proven
 
@@ -175,11 +199,6 @@ def is_identity(adaptation: Adaptation) -> bool:
 
 def _ranked(terms: list[Term], k: int, most: int, masks: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Returns ids, sums and whether they are proven, for one block of queries."""
-  if len(terms) == 1:
-    ((adaptation, gallery, weight),) = terms
-    ranking = rank(adaptation, gallery, k, **masks)
-    weight_Q = np.asarray(weight, np.float32)
-    return ranking.ids, ranking.scores * weight_Q[:, None], np.ones(len(adaptation), bool)
   items, depth = len(terms[0].gallery), max(FIRST, power_of_two(2 * k))
   while True:
     depth = items if depth >= DEEP * items else depth
@@ -203,13 +222,14 @@ def _ranked(terms: list[Term], k: int, most: int, masks: dict) -> tuple[np.ndarr
 
 def _added(terms: list[Term], scored: list[Ranking]) -> tuple[np.ndarray, np.ndarray]:
   """Returns the ids of items that every term has scored (QU, −1 as padding), and their sums (−inf there)."""
-  total_QU, ids_QU = np.zeros(scored[0].ids.shape), scored[0].ids
-  for term, ranking in zip(terms, scored, strict=True):
-    order_QU = np.argsort(ranking.ids, axis=1)
-    ids_QU = np.take_along_axis(ranking.ids, order_QU, axis=1)
-    score_QU = np.where(ids_QU < 0, 0, np.take_along_axis(ranking.scores, order_QU, axis=1))
-    total_QU += np.asarray(term.weight, np.float64)[:, None] * score_QU
-  return ids_QU, np.where(ids_QU < 0, -np.inf, total_QU)
+  order = [np.argsort(ranking.ids, axis=1) for ranking in scored]
+  scores = [np.take_along_axis(one.scores, order_QU, axis=1) for one, order_QU in zip(scored, order, strict=True)]
+  ids_QU = np.take_along_axis(scored[-1].ids, order[-1], axis=1)
+  there_QU = ids_QU >= 0
+  total_QU = weighted_sum(
+    [np.where(there_QU, score_QU, 0) for score_QU in scores], [np.asarray(term.weight)[:, None] for term in terms]
+  )
+  return ids_QU, np.where(there_QU, total_QU, -np.inf)
 
 
 def _proven(terms: list[Term], rankings: list[Ranking], least_Q: np.ndarray) -> np.ndarray:

@@ -11,11 +11,12 @@ import dataclasses
 import numpy as np
 
 from qat_jax.search.bounds import KEPT, RANK, Bounds, each_query, prepare
-from qat_jax.search.exact import ItemPairs, score_pairs
+from qat_jax.search.exact import score_pairs
 from qat_jax.search.gallery import GATHERED, expect_searches, parts
 from qat_jax.search.kernels import upper_bounds
 from qat_jax.search.rank import rerank
 from qat_jax.search.scores import ITEMS, PIECE, refined_bounds
+from qat_jax.search.top import ItemPairs
 from qat_jax.types import Adaptation, Gallery
 
 SCORED = 2048  # items a query, on average, up to which all shapes are compiled off a CPU; rarely are there more

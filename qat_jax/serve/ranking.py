@@ -1,4 +1,4 @@
-"""Terms → rankings: many terms in one batch, and searches with several terms by the union of what these find."""
+"""Terms → rankings: many terms in one batch, and searches with several terms by the sums of their scores."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from qat_jax.types import Adaptation, Gallery, Ranking
 SHORTLIST = 1000  # items at least that an index gives to be ranked exactly
 FEW = 4096  # allowed items up to which each query has its own list, so that queries with any filters go together
 KS = (20, 100, 1000)  # results that are searched for: few numbers, so that queries with any k go together
-DEPTH = 1000  # items of each summand's list, at most
+DEPTH = 1000  # items of each summand's list, at most, where summands are ranked one by one
 
 
 class Ranker:
@@ -34,7 +34,7 @@ class Ranker:
   def rank(self, jobs: Sequence[Search], summands: Sequence[list[Summand]]) -> list[tuple[Ranking, bool] | Refused]:
     """Returns the ranking of each search and whether it is proven to be exact, or why there is none.
 
-    Searches with one summand are ranked in batches, others one by one, their summands at most DEPTH deep.
+    Searches with one summand are ranked in batches, others one by one.
     """
     if not len(self.galleries["frozen"]):
       return [(Ranking(np.zeros(0, np.int32), np.zeros(0, np.float32)), True)] * len(jobs)

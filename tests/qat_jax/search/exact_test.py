@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qat_jax.search.exact import ItemPairs, TopK
 from qat_jax.search.masks import Masks
-from qat_jax.search.rank import best_of, rank
+from qat_jax.search.rank import rank
+from qat_jax.search.top import ItemPairs, TopK
+from qat_jax.search.whole import best_of
 from qat_jax.types import Adaptation, as_gallery
 from tests.faults.search import check
 from tests.faults.search_cases import Case

@@ -1,14 +1,16 @@
 """Sums of scores against the sums of `score` over whole galleries."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import qat_jax
-from qat_jax.search import sums
+from qat_jax.search import coarse, exact, gallery, kernels, sums, whole
 from qat_jax.search.sums import Term, rank_sum
-from qat_jax.types import Adaptation
+from qat_jax.types import Adaptation, Pieces
 from tests.vectors import features
 
 QUERIES, ITEMS = 3, 700
@@ -67,7 +69,7 @@ def test_the_ranking_has_the_order_of_the_added_scores(ranks, weights, two_galle
   check(ranking, expected_QN, 10)
 
 
-def test_an_item_that_no_list_holds_is_found_by_growing_lists():
+def test_an_item_that_no_list_holds_is_found_by_growing_lists(monkeypatch):
   # item 0 is second rate for both terms, after 100 items each that the other term dislikes, and best in sum
   side = np.array([0.8, -0.4, np.sqrt(1 - 0.8**2 - 0.4**2)])
   first, second = np.tile(side, (100, 1)), np.tile(side[[1, 0, 2]], (100, 1))
@@ -77,6 +79,8 @@ def test_an_item_that_no_list_holds_is_found_by_growing_lists():
   wide_NE = np.pad(gallery_ND, ((0, 0), (0, 1)))
   other = qat_jax.plain(np.eye(4, dtype=np.float32)[[1]])
   terms = [Term(ends[0], gallery_ND), Term(other, wide_NE)]
+  assert rank_sum(terms, 1)[0].ids.tolist() == [[700]]
+  monkeypatch.setattr(sums, "Elsewhere", object)  # everything is ranked by lists
   ranking, proven_Q = rank_sum(terms, 1, depth=64)
   assert ranking.ids[0, 0] != 700
   assert not proven_Q[0]
@@ -126,3 +130,69 @@ def test_what_does_not_add_is_refused(change, message):
   rng = np.random.default_rng(3)
   with pytest.raises(ValueError, match=message):
     rank_sum(change(adaptation(rng, 12, 0), features(ITEMS, 12, rng)), 5)
+
+
+def placed(item_ND, how):
+  """Returns a gallery of rows: in the host's memory, on a device, on four, or in pieces with rows that are gone."""
+  if how == "four devices":
+    mesh = jax.make_mesh((4,), ("gallery",), axis_types=(jax.sharding.AxisType.Auto,))
+    return jax.device_put(item_ND, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("gallery", None)))
+  if how == "pieces":
+    half = len(item_ND) // 2
+    padded = [
+      jnp.asarray(np.concatenate([part, np.tile(part[:1], (48, 1))])) for part in (item_ND[:half], item_ND[half:])
+    ]
+    alive = [np.arange(len(part) - 48) % 5 > 0 for part in padded]
+    return Pieces(tuple(padded), (half, len(item_ND) - half), tuple(alive))
+  return jnp.asarray(item_ND) if how == "device" else item_ND
+
+
+@pytest.mark.parametrize("grouped", [False, True], ids=["items", "groups"])
+@pytest.mark.parametrize(
+  ("how", "other"),
+  [("device", "device"), ("four devices", "four devices"), ("pieces", "pieces"), ("host", "host"), ("device", "host")],
+)
+def test_a_sum_over_two_galleries_is_that_of_lists_wherever_they_lie(monkeypatch, how, other, grouped):
+  monkeypatch.setattr(whole, "QUERY_BLOCK", 2)
+  monkeypatch.setattr(kernels, "PIECE_ROWS", 256)
+  monkeypatch.setattr(gallery, "CHUNK_BYTES", {"cpu": 1 << 14})
+  monkeypatch.setattr(gallery, "WINDOW", {"cpu": 2048})  # several windows a gallery
+  rng, items = np.random.default_rng(4), 1400
+  narrow_ND, wide_NE = features(items, 12, rng), features(items, 20, rng).astype(np.float16)
+  narrow_ND[700:], wide_NE[700:] = narrow_ND[:700], wide_NE[:700]  # each item twice: ties
+  terms = [
+    Term(adaptation(rng, 12, 0), placed(narrow_ND, how), 0.7),
+    Term(adaptation(rng, 20, 3), placed(wide_NE, other), np.array([0.4, 0, 2.0])),
+  ]
+  group = {"group": rng.integers(0, 300, items)} if grouped else {}
+  exclude = rng.integers(-1, items, (QUERIES, 9))
+  ranking, proven_Q = rank_sum(terms, 25, exclude=exclude, **group)
+  monkeypatch.setattr(sums, "Elsewhere", object)  # everything is ranked by lists
+  expected, _ = rank_sum(terms, 25, exclude=exclude, **group)
+  np.testing.assert_array_equal(ranking.ids, expected.ids)
+  np.testing.assert_allclose(ranking.scores, expected.scores, atol=5e-7)  # whole galleries round otherwise
+  assert proven_Q.all()
+
+
+def test_galleries_that_grow_apart_are_refused():
+  rng = np.random.default_rng(5)
+  terms = [Term(adaptation(rng, 12, 0), placed(features(ITEMS, 12, rng), "pieces"))]
+  terms.append(Term(adaptation(rng, 20, 0), features(ITEMS, 20, rng)))
+  with pytest.raises(ValueError, match="the galleries are of different collections"):
+    rank_sum(terms, 10)
+
+
+def test_8_bit_copies_change_no_bit_of_a_sum(monkeypatch):
+  monkeypatch.setattr(coarse, "LEAST_NUMBERS", 0)
+  monkeypatch.setattr(coarse, "_quicker", lambda: True)
+  rng, looks = np.random.default_rng(6), []
+  galleries = [jnp.asarray(features(ITEMS, width, rng)) for width in (12, 20)]
+  terms = [Term(adaptation(rng, one.shape[1], 0), one) for one in galleries]
+  first, _ = rank_sum(terms, 10)
+  bounds_of_sums = exact.bounds_of_sums
+  monkeypatch.setattr(exact, "bounds_of_sums", lambda *args: looks.append(bounds_of_sums(*args)) or looks[-1])
+  later = [rank_sum(terms, 10)[0] for _ in range(coarse.AFTER + 2)]
+  assert any(look.coarse for look in looks) and not all(look.coarse for look in looks)
+  for ranking in later:
+    np.testing.assert_array_equal(ranking.ids, first.ids)
+    np.testing.assert_array_equal(ranking.scores, first.scores)
