@@ -29,8 +29,8 @@ ORDER_BY_FOLDER = """
 : types stages sealed keeping
 cluster: nodes crew work
 : hub adaptation metrics runs
-search: cores spectrum bounds coarse gallery kernels scores top exact masks whole grouping rank diversity sums warming
-search: index
+search: cores spectrum bounds coarse gallery uppers kernels scores top exact masks whole grouping rank
+search: diversity sums warming index
 search: indexes
 : duplicates datasets
 encoders: files settings positions tower names weights open_clip families pixels texts encoder

@@ -14,7 +14,7 @@ from qat_jax import adaptation
 from qat_jax.adaptation import plain
 from qat_jax.fit import linear
 from qat_jax.models import forms
-from qat_jax.search import kernels, scores
+from qat_jax.search import kernels, scores, uppers
 from qat_jax.search.bounds import Bounds, prepare
 from qat_jax.search.gallery import squares
 from qat_jax.types import Adaptation
@@ -121,11 +121,11 @@ def test_search_lowers_and_reads_the_gallery_as_it_lies(rank, gate, dtype):
 
 def test_a_device_sorts_no_more_than_a_few_thousand_numbers_a_query():
   upper_NQ, least_Q = jnp.zeros((1 << 20, 8)), np.zeros(8, np.float32)
-  sorted_ = lowered(functools.partial(kernels._kth.__wrapped__, count=128), upper_NQ)
+  sorted_ = lowered(functools.partial(uppers._kth.__wrapped__, count=128), upper_NQ)
   widths = [int(n) for n in re.findall(r"top_k.*?tensor<8x(\d+)xf32>", sorted_)]
   widths += [int(n) for n in re.findall(r"stablehlo\.sort.*?tensor<8x(\d+)xf32>", sorted_)]
-  assert widths and max(widths) <= kernels.SORTED
-  found = lowered(functools.partial(kernels._reaching.__wrapped__, most=1 << 14), upper_NQ, least_Q)
+  assert widths and max(widths) <= uppers.SORTED
+  found = lowered(functools.partial(uppers._reaching.__wrapped__, most=1 << 14), upper_NQ, least_Q)
   assert not re.search(r"\bstablehlo\.sort|top_k", found)
   # what goes back to the host is what was found, not a bound an item
   result = re.search(r"@main\(.*\) -> \((.*)\)", found).group(1)
@@ -134,7 +134,7 @@ def test_a_device_sorts_no_more_than_a_few_thousand_numbers_a_query():
 
 def test_the_threshold_is_reached_by_as_many_as_are_asked_for():
   value_NQ = jax.random.normal(jax.random.key(0), (70_001, 3))
-  least_Q = kernels._kth(value_NQ, 128)
+  least_Q = uppers._kth(value_NQ, 128)
   reached_Q = np.asarray((value_NQ >= least_Q[None]).sum(axis=0))
   assert (reached_Q >= 128).all() and (reached_Q <= 140).all()
 

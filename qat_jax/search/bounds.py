@@ -11,6 +11,7 @@ included.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -58,12 +59,22 @@ class Bounds:
   doubt: Array | None = None
 
 
+@struct.dataclass
+class OneMap:
+  """The bounds of queries that have one map. A gallery's lengths in it are taken once, whatever the queries."""
+
+  numerators: Bounds  # of Q queries, without directions
+  map: Bounds  # of one query, its directions alone
+  key: str = struct.field(pytree_node=False)
+
+
 class Prepared(NamedTuple):
   """All that a search needs of Q adaptations, on the host."""
 
   bounds: Bounds
   factors: Factors
   tight: Bounds | None  # `each_query`, all directions of the cut maps: where cheaper than scores, and nearly as good
+  one_map: OneMap | None = None  # the bounds once more, where all queries have one map
 
 
 def prepare(adaptation: Adaptation) -> Prepared:
@@ -73,7 +84,24 @@ def prepare(adaptation: Adaptation) -> Prepared:
   size_Q = np.abs(maps.gate).max(axis=1) + np.linalg.norm(maps.strength, axis=1)
   query, gate, left, right = (np.asarray(getattr(adaptation, name)) for name in ("query", "gate", "left", "right"))
   bounds, tight = _bounds(maps)
-  return Prepared(bounds, Factors(query, gate, left, right, np.asarray(size_Q, np.float32)), tight)
+  only = one_map(bounds, maps.key) if maps.one else None
+  return Prepared(bounds, Factors(query, gate, left, right, np.asarray(size_Q, np.float32)), tight, only)
+
+
+def one_map(bounds: Bounds, key: str) -> OneMap:
+  """Returns the bounds of queries with one map, in two parts."""
+  queries = len(bounds.floor)
+  numerators = dataclasses.replace(
+    bounds,
+    columns=bounds.columns[:, :queries],
+    weight=bounds.weight[:0],
+    floor=0 * bounds.floor,
+    slack=0 * bounds.slack,
+    square=None,
+    doubt=None,
+  )
+  first = jax.tree.map(lambda x: x[..., :1], bounds)
+  return OneMap(numerators, dataclasses.replace(first, columns=bounds.columns[:, queries:]), key)
 
 
 class _Choice(NamedTuple):
@@ -99,8 +127,15 @@ def _bounds(maps: ExactMaps) -> tuple[Bounds, Bounds | None]:
   tight = None
   if maps.gram_left.shape[1] > 2 * RANK and not maps.wide and (maps.cut <= (1 - WORTH) * usual_Q).all():
     every = _Choice(np.arange(maps.values.shape[1]), np.zeros(queries), maps.cut, maps.gate.shape[1] == 1)
-    tight = each_query(_keeping(maps._replace(shared=False), square_QD, every))
-  return _keeping(maps, square_QD, _chosen(maps, square_QD, energy_QE, usual_Q)), tight
+    tight = each_query(_keeping(maps._replace(key=""), square_QD, every))
+  if not maps.one:
+    return _keeping(maps, square_QD, _chosen(maps, square_QD, energy_QE, usual_Q)), tight
+  # the choice for one map hangs on nothing but the map, so that lengths that were taken serve all queries
+  first = maps.first
+  even_1E, mean_1 = np.full_like(first.values, 1 / width), mean_Q[:1] + maps.values[:1].sum(axis=1) / width
+  choice = _chosen(first, square_QD[:1], even_1E, np.sqrt(np.maximum(mean_1, np.finfo(float).tiny)))
+  rest_Q, cut_Q = (np.repeat(x, queries) for x in (choice.rest, choice.cut))
+  return _keeping(maps, square_QD, choice._replace(rest=rest_Q, cut=cut_Q)), tight
 
 
 def _chosen(maps: ExactMaps, square_QD: np.ndarray, energy_QE: np.ndarray, usual_Q: np.ndarray) -> _Choice:
@@ -113,9 +148,8 @@ def _chosen(maps: ExactMaps, square_QD: np.ndarray, energy_QE: np.ndarray, usual
     usual_Q: how long a map makes such an item.
   """
   least_Q, mean_Q = square_QD.min(axis=1), square_QD.mean(axis=1)
-  worth = WIDE_WORTH if maps.wide or maps.shared else WORTH
-  alone = maps.wide and len(maps.values) == 1
-  most = WIDE if maps.shared or alone else EACH_WIDE if maps.wide else RANK
+  worth = WIDE_WORTH if maps.wide or maps.one else WORTH
+  most = WIDE if maps.one else EACH_WIDE if maps.wide else RANK
   kept, rest_CQ, expected_CQ = _choices(maps.values, energy_QE, most)
   reach_CQ = lambda start_Q: np.sqrt(np.maximum(start_Q + expected_CQ, 0)) - maps.cut
   share_C = lambda start_Q: (reach_CQ(start_Q) / usual_Q).min(axis=1)
@@ -141,9 +175,9 @@ def _keeping(maps: ExactMaps, square_QD: np.ndarray, choice: _Choice) -> Bounds:
   largest_Q = square_QD.max(axis=1)
   longest_Q = np.sqrt(largest_Q + np.maximum(maps.values.max(axis=1, initial=0), 0) + square_doubt_Q)
   single = lambda x: np.asarray(x, np.float32)
-  large = maps.wide or maps.shared
+  large = maps.wide or maps.one
   added = next(size for size in KEPT if size >= len(places)) - len(places) if large else 0
-  own = slice(1 if maps.shared else None)  # whose directions have columns
+  own = slice(1 if maps.one else None)  # whose directions have columns
   columns = [maps.folded.T, *(maps.directions[own, :, i].T for i in places)]
   weight_QM, cut_Q = maps.values[:, places] - rest_Q[:, None], cut_Q + maps.rounding * terms_Q
   columns += added * [np.zeros_like(maps.folded[own].T)]

@@ -20,9 +20,10 @@ import numpy as np
 
 from qat_jax.search.bounds import UNIT, Prepared
 from qat_jax.search.gallery import Part
-from qat_jax.search.kernels import Uppers, bounds_of_sums, upper_bounds
+from qat_jax.search.kernels import filtered
 from qat_jax.search.scores import ITEMS, all_scores, refined_bounds, scores
 from qat_jax.search.top import ItemPairs, TopK
+from qat_jax.search.uppers import Uppers, bounds_of_sums
 
 FIRST = 28  # items beyond k, at least, that are scored before there is a threshold
 STEP = 512  # items a query that are scored between two looks at the threshold
@@ -118,7 +119,7 @@ def _margin(terms: Sequence[Weighted], queries: int) -> np.ndarray:
 
 
 def _uppers(terms: Sequence[Weighted], queries: int) -> Uppers:
-  uppers = [upper_bounds(one.prepared.bounds, one.part, queries) for one in terms]
+  uppers = [filtered(one.prepared, one.part, queries) for one in terms]
   if terms[0].weight is None:
     return uppers[0]
   return bounds_of_sums(uppers, np.stack([np.asarray(one.weight) for one in terms]), terms[0].part.items)

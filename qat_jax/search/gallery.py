@@ -51,6 +51,8 @@ class Part:
   wanted: np.ndarray | None = None  # bool, which of the items may be found
   coarse: Coarse | None = None  # an 8-bit copy of the features' rows
   trial: Trial | None = None  # of float32 against that
+  # by the key of a map: what it makes of the squared lengths of the array's rows; None where arrays come and go
+  squares: dict[str, jax.Array] | None = None
 
   @property
   def skipped(self) -> int:
@@ -127,8 +129,9 @@ def in_place(gallery: Gallery) -> list[Part] | None:
 
 def whole_shards(array_ND: jax.Array) -> list[Part]:
   """Returns what of a device array lies on each of its devices; raises as `parts` does."""
-  both = zip(shards(array_ND), _of(array_ND).lengths, strict=True)
-  return [Part(first, len(data), data, 0, len(data), pair) for (first, data), pair in both]
+  known = _of(array_ND)
+  each = zip(shards(array_ND), known.lengths, known.squares, strict=True)
+  return [Part(first, len(data), data, 0, len(data), pair, squares=own) for (first, data), pair, own in each]
 
 
 def _resident(array_ND: jax.Array, rows: int) -> Iterator[Part]:
@@ -258,6 +261,7 @@ class _Known:
 
   reference: weakref.ref
   lengths: list[np.ndarray]  # of each shard, checked: the least and the greatest |z|²
+  squares: list[dict[str, jax.Array]]  # of each shard
   searches: int = 0
   copies: list[Coarse] | None = None  # of each shard
   trial: Trial = dataclasses.field(default_factory=Trial)
@@ -270,13 +274,9 @@ _known: dict[int, _Known] = {}
 def _of(array_ND: jax.Array) -> _Known:
   name = id(array_ND)
   if name not in _known:
-    found = [squares(data) for _, data in shards(array_ND)]
-    starts = [start for start, _ in shards(array_ND)]
-    pairs = [
-      check_lengths(np.asarray(square_N), start, array_ND.shape[1])
-      for start, square_N in zip(starts, found, strict=True)
-    ]
-    _known[name] = _Known(weakref.ref(array_ND, lambda _: _known.pop(name, None)), pairs)
+    width = array_ND.shape[1]
+    pairs = [check_lengths(np.asarray(squares(data)), start, width) for start, data in shards(array_ND)]
+    _known[name] = _Known(weakref.ref(array_ND, lambda _: _known.pop(name, None)), pairs, [{} for _ in pairs])
   return _known[name]
 
 

@@ -10,6 +10,7 @@ by a power of two, so that a map's size does not matter, nor how it is shared ou
 from __future__ import annotations
 
 import functools
+import hashlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ RANK = 8  # that maps are cut down to; twice as many directions are a small eige
 # Maps whose singular values hardly fall, as those of words do, lose their length in such a cut. They are taken whole up
 # to a rank of WIDE where all queries have one map, whose directions they share; of EACH_WIDE, where each has its own.
 WIDE, EACH_WIDE = 64, 32
+REMEMBERED = 16  # maps of all queries that were used last, such as those of words
 LOST = 0.3  # of an item's usual length: a cut that may lose more is too deep
 # Of the subspace iteration that cuts: it decides how good the bounds are, never if they hold.
 ROUNDS, STEPS, SPARE = 3, 2, 4
@@ -39,8 +41,19 @@ class ExactMaps(NamedTuple):
   cut: np.ndarray  # Q: δ
   values: np.ndarray  # QE, rising
   directions: np.ndarray  # QDE
-  shared: bool = False  # whether several queries have one map
   wide: bool = False  # whether more than RANK of it was left
+  key: str = ""  # what tells the one map of all queries from others
+
+  @property
+  def one(self) -> bool:
+    """Says whether one map serves all queries, and maybe later ones: a single query's that is cut down is its own."""
+    return bool(self.key) and (self.wide or len(self.query) > 1)
+
+  @property
+  def first(self) -> ExactMaps:
+    """Returns the first query's."""
+    rest: dict[str, Any] = {name: x[:1] for name, x in self._asdict().items() if isinstance(x, np.ndarray)}
+    return self._replace(**rest)
 
   @property
   def strength(self) -> np.ndarray:
@@ -69,8 +82,19 @@ class ExactMaps(NamedTuple):
     return norm(self.gram_left, self.gram_right, self.gram_right, self.folded.shape[1])
 
 
+_remembered: dict[str, ExactMaps] = {}
+
+
+def remember(known: dict[str, Any], key: str, value: object) -> None:
+  """Keeps what was found for a map, and forgets the map that was longest unused, as REMEMBERED are held."""
+  known.pop(key, None)
+  known[key] = value
+  while len(known) > REMEMBERED:
+    known.pop(next(iter(known.copy())), None)  # a copy: other threads remember too
+
+
 def decomposed(adaptation: Adaptation) -> ExactMaps:
-  """Returns what is needed of an adaptation's maps; a map that all queries have is decomposed once."""
+  """Returns what is needed of an adaptation's maps; a map that all queries have is decomposed once, and remembered."""
   query_QD, gate_QD, left_QDR, right_QDR = (
     np.asarray(getattr(adaptation, name)) for name in ("query", "gate", "left", "right")
   )
@@ -78,18 +102,24 @@ def decomposed(adaptation: Adaptation) -> ExactMaps:
   rank = int(np.flatnonzero(alive_R)[-1]) + 1 if alive_R.any() else 0
   left_QDR, right_QDR = left_QDR[:, :, :rank], right_QDR[:, :, :rank]  # what is left out pads maps of words
   one = rank > 0 and all((x[at] == x[0]).all() for at in (-1, ...) for x in (gate_QD, left_QDR, right_QDR))
-  arrays = [x[:1] if one else x for x in (query_QD, gate_QD, left_QDR, right_QDR)]
-  maps = of_rank(arrays, RANK)
-  if rank <= (WIDE if one else EACH_WIDE) and maps.loses:
-    maps = of_rank(arrays, WIDE)._replace(wide=True)
   if not one:
-    return maps
+    return _cut_or_wide([query_QD, gate_QD, left_QDR, right_QDR], EACH_WIDE)
+  arrays = [np.ascontiguousarray(x[:1]) for x in (query_QD, gate_QD, left_QDR, right_QDR)]
+  key = hashlib.blake2b(b"".join((str(x.shape).encode() + x.tobytes()) for x in arrays[1:]), digest_size=16).hexdigest()
+  maps = _remembered.get(key) or _cut_or_wide(arrays, WIDE)._replace(key=key)
+  remember(_remembered, key, maps)
   _, gate_1D, left_1DR, right_1DR = (x.astype(np.float64) for x in arrays)
   of_each = lambda x: np.broadcast_to(x, (len(query_QD), *x.shape[1:]))
   query_QD = query_QD.astype(np.float64)
   folded_QD = gate_1D * query_QD + (query_QD @ left_1DR[0]) @ right_1DR[0].T
   rest: dict[str, Any] = {name: of_each(x) for name, x in maps._asdict().items() if isinstance(x, np.ndarray)}
-  return maps._replace(**rest | {"query": query_QD, "folded": folded_QD, "shared": len(query_QD) > 1})
+  return maps._replace(**rest | {"query": query_QD, "folded": folded_QD})
+
+
+def _cut_or_wide(arrays: list[np.ndarray], most: int) -> ExactMaps:
+  """Returns what is needed of maps: cut down to RANK, or whole up to `most` where the cut would lose too much."""
+  maps = of_rank(arrays, RANK)
+  return of_rank(arrays, WIDE)._replace(wide=True) if arrays[3].shape[2] <= most and maps.loses else maps
 
 
 def of_rank(arrays: list[np.ndarray], most: int) -> ExactMaps:

@@ -10,10 +10,10 @@ import dataclasses
 
 import numpy as np
 
-from qat_jax.search.bounds import KEPT, RANK, Bounds, each_query, prepare
+from qat_jax.search.bounds import KEPT, RANK, Bounds, each_query, one_map, prepare
 from qat_jax.search.exact import score_pairs
 from qat_jax.search.gallery import GATHERED, expect_searches, parts
-from qat_jax.search.kernels import upper_bounds
+from qat_jax.search.kernels import filtered
 from qat_jax.search.rank import rerank
 from qat_jax.search.scores import ITEMS, PIECE, refined_bounds
 from qat_jax.search.top import ItemPairs
@@ -38,9 +38,10 @@ def warm(adaptation: Adaptation, gallery: Gallery) -> None:
   for kept, each, whole_maps in shapes:
     for square in sorted({False, wide}):
       for copy in {id(x): x for x in (None, part.coarse)}.values():
-        either = dataclasses.replace(part, coarse=copy)
+        either = dataclasses.replace(part, coarse=copy, squares=None if part.squares is None else {})
         bounds = _shaped(prepared.bounds, kept, square, each, whole_maps)
-        upper_bounds(part.placed(bounds), either, queries)
+        only = one_map(bounds, "") if whole_maps and each == 1 else None
+        filtered(part.placed(prepared._replace(bounds=bounds, one_map=only)), either, queries)
   if rank > 2 * RANK:
     prepared = prepared._replace(tight=each_query(_shaped(prepared.bounds, min(2 * RANK, width), wide, queries, False)))
   prepared = part.placed(prepared)

@@ -29,9 +29,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from qat_jax.search import gallery as galleries
-from qat_jax.search import kernels, scores
+from qat_jax.search import kernels, scores, uppers
 from qat_jax.search.bounds import prepare
 from qat_jax.search.gallery import parts
+from qat_jax.search.kernels import filtered
 from qat_jax.search.rank import rank, rerank, score
 from qat_jax.types import Adaptation, as_gallery
 from tests.faults.search_cases import ALIKE, CHOICES, Case, draw, make
@@ -62,7 +63,7 @@ def elsewhere() -> Iterator[None]:
   new = {
     (kernels, "ON_HOST"): (),
     (kernels, "BLOCK_ROWS"): {},
-    (kernels, "FOUND"): 64,
+    (uppers, "FOUND"): 64,
     (kernels, "_upper_bounds"): _upper_bounds_elsewhere,
     (scores, "PIECE"): {},
   }
@@ -79,7 +80,7 @@ def elsewhere() -> Iterator[None]:
       setattr(module, name, value)
 
 
-_upper_bounds_elsewhere = jax.jit(kernels._upper_bounds.__wrapped__, static_argnames=("rows", "block"))
+_upper_bounds_elsewhere = jax.jit(kernels._upper_bounds.__wrapped__, static_argnames=("rows", "block", "lengths_only"))
 
 
 def search(case: Case, own: Adaptation, item_ND: np.ndarray, masks: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
@@ -153,12 +154,12 @@ def _check_bounds(case: Case, own: Adaptation, item_ND: np.ndarray, exact_QN: np
   gallery = item_ND if case.place in ("host", "map", "stream") else jnp.asarray(item_ND)
   for part in parts(as_gallery(gallery), None, 256 if case.place == "stream" else None, case.queries):
     exact_NQ = exact_QN.T[part.first : part.first + part.items]
-    uppers = kernels.upper_bounds(prepared.bounds, part, case.queries)
-    everything = np.full(case.queries, -np.inf)
-    query_P, item_P, upper_P = uppers.reaching(everything)
-    assert len(upper_P) == exact_NQ.size, f"{len(upper_P)} bounds of {exact_NQ.size}"
-    over_P = exact_NQ[item_P, query_P] - upper_P
-    assert over_P.max(initial=0) <= 0, f"a score exceeds its bound by {over_P.max():.2e}"
+    # where all queries have one map, its lengths may be taken before
+    for looked in (kernels.upper_bounds(prepared.bounds, part, case.queries), filtered(prepared, part, case.queries)):
+      query_P, item_P, upper_P = looked.reaching(np.full(case.queries, -np.inf))
+      assert len(upper_P) == exact_NQ.size, f"{len(upper_P)} bounds of {exact_NQ.size}"
+      over_P = exact_NQ[item_P, query_P] - upper_P
+      assert over_P.max(initial=0) <= 0, f"a score exceeds its bound by {over_P.max():.2e}"
     if prepared.tight is not None:
       query_P, item_P = np.divmod(np.arange(case.queries * part.items), part.items)
       over_P = exact_NQ[item_P, query_P] - scores.refined_bounds(prepared, part, query_P, item_P)

@@ -6,10 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from qat_jax.search import kernels, spectrum
 from qat_jax.search.bounds import KEPT, RANK, prepare
 from qat_jax.search.coarse import copied
 from qat_jax.search.gallery import Part
-from qat_jax.search.kernels import upper_bounds
+from qat_jax.search.kernels import filtered
+from qat_jax.search.rank import rank as rank_of
 from qat_jax.search.scores import refined_bounds
 from qat_jax.search.spectrum import of_rank
 from qat_jax.types import Adaptation
@@ -58,10 +60,14 @@ def test_no_score_exceeds_its_bounds_and_most_come_near(rank, gate, decay, bits,
   part = Part(0, ITEMS, jnp.asarray(gallery_ND), 0, ITEMS, np.array([0.9999, 1.0001], np.float32))
   if bits == 8:
     part = dataclasses.replace(part, coarse=copied(part.features))
-  query_P, item_P, upper_P = upper_bounds(prepared.bounds, part, QUERIES).reaching(np.full(QUERIES, -np.inf))
   upper_QN = np.full((QUERIES, ITEMS), -np.inf)
-  upper_QN[query_P, item_P] = upper_P
-  assert (upper_QN >= exact_QN).all()
+  for known in (None, {}):  # lengths taken with the products, or before
+    looked = filtered(prepared, dataclasses.replace(part, squares=known), QUERIES)
+    query_P, item_P, upper_P = looked.reaching(np.full(QUERIES, -np.inf))
+    upper_QN[query_P, item_P] = upper_P
+    assert (upper_QN >= exact_QN).all()
+    assert not known or list(known) == [prepared.one_map.key]
+  assert (prepared.one_map is not None) == (shared and rank > 0)
   if (rank, gate, bits) != (30, "one", 8):  # many directions in 8 bits: the bound holds, no more
     assert np.median((upper_QN - exact_QN)[exact_QN > 0]) < 0.35
   if prepared.tight is not None:
@@ -106,3 +112,19 @@ def test_a_map_of_any_scale_is_prepared_to_the_same_bounds():
   np.testing.assert_allclose(
     one.bounds.weight / one.bounds.longest**2, two.bounds.weight / two.bounds.longest**2, rtol=1e-4
   )
+
+
+def test_lengths_are_taken_once_for_a_map_and_forgotten_when_others_come(monkeypatch):
+  monkeypatch.setattr(spectrum, "REMEMBERED", 2)
+  taken, bounds_of = [], kernels.upper_bounds
+  monkeypatch.setattr(kernels, "upper_bounds", lambda *args, **how: taken.append(how) or bounds_of(*args, **how))
+  gallery_ND = jnp.asarray(unit(np.random.default_rng(0).standard_normal((ITEMS, WIDTH))))
+  searched = lambda rank: rank_of(make(rank, "one", 1, shared=True), gallery_ND, 5)
+  took = lambda: [bool(how) for how in taken].count(True)
+  first = searched(4)
+  assert took() == 1
+  np.testing.assert_array_equal(searched(4).ids, first.ids)
+  assert took() == 1
+  searched(5), searched(6)  # 4 is forgotten
+  np.testing.assert_array_equal(searched(4).scores, first.scores)
+  assert took() == 4

@@ -112,8 +112,8 @@ def test_no_bit_of_a_ranking_changes(eager, monkeypatch, rank, kind):
   array = jnp.asarray(features(kind), jnp.float32)
   first = qat_jax.rank(adaptation(rank), array, 10)
   looks = []
-  upper_bounds = exact.upper_bounds
-  monkeypatch.setattr(exact, "upper_bounds", lambda *args: looks.append(upper_bounds(*args)) or looks[-1])
+  filtered = exact.filtered
+  monkeypatch.setattr(exact, "filtered", lambda *args: looks.append(filtered(*args)) or looks[-1])
   later = [qat_jax.rank(adaptation(rank), array, 10) for _ in range(coarse.AFTER)][-1]
   assert any(look.coarse for look in looks)
   np.testing.assert_array_equal(first.ids, later.ids)
@@ -146,8 +146,8 @@ def test_where_8_bits_rule_too_little_out_float32_takes_a_look(eager, monkeypatc
   monkeypatch.setattr(exact, "MANY", many)
   array = jnp.asarray(features("random"), jnp.float32)
   gallery.expect_searches(as_gallery(array))
-  looks, upper_bounds = [], exact.upper_bounds
-  monkeypatch.setattr(exact, "upper_bounds", lambda *args: looks.append(upper_bounds(*args)) or looks[-1])
+  looks, filtered = [], exact.filtered
+  monkeypatch.setattr(exact, "filtered", lambda *args: looks.append(filtered(*args)) or looks[-1])
   qat_jax.rank(adaptation(0), array, 5)
   assert [look.coarse for look in looks] == ([True] if many else [True, False])
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qat_jax.search import kernels
+from qat_jax.search import kernels, uppers
 from qat_jax.search.bounds import prepare
 from qat_jax.search.gallery import Part
 from qat_jax.types import Adaptation
@@ -17,7 +17,7 @@ def test_what_reaches_a_threshold_is_counted_and_found_row_by_row(shape, share):
   least_Q = np.full(shape[1], 1 - share, np.float32)
   wanted = np.flatnonzero(upper_NQ >= least_Q)
   for most in (max(1, len(wanted) // 2), len(wanted) + 3):
-    count, place_P, value_P = kernels._reaching(jnp.asarray(upper_NQ), least_Q, most)
+    count, place_P, value_P = uppers._reaching(jnp.asarray(upper_NQ), least_Q, most)
     assert int(count) == len(wanted)
     some = wanted[:most]  # where there are more, the caller asks again
     np.testing.assert_array_equal(place_P[: len(some)], some)
@@ -40,8 +40,8 @@ def test_blocks_are_longer_on_a_gpu_while_its_cache_holds_their_products(platfor
   assert kernels.block_rows(part, columns) == rows
 
 
-def by_pair(uppers: kernels.Uppers, least_Q: np.ndarray) -> dict[tuple[int, int], float]:
-  query_P, item_P, upper_P = (x.tolist() for x in uppers.reaching(least_Q))
+def by_pair(looked: uppers.Uppers, least_Q: np.ndarray) -> dict[tuple[int, int], float]:
+  query_P, item_P, upper_P = (x.tolist() for x in looked.reaching(least_Q))
   assert query_P == sorted(query_P)
   found = dict(zip(zip(query_P, item_P, strict=True), upper_P, strict=True))
   assert len(found) == len(query_P)
@@ -63,7 +63,7 @@ def test_each_item_is_bounded_once_in_however_many_pieces(monkeypatch, rank, off
   lengths = np.array([0.9999, 1.0001], np.float32)
   part = Part(1000, items, jnp.asarray(gallery_ND), offset, window, lengths, wanted_N if masked else None)
 
-  def bounded(cores: int) -> kernels.Uppers:
+  def bounded(cores: int) -> uppers.Uppers:
     monkeypatch.setattr(kernels, "cores", lambda: cores)
     found = kernels.upper_bounds(prepared.bounds, part, 3)
     assert len(found.pieces) == cores

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import qat_jax
-from qat_jax.search import coarse, exact, gallery, kernels, sums, whole
+from qat_jax.search import coarse, exact, gallery, sums, uppers, whole
 from qat_jax.search.sums import Term, rank_sum
 from qat_jax.types import Adaptation, Pieces
 from tests.vectors import features
@@ -154,7 +154,7 @@ def placed(item_ND, how):
 )
 def test_a_sum_over_two_galleries_is_that_of_lists_wherever_they_lie(monkeypatch, how, other, grouped):
   monkeypatch.setattr(whole, "QUERY_BLOCK", 2)
-  monkeypatch.setattr(kernels, "PIECE_ROWS", 256)
+  monkeypatch.setattr(uppers, "PIECE_ROWS", 256)
   monkeypatch.setattr(gallery, "CHUNK_BYTES", {"cpu": 1 << 14})
   monkeypatch.setattr(gallery, "WINDOW", {"cpu": 2048})  # several windows a gallery
   rng, items = np.random.default_rng(4), 1400

@@ -1,0 +1,143 @@
+"""Upper bounds of the scores of a part's items: what reaches a threshold, and the bounds of sums."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qat_jax.adaptation import power_of_two
+from qat_jax.search.bounds import Array
+from qat_jax.search.cores import cores, on_cores
+
+GROUP = 16  # items whose greatest bound stands for them, where there are
+PEAKS = 256  # groups or more
+SORTED = 4096  # numbers a query that a device orders: of larger groups, where there are more
+FOUND = 1 << 14  # bounds that a device finds at once, at first
+COUNTED = 128  # bounds of a group that are counted by a product
+PIECE_ROWS = 2048  # that a core of a CPU is given at least
+
+
+class Piece(NamedTuple):
+  """Upper bounds of the scores of consecutive items, on their device."""
+
+  first: int  # the item of a part that the first row is, where it is one
+  upper: Array  # NQ; −inf for rows that are no items, no new ones, or not wanted
+  peak: Array  # GQ: the greatest of groups; or no groups
+
+
+class Uppers(NamedTuple):
+  """Upper bounds of the scores of a part's items: one piece, or on a CPU one a core."""
+
+  pieces: list[Piece]
+  queries: int  # the other columns are padding
+  on_host: bool
+  coarse: bool  # whether they come from the 8-bit copy
+
+  def greatest(self, count: int) -> np.ndarray:
+    """Returns a bound that about `count` items of each query reach (Q), no fewer; −inf where there are not so many."""
+    by_groups = all(len(piece.peak) for piece in self.pieces)
+    values: list[Array] = [piece.peak if by_groups else piece.upper for piece in self.pieces]
+    if sum(map(len, values)) <= count:
+      return np.full(self.queries, -np.inf, np.float32)
+    if not self.on_host:
+      return np.asarray(_kth(values[0], count))[: self.queries]
+    value_QG = np.concatenate([np.asarray(value)[:, : self.queries] for value in values]).T
+    return -np.partition(-value_QG, count - 1, axis=1)[:, count - 1]
+
+  def reaching(self, least_Q: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns query, item and bound (three P) of the items whose bound reaches a query's least, query by query.
+
+    On a CPU the host looks through the bounds where they lie; elsewhere the device does, and gives the host what it
+    found.
+    """
+    least_Q = np.maximum(least_Q, np.finfo(np.float32).min).astype(np.float32)
+    look = self._by_host if self.on_host else self._by_device
+    found = on_cores(functools.partial(look, least_Q), self.pieces)
+    query_P, item_P, upper_P = (np.concatenate(x) for x in zip(*found, strict=True))
+    order_P = np.argsort(query_P.astype(np.int16), kind="stable")
+    return query_P[order_P], item_P[order_P], upper_P[order_P]
+
+  def of_items(self, rows: range) -> Array:
+    """Returns the bounds of consecutive items (NQ); on a CPU on the host."""
+    if len(self.pieces) == 1:
+      first, piece_NQ, _ = self.pieces[0]
+      return (np.asarray(piece_NQ) if self.on_host else piece_NQ)[
+        rows.start - first : rows.stop - first, : self.queries
+      ]
+    upper_NQ = np.full((len(rows), self.queries), -np.inf, np.float32)
+    for first, piece_NQ, _ in self.pieces:  # a row that two pieces hold is −inf in one of them
+      start, stop = max(rows.start, first), min(rows.stop, first + len(piece_NQ))
+      if start < stop:
+        there_NQ = upper_NQ[start - rows.start : stop - rows.start]
+        np.maximum(there_NQ, np.asarray(piece_NQ)[start - first : stop - first, : self.queries], out=there_NQ)
+    return upper_NQ
+
+  def _by_host(self, least_Q: np.ndarray, piece: Piece) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    upper_NQ = np.asarray(piece.upper)[:, : self.queries]
+    row_P, query_P = np.divmod(np.flatnonzero(upper_NQ >= least_Q), self.queries)
+    return query_P, row_P + piece.first, upper_NQ[row_P, query_P]
+
+  def _by_device(self, least_Q: np.ndarray, piece: Piece) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    least_Q = np.pad(least_Q, (0, piece.upper.shape[1] - self.queries), constant_values=np.inf)
+    most = FOUND
+    while True:
+      count, place_P, upper_P = _reaching(piece.upper, least_Q, most)
+      if int(count) <= most:
+        break
+      most = power_of_two(int(count))
+    row_P, query_P = np.divmod(np.asarray(place_P)[: int(count)], piece.upper.shape[1])
+    return query_P, row_P + piece.first, np.asarray(upper_P)[: int(count)]
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def _kth(value_GQ: jax.Array, count: int) -> jax.Array:
+  """Returns a number that `count` values of each query reach, or a few more (Q)."""
+  groups = max(SORTED, 4 * power_of_two(count))
+  size = -(-len(value_GQ) // groups)
+  if size > 1:
+    value_GQ = jnp.pad(value_GQ, ((0, groups * size - len(value_GQ)), (0, 0)), constant_values=-jnp.inf)
+    value_GQ = value_GQ.reshape(size, groups, -1).max(axis=0)  # a group is spread out: its neighbours are in others
+  return jax.lax.top_k(value_GQ.T, count)[0][:, -1]
+
+
+@functools.partial(jax.jit, static_argnames="most")
+def _reaching(upper_NQ: jax.Array, least_Q: jax.Array, most: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Returns how many bounds reach their query's least, and the places (row by row) and values of `most` of them.
+
+  A place among what is found is the sum of the counts of all groups before, and of the flags before in its own: a
+  product with ones. No running sum over all bounds, and no counter that all of them would add to.
+  """
+  reached_NQ = upper_NQ >= least_Q[None]
+  reached_GE = jnp.pad(reached_NQ.ravel(), (0, -reached_NQ.size % COUNTED)).reshape(-1, COUNTED)
+  before_EE = jnp.triu(jnp.ones((COUNTED, COUNTED), jnp.bfloat16), 1)
+  before_GE = jnp.matmul(reached_GE.astype(jnp.bfloat16), before_EE, preferred_element_type=jnp.float32)
+  count_G = reached_GE.sum(axis=1)
+  found_GE = (jnp.cumsum(count_G) - count_G)[:, None] + before_GE.astype(jnp.int32)
+  found_GE = jnp.where(reached_GE, found_GE, most)
+  flat = jnp.arange(reached_GE.size, dtype=jnp.int32).reshape(reached_GE.shape)
+  place_P = jnp.zeros(most, jnp.int32).at[found_GE.ravel()].set(flat.ravel(), mode="drop")
+  return count_G.sum(), place_P, upper_NQ.ravel()[place_P]
+
+
+def bounds_of_sums(uppers: Sequence[Uppers], weight_SQ: np.ndarray, items: int) -> Uppers:
+  """Returns upper bounds of sums of S scores of the same items; their weights are not negative."""
+  queries, on_host = uppers[0].queries, uppers[0].on_host
+  weight_SQ = np.maximum(weight_SQ, 1e-30).astype(np.float32)  # what is no item stays −inf
+  count = max(1, min(cores(), items // PIECE_ROWS)) if on_host else 1
+  each = -(-items // count)
+
+  def piece(i: int) -> Piece:
+    rows = range(i * each, min((i + 1) * each, items))
+    upper_SNQ = [one.of_items(rows) for one in uppers]
+    total_NQ = weight_SQ[0] * upper_SNQ[0]
+    for weight_Q, upper_NQ in zip(weight_SQ[1:], upper_SNQ[1:], strict=True):
+      total_NQ += weight_Q * upper_NQ
+    grouped = len(rows) - len(rows) % GROUP if items >= PEAKS * GROUP else 0
+    return Piece(rows.start, total_NQ, total_NQ[:grouped].reshape(-1, GROUP, queries).max(axis=1))
+
+  return Uppers(on_cores(piece, range(count)), queries, on_host, any(one.coarse for one in uppers))
