@@ -22,6 +22,7 @@ from PIL import Image
 from qat_jax import stages
 from qat_jax.adaptation import normalise
 from qat_jax.encoders import families, open_clip, weights
+from qat_jax.encoders.files import understood
 from qat_jax.encoders.pixels import Patches, Pixels, read_pixels
 from qat_jax.encoders.settings import Text, Vision
 from qat_jax.encoders.texts import TextTokens, read_tokens
@@ -146,8 +147,9 @@ def load(
     raise ValueError(f"batch_size is {batch_size}, no multiple of {len(used)} devices; use {_near(batch_size, used)}")
   folder, found = _found(str(name), revision)
   config = families.read_encoder_config(folder)
-  vision, text = families.towers(config)
   family = config.model_type
+  with understood(folder / (open_clip.CONFIG if family.startswith("open_clip") else "config.json")):
+    vision, text = families.towers(config)
   pixels = read_pixels(folder, family, config)
   if long_side:
     pixels, vision = in_proportion(pixels, vision, long_side)
@@ -155,6 +157,8 @@ def load(
   if isinstance(pixels, Patches):
     vision = dataclasses.replace(vision, patches=pixels.most)
   tokens = None if text is None else read_tokens(folder, family, text.tokens, text.words, config)
+  if text is not None and tokens is not None:
+    tokens.check_end(text.end if text.pool == "end" else None)
   everywhere = NamedSharding(_mesh(used), PartitionSpec())
   place = lambda array: jax.device_put(array, everywhere)
   params = weights.load_weights(folder, vision, text, family, dtype, place)
@@ -211,7 +215,7 @@ def content_hash(folder: pathlib.Path) -> str:
 
   digest = hashlib.blake2b(digest_size=16)
   for path in sorted(folder.iterdir()):
-    if path.suffix in (".json", ".txt", ".model", ".msgpack", ".safetensors"):
+    if path.suffix in (".json", ".txt", ".model", ".msgpack", ".safetensors") and path.is_file():
       digest.update(f"{path.name} {stages.checksum(path)}\n".encode())
   return digest.hexdigest()
 

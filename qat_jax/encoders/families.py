@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
 from qat_jax.encoders import open_clip, weights
-from qat_jax.encoders.files import read_object
+from qat_jax.encoders.files import read_object, understood
 from qat_jax.encoders.settings import Layers, Rope, Text, Vision
 from qat_jax.encoders.tower import ACTIVATIONS
 
@@ -40,7 +41,8 @@ def read_encoder_config(folder: pathlib.Path) -> Any:
   if other.is_file():
     weighed = any((folder / file).is_file() for file in (weights.SAFETENSORS, weights.INDEX))
     if not (weighed and path.is_file() and read_object(path).get("model_type") in FAMILIES):
-      return open_clip.read_open_clip(folder)
+      with understood(other):
+        return open_clip.read_open_clip(folder)
   if not path.is_file():
     raise FileNotFoundError(
       f"the folder {str(folder)!r} lacks config.json (open_clip_config.json will do); give the folder of a whole "
@@ -53,14 +55,33 @@ def read_encoder_config(folder: pathlib.Path) -> Any:
     if "architecture" in given:
       reason = f" (timm's {given['architecture']!r}: it has no text tower; take OpenCLIP's or transformers' checkpoint)"
     raise ValueError(f"{str(folder)!r} is a {kind!r}{reason}; wanted one of {', '.join(FAMILIES)}: {WANTED}")
-  from transformers import AutoConfig
+  from transformers import CONFIG_MAPPING
 
-  return AutoConfig.from_pretrained(folder)
+  with understood(path):
+    return CONFIG_MAPPING[kind].from_dict(given)
 
 
 def towers(config: Any) -> Towers:
-  """Returns the settings of the image tower and of the text tower, None where there is none."""
-  return FAMILIES[config.model_type](config)
+  """Returns the settings of the image tower and of the text tower, None where there is none.
+
+  Raises ValueError for a setting that is no number where one is wanted, or one that no tower can have.
+  """
+  found = FAMILIES[config.model_type](config)
+  for tower in found:
+    for part in () if tower is None else (tower, tower.blocks, *([tower.blocks.rope] if tower.blocks.rope else [])):
+      _check_numbers(part)
+  return found
+
+
+def _check_numbers(part: Any) -> None:
+  for field in dataclasses.fields(part):
+    value, kind = getattr(part, field.name), {"int": int, "float": int | float}.get(str(field.type))
+    least = 1 if field.name in ("width", "layers", "heads", "feed_forward", "patch", "grid", "words", "tokens") else 0
+    if kind and not (isinstance(value, kind) and math.isfinite(value) and (field.type == "float" or value >= least)):
+      wanted = "a number" if field.type == "float" else f"a whole number of at least {least}"
+      raise ValueError(f"the {field.name} of a tower ({type(part).__name__}) is {value!r}; wanted {wanted}")
+  if isinstance(part, Layers) and part.width % part.heads:
+    raise ValueError(f"the width of a tower is {part.width}, no multiple of {part.heads} heads")
 
 
 def _clip(config: Any) -> Towers:
@@ -152,8 +173,8 @@ def _blocks(part: Any, causal: bool = False) -> Layers:
 
 
 def _known(activation: str) -> str:
-  if activation not in ACTIVATIONS:
-    raise ValueError(f"config.json says hidden_act is {activation!r}; wanted one of {', '.join(ACTIVATIONS)}")
+  if activation not in tuple(ACTIVATIONS):
+    raise ValueError(f"hidden_act is {activation!r}; wanted one of {', '.join(ACTIVATIONS)}")
   return activation
 
 

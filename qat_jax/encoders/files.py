@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 POINTER = b"version https://git-lfs"  # the first bytes of what Git LFS leaves where a large file was not fetched
@@ -26,3 +28,14 @@ def read_object(path: pathlib.Path) -> dict[str, Any]:
   if not isinstance(content, dict):
     raise ValueError(f"{path} is no JSON object (it holds a {type(content).__name__}); fetch it again")
   return content
+
+
+@contextlib.contextmanager
+def understood(path: pathlib.Path) -> Iterator[None]:
+  """Raises ValueError that names the file whose settings the block cannot take; one that names it already stays."""
+  try:
+    yield
+  except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+    if str(path) in str(error):
+      raise
+    raise ValueError(f"{path} has settings that are not understood ({error}); mend it, or fetch it again") from error

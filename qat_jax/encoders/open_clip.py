@@ -88,7 +88,7 @@ def read_open_clip(folder: pathlib.Path) -> types.SimpleNamespace:
     text=text_tower,
     clean=kwargs.get("clean", "whitespace" if own else "lower"),
     pad=None if own else 0,  # OpenCLIP's own tokenizer pads with the id 0, which the folder's need not know
-    preprocess={"size": vision["image_size"], **(whole.get("preprocess_cfg") or {})},
+    preprocess={**(whole.get("preprocess_cfg") or {}), "size": vision["image_size"]},  # which OpenCLIP takes too
   )
 
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from qat_jax.encoders.files import read_object
+from qat_jax.encoders.files import read_object, understood
 from qat_jax.encoders.tower import cut_patches
 
 # A picture is resized whole, then cropped, as transformers does it. This would cost 20 GB for a strip of 100,000 × 1
@@ -162,7 +162,8 @@ def read_pixels(folder: pathlib.Path, family: str, config: Any = None) -> Pixels
   Raises FileNotFoundError where both are missing, ValueError where one asks for what is not done here.
   """
   if family.startswith("open_clip"):
-    return _of_open_clip(config.preprocess, folder)
+    with understood(folder / "open_clip_config.json"):
+      return _of_open_clip(config.preprocess)
   path, given = folder / "processor_config.json", None
   if path.is_file():
     given = read_object(path).get("image_processor")
@@ -177,33 +178,73 @@ def read_pixels(folder: pathlib.Path, family: str, config: Any = None) -> Pixels
     if isinstance(given.get("image_processor"), dict):
       given = given["image_processor"]
   given = {key: value for key, value in given.items() if value is not None}
-  try:
-    return _pixels({**_defaults(family), **given}, path, family)
-  except (KeyError, TypeError, AttributeError) as error:
-    raise ValueError(f"{path} has settings that are not understood ({error!r}); fetch it again") from error
+  with understood(path):
+    pixels = _pixels({**_defaults(family), **given}, family)
+    _check_sizes(pixels, config)
+  return pixels
 
 
-def _pixels(settings: dict[str, Any], path: pathlib.Path, family: str) -> Pixels | Patches:
+def _pixels(settings: dict[str, Any], family: str) -> Pixels | Patches:
   off = [key for key in ("do_resize", "do_rescale", "do_normalize") if not settings.get(key, True)]
   if off:
-    raise ValueError(
-      f"{path} says {off[0]} is false; only pictures that are resized, rescaled and normalised are known"
-    )
+    raise ValueError(f"it says {off[0]} is false; only pictures that are resized, rescaled and normalised are known")
   colours = (
-    int(settings["resample"]),
-    float(settings["rescale_factor"]),
-    tuple(settings["image_mean"]),
-    tuple(settings["image_std"]),
+    _filter(settings["resample"]),
+    _numbers(settings, "rescale_factor", 1, above=0.0)[0],
+    *(_numbers(settings, "image_mean"), _numbers(settings, "image_std", above=0.0)),
   )
   if family == "siglip2":
-    return Patches(*colours, int(settings["patch_size"]), int(settings["max_num_patches"]))
-  size, crop = settings["size"], settings.get("crop_size")
-  cropped = settings.get("do_center_crop", False)
-  square = lambda x: (x, x) if isinstance(x, int) else (x["height"], x["width"])
-  short = size if isinstance(size, int) else size.get("shortest_edge", 0)
-  if cropped != bool(short) or (isinstance(size, int) and not cropped):
-    raise ValueError(f"{path} has size {size} and do_center_crop {cropped}; wanted a short side and a crop, or neither")
-  return Pixels(*colours, square(crop if cropped else size), short if cropped else 0, exact=family == "dinov3_vit")
+    return Patches(*colours, _side(settings["patch_size"]), _side(settings["max_num_patches"]))
+  size, cropped = settings["size"], settings.get("do_center_crop", False)
+  if family in ("clip", "metaclip_2", "dinov2", "dinov2_with_registers") and isinstance(size, int | float):
+    size = {"shortest_edge": size}
+  short = _side(size["shortest_edge"]) if isinstance(size, dict) and "shortest_edge" in size else 0
+  crop = settings["crop_size"] if cropped else size
+  if (short and not cropped) or (not short and _sides(crop) != _sides(size)):
+    raise ValueError(f"size is {size} and do_center_crop {cropped}; wanted a short side and a crop, or neither")
+  return Pixels(*colours, _sides(crop), short, exact=family == "dinov3_vit")
+
+
+def _check_sizes(pixels: Pixels | Patches, config: Any) -> None:
+  """Raises ValueError where pictures are prepared for another tower; DINO's are trained for pictures of any size."""
+  part = getattr(config, "vision_config", None)
+  if part is None:
+    return
+  name, got, wanted = "pictures", getattr(pixels, "crop", None), (getattr(part, "image_size", 0),) * 2
+  if isinstance(pixels, Patches):
+    name, got, wanted = "patches", (pixels.patch,) * 2, (part.patch_size,) * 2
+  if got != wanted:
+    raise ValueError(f"{name} get {got} pixels, and the tower in config.json takes {wanted}")
+
+
+def _filter(value: Any) -> int:
+  """Returns Pillow's number of a filter, which may be written as its name."""
+  names = {one.name.lower(): one.value for one in Image.Resampling}
+  return Image.Resampling(names.get(str(value).rpartition(".")[2].lower(), value)).value
+
+
+def _numbers(settings: dict[str, Any], name: str, count: int = 3, above: float = -math.inf) -> tuple[float, ...]:
+  """Returns `count` finite numbers of a setting, of which one may stand for all."""
+  value = settings[name]
+  found = tuple(float(x) for x in value) if isinstance(value, list | tuple) else (float(value),) * count
+  if len(found) != count or not all(above < x < math.inf for x in found):
+    raise ValueError(f"{name} is {value}; wanted {count} finite numbers{'' if math.isinf(above) else ' above 0'}")
+  return found
+
+
+def _side(value: Any) -> int:
+  if int(value) != float(value) or int(value) < 1:
+    raise ValueError(f"{value!r} is no side; wanted whole pixels, at least 1")
+  return int(value)
+
+
+def _sides(value: Any) -> tuple[int, int]:
+  """Returns rows and columns of a size, which may be one number, two, or named."""
+  if isinstance(value, dict) and not {"height", "width"} <= value.keys():
+    raise ValueError(f"{value} is no size; wanted pixels, or height and width")
+  pair = (value["height"], value["width"]) if isinstance(value, dict) else value
+  rows, columns = pair if isinstance(pair, list | tuple) else (pair, pair)
+  return _side(rows), _side(columns)
 
 
 def _defaults(family: str) -> dict[str, Any]:
@@ -225,19 +266,18 @@ CLIP_COLOURS = {
 }
 
 
-def _of_open_clip(settings: dict[str, Any], folder: pathlib.Path) -> Pixels:
+def _of_open_clip(settings: dict[str, Any]) -> Pixels:
   """Returns how OpenCLIP prepares pictures for evaluation."""
   given = {key: value for key, value in settings.items() if value is not None}
-  size, how, kernel = given["size"], given.get("resize_mode", "shortest"), given.get("interpolation", "bicubic")
-  rows, columns = (size, size) if isinstance(size, int) else size
-  known = {"bicubic": 3, "random": 3, "bilinear": 2}
+  how, kernel = given.get("resize_mode", "shortest"), given.get("interpolation", "bicubic")
+  (rows, columns), known = _sides(given["size"]), {"bicubic": 3, "random": 3, "bilinear": 2}
   if how not in ("shortest", "longest", "squash") or kernel not in known or (how == "shortest" and rows != columns):
     raise ValueError(
-      f"{folder}: preprocess_cfg has resize_mode {how!r}, interpolation {kernel!r}, size {size}; wanted shortest (of "
-      "a square), longest or squash, and bicubic or bilinear"
+      f"preprocess_cfg has resize_mode {how!r}, interpolation {kernel!r}, size {given['size']}; wanted shortest (of a "
+      "square), longest or squash, and bicubic or bilinear"
     )
-  several = lambda x: (float(x),) * 3 if isinstance(x, (int, float)) else tuple(x)
-  mean, std = (several(given.get(key, CLIP_COLOURS[f"image_{key}"])) for key in ("mean", "std"))
+  given = {"mean": CLIP_COLOURS["image_mean"], "std": CLIP_COLOURS["image_std"], **given}
+  mean, std = _numbers(given, "mean"), _numbers(given, "std", above=0.0)
   fill = given.get("fill_color", 0) if how == "longest" else None
   short = rows if how == "shortest" else 0
   return Pixels(known[kernel], 1 / 255, mean, std, (rows, columns), short, fill=fill, rounded=True)

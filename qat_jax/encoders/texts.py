@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import pathlib
 import string
 from collections.abc import Callable, Sequence
@@ -76,6 +77,16 @@ class TextTokens:
       )
     return ids_BL, len(cut)
 
+  def check_end(self, end: int | None) -> None:
+    """Raises ValueError unless texts end with a token: `end`, or where that is None, the tokenizer's own if known."""
+    wanted = self._tokenizer.get_vocab().get(self._tokenizer.eos_token) if end is None else end
+    got = self._ids(["a"])["input_ids"][0][-1]
+    if wanted is not None and got != wanted:
+      raise ValueError(
+        f"the tokenizer of {self._where!r} ends a text with the id {got}, wanted the end token {wanted}, where the "
+        "feature is taken; take config.json and the tokenizer's files from one checkpoint"
+      )
+
   def is_cut(self, text: str) -> bool:
     """Says whether a text is longer than the tower takes."""
     return len(self._ids([self._clean(text)], truncation=False, verbose=False)["input_ids"][0]) > self.length
@@ -109,9 +120,10 @@ def read_tokens(folder: pathlib.Path, family: str, length: int, words: int, conf
     tokenizer = _tokenizer(folder, settings)
   except Exception as error:  # for files that are missing or broken transformers has any kind, TypeError among them
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    file = "tokenizer.json: " if (folder / "tokenizer.json").is_file() else ""
     raise FileNotFoundError(
-      f"the folder {str(folder)!r} has no tokenizer that can be read ({reason}); wanted tokenizer.json, or vocab.json "
-      "with merges.txt: copy them from the checkpoint"
+      f"the folder {str(folder)!r} has no tokenizer that can be read ({file}{reason}); wanted tokenizer.json, or "
+      "vocab.json with merges.txt: copy them from the checkpoint"
     ) from error
   if tokenizer.pad_token is None:
     tokenizer.pad_token = _padding(folder, family, tokenizer, settings)
@@ -129,6 +141,8 @@ def _settings(folder: pathlib.Path) -> dict[str, str]:
   for name in ("tokenizer.json",) if whole else ("vocab.json", "merges.txt", "spiece.model", "tokenizer.model"):
     if (folder / name).is_file():
       refuse_pointer(folder / name)
+      if not (folder / name).stat().st_size:
+        raise ValueError(f"{folder / name} is empty; fetch it again")
   tokens: dict[str, str] = {}
   for path in (folder / "tokenizer_config.json", folder / "special_tokens_map.json"):
     known = read_object(path) if path.is_file() else {}
@@ -173,4 +187,11 @@ def _tokenizer(folder: pathlib.Path, settings: dict[str, str]) -> Any:
     if not any((folder / name).is_file() for name in files):  # of which transformers 5 makes a tokenizer without words
       raise FileNotFoundError(f"neither tokenizer.json nor one of {', '.join(files)}")
     return AutoTokenizer.from_pretrained(folder)
+  text = path.read_bytes()
+  if text.startswith(codecs.BOM_UTF8):
+    from tokenizers import Tokenizer
+
+    return PreTrainedTokenizerFast(
+      tokenizer_object=Tokenizer.from_buffer(text.removeprefix(codecs.BOM_UTF8)), **settings
+    )
   return PreTrainedTokenizerFast(tokenizer_file=str(path), **settings)

@@ -5,11 +5,12 @@ Read one tensor at a time, the largest first, so that loading takes little more 
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +24,7 @@ from qat_jax.encoders.files import read_object, refuse_pointer
 from qat_jax.encoders.settings import Text, Vision
 
 SAFETENSORS, INDEX, MSGPACK = "model.safetensors", "model.safetensors.index.json", "flax_model.msgpack"
-OPEN_CLIP = "open_clip_model.safetensors"
+OPEN_CLIP, ADAPTER = "open_clip_model.safetensors", "adapter_config.json"
 
 # The types of weights that are read, as safetensors and NumPy name them. Narrower numbers need scales of their
 # own, which every program that quantises keeps elsewhere.
@@ -50,18 +51,21 @@ def tensors(folder: pathlib.Path, family: str = "") -> Tensors:
         f"the folder {str(folder)!r} lacks {OPEN_CLIP}, the weights that open_clip_config.json describes; weights of "
         "PyTorch's own format (open_clip_pytorch_model.bin) are not read"
       )
-    return _renamed(_safetensors([folder / OPEN_CLIP]))
+    found = _safetensors([folder / OPEN_CLIP])
+    return _renamed(
+      found, {functools.reduce(lambda n, how: how[0].sub(how[1], n), names.RENAMED, n): n for n in found.shapes}
+    )
   if (folder / SAFETENSORS).is_file():
     return _safetensors([folder / SAFETENSORS])
   if (folder / INDEX).is_file():
     places = read_object(folder / INDEX).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+    if not places or not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
       raise ValueError(f"{folder / INDEX} has no weight_map from tensors to files; fetch it again")
     files = sorted(set(places.values()))
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
       raise FileNotFoundError(f"{folder / INDEX} names {', '.join(missing)}, not in the folder; fetch them too")
-    return _safetensors([folder / pathlib.PurePath(file).name for file in files])
+    return _safetensors([folder / file for file in files])
   if (folder / MSGPACK).is_file():
     return _msgpack(folder / MSGPACK)
   raise FileNotFoundError(
@@ -82,6 +86,8 @@ def _safetensors(paths: list[pathlib.Path]) -> Tensors:
       with safe_open(path, "numpy") as file:
         for name in file.keys():  # noqa: SIM118, no mapping
           tensor = file.get_slice(name)
+          if name in place:
+            raise ValueError(f"{place[name]} and {path} both hold {name}; remove the shards of another checkpoint")
           shapes[name], place[name], kinds[name] = tuple(tensor.get_shape()), path, tensor.get_dtype()
     except SafetensorError as error:
       raise ValueError(f"{path} is damaged: {error}; {_lengths(path)}. Fetch or copy it again") from error
@@ -94,15 +100,8 @@ def _safetensors(paths: list[pathlib.Path]) -> Tensors:
   return Tensors(shapes, kinds, read, str(paths[0] if len(paths) == 1 else paths[0].parent))
 
 
-def _renamed(found: Tensors) -> Tensors:
-  """Returns OpenCLIP's tensors under one name each."""
-
-  def known(name: str) -> str:
-    for pattern, instead in names.RENAMED:
-      name = pattern.sub(instead, name)
-    return name
-
-  of = {known(name): name for name in found.shapes}
+def _renamed(found: Tensors, of: dict[str, str]) -> Tensors:
+  """Returns tensors under other names: `of` has new name → name."""
   shapes, kinds = {name: found.shapes[of[name]] for name in of}, {name: found.kinds[of[name]] for name in of}
   return Tensors(shapes, kinds, lambda name: found.read(of[name]), found.where)
 
@@ -148,13 +147,13 @@ def load_weights(
 
   Raises ValueError that names tensors which are missing, of a wrong shape or unknown.
   """
-  found, wanted, table = (
-    tensors(folder, family),
-    names.parameter_shapes(vision, text),
-    names.tensor_names(family, vision, text),
-  )
+  if (folder / ADAPTER).is_file():
+    raise ValueError(f"{folder / ADAPTER} changes the weights beside it; merge them (PEFT: merge_and_unload) and save")
+  wanted, table = names.parameter_shapes(vision, text), names.tensor_names(family, vision, text)
   pieces = {path: names.pieces(path, x.shape, table, vision) for path, x in wanted.items()}
+  found = _bare(tensors(folder, family), [piece.name for stacked in pieces.values() for piece in stacked if piece.name])
   _check(found, pieces)
+  read = lambda name: _finite(found.read(name), name, found.where)
   rounded = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
   loaded = {}
   for path in sorted(wanted, key=lambda path: -math.prod(wanted[path].shape)):
@@ -162,23 +161,43 @@ def load_weights(
     numbers = rounded if path[-1] in ("kernel", "words") else np.dtype(np.float32)
     if len(pieces[path]) == 1 and pieces[path][0].name:
       only = pieces[path][0]
-      array = names.in_our_order(path, found.read(only.name), only.as_ours)
+      array = names.in_our_order(path, read(only.name), only.as_ours)
       array = array.reshape(shape).astype(numbers, order="C", copy=False)
     else:
       array, start = np.zeros(shape, numbers), 0
       for piece in pieces[path]:
         if piece.name:
-          array[..., start : start + piece.columns] = names.in_our_order(path, found.read(piece.name), piece.as_ours)
+          array[..., start : start + piece.columns] = names.in_our_order(path, read(piece.name), piece.as_ours)
         start += piece.columns
     loaded[path] = jax.block_until_ready(place(array))
   return unflatten_dict(loaded)
+
+
+def _bare(found: Tensors, wanted: Sequence[str]) -> Tensors:
+  """Returns tensors without what stands before all wanted names, as where a larger model held the checkpoint's."""
+  befores = {name.removesuffix(wanted[0]) for name in found.shapes if name.endswith("." + wanted[0])}
+  befores = {before for before in befores if all(before + name in found.shapes for name in wanted)}
+  if wanted[0] in found.shapes or len(befores) != 1:
+    return found
+  (before,) = befores
+  return _renamed(found, {name.removeprefix(before): name for name in found.shapes if name.startswith(before)})
+
+
+def _finite(array: np.ndarray, name: str, where: str) -> np.ndarray:
+  if not np.isfinite(array).all():
+    raise ValueError(f"{where}: {name} has NaN or infinite numbers; take another copy or step of the checkpoint")
+  return array
 
 
 def _check(found: Tensors, pieces: Mapping[names.Path, list[names.TensorPiece]]) -> None:
   stored = {piece.name: piece.shape for stacked in pieces.values() for piece in stacked if piece.name}
   missing = [name for name in stored if name not in found.shapes]
   if missing:
-    raise ValueError(f"{found.where} lacks {_few(missing)}; give a whole checkpoint, as its config.json describes it")
+    others = _few([name for name in found.shapes if name not in stored])
+    held = f" and holds {others} instead" if others else ""
+    raise ValueError(
+      f"{found.where} lacks {_few(missing)}{held}; give a whole checkpoint, as its config.json describes it"
+    )
   for name, shape in stored.items():
     got = found.shapes[name]
     if _without_ones(got) != _without_ones(shape):

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from qat_jax.datasets.tables import check_fetched
 from qat_jax.sealed import readable
 from qat_jax.search.index import (
   Ids,
@@ -83,16 +84,14 @@ class FaissIndex:
     if not isinstance(index, faiss.Index):
       raise TypeError(f"the index is a {type(index).__name__}; give a faiss.Index of floats, or the file of one")
     found = cls(index, ids, unit, space)
-    held = faiss.downcast_index(index)
-    named = isinstance(held, faiss.IndexIDMap)
-    label_N = faiss.vector_to_array(held.id_map) if named else np.arange(min(SAMPLE, index.ntotal))
+    check_stored("the FAISS index", found.metric, unit, _readable(index))
+    if not index.ntotal:
+      raise ValueError(f"the FAISS index holds no items{'' if index.is_trained else ', and is not trained'}; add some")
+    label_N = np.sort(_labels(index))
     if (label_N == MISSING[True]).any():
       raise ValueError("the FAISS index has the label −1, which stands for no item; add that item under another label")
-    try:
-      sample_ND = found._reconstructed(label_N[:SAMPLE]) if len(label_N) else None
-    except (ValueError, KeyError):  # codes and labels that cannot be read back: the person's word is all there is
-      sample_ND = None
-    check_stored("the FAISS index", found.metric, unit, sample_ND)
+    if (same := np.flatnonzero(label_N[1:] == label_N[:-1])).size:
+      raise ValueError(f"the FAISS index has the label {label_N[same[0]]} twice; add each item under its own")
     return found
 
   @property
@@ -100,6 +99,8 @@ class FaissIndex:
     """What FAISS compares by."""
     faiss = _faiss()
     known: dict[int, Metric] = {faiss.METRIC_INNER_PRODUCT: "ip", faiss.METRIC_L2: "l2"}
+    if any(isinstance(held, faiss.IndexLSH) for held in _layers(self.index)):
+      raise ValueError("the FAISS index compares bits (IndexLSH), whose distances say no inner product; take another")
     if self.index.metric_type not in known:
       raise ValueError(f"the FAISS index has metric {self.index.metric_type}; wanted inner product (0) or L2 (1)")
     return known[self.index.metric_type]
@@ -143,9 +144,10 @@ class FaissIndex:
     except KeyError as error:
       raise KeyError(f"the FAISS index has no id {error}; search again") from None
     label_N = np.array(labels, np.int64)
-    # Any number but −1 may be a label of an IDMap2. The labels of other indexes are positions, and for one below zero
-    # FAISS would read before its memory.
-    named = isinstance(_faiss().downcast_index(self.index), _faiss().IndexIDMap)
+    # Any number but −1 may be a label of an IDMap2, or where a hash table leads from labels to places. The labels of
+    # other indexes are positions, and for one below zero FAISS would read before its memory.
+    hashed, ivf = _faiss().DirectMap.Hashtable, _partitions(self.index)
+    named = isinstance(_layers(self.index)[0], _faiss().IndexIDMap) or (ivf and ivf.direct_map.type == hashed)
     bad_N = label_N[(label_N == MISSING[True]) | ((label_N < 0) & (not named))]
     if len(bad_N):
       raise KeyError(f"the FAISS index has no id {bad_N[0]}; search again")
@@ -197,6 +199,12 @@ def _read(path: str | os.PathLike) -> Any:
   try:
     return _faiss().read_index(str(path))
   except RuntimeError as error:
+    if pathlib.Path(path).is_file():
+      with open(path, "rb") as file:
+        start = file.read(64)
+      check_fetched(start, path)
+      if start.startswith(b"IB"):
+        raise ValueError(f"{path} is a FAISS index of bits; wanted one of floats") from error
     raise ValueError(f"{path} is no whole FAISS index ({_words(error)}); write it again") from error
 
 
@@ -214,17 +222,48 @@ def _partitions(index: Any) -> Any:
     return None
 
 
+def _layers(index: Any) -> list[Any]:
+  """Returns an index and those that it wraps, one in the other."""
+  faiss = _faiss()
+  layers = [faiss.downcast_index(index)]
+  while isinstance(layers[-1], faiss.IndexIDMap | faiss.IndexPreTransform):
+    layers.append(faiss.downcast_index(layers[-1].index))
+  return layers
+
+
 def _code_bytes(index: Any) -> int | None:
   """Returns how many bytes the index keeps of an item; None where nobody can tell, or they are of other vectors."""
-  faiss = _faiss()
-  index = faiss.downcast_index(index)
-  if isinstance(index, faiss.IndexPreTransform):
+  layers = _layers(index)
+  if any(isinstance(layer, _faiss().IndexPreTransform) for layer in layers):
     return None
-  if isinstance(index, faiss.IndexIDMap):
-    return _code_bytes(index.index)
-  if hasattr(index, "storage"):
-    return _code_bytes(index.storage)
-  return getattr(index, "code_size", None)
+  held = _layers(layers[-1].storage)[-1] if hasattr(layers[-1], "storage") else layers[-1]
+  return getattr(held, "code_size", None)
+
+
+def _labels(index: Any) -> np.ndarray:
+  """Returns the labels of all items, in any order."""
+  faiss = _faiss()
+  for layer in _layers(index):
+    if isinstance(layer, faiss.IndexIDMap):
+      return faiss.vector_to_array(layer.id_map)
+    if isinstance(layer, faiss.IndexIVF):
+      lists = layer.invlists
+      sizes = {number: lists.list_size(number) for number in range(layer.nlist)}
+      return np.concatenate([faiss.rev_swig_ptr(lists.get_ids(n), size) for n, size in sizes.items() if size])
+  return np.arange(0)
+
+
+def _readable(index: Any) -> np.ndarray | None:
+  """Returns some of the vectors, whatever their labels; None where codes alone are kept: the person's word is all."""
+  if _code_bytes(index) != 4 * index.d or not index.ntotal:
+    return None
+  held = _layers(index)[-1]
+  if not isinstance(held, _faiss().IndexIVF):
+    return held.reconstruct_n(0, min(SAMPLE, held.ntotal))
+  largest = max(range(held.nlist), key=held.invlists.list_size)
+  size = min(SAMPLE, held.invlists.list_size(largest))
+  codes = _faiss().rev_swig_ptr(held.invlists.get_codes(largest), size * held.code_size)
+  return codes.copy().view(np.float32).reshape(size, index.d)
 
 
 def _words(error: RuntimeError) -> str:

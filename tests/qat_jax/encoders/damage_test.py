@@ -108,7 +108,7 @@ DAMAGES = [
   ),
   *[
     (with_index(text), r"model.safetensors.index.json (is no JSON object|has no weight_map)")
-    for text in ("{", "[]", "{}", '{"weight_map": ["a"]}', '{"weight_map": {"a": 1}}')
+    for text in ("{", "[]", "{}", '{"weight_map": {}}', '{"weight_map": ["a"]}', '{"weight_map": {"a": 1}}')
   ],
   (
     without("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json"),
@@ -117,8 +117,54 @@ DAMAGES = [
   (with_settings(PICTURES, do_normalize=False), r"says do_normalize is false; only pictures that are"),
   (with_settings(PICTURES, do_center_crop=False), r"do_center_crop False; wanted a short side and a crop, or neither"),
   *[
+    (with_settings(PICTURES, **settings), rf"{PICTURES} .*{reason}")
+    for settings, reason in (
+      ({"resample": "sharp"}, "'sharp' is not a valid Resampling"),
+      ({"image_mean": ["a"] * 3}, "could not convert string to float: 'a'"),
+      ({"image_std": [0, 0, 0]}, r"image_std is \[0, 0, 0\]; wanted 3 finite numbers above 0"),
+      ({"rescale_factor": "1/255"}, "could not convert"),
+      ({"crop_size": 0}, "0 is no side; wanted whole pixels"),
+      ({"crop_size": 32}, r"pictures get \(32, 32\) pixels, and the tower in config.json takes \(60, 60\)"),
+      ({"size": None, "crop_size": None}, r"pictures get \(224, 224\) pixels"),
+    )
+  ],
+  *[
+    (with_settings("config.json", part, **settings), rf"config.json has settings that are not understood \(.*{reason}")
+    for part, settings, reason in (
+      ("vision_config", {"hidden_size": "128"}, "width of a tower .Layers. is '128'; wanted a whole number"),
+      ("vision_config", {"num_attention_heads": 5}, "width of a tower is 128, no multiple of 5 heads"),
+      ("vision_config", {"image_size": [60, 60]}, "unsupported operand"),
+      ("vision_config", {"patch_size": 0}, "by zero"),
+      ("text_config", {"layer_norm_eps": None}, "epsilon of a tower .Layers. is None; wanted a number"),
+      ("text_config", {"eos_token_id": [903]}, r"end of a tower .Text. is \[903\]"),
+      ("text_config", {"hidden_act": ["gelu"]}, r"hidden_act is \['gelu'\]; wanted one of quick_gelu"),
+      ("", {"text_config": [1]}, "must be a mapping"),
+    )
+  ],
+  (with_settings("config.json", "text_config", eos_token_id=5), r"ends a text with the id 903, wanted the end token 5"),
+  (with_settings("tokenizer.json", post_processor=None), r"tokenizer of '.*clip' ends a text with the id"),
+  (
+    lambda folder: [without("tokenizer.json")(folder), written("merges.txt", "")(folder)],
+    r"merges.txt is empty; fetch it again",
+  ),
+  (written("tokenizer.json", "{"), r"has no tokenizer that can be read \(tokenizer.json: EOF"),
+  (written("adapter_config.json", "{}"), r"adapter_config.json changes the weights beside it; merge them"),
+  (
+    with_tensors(lambda tensors: tensors.update({KEY: np.full((128, 128), np.nan, np.float32)})),
+    rf"model.safetensors: {KEY} has NaN or infinite numbers",
+  ),
+  (
+    with_tensors(lambda tensors: tensors.update({f"old.{KEY}": tensors.pop(KEY)})),
+    rf"lacks {KEY} and holds old.{KEY} instead; give a whole checkpoint",
+  ),
+  *[
     (with_settings(PICTURES, **settings), PICTURES)
-    for settings in ({"size": {"longest_edge": 64}}, {"crop_size": "large"}, {"image_mean": 0.5})
+    for settings in (
+      {"size": {"longest_edge": 64}},
+      {"crop_size": "large"},
+      {"crop_size": {"height": 60}},
+      {"image_mean": [0.5]},
+    )
   ],
   (
     with_settings("tokenizer_config.json", pad_token="<nobody>"),
@@ -196,20 +242,57 @@ def test_position_ids_of_old_checkpoints_are_passed_over(folder):
   assert load_encoder(rewritten(folder, add)).width == 128
 
 
-def test_shards_are_read_and_a_missing_one_is_named(folder):
+FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+
+
+def in_shards(folder, within="", change=lambda tensors, shards: None):
+  """Puts two shards, which `change` may see, and their index in the place of the weights."""
   tensors = load_file(folder / "model.safetensors")
-  whole = load_encoder(str(folder)).texts(["a red star"])
   (folder / "model.safetensors").unlink()
   names = sorted(tensors)
-  files = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
-  for file, part in files.items():
-    save_file({name: tensors[name] for name in part}, folder / file)
-  index = {"weight_map": {name: file for file, part in files.items() for name in part}}
+  shards = {file: {name: tensors[name] for name in part} for file, part in ((FIRST, names[::2]), (SECOND, names[1::2]))}
+  index = {"weight_map": {name: within + file for file, part in shards.items() for name in part}}
+  change(tensors, shards)
+  (folder / within).mkdir(exist_ok=True)
+  for file, part in shards.items():
+    save_file(part, folder / within / file)
   (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("within", ["", "weights/"])
+def test_shards_are_read_and_a_missing_one_is_named(folder, within):
+  whole = load_encoder(str(folder)).texts(["a red star"])
+  in_shards(folder, within)
   np.testing.assert_array_equal(load_encoder(str(folder)).texts(["a red star"]), whole)
-  (folder / "model-00002-of-00002.safetensors").unlink()
-  with pytest.raises(FileNotFoundError, match=r"names model-00002-of-00002.safetensors, not in the folder"):
+  (folder / within / SECOND).unlink()
+  with pytest.raises(FileNotFoundError, match=rf"names {within}{SECOND}, not in the folder"):
     load_encoder(str(folder))
+
+
+def test_a_tensor_that_two_shards_hold_is_named(folder):
+  in_shards(folder, change=lambda tensors, shards: shards[SECOND].update({KEY: tensors[KEY]} | shards[FIRST]))
+  with pytest.raises(ValueError, match=rf"{FIRST} and \S+{SECOND} both hold .*remove the shards of another checkpoint"):
+    load_encoder(str(folder))
+
+
+@pytest.mark.parametrize("before", ["model.", "module.", "base_model.model."])
+def test_what_stands_before_every_tensor_of_a_larger_models_part_is_passed_over(folder, before):
+  expected = load_encoder(str(folder)).texts(["a red star"])
+
+  def larger(tensors):
+    for name in list(tensors):
+      tensors[before + name] = tensors.pop(name)
+    tensors["classifier.weight"] = np.zeros((3, 128), np.float32)
+
+  rewritten(folder, larger)
+  np.testing.assert_array_equal(load_encoder(str(folder)).texts(["a red star"]), expected)
+
+
+@pytest.mark.parametrize("file", ["config.json", PICTURES, "tokenizer.json", "tokenizer_config.json"])
+def test_a_byte_order_mark_is_passed_over(folder, file):
+  expected = load_encoder(str(folder)).texts(["a red star"])
+  (folder / file).write_bytes(b"\xef\xbb\xbf" + (folder / file).read_bytes())
+  np.testing.assert_array_equal(load_encoder(str(folder)).texts(["a red star"]), expected)
 
 
 def test_vocabulary_and_merges_alone_make_the_same_tokenizer(folder):
@@ -218,10 +301,52 @@ def test_vocabulary_and_merges_alone_make_the_same_tokenizer(folder):
   np.testing.assert_array_equal(load_encoder(str(folder)).texts(["a red star", "größer"]), whole)
 
 
-def test_sizes_as_older_files_have_them_mean_the_same(folder):
+@pytest.mark.parametrize(
+  ("family", "settings"),
+  [
+    ("clip", {"size": 32, "crop_size": 32}),
+    ("clip", {"size": {"shortest_edge": 32.0}, "crop_size": [32, 32], "resample": "bicubic"}),
+    ("siglip", {"size": 30, "image_mean": 0.5, "image_std": 0.5}),
+    ("siglip", {"size": [30, 30], "resample": "PIL.Image.BICUBIC", "do_center_crop": True, "crop_size": 30}),
+    ("siglip2_gemma", {"size": 32, "resample": "BILINEAR"}),
+    ("dinov3", {"size": 32}),
+  ],
+)
+def test_settings_in_other_words_mean_the_same(tmp_path, family, settings):
+  folder = pathlib.Path(shutil.copytree(DATA / family, tmp_path / "it"))
   before = load_encoder(str(folder))._pixels
-  with_settings("preprocessor_config.json", size=64, crop_size=60)(folder)
+  with_settings(PICTURES, **settings)(folder)
   assert load_encoder(str(folder))._pixels == before
+
+
+def test_patches_of_another_size_than_the_towers_are_named(tmp_path):
+  folder = pathlib.Path(shutil.copytree(DATA / "siglip2_naflex", tmp_path / "it"))
+  with_settings(PICTURES, patch_size=16)(folder)
+  with pytest.raises(ValueError, match=r"patches get \(16, 16\) pixels, and the tower in config.json takes \(8, 8\)"):
+    load_encoder(str(folder))
+
+
+def test_pictures_for_open_clip_have_the_size_of_its_tower(tmp_path):
+  folder = pathlib.Path(shutil.copytree(DATA / "open_clip", tmp_path / "it"))
+  with_settings("open_clip_config.json", "preprocess_cfg", size=64, mean=0.5)(folder)
+  pixels = load_encoder(str(folder))._pixels
+  assert (pixels.crop, pixels.mean) == ((30, 30), (0.5,) * 3)
+
+
+@pytest.mark.parametrize(
+  ("part", "settings", "reason"),
+  [
+    ("preprocess_cfg", {"mean": [0.5]}, r"mean is \[0.5\]; wanted 3 finite numbers"),
+    ("preprocess_cfg", {"interpolation": "nearest"}, "interpolation 'nearest'"),
+    ("model_cfg", {"embed_dim": "36"}, "projection of a tower .Vision. is '36'"),
+    ("", {"preprocess_cfg": [1]}, "not a mapping"),
+  ],
+)
+def test_odd_settings_of_open_clip_are_named_with_their_file(tmp_path, part, settings, reason):
+  folder = pathlib.Path(shutil.copytree(DATA / "open_clip", tmp_path / "it"))
+  with_settings("open_clip_config.json", part, **settings)(folder)
+  with pytest.raises(ValueError, match=rf"open_clip_config.json has settings that are not understood \(.*{reason}"):
+    load_encoder(str(folder))
 
 
 @pytest.mark.parametrize("family", ["clip", "siglip", "siglip2_gemma", "dinov2"])

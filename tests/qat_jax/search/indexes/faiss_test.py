@@ -141,3 +141,72 @@ def test_labels_below_zero_are_no_positions_of_ids_or_items():
   for label in (-1, -2):
     with pytest.raises(KeyError, match=f"no id {label}"):
       qat_jax.FaissIndex.build(features(3)).fetch([label])
+
+
+def partitioned(gallery_ND, labels=None, table=False):
+  """Returns an IVF index without a map from labels to places, or with a hash table."""
+  index = faiss.index_factory(gallery_ND.shape[1], "IVF4,Flat", faiss.METRIC_INNER_PRODUCT)
+  index.train(gallery_ND)
+  if table:
+    index.set_direct_map_type(faiss.DirectMap.Hashtable)
+  index.add_with_ids(gallery_ND, np.arange(len(gallery_ND)) if labels is None else labels)
+  index.nprobe = 4
+  return index
+
+
+def idmap(gallery_ND, labels):
+  index = faiss.IndexIDMap(faiss.IndexFlatIP(gallery_ND.shape[1]))
+  index.add_with_ids(gallery_ND, labels)
+  return index
+
+
+@pytest.mark.parametrize("make", [partitioned, lambda gallery_ND: idmap(gallery_ND, np.arange(200))], ids=["ivf", "id"])
+def test_lengths_are_looked_at_where_no_label_leads_to_its_vector(make):
+  assert FaissIndex.connect(make(features(200))).search(features(1), 1).ids.tolist() == [[0]]
+  with pytest.raises(ValueError, match="vectors of length 5"):
+    FaissIndex.connect(make(5 * features(200)))
+
+
+def test_labels_of_partitions_may_be_any_number_but_the_one_that_means_nothing():
+  gallery_ND, labels = features(200), np.random.default_rng(1).integers(-(2**63), 2**63 - 1, 200)
+  index = FaissIndex.connect(partitioned(gallery_ND, labels, table=True))
+  np.testing.assert_array_equal(index.search(gallery_ND[:5], 1).ids[:, 0], labels[:5])
+  np.testing.assert_array_equal(index.fetch(labels), gallery_ND)
+  labels[3] = -1
+  with pytest.raises(ValueError, match="label −1, which stands for no item"):
+    FaissIndex.connect(partitioned(gallery_ND, labels))
+
+
+@pytest.mark.parametrize("make", [partitioned, idmap])
+def test_a_label_that_two_items_have_is_named(make):
+  with pytest.raises(ValueError, match="has the label 199 twice; add each item under its own"):
+    FaissIndex.connect(make(features(200), np.array([*range(199), 199])[[*range(198), 199, 199]]))
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF4,Flat", "IDMap2,Flat"])
+def test_an_index_without_items_is_refused(factory):
+  index = faiss.index_factory(32, factory, faiss.METRIC_INNER_PRODUCT)
+  with pytest.raises(ValueError, match="the FAISS index holds no items.*; add some"):
+    FaissIndex.connect(index)
+  index.train(features(200))
+  with pytest.raises(ValueError, match="the FAISS index holds no items; add some"):
+    FaissIndex.connect(index)
+
+
+@pytest.mark.parametrize("factory", ["LSH", "ITQ8,LSH"])
+def test_distances_of_bits_are_no_scores(factory):
+  index = faiss.index_factory(32, factory, faiss.METRIC_L2)
+  index.train(features(200))
+  index.add(features(200))
+  with pytest.raises(ValueError, match="compares bits"):
+    FaissIndex.connect(index)
+
+
+def test_files_that_are_something_else_are_named_as_such(tmp_path):
+  bits, pointer = faiss.IndexBinaryFlat(32), tmp_path / "pointer.faiss"
+  faiss.write_index_binary(bits, str(tmp_path / "bits.faiss"))
+  pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+  with pytest.raises(ValueError, match="bits.faiss is a FAISS index of bits; wanted one of floats"):
+    FaissIndex.connect(tmp_path / "bits.faiss")
+  with pytest.raises(ValueError, match="pointer.faiss is a pointer of Git LFS"):
+    FaissIndex.connect(pointer)
