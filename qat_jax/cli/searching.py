@@ -26,7 +26,7 @@ def add_rank(commands: argparse._SubParsersAction) -> None:
   text = "frozen query features: a .npy file or a feature folder"
   parser.add_argument("--queries", metavar="PATH", required=True, help=text)
   add_gallery(parser)
-  text = "items to rank: Parquet with query_id and item_id, or .npy with positions; by default all items"
+  text = "items to rank: a table with query_id and item_id, or .npy with positions; by default all items"
   parser.add_argument("--shortlist", metavar="FILE", help=text)
   parser.add_argument("--k", metavar="N", type=int, default=100, help="items to keep for each query")
   add_query_type(parser)
@@ -49,7 +49,7 @@ def add_rank(commands: argparse._SubParsersAction) -> None:
   words.add_argument("--change", metavar="WORDS", help='what to put in place of the query\'s own, such as "blue"')
   words.add_argument("--aspects", metavar="FILE", help="aspects, {name: [phrases]}; by default the package's own")
   words.add_argument("--encoder", metavar="NAME", help="the encoder of the words; by default the gallery's own")
-  text = "items that were marked as right: Parquet with query_id and item_id (docs/marks.md)"
+  text = "items that were marked as right: Parquet, CSV, … with query_id and item_id (docs/marks.md)"
   words.add_argument("--right", metavar="FILE", help=text)
 
 

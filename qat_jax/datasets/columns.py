@@ -20,6 +20,7 @@ from qat_jax.datasets.tables import (
   CAPTION_COLUMNS,
   FILE_COLUMNS,
   KNOWN,
+  PAIR_COLUMNS,
   clean,
   decoded,
   is_plain,
@@ -64,7 +65,7 @@ def _separated(table: Path, text: str, separators: Sequence[str]) -> list[dict[s
   """
   text = re.sub(r"\Asep=.", "", text)
   header = next((line for line in text.splitlines() if line.strip()), "")
-  known = lambda mark: {cell.strip(' "').lower() for cell in header.split(mark)} & set(FILE_COLUMNS)
+  known = lambda mark: {cell.strip(' "').lower() for cell in header.split(mark)} & {*FILE_COLUMNS, *PAIR_COLUMNS}
   mark = next((mark for mark in separators if mark in header and known(mark)), separators[0])
   reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, skipinitialspace=True, strict=True)
   rows: list[dict[str, Any]] = []
@@ -87,7 +88,11 @@ def _separated(table: Path, text: str, separators: Sequence[str]) -> list[dict[s
       begin = reader.line_num + 1
   except csv.Error as error:
     raise ValueError(f"{table}, line {begin}: {error}; a quote there stays open, or is not doubled: mend it") from error
-  for column in ("id", "instance"):  # NaN and 3.0 are how programs write a missing and a whole number into text
+  for column in (
+    "id",
+    "instance",
+    *PAIR_COLUMNS,
+  ):  # NaN and 3.0 are how programs write a missing and a whole number into text
     cells = [row.get(column) or "" for row in rows]
     cells = ["" if cell.strip().lower() in NOTHING else cell for cell in cells]
     whole = all(WHOLE.fullmatch(cell) for cell in cells if cell)

@@ -16,6 +16,7 @@ from typing import Any
 FILE_COLUMNS = ("file", "file_name", "filename", "image", "image_path", "path", "file_path", "filepath", "image_name")
 CAPTION_COLUMNS = ("caption", "text", "captions", "sentences")
 ID_COLUMNS = ("id", "key", "image_id", "file_name")
+PAIR_COLUMNS = ("query_id", "item_id")  # of shortlists and marks
 KNOWN = {*FILE_COLUMNS, *CAPTION_COLUMNS, *ID_COLUMNS, "instance", "split", "relevant"}
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val"}
 SPLITS |= {"test": "test", "testing": "test"}

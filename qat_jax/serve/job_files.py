@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from qat_jax.adapter import Adapter, load
-from qat_jax.datasets import BOX
+from qat_jax.datasets import BOX, columns, tables
+from qat_jax.datasets.tables import PAIR_COLUMNS
 from qat_jax.features.shards import check_npy
 from qat_jax.features.store import FeatureStore
 from qat_jax.models.head import Head
@@ -22,34 +23,93 @@ from qat_jax.sealed import UNREADABLE, readable
 from qat_jax.serve.variety import Variety
 from qat_jax.types import KIND_OF_QUERY, QUERY_TYPES, Gallery, Ranking, as_gallery, check_encoders
 
+SIGNS = ("right", "sign", "label", "relevant", "relevance", "positive")  # columns that say of a mark what it is
+
 
 def read_shortlist(path: Path, query_ids: pa.Array, item_ids: pa.ChunkedArray) -> np.ndarray:
-  """Returns gallery positions (QS, −1 as padding) from a .npy file, or a Parquet file with query_id and item_id.
+  """Returns gallery positions (QS, −1 as padding) from a .npy file, or a table with query_id and item_id.
 
-  Raises ValueError for ids that the queries or the gallery do not have, by name, and for positions outside the gallery.
+  A table is Parquet, .csv, .tsv or .jsonl. Raises ValueError for ids that the queries or the gallery do not have, by
+  name, and for positions outside the gallery.
   """
   if path.suffix == ".npy":
     return _read_positions(path, len(query_ids), len(item_ids))
-  with readable(path):
-    table = pq.read_table(path)
-  if missing := {"query_id", "item_id"} - set(table.column_names):
+  return _lists(*_places(_read_table(path), path, query_ids, item_ids), len(query_ids))
+
+
+def read_right(path: Path, query_ids: pa.Array, item_ids: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+  """Returns positions of the items that were marked as right, and of all that were marked (QS, −1 as padding).
+
+  A row is right unless a column of SIGNS is false, zero or below zero there. Raises as `read_shortlist`, and ValueError
+  for other values in that column, and for an item that a query marks as both.
+  """
+  if path.suffix == ".npy":
+    return (position_QS := _read_positions(path, len(query_ids), len(item_ids))), position_QS
+  table = _read_table(path)
+  query, item = _places(table, path, query_ids, item_ids)
+  right = _signs(table, path)
+  if both := set(zip(query[right], item[right], strict=True)) & set(zip(query[~right], item[~right], strict=True)):
+    one, other = min(both)
+    raise ValueError(f"{path}: query {query_ids[one]} marks item {item_ids[other]} as right and as wrong; keep one")
+  return _lists(query[right], item[right], len(query_ids)), _lists(query, item, len(query_ids))
+
+
+def _read_table(path: Path) -> dict[str, pa.ChunkedArray]:
+  """Returns the columns of a table of query_id and item_id, by their names in lower case."""
+  if path.suffix.lower() in (".csv", ".tsv", ".jsonl"):
+    rows = [{name.lower(): value for name, value in row.items()} for row in columns.read(path)]
+    for number, row in enumerate(rows, 1):
+      row |= {name: tables.name(row[name], f"{path}, row {number}, {name!r},") for name in PAIR_COLUMNS if name in row}
+    table = columns.table(rows, () if rows else PAIR_COLUMNS)
+  else:
+    with readable(path):
+      table = pq.read_table(path)
+  found = {name.lower(): table.column(written) for name, written in tables.clean(table.column_names, path).items()}
+  if missing := set(PAIR_COLUMNS) - set(found):
     raise ValueError(f"{path} has the columns {table.column_names}; {sorted(missing)} is missing")
-  columns = []
-  for name, ids in (("query_id", query_ids), ("item_id", item_ids)):
-    values = table.column(name).cast(pa.string())
+  return found
+
+
+def _places(
+  table: Mapping[str, pa.ChunkedArray], path: Path, query_ids: pa.Array, item_ids: pa.ChunkedArray
+) -> list[np.ndarray]:
+  """Returns the positions of a table's queries, and of its items."""
+  found = []
+  for name, ids in zip(PAIR_COLUMNS, (query_ids, item_ids), strict=True):
+    where = f"{path}, column {name!r},"
+    values = columns.names(columns.utf8(table[name], "id", where), where)
     places = pc.index_in(values, value_set=ids)
     if places.null_count:
-      unknown = values.filter(pc.is_null(places))[0].as_py()
-      raise ValueError(
-        f"{path}: {name} {unknown!r} is not among the {len(ids)} there are ({places.null_count} such rows)"
-      )
-    columns.append(places.to_numpy())
-  query, item = columns
+      row = int(np.flatnonzero(places.is_null().to_numpy())[0])
+      unknown = values[row].as_py()
+      what = f"row {row + 1} has no {name}" if unknown is None else f"{name} {unknown!r} is not among the {len(ids)}"
+      raise ValueError(f"{path}: {what}{' there are' * (unknown is not None)} ({places.null_count} such rows)")
+    found.append(places.to_numpy())
+  return found
+
+
+def _signs(table: Mapping[str, pa.ChunkedArray], path: Path) -> np.ndarray:
+  """Returns which rows of marks are right."""
+  there = [name for name in SIGNS if name in table]
+  if not there:
+    return np.ones(len(table["query_id"]), bool)
+  right = []
+  for row, value in enumerate(table[there[0]].to_pylist(), 1):
+    sign = {"true": 1.0, "false": 0.0}.get(value.strip().lower(), value) if isinstance(value, str) else value
+    try:
+      right.append(float(sign) > 0)
+    except (TypeError, ValueError):
+      raise ValueError(f"{path}, row {row}: {there[0]} is {value!r}; wanted true or false, or a number") from None
+  return np.array(right, bool)
+
+
+def _lists(query: np.ndarray, item: np.ndarray, queries: int) -> np.ndarray:
+  """Returns the items of each query in their order, −1 as padding."""
   order = np.argsort(query, kind="stable")
   query, item = query[order], item[order]
-  counts_Q = np.bincount(query, minlength=len(query_ids))
+  counts_Q = np.bincount(query, minlength=queries)
   place = np.arange(len(query)) - np.repeat(np.cumsum(counts_Q) - counts_Q, counts_Q)
-  position_QS = np.full((len(query_ids), max(1, int(counts_Q.max(initial=0)))), -1, np.int32)
+  position_QS = np.full((queries, max(1, int(counts_Q.max(initial=0)))), -1, np.int32)
   position_QS[query, place] = item
   return position_QS
 

@@ -15,7 +15,7 @@ from qat_jax.marks import refine
 from qat_jax.search.grouping import groups_of
 from qat_jax.search.rank import rank
 from qat_jax.search.sums import rank_sum
-from qat_jax.serve.job_files import as_parquet, group_columns, ids_of, inputs_of, read_shortlist, table_of
+from qat_jax.serve.job_files import as_parquet, group_columns, ids_of, inputs_of, read_right, table_of
 from qat_jax.stages import write_whole
 from qat_jax.words import by_words
 
@@ -45,7 +45,7 @@ def rank_refined(
     gallery: a feature folder, frozen.
     out: the Parquet file to write.
     adapter: a folder; None: the plain features. Queries told in words are ranked without it.
-    right: Parquet with query_id and item_id: the items that were marked as right. They are not found again.
+    right: a table or .npy file of marked items, as `read_right` takes it. They are not found again.
     alike: aspects that alone count.
     ignore: aspects that do not count.
     change: words to put in place of the query's own, such as "blue".
@@ -61,10 +61,11 @@ def rank_refined(
   model, query, query_type, store, column, variety = inputs_of(adapter, queries, gallery, query_type, group, diversity)
   depth = variety.depth(k)
   query_ids, item_ids = ids_of(query), store.arrow_ids()
-  marked_QS = None if right is None else read_shortlist(Path(right), query_ids, item_ids)
-  none = np.zeros(0, int)
-  marked = [none] * len(query) if marked_QS is None else [row[row >= 0] for row in marked_QS]
-  rows = [np.asarray(store[one], np.float32).reshape(-1, store.width) for one in marked]
+  right_QS, marked_QS = np.full((len(query), 1), -1), None
+  if right is not None:
+    right_QS, marked_QS = read_right(Path(right), query_ids, item_ids)
+  each = [np.array(list(dict.fromkeys(row[row >= 0].tolist())), int) for row in right_QS]
+  rows = [np.asarray(store[one], np.float32).reshape(-1, store.width) for one in each]
   if alike or ignore or change is not None:
     from qat_jax.encoders import load_encoder
 

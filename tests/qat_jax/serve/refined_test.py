@@ -64,6 +64,95 @@ def test_marks_refine_their_query_alone_and_are_not_found_again(folder):
   assert names[1].tolist() == [f"item{i}" for i in after.ids[0]]
 
 
+def csv(*rows, head="query_id,item_id"):
+  return "".join(f"{row}\n" for row in (head, *rows))
+
+
+PAIRS = {"query_id": ["1", "1"], "item_id": ["item7", "item9"]}
+MARKS = {
+  "right.csv": [
+    csv("1,item7", "1,item9"),
+    "\ufeff" + csv("1,item7", "", "1,item9", ""),
+    csv("1;item7;x", "1;item9;y", head="Query_ID;Item_ID;note"),
+    "sep=;\r\n" + csv("1;item7", "1;item9", head="query_id;item_id").replace("\n", "\r\n"),
+    csv('"1", item7', '"1",item9', head="query_id, item_id"),
+    csv("1.0,item7", "1.0,item9"),
+    csv("1,item7", "1,item9", "1,item7"),
+    csv("1,item7,1", "1,item9,True", head="query_id,item_id,right"),
+  ],
+  "right.tsv": [csv("1\titem7", "1\titem9", head="query_id\titem_id")],
+  "right.jsonl": ['{"query_id": 1, "item_id": "item7"}\n\n{"query_id": 1.0, "item_id": "item9", "more": [1]}\n'],
+  "right.parquet": [
+    pa.table({**PAIRS, "query_id": [1, 1]}),
+    pa.table({**PAIRS, "query_id": [1.0, 1.0]}),
+    pa.table({" Query_ID": PAIRS["query_id"], "item_id": pa.array(PAIRS["item_id"]).dictionary_encode()}),
+    pa.table({name: values + values for name, values in PAIRS.items()}),
+  ],
+  "right.npy": [np.array([[-1, -1, -1], [7, 9, 7]])],
+}
+
+
+def written(path, content):
+  if isinstance(content, pa.Table):
+    pq.write_table(content, path)
+  elif isinstance(content, np.ndarray):
+    np.save(path, content)
+  else:
+    path.write_bytes(content.encode())
+  return f"--right={path}"
+
+
+@pytest.mark.parametrize("name", MARKS)
+def test_marks_may_lie_in_any_table(folder, name):
+  expected = rank(folder, f"--adapter={folder / 'adapter'}", f"--right={folder / 'right.parquet'}")
+  for content in MARKS[name]:
+    got = rank(folder, f"--adapter={folder / 'adapter'}", written(folder / name, content))
+    np.testing.assert_array_equal(got, expected, err_msg=str(content))
+
+
+@pytest.mark.parametrize("sign", ["right,0", "sign,-1", "label,false", "relevance,0.0", "positive,False"])
+def test_what_was_marked_as_wrong_is_not_found_and_teaches_nothing(folder, sign):
+  column, wrong = sign.split(",")
+  text = csv("1,item7,1", "1,item9,1", f"1,item8,{wrong}", f"0,item0,{wrong}", head=f"query_id,item_id,{column}")
+  names, _ = rank(folder, f"--adapter={folder / 'adapter'}", written(folder / "some.csv", text))
+  adapter, gallery = qat_jax.load(folder / "adapter"), FeatureStore.open(folder / "gallery")
+  query = adapter(np.load(folder / "queries.npy"), "image")
+  expected = qat_jax.rank(
+    adapter.refine(query, [gallery[:0], gallery[np.array([7, 9])]]),
+    gallery,
+    5,
+    exclude=np.array([[0, -1, -1], [7, 8, 9]]),
+  )
+  assert names.tolist() == [[f"item{i}" for i in row] for row in expected.ids]
+
+
+@pytest.mark.parametrize(
+  ("name", "content", "message"),
+  [
+    ("a.csv", csv("1,item7", "1,itme9"), "a.csv: item_id 'itme9' is not among the 120 there are .1 such rows"),
+    ("a.csv", csv("1,item7", "007,item9"), "a.csv: query_id '007' is not among the 2 there are"),
+    ("a.csv", csv("1,item7", "1,"), "a.csv: row 2 has no item_id .1 such rows"),
+    (
+      "a.csv",
+      csv("1,item7", head="query,item"),
+      r"columns \['query', 'item'\]; \['item_id', 'query_id'\] is missing",
+    ),
+    ("a.csv", csv('1,"item7', "1,item9"), "a.csv, line 2: .*a quote there stays open"),
+    (
+      "a.csv",
+      csv("1,item7,maybe", head="query_id,item_id,right"),
+      "a.csv, row 1: right is 'maybe'; wanted true",
+    ),
+    ("a.csv", csv("1,item7,1", "1,item7,0", head="query_id,item_id,right"), "query 1 marks item item7 as right and as"),
+    ("a.jsonl", '{"query_id": "1", "item_id": ["item7"]}\n', "has a list where a name is wanted"),
+    ("a.parquet", pa.table({"query_id": [1.0, None], "item_id": PAIRS["item_id"]}), "row 2 has no query_id"),
+  ],
+)
+def test_marks_that_are_not_understood_are_named(folder, name, content, message):
+  with pytest.raises(SystemExit, match=message):
+    rank(folder, f"--adapter={folder / 'adapter'}", written(folder / name, content))
+
+
 @pytest.mark.parametrize(
   ("flags", "message"),
   [
