@@ -193,9 +193,10 @@ def inner_products(metric: Metric, values: Any, length: float) -> np.ndarray:
 def as_ranking(found: Sequence[tuple[Sequence[Any], np.ndarray]], k: int, integers: bool) -> Ranking:
   """Returns what was found for each query, ids and scores in any order, as a Ranking of k; NaN scores are left out.
 
-  ids are int64 where `integers` says so and all of them are, else objects.
+  ids are int64 where `integers` says so and all of them are, none of them −1, which is padding; else objects.
   """
-  integers = integers and all(type(name) is int and name < 1 << 63 for names, _ in found for name in names)
+  fits = lambda name: type(name) is int and -1 << 63 <= name < 1 << 63 and name != MISSING[True]
+  integers = integers and all(fits(name) for names, _ in found for name in names)
   ids_QK = np.full((len(found), k), MISSING[integers], np.int64 if integers else object)
   score_QK = np.full((len(found), k), -np.inf, np.float32)
   for row, (names, scores) in enumerate(found):

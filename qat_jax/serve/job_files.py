@@ -34,7 +34,8 @@ def read_shortlist(path: Path, query_ids: pa.Array, item_ids: pa.ChunkedArray) -
   """
   if path.suffix == ".npy":
     return _read_positions(path, len(query_ids), len(item_ids))
-  return _lists(*_places(_read_table(path), path, query_ids, item_ids), len(query_ids))
+  query, item = _places(_read_table(path), path, query_ids, item_ids)
+  return _lists(query, item, len(query_ids))
 
 
 def read_right(path: Path, query_ids: pa.Array, item_ids: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:

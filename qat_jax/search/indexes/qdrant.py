@@ -110,6 +110,8 @@ class QdrantIndex(StoredIndex):
     Raises ValueError where there is no such collection or vector, where `build` was killed, or it compares otherwise
     than by inner product, cosine or Euclidean distance.
     """
+    if isinstance(location, str | os.PathLike) and not os.path.isdir(location) and not _elsewhere(os.fspath(location)):
+      raise FileNotFoundError(f"no folder {location}; give one of Qdrant's, or a URL such as http://localhost:6333")
     client = _client(location, options)
     with _one_line(location):
       if not client.collection_exists(collection):
@@ -146,6 +148,9 @@ class QdrantIndex(StoredIndex):
   ) -> Ranking:
     """As `Index.search`; `filter` and `params` are Qdrant's own: models.Filter, models.SearchParams."""
     models, payload = _qdrant().models, [self.id_field] if self.id_field else False
+    for one, kind in ((filter, models.Filter), (params, models.SearchParams)):
+      if not isinstance(one, kind | dict | None):
+        raise TypeError(f"got a {type(one).__name__} {one!r}; wanted qdrant_client.models.{kind.__name__}")
 
     def answers(query_QD: np.ndarray) -> Iterator[tuple[list[Any], np.ndarray]]:
       requests = [
@@ -166,9 +171,10 @@ class QdrantIndex(StoredIndex):
     models, which = _qdrant().models, [self.vector] if self.vector else True
     with _one_line(self.collection):
       if self.id_field:
-        condition = models.FieldCondition(key=self.id_field, match=models.MatchAny(any=names))
+        kinds = [[name for name in names if isinstance(name, kind)] for kind in (int, str)]
+        any_of = [models.FieldCondition(key=self.id_field, match=models.MatchAny(any=some)) for some in kinds if some]
         points, _ = self.client.scroll(
-          self.collection, scroll_filter=models.Filter(must=[condition]), limit=len(names) + 1, with_vectors=which
+          self.collection, scroll_filter=models.Filter(should=any_of), limit=len(names) + 1, with_vectors=which
         )
       else:
         known = [str(name) if isinstance(name, uuid.UUID) else name for name in names]
@@ -181,6 +187,9 @@ class QdrantIndex(StoredIndex):
     name = (point.payload or {}).get(self.id_field)
     if name is None:
       raise ValueError(f"point {point.id} of {self.collection!r} has no field {self.id_field!r}, which is to name it")
+    if isinstance(name, bool) or not isinstance(name, int | str):
+      kind = type(name).__name__
+      raise ValueError(f"point {point.id} of {self.collection!r} has a {kind} in {self.id_field!r}; wanted int or str")
     return name
 
   def _vectors_of(self, points: list[Any]) -> np.ndarray:
@@ -198,11 +207,15 @@ def _client(location: Any, options: Mapping[str, Any]) -> Any:
   if isinstance(location, client):
     return location
   name = os.fspath(location)
-  place = {"location": name} if name == ":memory:" else {"url": name} if "://" in name else {"path": name}
+  place = {"path": name} if not _elsewhere(name) else {"url": name} if "://" in name else {"location": name}
   opened = client(**place, **options)
   # The client closes itself when it is collected. At the end of a program the modules that it needs for this are gone.
   atexit.register(_close, weakref.ref(opened))
   return opened
+
+
+def _elsewhere(location: str) -> bool:
+  return location == ":memory:" or "://" in location
 
 
 def _close(reference: weakref.ref) -> None:

@@ -137,3 +137,43 @@ def test_a_program_with_a_folder_of_qdrant_ends_without_a_word(tmp_path):
   )
   run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
   assert run.stderr == ""
+
+
+def named(client, names):
+  points = [models.PointStruct(id=i, vector=ROWS[i], payload={"n": name}) for i, name in enumerate(names)]
+  client.create_collection("named", vectors_config=models.VectorParams(size=4, distance=models.Distance.DOT))
+  client.upsert("named", points=points)
+  return QdrantIndex.connect(client, "named", id_field="n")
+
+
+ROWS = np.eye(4).tolist()
+
+
+def test_numbers_and_texts_may_name_items_together_and_minus_one_is_a_name_too(client):
+  index = named(client, [7, "7", -1, "x'%"])
+  ranking = index.search(np.eye(4, dtype=np.float32), 1)
+  assert ranking.ids[:, 0].tolist() == [7, "7", -1, "x'%"]
+  np.testing.assert_array_equal(index.fetch(["x'%", -1, 7, "7"]), np.eye(4)[[3, 2, 0, 1]])
+
+
+def test_of_numbers_alone_minus_one_is_no_padding(client):
+  ranking = named(client, [7, 8, -1, 9]).search(np.eye(4, dtype=np.float32)[2:3], 5)
+  assert (ranking.ids[0, 0], ranking.ids[0, 4]) == (-1, None)
+
+
+@pytest.mark.parametrize("name", [["a"], {"a": 1}, 1.5, True])
+def test_what_is_no_name_is_told_at_once(client, name):
+  with pytest.raises(ValueError, match=r"point 3 of 'named' has a (list|dict|float|bool) in 'n'; wanted int or str"):
+    named(client, [0, 1, 2, name])
+
+
+def test_a_condition_that_is_none_of_qdrants_is_named_in_one_line(client):
+  with pytest.raises(TypeError, match=r"got a str 'k = 1'; wanted qdrant_client.models.Filter$"):
+    named(client, [0, 1, 2, 3]).search(np.eye(4, dtype=np.float32), 1, filter="k = 1")
+
+
+def test_connecting_makes_no_folder(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(FileNotFoundError, match=r"no folder localhost:6333; .*http://localhost:6333"):
+    QdrantIndex.connect("localhost:6333", "gallery")
+  assert not list(tmp_path.iterdir())
