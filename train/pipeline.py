@@ -48,7 +48,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> Adapter:
     validator, gate = of(limit=config.validation.queries), of(limit=config.validation.gate_queries)
     material = Material(Training.of(data, query_type), data.train_texts, semi, validator, gate, made_from, made, told)
     fitted = candidates(config, material, workdir / "candidates" / query_type)
-    chosen[query_type] = choose(query_type, fitted, gate)
+    chosen[query_type] = choose(query_type, fitted, gate, "off_words" if made and told else None)
     heads[query_type] = fitted[chosen[query_type]["name"]].head
     if exchange.first():
       print(f"{chosen[query_type]['account']}\n  all candidates: {others(chosen[query_type])}", flush=True)

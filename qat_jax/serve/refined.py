@@ -86,8 +86,7 @@ def rank_refined(
       for one in {query_type or "image", "image"}
     }
     terms = model.refine_terms(adaptation, rows, {**galleries, "frozen": store}, query_type or "image")
-    groups_N = None if column is None else groups_of(column, store)
-    ranking, _ = rank_sum(terms, depth, exclude=marked_QS, group=groups_N)
+    ranking, _ = rank_sum(terms, depth, exclude=marked_QS, group=None if column is None else groups_of(column, store))
   ranking, alike_QK = variety.of(ranking, store, k)
   write_whole(Path(out), as_parquet([table_of(ranking, query_ids, item_ids, group_columns(column, store), alike_QK)]))
   return Path(out)

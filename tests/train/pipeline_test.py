@@ -244,6 +244,23 @@ def test_made_views_are_known_from_the_features(run, tmp_path, monkeypatch):
     train(config, tmp_path / "views")
 
 
+@pytest.mark.parametrize(
+  ("made", "ignore", "served"), [(True, ("scene",), "off_words"), (False, ("scene",), None), (True, (), None)]
+)
+def test_what_a_recipe_ignores_serves_where_only_made_views_could_judge_it(tmp_path, monkeypatch, made, ignore, served):
+  def chosen(query_type, fitted, gate, told):
+    raise KeyboardInterrupt(f"told {told}")
+
+  config = recipe.get_config()
+  config.data.root = str(retrieval_set(tmp_path / "set"))
+  config.aspects.ignore, config.encoder.name = ignore, "toy_clip"
+  monkeypatch.setattr(pipeline, "VIEW", "" if made else "#view")  # any id holds the first
+  monkeypatch.setattr(pipeline, "candidates", lambda *_: {})
+  monkeypatch.setattr(pipeline, "choose", chosen)
+  with pytest.raises(KeyboardInterrupt, match=f"told {served}"):
+    train(config, tmp_path / "run")
+
+
 def test_aspects_that_a_recipe_ignores_reach_the_candidates(tmp_path, monkeypatch):
   def told(config, material, folder):
     raise KeyboardInterrupt(material.off_words and sorted(material.off_words.settings["ignore"]))

@@ -217,6 +217,9 @@ def test_off_words_serves_where_what_the_words_vary_along_hides_the_answer(tmp_p
   assert list(found)[:2] == ["plain", "off_words"]
   assert found["off_words"].precision_Q.mean() > 0.95 > 0.5 > found["plain"].precision_Q.mean()
   assert choose(query_type, found, validator)["name"] == "off_words"
+  chosen = choose(query_type, found, validator, "plain")  # what is told serves, though validation be against it
+  assert chosen["name"] == "plain" and chosen["best"] != "plain"
+  assert f"{query_type} queries: plain serves, as config.aspects.ignore says" in chosen["account"]
   config.aspects.ignore = ()
   assert material.off_words(config, data) is None
   untold = fitted(None, "untold")
