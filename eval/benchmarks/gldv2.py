@@ -7,6 +7,7 @@ those without predictions too.
 from __future__ import annotations
 
 import csv
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from qat_jax.metrics import bootstrap_interval, landmark_average_precision
 from qat_jax.types import Ranking
 
 K = 100
+_log = logging.getLogger(__name__)
 USAGES = ("Public", "Private", "Ignored")
 SOURCE = "it comes with the dataset's ground truth (retrieval_solution_v2.1.csv) and metadata (index.csv)"
 
@@ -47,6 +49,9 @@ def score_predictions(solution: Path | str, predictions: Path | str) -> dict:
   """Returns {"map", "queries"} (fraction), and the map of the public and private part where there are any."""
   truth = read_solution(solution)
   guessed = read_predictions(predictions, truth)
+  right = {name for images, _ in truth.values() for name in images}
+  if guessed and not any(name in right for row in guessed.values() for name in row):
+    _log.warning("%s names no image that is right for any query; are its ids written as in %s?", predictions, solution)
   every = [name for images, _ in truth.values() for name in images] + [name for row in guessed.values() for name in row]
   number = {name: i for i, name in enumerate(dict.fromkeys(every))}
   task = _task(truth, list(number), str(solution))
@@ -61,7 +66,7 @@ def read_solution(path: Path | str) -> dict[str, tuple[list[str], str]]:
   """Returns for each query id its relevant image ids and its Usage."""
   truth: dict[str, tuple[list[str], str]] = {}
   for row in _rows(path, ("id", "images", "Usage")):
-    images = row["images"].split()
+    images = _images(row, path)
     if row["Usage"] not in USAGES:
       raise ValueError(f"{path}: query {row['id']} has Usage {row['Usage']!r}; one of {', '.join(USAGES)} is known")
     if row["id"] in truth:
@@ -83,8 +88,14 @@ def read_predictions(path: Path | str, known: Mapping[str, object]) -> dict[str,
       raise ValueError(f"{path}: query {row['id']!r} is not in the solution; are both files of the same task?")
     if row["id"] in guessed:
       raise ValueError(f"{path}: query {row['id']!r} comes twice")
-    guessed[row["id"]] = row["images"].split()
+    guessed[row["id"]] = _images(row, path)
   return guessed
+
+
+def _images(row: Mapping[str, str], path: Path | str) -> list[str]:
+  if "," in row["images"]:
+    raise ValueError(f"{path}: the images of query {row['id']} have commas; give their ids with spaces between")
+  return row["images"].split()
 
 
 def _figures(ap_Q: np.ndarray, usages: Sequence[str]) -> dict:

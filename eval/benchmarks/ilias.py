@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from qat_jax.datasets.tables import decoded
 from qat_jax.metrics import average_precision_at_k, bootstrap_interval
 from qat_jax.types import Ranking, Relevance
 
+_log = logging.getLogger(__name__)
 K = 1000
 INFINITY = float("inf")
 # Limits of the official breakdowns: the object's share of the picture, and the number of other objects in it.
@@ -160,6 +162,8 @@ class Ilias:
     if not ap:
       raise ValueError(f"{where}: there is no query to score")
     values_Q = np.array(list(ap.values()))
+    if not values_Q.any():
+      _log.warning("%s has no positive of any query; are its ids written as in positive_ids.txt?", where)
     return {
       "map": float(values_Q.mean()),
       "interval": list(bootstrap_interval(values_Q)),

@@ -37,7 +37,9 @@ def _from_json(path: Path) -> Iterator[tuple[str, Items]]:
   for query, scores in content.items():
     try:
       score_K = np.array(list(scores.values()), np.float64)
-    except (ValueError, TypeError) as error:
+      if score_K.ndim > 1:
+        raise TypeError("a list")
+    except (ValueError, TypeError, OverflowError) as error:
       raise ValueError(f"{path}: query {query!r} has a score that is no number ({error}); {FORMAT}") from error
     yield query, (np.array(list(scores), str), score_K)
 

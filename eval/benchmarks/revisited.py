@@ -80,6 +80,9 @@ def score_ranks(gnd: Path | str, ranks: np.ndarray, name: str = "roxford5k", dis
   if not np.issubdtype(ranks.dtype, np.integer):
     raise ValueError(f"ranks of type {ranks.dtype}; give database positions, integers from 0")
   _check_ranks(ranks, len(truth["imlist"]) if "imlist" in truth else None, distractors)
+  for place, column in enumerate(ranks.T):
+    if len(np.unique(column[column >= 0])) < np.sum(column >= 0):
+      raise ValueError(f"the ranks of query {place} hold an image twice; give each once, −1 fills up a short result")
   figures = {p: score_ranking(ranks.T, relevance_of(truth, p)) for p in protocols(truth, name)}
   return figures.get("", figures)
 
@@ -209,7 +212,10 @@ def _query(entry: Any, place: int, path: Path) -> dict[str, np.ndarray]:
 
 def _numbers(values: Any, dtype: type, where: str) -> np.ndarray:
   try:
-    return np.asarray(values).reshape(-1).astype(dtype)
+    given = np.asarray(values).reshape(-1)
+    if given.dtype.kind == "b" or (dtype is np.int64 and (given.astype(float) % 1 != 0).any()):  # NaN too
+      raise ValueError(f"{given[:3].tolist()} …, wanted whole numbers")
+    return given.astype(dtype)
   except (ValueError, TypeError, OverflowError) as error:
     raise ValueError(f"{where} holds no numbers ({error}); {SOURCE}") from error
 

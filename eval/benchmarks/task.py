@@ -106,14 +106,20 @@ def check_unique(ids: Iterable[str], what: str) -> None:
 def read_csv(path: Path, fields: Sequence[str], source: str) -> list[dict[str, str]]:
   """Returns the rows of a CSV that has these fields; what a short row lacks is empty.
 
-  Raises FileNotFoundError as `need`, ValueError for a missing field or what is no CSV.
+  Raises FileNotFoundError as `need`, ValueError for a missing field, a row with too many cells, or what is no CSV.
   """
   try:
     with open(need(path, source), newline="", encoding="utf-8-sig") as file:
-      reader = csv.DictReader(file, restval="")
+      reader = csv.DictReader(file, restval="", strict=True)
+      names = reader.fieldnames or []
+      if repeated := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"it has the column {repeated[0]!r} twice")
       missing = [f for f in fields if f not in (reader.fieldnames or ())]
       if missing:
         raise ValueError(f"it has the columns {reader.fieldnames}, but no {', '.join(missing)}")
-      return list(reader)
+      rows = list(reader)
+      if long := next((row for row in rows if any(row.get(None, ()))), None):  # type: ignore[call-overload]
+        raise ValueError(f"the row {list(long.values())} has more cells than columns; put text with a comma in quotes")
+      return rows
   except (ValueError, csv.Error) as error:
     raise ValueError(f"{path} is no such table: {error}; {source}") from error

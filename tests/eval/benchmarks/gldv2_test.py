@@ -43,6 +43,13 @@ def test_a_task_scores_a_ranking_of_the_index(tmp_path):
     ({"solution": SOLUTION, "predictions": "id,landmarks\nq0,a\n"}, "no images"),
     ({"solution": "id,images,Usage\nq0,a,Secret\n", "predictions": "id,images\n"}, "Usage 'Secret'"),
     ({"solution": "id,images,Usage\nq0,a a,Public\n", "predictions": "id,images\n"}, "'a' comes twice"),
+    ({"solution": SOLUTION, "predictions": "id,images\nq0,a,b\nq1,c\n"}, r"row \['q0', 'a', \['b'\]\] has more cells"),
+    ({"solution": SOLUTION, "predictions": 'id,images\nq0,"a,b"\n'}, "images of query q0 have commas"),
+    (
+      {"solution": SOLUTION, "predictions": 'id,images\nq0,"a b\nq1,c\n'},
+      "predictions.csv is no such table: unexpected",
+    ),
+    ({"solution": SOLUTION, "predictions": "id,images,images\nq0,a,b\n"}, "has the column 'images' twice"),
     ({"solution": "id,images,Usage\nq0,,Public\n", "predictions": "id,images\n"}, "no relevant image"),
   ],
 )
@@ -65,3 +72,9 @@ def test_files_with_a_byte_order_mark_are_read_as_without(tmp_path):
   assert gldv2.score_predictions(*files)["map"] == pytest.approx(2 / 3)
   task = gldv2.open_task(*write(tmp_path, solution=mark + SOLUTION, index=mark + "id\na\nb\nc\nd\n"))
   assert list(task.gallery_ids) == [*"abcd"]
+
+
+def test_predictions_in_which_nothing_is_known_are_told(tmp_path, caplog):
+  files = write(tmp_path, solution=SOLUTION, predictions="id,images\nq0,a.jpg b.jpg\nq1,c.jpg\n")
+  assert gldv2.score_predictions(*files)["map"] == 0
+  assert "predictions.csv names no image that is right for any query; are its ids written as" in caplog.text

@@ -251,6 +251,8 @@ def test_an_empty_result_counts_zero(tmp_path, ending):
     ('{"q": {"a": 1, "a": 2}}', "s.json .*'a' comes twice"),
     ('{"q": {"a": 1}, "q": {}}', "s.json .*'q' comes twice"),
     ('{"q": {"a": "high"}}', "s.json: query 'q' has a score that is no number"),
+    ('{"q": {"a": [0.5], "b": [0.4]}}', "s.json: query 'q' has a score that is no number"),
+    ('{"q": {"a": 1%s}}' % ("0" * 400), "s.json: query 'q' has a score that is no number"),
     ('{"q": {"a": null}}', "s.json: .*'q'"),
     ('{"q": {"a": NaN}}', "s.json: .*'q'"),
   ],
@@ -268,3 +270,11 @@ def test_lists_with_a_byte_order_mark_are_read_as_without(tmp_path):
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
   assert Ilias.open(tmp_path).scale == Ilias.open(VECTORS).scale
   assert Ilias.open(tmp_path).image_query_ids == Ilias.open(VECTORS).image_query_ids
+
+
+def test_results_in_which_no_positive_is_known_are_told(caplog):
+  benchmark = Ilias.open(VECTORS)
+  assert (
+    benchmark.score([(benchmark.image_query_ids[0], (np.array(["a.jpg"]), np.ones(1)))], where="s.json")["map"] == 0
+  )
+  assert "s.json has no positive of any query; are its ids written as in positive_ids.txt?" in caplog.text

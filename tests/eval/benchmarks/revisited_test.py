@@ -153,6 +153,7 @@ def test_features_in_another_order_than_the_list_are_refused(tmp_path):
     (RANKS.T, "roxford5k", "looks transposed"),
     (RANKS.astype(float), "roxford5k", "integers"),
     (RANKS, "oxford5k", "not that of oxford5k"),
+    (np.concatenate([RANKS[:1], RANKS[:-1]]), "roxford5k", "query 0 hold an image twice"),
   ],
 )
 def test_ranks_that_do_not_fit_the_ground_truth_are_named(tmp_path, ranks, name, message):
@@ -169,6 +170,11 @@ def test_ranks_that_do_not_fit_the_ground_truth_are_named(tmp_path, ranks, name,
     ([{"easy": [1], "hard": []}], "no junk"),
     ([{"easy": [1], "hard": [1], "junk": []}], "both as easy and as hard"),
     ([{"easy": [-1], "hard": [], "junk": []}], "positions count from 0"),
+    (
+      [{"easy": [True, False], "hard": [], "junk": []}],
+      r"easy holds no numbers .*\[True, False\] …, wanted whole numbers",
+    ),
+    ([{"easy": [0.7, 1.2], "hard": [], "junk": []}], r"\[0.7, 1.2\] …, wanted whole numbers"),
     ({"gnd": [{"easy": [7], "hard": [], "junk": []}], "imlist": ["a"]}, "easy image 7, the list has 1 images"),
     ({"gnd": [{"easy": [0], "hard": [], "junk": []}], "qimlist": ["a", "b"]}, "names 2 queries"),
   ],
@@ -195,7 +201,7 @@ def test_ranks_that_the_gallery_does_not_have_are_refused(tmp_path, write, rows)
 
 def test_ranks_of_distractors_are_taken_where_they_are_named(tmp_path):
   truth = as_pickle(tmp_path)
-  beyond = np.concatenate([RANKS[:5], RANKS[:5] * 0 + len(RANKS) + 7])
+  beyond = np.concatenate([RANKS[:5], RANKS[:5] * 0 + len(RANKS) + 7 - np.arange(5)[:, None]])
   with pytest.raises(ValueError, match=rf"position {len(RANKS) + 7}, and the gallery has {len(RANKS)} images"):
     revisited.score_ranks(truth, beyond)
   assert revisited.score_ranks(truth, beyond, distractors=8) == revisited.score_ranks(truth, RANKS[:5])
