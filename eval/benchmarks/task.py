@@ -118,7 +118,7 @@ def read_csv(path: Path, fields: Sequence[str], source: str) -> list[dict[str, s
       if missing:
         raise ValueError(f"it has the columns {reader.fieldnames}, but no {', '.join(missing)}")
       rows = list(reader)
-      if long := next((row for row in rows if any(row.get(None, ()))), None):  # type: ignore[call-overload]
+      if long := next((row for row in rows if any(row.get(None, ()))), None):
         raise ValueError(f"the row {list(long.values())} has more cells than columns; put text with a comma in quotes")
       return rows
   except (ValueError, csv.Error) as error:

@@ -5,6 +5,7 @@ A shard's headers are read once, when it is opened; after that an item is one re
 
 from __future__ import annotations
 
+import collections
 import logging
 import os
 import posixpath
@@ -17,6 +18,7 @@ from qat_jax.datasets.files import IMAGES, File, LeftOut, Shards, hidden, opened
 
 CAPTIONS = ("txt", "caption", "text")  # endings of a caption's member
 WORD = re.compile(r"[A-Za-z_][\w-]*")  # a part of an ending: `depth` in 0.depth.png, not ` Who` in Dr. Who.jpg
+DIGITS = re.compile(r"\d+")
 NAME = re.compile(r"[A-Z][a-z].*")  # a part that is rather a name: `Paul` in St.Paul.jpg
 
 _log = logging.getLogger(__name__)
@@ -173,14 +175,16 @@ def _chosen(records: dict[str, dict[str, _Member]], shard: str, left_out: LeftOu
   """Returns the records that have a picture: where `image`, `text` and `json` lie. The rest is left out, and named.
 
   The picture is the one with a plain ending, else the first. Where no ending is plain and several pictures have texts
-  of their own, or names without a text in common, each is a record: St.Paul.jpg and St.Peter.jpg.
+  of their own, or names or numbers without a text in common, each is a record: St.Paul.jpg and St.Peter.jpg, a.v2.jpg
+  and a.v3.jpg.
   """
   chosen = {}
   for key, endings in records.items():
     images = [ending for ending in endings if f".{ending.rpartition('.')[2]}" in opened_endings()]
     plain = [ending for ending in images if "." not in ending]
     common = plain or [ending for ending in (*CAPTIONS, "json") if ending in endings]
-    named = lambda image, common=common: not common and NAME.match(image)
+    alike = collections.Counter(DIGITS.sub("", image) for image in images)
+    named = lambda e, common=common, alike=alike: not common and (NAME.match(e) or alike[DIGITS.sub("", e)] > 1)
     told = lambda image, endings=endings: _text_of(image, endings) or f"{_stem(image)}json" in endings
     alone = [image for image in images if told(image) or named(image)] if not plain else []
     pictures = alone if len(alone) > 1 else (plain or images)[:1]

@@ -187,6 +187,21 @@ RECORDS = {
     ["p.v2 2 7", "p.v3 3 8"],
     {},
   ),
+  "numbers of their own": (
+    {"photo": {"v2.png": picture(1), "v3.png": picture(2), "depth.png": picture(3)}},
+    ["photo.v2 None 1", "photo.v3 None 2"],
+    {FURTHER: ["a.tar/photo.depth.png"]},
+  ),
+  "numbers beside a plain ending": (
+    {"photo": {"v2.png": picture(1), "png": picture(2)}, "p.v3": {"png": picture(4)}},
+    ["photo None 2", "p None 4"],
+    {FURTHER: ["a.tar/photo.v2.png"]},
+  ),
+  "numbers that share fields": (
+    {"0": {"view1.png": picture(1), "view2.png": picture(2), "json": '{"caption": "x"}'}},
+    ["0 x 1"],
+    {FURTHER: ["a.tar/0.view2.png"]},
+  ),
   "paths with periods": (
     {"././1": {"png": picture(1)}, "x//1": {"png": picture(2)}, "1": {"txt": "x"}},
     ["1 x 1", "x/1 None 2"],
