@@ -2,7 +2,8 @@
 
 Items are put to the nearest of some centres. An item x can be like an item y of centre c only if the angles of both
 with c differ by no more than the threshold's angle (triangle inequality on the sphere). So the items of a centre are
-compared with those alone whose angle with it is small enough. A product in some of the directions, those that hold
+compared with those alone whose angle with it is near enough to theirs, and whose angle with their own centre is not
+much smaller than all of theirs. A product in some of the directions, those that hold
 most of the items' lengths, bounds each cosine from above (Cauchy-Schwarz for the rest); what may reach the threshold
 is computed.
 """
@@ -22,7 +23,8 @@ from qat_jax.search.rank import GalleryLike
 from qat_jax.types import Gallery, Ranking, as_gallery
 
 THRESHOLD = 0.95  # cosine of features; docs/duplicates.md says what it finds
-TILE = 2048  # items that are compared with as many at once
+TILE = 2048  # items that are compared at once
+ROWS = (256, 512, 1024, TILE)  # with so many of a centre's: few numbers, so that few shapes are compiled for
 CENTRES = 1024  # at most; one for EACH items
 EACH = 512
 ROUNDS = 4  # of k-means, which decides how quick it is, never what is found
@@ -60,6 +62,7 @@ def pairs(gallery: GalleryLike, threshold: float = THRESHOLD) -> Pairs:
     angles = np.asarray(_angles(turned_BD, centre_CD), np.float16)
     item_ND[start : start + TILE], angle_NC[start : start + TILE] = np.asarray(turned_BD), angles
   own_N = np.argmin(angle_NC, axis=1)
+  own_angle_N = np.take_along_axis(angle_NC, own_N[:, None], axis=1)[:, 0].astype(np.float32)
   reach = float(np.arccos(threshold)) + ANGLE_SLACK
   found = [np.zeros((0, 3))]
   for centre in range(len(centre_CD)):
@@ -67,7 +70,10 @@ def pairs(gallery: GalleryLike, threshold: float = THRESHOLD) -> Pairs:
     if not len(mine):
       continue
     # those of lower centres were compared with this one's items when it was their turn
-    near = np.flatnonzero((own_N >= centre) & (angle_NC[:, centre] <= angle_NC[mine, centre].max() + np.float16(reach)))
+    angle_MC, reached_N = angle_NC[mine].astype(np.float32), angle_NC[:, centre]
+    least, most = angle_MC[:, centre].min() - reach, angle_MC[:, centre].max() + reach
+    near_N = (own_N >= centre) & (reached_N >= least) & (reached_N <= most)
+    near = np.flatnonzero(near_N & (own_angle_N >= (angle_MC.min(axis=0) - reach)[own_N]))
     found += _among(item_ND, mine, near, own_N[near] == centre, threshold)
   all_P3 = np.concatenate(found)
   order = np.lexsort((all_P3[:, 1], all_P3[:, 0]))
@@ -127,10 +133,10 @@ def _among(
   """
   for left in range(0, len(mine), TILE):
     one = mine[left : left + TILE]
-    one_BD = _filled(item_ND[one])
+    one_BD = _filled(item_ND[one], next(rows for rows in ROWS if rows >= len(one)))
     for right in range(0, len(near), TILE):
       two, same = near[right : right + TILE], same_M[right : right + TILE]
-      two_BD = _filled(item_ND[two])
+      two_BD = _filled(item_ND[two], TILE)
       flag_BC = np.asarray(_likely(one_BD, two_BD, threshold - SLACK, max(1, item_ND.shape[1] // HEAD)))
       row_P, column_P = np.divmod(np.flatnonzero(flag_BC), TILE)
       one_P, two_P = one[row_P], two[column_P]
@@ -165,8 +171,8 @@ def _unit(rows_ND: np.ndarray) -> jax.Array:
   return normalise(jnp.asarray(rows_ND, jnp.float32))
 
 
-def _filled(rows_BD: np.ndarray) -> np.ndarray:
-  return np.pad(rows_BD, ((0, TILE - len(rows_BD)), (0, 0)))
+def _filled(rows_BD: np.ndarray, rows: int) -> np.ndarray:
+  return np.pad(rows_BD, ((0, rows - len(rows_BD)), (0, 0)))
 
 
 @jax.jit

@@ -41,6 +41,7 @@ def test_pairs_are_all_that_float64_has(items, width, threshold, noise, centres,
   item_ND = gallery(items, width, seed, noise)
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(duplicates, "TILE", 64)
+    patch.setattr(duplicates, "ROWS", (16, 64))
     patch.setattr(duplicates, "EACH", max(1, items // centres))
     found = duplicates.pairs(item_ND, threshold)
   got = list(zip(found.first.tolist(), found.second.tolist(), strict=True))
