@@ -2,8 +2,8 @@
 
 Command:   python -m train.main --config configs/intents.py --workdir runs/intents
            python -m eval.main  --config configs/intents.py --workdir runs/intents
-Hardware:  2 CPU cores. Time: 2 to 4 minutes beside other work, with the demo's features at hand.
-Result:    on the test split, seeds 0 to 2, mAP × 100: plain 18.4, static PLDA 32.2, experts 63.8 (docs/notes/results.md).
+Hardware:  2 CPU cores. Time: about 5 minutes beside other work, with the demo's features at hand.
+Result:    on test, seeds 0 to 2, mAP × 100: plain 18.4, static PLDA 32.2, experts 63.8 (docs/notes/results.md).
            Trained: static maps 40.1, query head 52.7, gated 55.0.
 
 After `make demo`, --config.data.folder=runs/demo/data draws the gallery's toys no second time, and
