@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from eval.benchmarks import safe_pickle
 from eval.benchmarks.ilias import Items
 from eval.benchmarks.task import need
+from qat_jax.datasets.tables import once
 
 FORMAT = "give {query: {item: score}} as .json, or query_ids, db_ids, similarities, ranks as .pkl"
 
@@ -29,7 +29,7 @@ def read_similarities(path: Path | str) -> Iterator[tuple[str, Items]]:
 
 def _from_json(path: Path) -> Iterator[tuple[str, Items]]:
   try:
-    content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
+    content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=lambda pairs: once(pairs, path))
   except ValueError as error:
     raise ValueError(f"{path} is not whole JSON ({error}); {FORMAT}") from error
   if not isinstance(content, dict) or not all(isinstance(scores, dict) for scores in content.values()):
@@ -42,16 +42,6 @@ def _from_json(path: Path) -> Iterator[tuple[str, Items]]:
     except (ValueError, TypeError, OverflowError) as error:
       raise ValueError(f"{path}: query {query!r} has a score that is no number ({error}); {FORMAT}") from error
     yield query, (np.array(list(scores), str), score_K)
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  """Returns a JSON object as a dict; raises ValueError for a name that comes twice: Python would keep the last."""
-  content = dict(pairs)
-  if len(content) < len(pairs):
-    seen: set[str] = set()
-    twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-    raise ValueError(f"{twice!r} comes twice in one object")
-  return content
 
 
 def _from_pickle(path: Path) -> Iterator[tuple[str, Items]]:

@@ -177,9 +177,7 @@ def widened(parts: Sequence[pa.ChunkedArray], where: object) -> pa.ChunkedArray:
 def names(column: pa.ChunkedArray, where: object, spaces: bool = True) -> pa.ChunkedArray:
   """Returns a column as the text of names or captions, as `name` does, with `spaces` at the ends; null for none."""
   column = _undone(column)
-  if pa.types.is_integer(column.type):
-    return column.cast(pa.string())
-  if pa.types.is_temporal(column.type):
+  if pa.types.is_integer(column.type) or pa.types.is_temporal(column.type):
     return column.cast(pa.string())
   if _is_text(column.type):
     column = column.cast(pa.string())

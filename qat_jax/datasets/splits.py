@@ -22,15 +22,8 @@ MOST_WITHOUT_CAPTION = 0.1  # with more the captions are somewhere else
 Places = dict[str, tuple[Any, tuple[str, ...]]]
 
 INTENTS = "intents"  # how the name of a toybox ends whose queries have intents
-TOYBOX = {
-  "train": ("train", ("img", "text")),
-  "val/gallery": ("val_gallery", ("img",)),
-  "val/text_queries": ("val_text_queries", ("text",)),
-  "val/image_queries": ("val_image_queries", ("img",)),
-  "test/gallery": ("test_gallery", ("img",)),
-  "test/text_queries": ("test_text_queries", ("text",)),
-  "test/image_queries": ("test_image_queries", ("img",)),
-}
+SEARCHED = {"gallery": "img", "text_queries": "text", "image_queries": "img"}
+TOYBOX = {"train": ("img", "text")} | {f"{part}/{what}": (SEARCHED[what],) for part in PARTS[1:] for what in SEARCHED}
 
 
 def sources(kind: str, name: str, folder: str | os.PathLike, limit: int = 0, views: int = 0) -> Places:
@@ -54,10 +47,8 @@ def sources(kind: str, name: str, folder: str | os.PathLike, limit: int = 0, vie
   """
   if kind not in KINDS:
     raise ValueError(f"data.source is {kind!r}; use one of {', '.join(KINDS)}, or give features on disk (data.root)")
-  if kind in ("webdataset", "parquet"):  # an address is no path
-    places = _by_instance(open_source(kind, name, folder), folder, views)
-  elif kind == "folder":
-    places = _by_instance(open_source(kind, name, pathlib.Path(folder).expanduser()), folder, views)
+  if kind in ("folder", "webdataset", "parquet"):
+    places = _by_instance(open_source(kind, name, os.path.expanduser(folder)), folder, views)
   else:
     places = _toybox(name) if kind == "toybox" else _tfds(name, pathlib.Path(folder).expanduser())
     places = _label_free(places, views, kind == "toybox") if views else places
@@ -92,7 +83,7 @@ def _toybox(name: str) -> Places:
 
   if name.endswith(INTENTS):
     return intents.places(name.removesuffix(INTENTS).removesuffix("_") or "default")
-  return {place: (toybox.source(split, name or "default"), kinds) for place, (split, kinds) in TOYBOX.items()}
+  return {place: (toybox.source(place.replace("/", "_"), name or "default"), TOYBOX[place]) for place in TOYBOX}
 
 
 def _tfds(name: str, folder: pathlib.Path) -> Places:

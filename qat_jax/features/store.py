@@ -200,7 +200,7 @@ class FeatureStore(ShardedRows):
   def check_rows(self) -> None:
     """Raises ValueError that names the items whose features are NaN, infinite or zero; reads all features."""
     for start, features_ND in self.chunks():
-      check_rows(features_ND, f"{self.folder} ({self.kind})", functools.partial(self._id_of, start))
+      check_rows(features_ND, f"{self.folder} ({self.kind})", lambda row, start=start: self.ids[start + row])
 
   def check_ids(self) -> None:
     """Raises ValueError that names repeated or missing ids."""
@@ -224,9 +224,6 @@ class FeatureStore(ShardedRows):
     kinds = {store.kind: {"width": store.width, "dtype": str(store.dtype)} for store in stores}
     self.meta = describe_shards(extra, rows=len(self), kinds=kinds, normalised=unit, files=files)
     write_record(self.folder / META, self.meta)
-
-  def _id_of(self, start: int, row: int) -> str:
-    return self.ids[start + row]
 
 
 def _reopened(folder: Path, kind: str, known: tuple[dict[str, Any], list[tuple[str, int]]]) -> FeatureStore:

@@ -248,8 +248,8 @@ def test_an_empty_result_counts_zero(tmp_path, ending):
 @pytest.mark.parametrize(
   ("content", "message"),
   [
-    ('{"q": {"a": 1, "a": 2}}', "s.json .*'a' comes twice"),
-    ('{"q": {"a": 1}, "q": {}}', "s.json .*'q' comes twice"),
+    ('{"q": {"a": 1, "a": 2}}', "s.json, has the field 'a' twice"),
+    ('{"q": {"a": 1}, "q": {}}', "s.json, has the field 'q' twice"),
     ('{"q": {"a": "high"}}', "s.json: query 'q' has a score that is no number"),
     ('{"q": {"a": [0.5], "b": [0.4]}}', "s.json: query 'q' has a score that is no number"),
     ('{"q": {"a": 1%s}}' % ("0" * 400), "s.json: query 'q' has a score that is no number"),
