@@ -200,7 +200,7 @@ class FeatureStore(ShardedRows):
   def check_rows(self) -> None:
     """Raises ValueError that names the items whose features are NaN, infinite or zero; reads all features."""
     for start, features_ND in self.chunks():
-      check_rows(features_ND, f"{self.folder} ({self.kind})", lambda row, start=start: self.ids[start + row])
+      check_rows(features_ND, f"{self.folder} ({self.kind})", lambda row: self.ids[start + row])  # noqa: B023
 
   def check_ids(self) -> None:
     """Raises ValueError that names repeated or missing ids."""
