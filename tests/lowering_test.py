@@ -119,6 +119,19 @@ def test_search_lowers_and_reads_the_gallery_as_it_lies(rank, gate, dtype):
   lowered(squares.__wrapped__, gallery_ND)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("gate", [1, WIDTH])
+def test_the_lengths_that_one_map_gives_lower_too(gate, dtype):
+  rng = np.random.default_rng(0)
+  left, right = (np.tile(x, (QUERIES, 1, 1)) for x in 0.3 * rng.standard_normal((2, 1, WIDTH, 4)).astype(np.float32))
+  own = Adaptation(np.eye(QUERIES, WIDTH, dtype=np.float32), np.ones((QUERIES, gate), np.float32), left, right)
+  one, gallery_ND = prepare(own).one_map, jnp.zeros((ROWS, WIDTH), dtype)
+  rest = np.int32(0), np.ones(2, np.float32), np.array([0, ROWS], np.int32), None
+  filter_ = functools.partial(kernels._upper_bounds.__wrapped__, rows=ROWS, block=128)
+  lowered(functools.partial(filter_, lengths_only=True), one.map, gallery_ND, *rest)
+  lowered(lambda square_N, *some: filter_(*some, square_N=square_N), np.ones(ROWS), one.numerators, gallery_ND, *rest)
+
+
 def test_a_device_sorts_no_more_than_a_few_thousand_numbers_a_query():
   upper_NQ, least_Q = jnp.zeros((1 << 20, 8)), np.zeros(8, np.float32)
   sorted_ = lowered(functools.partial(uppers._kth.__wrapped__, count=128), upper_NQ)
