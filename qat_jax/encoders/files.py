@@ -8,14 +8,13 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-POINTER = b"version https://git-lfs"  # the first bytes of what Git LFS leaves where a large file was not fetched
+from qat_jax.datasets.tables import check_fetched
 
 
 def refuse_pointer(path: pathlib.Path) -> None:
   """Raises ValueError where a file is a Git LFS pointer instead of its contents."""
   with open(path, "rb") as file:
-    if file.read(len(POINTER)) == POINTER:
-      raise ValueError(f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` in its folder")
+    check_fetched(file.read(64), path)
 
 
 def read_object(path: pathlib.Path) -> dict[str, Any]:

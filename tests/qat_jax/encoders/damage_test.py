@@ -422,7 +422,7 @@ def test_a_pointer_of_git_lfs_is_named_as_one(folder, file):
     file = "model-1.safetensors"
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": file}}))
   (folder / file).write_text(LFS)
-  with pytest.raises(ValueError, match=rf"{file} is a Git LFS pointer, not the file itself; run `git lfs pull`"):
+  with pytest.raises(ValueError, match=rf"{file} is a pointer of Git LFS, not the file; fetch it with git lfs pull"):
     load_encoder(str(folder))
 
 
