@@ -7,10 +7,14 @@ precision of the rest. Each method shows its own pages, but for the first, which
 × 100 over queries with something right on the first page and after it. `--flip` is how often the person is wrong about
 an item that is shown: a mark is then the other one. Beside ours are Rocchio's formula and those of Qdrant's
 recommendations.
+
+For image queries, also what two and three pictures of one thing find: the query's and some from the gallery, which are
+taken out of it for any number of pictures.
 """
 
 from __future__ import annotations
 
+import collections
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,6 +33,7 @@ from qat_jax.types import Relevance
 
 ROCCHIO = tuple(itertools.product((0.25, 0.5, 1.0, 2.0), (0.0, 0.25)))  # weights of the right and of the wrong
 BASE = "next page, no marks"
+PICTURES = 3  # of one thing, at most
 
 
 class Marks(NamedTuple):
@@ -69,6 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
       found = sessions(adapter, split, query_type, flags.rounds, flags.page, flags.flip, flags.seed)
       curves[query_type] = {name: [100 * float(np.mean(one)) for one in rounds] for name, rounds in found.items()}
       print("\n".join(lines(query_type, found)))
+      if query_type == "image":
+        for name, rounds in several_pictures(adapter, split, flags.seed).items():
+          means = ", ".join(f"{100 * np.mean(one):.1f}" for one in rounds)
+          print(f"one, two and three pictures ({len(rounds[0]):,} queries), {name}: {means}")
     if flags.out:
       flags.out.mkdir(parents=True, exist_ok=True)
       commands.write_figures(flags.out / "sessions.json", curves)
@@ -125,6 +134,32 @@ def sessions(
       page_QP = shown(score_QN, seen_QN, page)
     results[name] = list(precision_TQ)
   return results
+
+
+def several_pictures(adapter: Adapter, split: Split, seed: int) -> dict[str, list[np.ndarray]]:
+  """Returns the average precision (Q) with one, two and three pictures, added as `Adapter.together` adds their scores.
+
+  Beside it, that of the mean of the plain features. Queries are those with something right left; `seed` draws pictures.
+  """
+  collection, relevance = session_queries(adapter, split, "image"), split.relevance("image")
+  rng, precision = np.random.default_rng(seed), collections.defaultdict(list)
+  for query, both in enumerate(zip(relevance.positives, relevance.ignored, strict=True)):
+    right = np.setdiff1d(*both)
+    if len(right) < PICTURES:
+      continue
+    own = rng.choice(right, PICTURES - 1, replace=False)
+    left = Relevance([np.setdiff1d(right, own)], [np.concatenate([both[1], own])])
+    for count in range(PICTURES):
+      items = own[:count].tolist()
+      score_N = collection.served_QN[query] + (collection.like(items).sum(axis=0) if items else 0)
+      feature_D = collection.query_QD[query] + collection.gallery_ND[items].sum(axis=0)
+      for name, one_N in (
+        ("together", score_N),
+        ("mean of the plain features", collection.gallery_ND @ unit(feature_D)),
+      ):
+        precision[name, count].append(average_precision_of_scores(one_N[None].astype(np.float32), left)[0])
+  names = dict.fromkeys(name for name, _ in precision)
+  return {name: [np.array(precision[name, count]) for count in range(PICTURES)] for name in names}
 
 
 def session_queries(adapter: Adapter, split: Split, query_type: str) -> SessionQueries:

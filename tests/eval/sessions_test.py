@@ -58,3 +58,16 @@ def test_a_session_without_marks_is_refused(collection, monkeypatch):
   monkeypatch.setattr(Split, "relevance", lambda self, name: Relevance([np.array([4])], [np.array([0])]))
   with pytest.raises(ValueError, match="no image query has a right mark"):
     sessions.sessions(None, Split(), "image", rounds=1, page=1, flip=0.0, seed=0)
+
+
+def test_pictures_of_one_thing_add_and_are_out_of_the_gallery_for_any_number(collection, monkeypatch):
+  monkeypatch.setattr(sessions, "session_queries", lambda *args: collection)
+  monkeypatch.setattr(Split, "relevance", lambda self, name: Relevance([np.array([1, 2, 3])], [np.zeros(0, int)]))
+  found = sessions.several_pictures(None, Split(), seed=0)
+  assert all(len(rounds) == 3 for rounds in found.values())
+  own = np.random.default_rng(0).choice([1, 2, 3], 2, replace=False)
+  left = ({1, 2, 3} - set(own.tolist())).pop()
+  for count, precision_Q in enumerate(found["together"]):
+    score_N = GALLERY_ND @ (GALLERY_ND[0] + GALLERY_ND[own[:count]].sum(axis=0))
+    rank = 1 + sum(score_N[other] > score_N[left] for other in (0, 4))
+    assert precision_Q.tolist() == [pytest.approx(1 / rank)]
