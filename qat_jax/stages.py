@@ -26,6 +26,7 @@ from typing import IO, Any
 
 import numpy as np
 
+LFS = b"version https://git-lfs"  # how a file begins that Git LFS has not fetched
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SOON = 1.0  # seconds until the owner of a lock has written its name into it
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # errors of a file system without locks
@@ -276,3 +277,9 @@ def _alive(process: int) -> bool:
   except OSError:
     pass  # of another user
   return True
+
+
+def check_fetched(data: bytes, where: object) -> None:
+  """Raises ValueError for the first bytes of a pointer that Git LFS has not replaced by the file."""
+  if data.startswith(LFS):
+    raise ValueError(f"{where} is a pointer of Git LFS, not the file; fetch it with git lfs pull")

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from qat_jax.datasets.sources import Corpus, checked_position
-from qat_jax.datasets.tables import SPLITS, check_fetched, left_out_columns
+from qat_jax.datasets.tables import SPLITS, left_out_columns
+from qat_jax.stages import check_fetched
 
 # What Pillow opens by itself, and what it opens with the extra `heif`: the one list of pictures.
 # Endings → Pillow's name of the format. Left out are formats that run a program (EPS) or name other files.

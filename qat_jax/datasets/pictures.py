@@ -11,7 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from qat_jax.datasets.files import FORMATS, opened_endings
 from qat_jax.datasets.sources import UnreadableImage
-from qat_jax.datasets.tables import check_fetched
+from qat_jax.stages import check_fetched
 
 HEIF = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")  # kinds of HEIC that Pillow lacks
 

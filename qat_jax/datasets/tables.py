@@ -13,6 +13,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from qat_jax.stages import check_fetched
+
 FILE_COLUMNS = ("file", "file_name", "filename", "image", "image_path", "path", "file_path", "filepath", "image_name")
 CAPTION_COLUMNS = ("caption", "text", "captions", "sentences")
 ID_COLUMNS = ("id", "key", "image_id", "file_name")
@@ -22,7 +24,6 @@ SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "
 SPLITS |= {"test": "test", "testing": "test"}
 NEAR = re.compile("caption|text|txt|descr|title|prompt|comment|sentence|^alt", re.IGNORECASE)
 LONG = 1000  # digits, from which on a whole number of JSON is read as text: Python's int takes 4300
-LFS = b"version https://git-lfs"  # how a file begins that Git LFS has not fetched
 
 
 def decoded(data: bytes, where: object) -> str:
@@ -41,12 +42,6 @@ def decoded(data: bytes, where: object) -> str:
     raise ValueError(
       f"{where}, line {line}, is not UTF-8 (byte {byte:#04x}); save it as UTF-8, it may be Latin-1"
     ) from error
-
-
-def check_fetched(data: bytes, where: object) -> None:
-  """Raises ValueError for the first bytes of a pointer that Git LFS has not replaced by the file."""
-  if data.startswith(LFS):
-    raise ValueError(f"{where} is a pointer of Git LFS, not the file; fetch it with git lfs pull")
 
 
 def clean(names: Iterable[str], where: object) -> dict[str, str]:

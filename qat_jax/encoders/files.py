@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from qat_jax.datasets.tables import check_fetched
+from qat_jax.stages import check_fetched
 
 
 def refuse_pointer(path: pathlib.Path) -> None:

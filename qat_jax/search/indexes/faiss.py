@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from qat_jax.datasets.tables import check_fetched
 from qat_jax.sealed import readable
 from qat_jax.search.index import (
   Ids,
@@ -29,6 +28,7 @@ from qat_jax.search.index import (
 )
 from qat_jax.search.indexes.stored import SAMPLE, needed
 from qat_jax.search.rank import GalleryLike
+from qat_jax.stages import check_fetched
 from qat_jax.types import MISSING, Gallery, Ranking
 
 TRAINED_ON = 100_000  # items, at most, that partitions and codes are learned from
