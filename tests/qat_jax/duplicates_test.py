@@ -27,6 +27,7 @@ def slow(item_ND, threshold):
   return dict(zip(zip(first.tolist(), second.tolist(), strict=True), cosine_NN[first, second], strict=True))
 
 
+@pytest.mark.long
 @pytest.mark.compile
 @settings(max_examples=40, deadline=None)
 @given(

@@ -77,6 +77,7 @@ def test_a_folder_takes_no_more_than_its_limit(tmp_path):
   assert items(tmp_path) == ["a"]
 
 
+@pytest.mark.long
 def test_after_20_kills_every_accepted_mark_is_there_and_no_half_one(tmp_path):
   accepted = []
   for round_ in range(20):

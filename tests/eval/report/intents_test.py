@@ -21,6 +21,7 @@ def toy(item):
   return families()[family][member]
 
 
+@pytest.mark.long
 @pytest.mark.compile
 def test_a_toy_is_asked_twice_and_what_shares_its_shape_or_its_colours_is_right(tmp_path, monkeypatch):
   for place, (source, _) in sources("toybox", "tiny", "").items():

@@ -80,6 +80,7 @@ def test_bfloat16_products_stay_near_float32_ones_and_take_bfloat16():
   assert not np.allclose(adaptation.query, vectors["refined_query"], atol=1e-6)
 
 
+@pytest.mark.long
 def test_training_runs_the_same_network_and_rematerialising_gives_the_same_gradient():
   module, variables, vectors = network("anchored")
   query_QD = jnp.asarray(vectors["query"])

@@ -2,6 +2,7 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import pytest
 
 from qat_jax.models.tokens import Attention, Tokens
 
@@ -37,6 +38,7 @@ def tokens_and_gradient(**settings):
   return parts, gradient
 
 
+@pytest.mark.long
 def test_rematerialised_layers_give_the_same_tokens_and_gradient():
   chex.assert_trees_all_close(tokens_and_gradient(remat=True), tokens_and_gradient(), rtol=1e-4, atol=1e-5)
 

@@ -38,6 +38,7 @@ def learn(tmp_path, monkeypatch):
     running.stop()
 
 
+@pytest.mark.long
 def test_what_is_learnt_is_served_at_once_and_after_the_next_start(learn):
   running = learn(LEAST // 3 + 7)  # three pictures of each
   told = running.about()["learning"]

@@ -32,6 +32,7 @@ def measured(query_ND, gallery_ND, instance_N):
   return precision(query_ND[some] @ gallery_ND[some].T, relevant)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("labelled", [True, False])
 def test_a_map_learnt_from_a_sample_places_the_others(drawn, tmp_path, labelled):
   old_ND, new_NE, instance_N = drawn
