@@ -15,7 +15,7 @@ from eval import check, measure, methods
 from eval.benchmarks import official
 from eval.benchmarks.uned import read_linear_layer
 from eval.problem import Problem, of_split
-from eval.report import intents
+from eval.report import aspects, intents
 from eval.report.page import gather_curves, write_report
 from eval.report.results import Result, Row, Skipped, summarise
 from eval.report.sheets import Sheet, build_sheets, draw_sheets, pictures_of
@@ -37,7 +37,7 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path) -> list[Row]:
   """Measures every method of `config.eval.methods` on the test split, or on the benchmark of `config.benchmark`.
 
   Writes `workdir/eval` and returns the rows. With `config.eval.intents` two intents over the demo's gallery stand
-  beside them, and their picture is `eval/intents.png`.
+  beside them, and queries told in words; their pictures are `eval/intents.png` and `eval/aspects.png`.
   """
   check.check_config(config)
   run, folder = open_run(config, workdir), workdir / "eval"
@@ -60,6 +60,9 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path) -> list[Row]:
     results, sheets = results + asked, sheets + shown
     if shown:
       draw_sheets(shown).save(folder / "intents.png")
+    asked, shown = aspects.alike(run)
+    results, sheets = results + asked, sheets + shown
+    draw_sheets(shown).save(folder / "aspects.png")
   rows = summarise(results, config.seed)
   curves = gather_curves(workdir / "candidates", folder / "curves.jsonl")
   about = "\n".join([*shared_with_training(run), what_was_searched(config, run), *what_serves(run)])
