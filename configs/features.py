@@ -27,7 +27,8 @@ def get_config() -> ConfigDict:
   config.semi_positives = ConfigDict({"keep": 0, "neighbours": 100, "temperature": 0.1, "share": 0.2})
 
   # Aspects that do not count, told in words (docs/words.md): `ignore` is a tuple of names, such as ("scene",). A head
-  # that leaves them out is tried for both query types. It serves only where validation says so, and needs no labels.
+  # that leaves them out is tried for both query types. With labels it serves where validation says so; without
+  # labels (`views`) it serves as told, since made views cannot judge it.
   # `file`: your own aspects, JSON; "": the package's own, for photographs. The features' encoder must read texts.
   config.aspects = ConfigDict({"file": "", "ignore": ()})
 
@@ -98,7 +99,7 @@ def get_config() -> ConfigDict:
     {
       "queries": 0,
       "shortlist": 1000,
-      "intents": False,  # two intents over the toybox's gallery beside it (configs/demo.py)
+      "intents": False,  # two intents over the toybox's gallery, and three aspects in words (configs/demo.py)
       "methods": (
         *("plain", "static", "neighbours", "query_only"),
         *("head_alone", "head_with_memory", "head_with_captions", "adapted", "adapted_shortlist"),

@@ -9,9 +9,7 @@ from qat_jax.validation import Validator
 from train.plan import Fitted
 
 RULE = "the simplest that is within one standard error of the best on validation"
-TOLD = (
-  "as config.aspects.ignore says, which made views cannot judge: they keep what it leaves out; not the best on them"
-)
+TOLD = "as config.aspects.ignore says, since made views keep that and cannot judge it; the best on validation"
 
 
 def choose(query_type: str, fitted: dict[str, Fitted], gate: Validator, told: str | None = None) -> dict[str, Any]:

@@ -88,11 +88,8 @@ def _separated(table: Path, text: str, separators: Sequence[str]) -> list[dict[s
       begin = reader.line_num + 1
   except csv.Error as error:
     raise ValueError(f"{table}, line {begin}: {error}; a quote there stays open, or is not doubled: mend it") from error
-  for column in (
-    "id",
-    "instance",
-    *PAIR_COLUMNS,
-  ):  # NaN and 3.0 are how programs write a missing and a whole number into text
+  # NaN and 3.0 are how programs write a missing and a whole number into text
+  for column in ("id", "instance", *PAIR_COLUMNS):
     cells = [row.get(column) or "" for row in rows]
     cells = ["" if cell.strip().lower() in NOTHING else cell for cell in cells]
     whole = all(WHOLE.fullmatch(cell) for cell in cells if cell)

@@ -38,7 +38,7 @@ def filtered(prepared: Prepared, part: Part, queries: int) -> Uppers:
 
 
 def squares_of(one: OneMap, part: Part) -> jax.Array:
-  """Returns what one map makes of the squared lengths of all rows of a part's array at least (N).
+  """Returns lower bounds of the squared lengths that one map gives the rows of a part's array (N).
 
   They are kept for the maps that were used last: people ask for few aspects, again and again.
   """
@@ -63,8 +63,8 @@ def upper_bounds(
     bounds: of Q queries, or more: padding.
     part: the items.
     queries: Q.
-    square_N: squared lengths at least of all rows of the part's array, where the bounds have none.
-    lengths_only: whether to return squared lengths at least instead, of bounds that have directions alone.
+    square_N: a lower bound of the squared length of each row of the part's array, where the bounds have none.
+    lengths_only: whether to return lower bounds of squared lengths, by bounds that have directions alone.
   """
   rows, on_host, columns = part.window, part.platform in ON_HOST, bounds.columns.shape[1]
   coarse = part.coarse is not None and bounds.square is None
@@ -156,8 +156,8 @@ def upper(
     items: features (BD), or their 8-bit copy.
     lengths: between which two the items' squared lengths lie.
     columns: of the bounds, cut for an 8-bit copy (lemma 9).
-    square_B: the items' squared lengths in the map at least, where the bounds have no directions.
-    lengths_only: whether to return squared lengths at least (BQ); the bounds then have directions alone.
+    square_B: a lower bound of each item's squared length in the map, where the bounds have no directions.
+    lengths_only: whether to return lower bounds of squared lengths (BQ); the bounds then have directions alone.
   """
   queries = bounds.floor.shape[0]
   numerators = 0 if lengths_only else queries

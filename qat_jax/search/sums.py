@@ -27,7 +27,7 @@ from qat_jax.search.grouping import grouped, groups_of
 from qat_jax.search.masks import Elsewhere, Masks
 from qat_jax.search.rank import GalleryLike, check_search, rank, rerank
 from qat_jax.search.top import TopK
-from qat_jax.search.whole import QUERY_BLOCK, best_of_sum, blocks, ranking_of, together
+from qat_jax.search.whole import QUERY_BLOCK, aligned, best_of_sum, blocks, ranking_of
 from qat_jax.types import Adaptation, Pieces, Ranking, as_gallery
 
 FIRST = 64  # items of each term's first list, at least
@@ -104,7 +104,7 @@ def rank_sum(
     weight_Q1 = np.asarray(kept[0].weight, np.float32)[:, None]
     return ranking.replace(scores=ranking.scores * weight_Q1), np.ones(queries, bool)
   if masks.allowed is None and not any(isinstance(gallery, Elsewhere) for gallery in galleries):
-    all_parts = together(galleries, power_of_two(min(QUERY_BLOCK, queries)))
+    all_parts = aligned(galleries, power_of_two(min(QUERY_BLOCK, queries)))
     empty = [TopK.empty(len(block), min(k, items), None, group_N) for block in blocks(queries)]
     weighted = [(term.adaptation, np.asarray(term.weight)) for term in kept]
     deep = k >= DEEP * items and not isinstance(galleries[0], Pieces)

@@ -38,14 +38,13 @@ def best_of(
   """
   if masks.allowed is not None:
     return best_among(adaptation, gallery, masks.allowed, best)
-  all_parts = parts(gallery, devices, chunk_rows, power_of_two(min(QUERY_BLOCK, len(adaptation))))
-  together = ((part,) for part in all_parts)
-  return best_of_sum([(adaptation, None)], together, device_count(gallery, devices), best, masks, deep)
+  own = parts(gallery, devices, chunk_rows, power_of_two(min(QUERY_BLOCK, len(adaptation))))
+  return best_of_sum([(adaptation, None)], ((part,) for part in own), device_count(gallery, devices), best, masks, deep)
 
 
 def best_of_sum(
   terms: Sequence[tuple[Adaptation, np.ndarray | None]],
-  together: Iterable[tuple[Part, ...]],
+  all_parts: Iterable[tuple[Part, ...]],
   devices: int,
   best: list[TopK],
   masks: Masks,
@@ -55,7 +54,7 @@ def best_of_sum(
 
   Args:
     terms: adaptations of Q queries, and what their scores count in the sum (Q, none negative); None for the only one.
-    together: parts of the same items, one for each term's gallery.
+    all_parts: parts of the same items, one for each term's gallery.
     devices: on how many the parts lie.
     best: so far.
     masks: without a list for each query.
@@ -78,13 +77,13 @@ def best_of_sum(
     ]
 
   # what a part may build on is settled when it is handed out, so that every call does, and compiles, the same
-  tasks = (functools.partial(searched, some, best) for some in together)
+  tasks = (functools.partial(searched, some, best) for some in all_parts)
   for results in _side_by_side(tasks, devices):
     best = [one.merge(other) for one, other in zip(best, results, strict=True)]
   return best
 
 
-def together(galleries: Sequence[Gallery], queries: int) -> Iterator[tuple[Part, ...]]:
+def aligned(galleries: Sequence[Gallery], queries: int) -> Iterator[tuple[Part, ...]]:
   """Yields parts of the same items of several galleries, as `parts` does.
 
   Raises ValueError for a gallery that grows in pieces, beside one whose pieces are others.

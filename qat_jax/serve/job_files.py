@@ -98,7 +98,10 @@ def _signs(table: Mapping[str, pa.ChunkedArray], path: Path) -> np.ndarray:
   for row, value in enumerate(table[there[0]].to_pylist(), 1):
     sign = {"true": 1.0, "false": 0.0}.get(value.strip().lower(), value) if isinstance(value, str) else value
     try:
-      right.append(float(sign) > 0)
+      number = float(sign)
+      if number != number:
+        raise ValueError("NaN says neither")
+      right.append(number > 0)
     except (TypeError, ValueError):
       raise ValueError(f"{path}, row {row}: {there[0]} is {value!r}; wanted true or false, or a number") from None
   return np.array(right, bool)
