@@ -19,7 +19,7 @@ from qat_jax.search.coarse import Coarse, CutColumns, cut_columns, intervals
 from qat_jax.search.cores import cores, on_cores
 from qat_jax.search.gallery import Part
 from qat_jax.search.spectrum import remember
-from qat_jax.search.uppers import GROUP, PEAKS, PIECE_ROWS, Piece, Uppers
+from qat_jax.search.uppers import PIECE_ROWS, Piece, Uppers, peaks
 
 BLOCK_ROWS = {"cpu": 128}  # of a block of items: on a CPU, what the cache of a core holds, and a copy of it
 BLOCK_ROWS_ELSEWHERE = 1 << 14
@@ -120,8 +120,7 @@ def _upper_bounds(
       return gallery.block(at, block)
     return jax.lax.dynamic_slice_in_dim(gallery, at, block)
 
-  def one(i: jax.Array, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    upper_NQ, peak_GQ = found
+  def one(i: jax.Array, upper_NQ: jax.Array) -> jax.Array:
     at = jnp.minimum(i * block, rows - block)  # the last block goes over some rows again
     square_B = None if square_N is None else jax.lax.dynamic_slice_in_dim(square_N, start + at, block)
     upper_BQ = upper(bounds, some(start + at), lengths, columns, square_B, lengths_only)
@@ -129,16 +128,10 @@ def _upper_bounds(
     there_B = (row_B >= new[0]) & (row_B < new[1])
     if wanted_N is not None:
       there_B &= jax.lax.dynamic_slice_in_dim(wanted_N, at, block)
-    upper_BQ = jnp.where(there_B[:, None], upper_BQ, -jnp.inf)
-    upper_NQ = jax.lax.dynamic_update_slice_in_dim(upper_NQ, upper_BQ, at, 0)
-    if not peak_GQ.size:
-      return upper_NQ, peak_GQ
-    peak_BQ = jnp.where((row_B >= i * block)[:, None], upper_BQ, -jnp.inf)
-    peak_BQ = peak_BQ[: block - block % GROUP].reshape(-1, GROUP, queries).max(axis=1)
-    return upper_NQ, jax.lax.dynamic_update_slice_in_dim(peak_GQ, peak_BQ, i * (block // GROUP), 0)
+    return jax.lax.dynamic_update_slice_in_dim(upper_NQ, jnp.where(there_B[:, None], upper_BQ, -jnp.inf), at, 0)
 
-  peak_GQ = jnp.zeros((blocks * (block // GROUP) if rows >= PEAKS * GROUP else 0, queries))
-  return jax.lax.fori_loop(0, blocks, one, (jnp.zeros((rows, queries)), peak_GQ))
+  upper_NQ = jax.lax.fori_loop(0, blocks, one, jnp.zeros((rows, queries)))
+  return upper_NQ, peaks(upper_NQ, jnp.maximum)
 
 
 def upper(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ import numpy as np
 
 from qat_jax.adaptation import power_of_two
 from qat_jax.search.bounds import Array
-from qat_jax.search.cores import cores, on_cores
+from qat_jax.search.cores import on_cores
 
 GROUP = 16  # items whose greatest bound stands for them, where there are
 PEAKS = 256  # groups or more
@@ -20,6 +20,7 @@ SORTED = 4096  # numbers a query that a device orders: of larger groups, where t
 FOUND = 1 << 14  # bounds that a device finds at once, at first
 COUNTED = 128  # bounds of a group that are counted by a product
 PIECE_ROWS = 2048  # that a core of a CPU is given at least
+SUMMED = 1 << 16  # bounds that are added up at once: they stay in a cache
 
 
 class Piece(NamedTuple):
@@ -124,20 +125,44 @@ def _reaching(upper_NQ: jax.Array, least_Q: jax.Array, most: int) -> tuple[jax.A
   return count_G.sum(), place_P, upper_NQ.ravel()[place_P]
 
 
+def peaks(upper_NQ: Array, maximum: Callable) -> Any:
+  """Returns the greatest bounds of groups of rows (GQ); none of few rows.
+
+  It goes by halves, and after the filter's loop. A greatest along a middle axis goes number by number, in NumPy and in
+  XLA's CPU code, and in the loop XLA takes each bound three times over: longer than the product with 8 queries.
+  """
+  groups = len(upper_NQ) // GROUP if len(upper_NQ) >= PEAKS * GROUP else 0
+  peak_BQ = upper_NQ[: groups * GROUP]
+  while len(peak_BQ) > groups:
+    half = len(peak_BQ) // 2
+    peak_BQ = maximum(peak_BQ[:half], peak_BQ[half:])
+  return peak_BQ
+
+
 def bounds_of_sums(uppers: Sequence[Uppers], weight_SQ: np.ndarray, items: int) -> Uppers:
   """Returns upper bounds of sums of S scores of the same items; their weights are not negative."""
   queries, on_host = uppers[0].queries, uppers[0].on_host
   weight_SQ = np.maximum(weight_SQ, 1e-30).astype(np.float32)  # what is no item stays −inf
-  count = max(1, min(cores(), items // PIECE_ROWS)) if on_host else 1
-  each = -(-items // count)
+  layouts = [[(piece.first, len(piece.upper)) for piece in one.pieces] for one in uppers]
+  if all(layout == layouts[0] for layout in layouts):
+    alike = zip(*(one.pieces for one in uppers), strict=True)
+    pieces = [(some[0].first, [piece.upper for piece in some]) for some in alike]
+  else:
+    pieces = [(0, [one.of_items(range(items)) for one in uppers])]
 
-  def piece(i: int) -> Piece:
-    rows = range(i * each, min((i + 1) * each, items))
-    upper_SNQ = [one.of_items(rows) for one in uppers]
-    total_NQ = weight_SQ[0] * upper_SNQ[0]
-    for weight_Q, upper_NQ in zip(weight_SQ[1:], upper_SNQ[1:], strict=True):
-      total_NQ += weight_Q * upper_NQ
-    grouped = len(rows) - len(rows) % GROUP if items >= PEAKS * GROUP else 0
-    return Piece(rows.start, total_NQ, total_NQ[:grouped].reshape(-1, GROUP, queries).max(axis=1))
+  def summed(piece: tuple[int, list[Array]]) -> Piece:
+    first, upper_SNQ = piece[0], [x[:, :queries] for x in piece[1]]
+    if not on_host:
+      total_NQ = sum(weight_Q * upper_NQ for weight_Q, upper_NQ in zip(weight_SQ, upper_SNQ, strict=True))
+      return Piece(first, total_NQ, peaks(total_NQ, jnp.maximum))
+    upper_SNQ = [np.asarray(x) for x in upper_SNQ]
+    total_NQ = np.empty(upper_SNQ[0].shape, np.float32)
+    rows = max(1, SUMMED // queries)
+    for start in range(0, len(total_NQ), rows):
+      some = slice(start, start + rows)
+      np.multiply(weight_SQ[0], upper_SNQ[0][some], out=total_NQ[some])
+      for weight_Q, upper_NQ in zip(weight_SQ[1:], upper_SNQ[1:], strict=True):
+        total_NQ[some] += weight_Q * upper_NQ[some]
+    return Piece(first, total_NQ, peaks(total_NQ, np.maximum))
 
-  return Uppers(on_cores(piece, range(count)), queries, on_host, any(one.coarse for one in uppers))
+  return Uppers(on_cores(summed, pieces), queries, on_host, any(one.coarse for one in uppers))

@@ -70,7 +70,7 @@ def test_each_item_is_bounded_once_in_however_many_pieces(monkeypatch, rank, off
     return found
 
   monkeypatch.setattr(kernels, "PIECE_ROWS", 32)
-  monkeypatch.setattr(kernels, "PEAKS", 1)
+  monkeypatch.setattr(uppers, "PEAKS", 1)
   monkeypatch.setattr(kernels, "BLOCK_ROWS", {"cpu": 32})  # the last one goes over rows of the one before again
   whole, pieces = bounded(1), bounded(4)
   everything = by_pair(pieces, np.full(3, -np.inf))
@@ -85,3 +85,12 @@ def test_each_item_is_bounded_once_in_however_many_pieces(monkeypatch, rank, off
     for count in range(1, 21):
       assert pieces.greatest(count)[query] <= upper_P[count - 1]  # no fewer reach it
       assert ungrouped.greatest(count)[query] == np.float32(upper_P[count - 1])
+
+
+def test_peaks_are_the_greatest_of_sixteen_rows_each_and_leave_out_what_is_over():
+  upper_NQ = np.random.default_rng(0).permutation(2 * (256 * 16 + 5)).reshape(-1, 2).astype(np.float32)
+  for array, maximum in ((upper_NQ, np.maximum), (jnp.asarray(upper_NQ), jnp.maximum)):
+    peak_GQ = np.asarray(uppers.peaks(array, maximum))
+    groups = upper_NQ[: 256 * 16].reshape(16, 256, 2)
+    np.testing.assert_array_equal(peak_GQ, groups.max(axis=0))
+  assert uppers.peaks(upper_NQ[:4095], np.maximum).shape == (0, 2)
