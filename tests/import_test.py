@@ -28,7 +28,7 @@ ENTRY_POINTS = (
 ORDER_BY_FOLDER = """
 : types stages sealed keeping
 cluster: nodes crew work
-: hub adaptation metrics runs
+: hub adaptation metrics runs quicker
 search: cores spectrum bounds coarse gallery uppers kernels scores top exact masks whole grouping rank
 search: diversity sums warming index
 search: indexes

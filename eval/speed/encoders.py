@@ -60,6 +60,11 @@ PROGRAMS = {
 with torch.inference_mode():
   answer(lambda: model(pixel_values=pixels), (torch.__version__, torch.get_num_threads()))
 """,
+  "torch in bfloat16": """
+with torch.inference_mode():
+  model, pixels = model.to(torch.bfloat16), pixels.to(torch.bfloat16)
+  answer(lambda: model(pixel_values=pixels), (torch.__version__, torch.get_num_threads()))
+""",
   "onnxruntime": """
 import os, tempfile, warnings, onnxruntime
 warnings.simplefilter("ignore")
@@ -96,6 +101,8 @@ def our_tower(batch: int, vision: Vision = BASE, dtype: str = "float32") -> Call
   pixels = jax.random.normal(jax.random.key(0), (batch, side, side, 3), jnp.float32)
   tower = VisionTower(vision, jnp.dtype(dtype))
   params = jax.jit(tower.init)(jax.random.key(1), pixels[:1])["params"]
+  if dtype == "bfloat16":  # as `load_encoder` keeps them
+    params = jax.tree.map_with_path(lambda path, x: x.astype(dtype) if path[-1].key == "kernel" else x, params)
   features = jax.jit(lambda params, pixels: in_parts(tower, params, pixels, vision.tokens))
   jax.block_until_ready(features(params, pixels))
 
@@ -115,6 +122,8 @@ def speed(torch_python: str, batch: int, rounds: int, shape: str = "B/16", dtype
     return f"{shape} at 224, {dtype}, batch {batch}: {rate:.2f} images a second ({jax.devices()[0].device_kind})"
   with contextlib.ExitStack() as stack:
     others, about = {}, {f"JAX {jax.__version__}": run}
+    if dtype != "float32":
+      about = {f"JAX {jax.__version__} in {dtype}": run, **{name: our_tower(batch, SHAPES[shape]) for name in about}}
     for name, program in PROGRAMS.items():
       command = [torch_python, "-c", TORCH + program, str(batch)]
       other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

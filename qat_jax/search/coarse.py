@@ -15,7 +15,6 @@ from __future__ import annotations
 import functools
 import os
 import statistics
-import time
 from collections.abc import Hashable
 from typing import NamedTuple
 
@@ -24,10 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from qat_jax.adaptation import HIGHEST
+from qat_jax.quicker import LARGEST, multiplies_faster
 from qat_jax.search.bounds import UNIT
 from qat_jax.search.cores import on_cores
 
-LARGEST = 127
 SAMPLE = 4096  # items that centre and steps are taken from: they decide how good the bounds are, never if they hold
 FLATTEST = 2.0**-6  # of the largest step: the least one
 COPIED_ROWS = 1024  # of a call that makes the copy
@@ -160,28 +159,7 @@ def wanted(features_ND: jax.Array, searches: int) -> bool:
   """Says whether a gallery that was searched so often is worth a copy."""
   if searches < AFTER or features_ND.size < LEAST_NUMBERS or features_ND.shape[1] > WIDEST:
     return False
-  return os.environ.get(SWITCH, "") != "float32" and _quicker()
-
-
-@functools.cache
-def _quicker() -> bool:
-  """Says whether this machine multiplies 8 bits faster than float32, and without error: tried once a process.
-
-  Some releases are slow at it. And processors have instructions that add products of 8 bits in 16 and stop at the
-  largest number that these hold: the largest values show whether a library uses them.
-  """
-  rows, width, columns = TRIED
-  product = jax.jit(lambda x, y, kind: jnp.matmul(x, y, preferred_element_type=kind), static_argnums=2)
-  shapes = (rows, width), (width, columns)
-  operands = [[jnp.full(shape, LARGEST, kind) for shape in shapes] for kind in ("float32", "int8")]
-  seconds: tuple[list[float], list[float]] = ([], [])
-  for _ in range(6):
-    for both, kind, taken in zip(operands, ("float32", "int32"), seconds, strict=True):
-      start = time.perf_counter()
-      sums = jax.block_until_ready(product(*both, kind))
-      taken.append(time.perf_counter() - start)
-  exact = (np.asarray(sums) == width * LARGEST**2).all()
-  return bool(exact and min(seconds[1][1:]) < min(seconds[0][1:]))  # the first ones compile
+  return os.environ.get(SWITCH, "") != "float32" and multiplies_faster("int8", "int32", TRIED)
 
 
 class Trial:

@@ -1,5 +1,6 @@
 """Small random checkpoints of every family, against what the reference implementation computes from them."""
 
+import functools
 import pathlib
 import pickle
 
@@ -23,19 +24,23 @@ FOLDERS = (*PLAIN, "dinov3", "dinov3_gated", "metaclip2", "siglip2_naflex", *OPE
 HALF = {"dinov2_registers": 0.04}
 
 
-@pytest.fixture(scope="module", params=FOLDERS)
+@pytest.fixture(params=FOLDERS)
 def name(request):
   return request.param
 
 
-@pytest.fixture(scope="module")
+# Kept by name, not by fixtures of the module: where workers share the tests, those were once another folder's.
+loaded = functools.cache(lambda name: load_encoder(str(DATA / name), batch_size=8))
+
+
+@pytest.fixture
 def known(name):
   return dict(np.load(DATA / name / "vectors.npz"))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def encoder(name):
-  return load_encoder(str(DATA / name), batch_size=8)
+  return loaded(name)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +99,7 @@ def test_pixels_of_another_size_meet_a_resampled_position_table(name, encoder, k
   assert error(features / jnp.linalg.norm(features, axis=1, keepdims=True), known["other_image_embeds"]) < 1e-5
 
 
-@pytest.mark.parametrize("name", [*PLAIN, "dinov3", "pe_core"], scope="module")
+@pytest.mark.parametrize("name", [*PLAIN, "dinov3", "pe_core"])
 def test_half_precision_is_within_its_rounding(name, images, known):
   half = load_encoder(str(DATA / name), batch_size=8, dtype="bfloat16")
   assert 1e-4 < error(half.images(images), known["image_embeds"]) < HALF.get(name, 0.02)
@@ -102,7 +107,7 @@ def test_half_precision_is_within_its_rounding(name, images, known):
     assert 1e-4 < error(half.texts(known["texts"].tolist()), known["text_embeds"]) < 0.02
 
 
-@pytest.mark.parametrize("name", ["open_clip_siglip", "pe_core"], scope="module")
+@pytest.mark.parametrize("name", ["open_clip_siglip", "pe_core"])
 def test_pictures_in_proportion_are_those_of_timm(name, images, known):
   encoder = load_encoder(str(DATA / name), batch_size=8, long_side=44)
   assert error(encoder.images(images), known["long_side_embeds"]) < 1e-5
@@ -112,7 +117,7 @@ def test_pictures_in_proportion_are_those_of_timm(name, images, known):
     load_encoder(str(DATA / name), long_side=5)
 
 
-@pytest.mark.parametrize("name", ["clip"], scope="module")
+@pytest.mark.parametrize("name", ["clip"])
 def test_the_flax_model_of_transformers_agrees_where_there_is_one(name, encoder, images, known):
   transformers = pytest.importorskip("transformers")
   if int(transformers.__version__.split(".")[0]) > 4:
@@ -129,7 +134,7 @@ def test_the_flax_model_of_transformers_agrees_where_there_is_one(name, encoder,
   assert error(encoder.images(images), features / np.linalg.norm(features, axis=1, keepdims=True)) < 1e-5
 
 
-@pytest.mark.parametrize("name", PLAIN, scope="module")
+@pytest.mark.parametrize("name", PLAIN)
 def test_the_image_processor_of_transformers_agrees_where_it_needs_no_pytorch(name, encoder, images):
   transformers = pytest.importorskip("transformers")
   kind = "Bit" if "dino" in name else "Siglip" if "siglip" in name else "CLIP"

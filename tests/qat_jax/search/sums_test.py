@@ -184,7 +184,7 @@ def test_galleries_that_grow_apart_are_refused():
 
 def test_8_bit_copies_change_no_bit_of_a_sum(monkeypatch):
   monkeypatch.setattr(coarse, "LEAST_NUMBERS", 0)
-  monkeypatch.setattr(coarse, "_quicker", lambda: True)
+  monkeypatch.setattr(coarse, "multiplies_faster", lambda *_: True)
   rng, looks = np.random.default_rng(6), []
   galleries = [jnp.asarray(features(ITEMS, width, rng)) for width in (12, 20)]
   terms = [Term(adaptation(rng, one.shape[1], 0), one) for one in galleries]
