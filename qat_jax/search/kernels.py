@@ -19,7 +19,7 @@ from qat_jax.search.coarse import Coarse, CutColumns, cut_columns, intervals
 from qat_jax.search.cores import cores, on_cores
 from qat_jax.search.gallery import Part
 from qat_jax.search.spectrum import remember
-from qat_jax.search.uppers import PIECE_ROWS, Piece, Uppers, peaks
+from qat_jax.search.uppers import PIECE_ROWS, Piece, Uppers
 
 BLOCK_ROWS = {"cpu": 128}  # of a block of items: on a CPU, what the cache of a core holds, and a copy of it
 BLOCK_ROWS_ELSEWHERE = 1 << 14
@@ -84,7 +84,7 @@ def upper_bounds(
     wanted_B = None if wanted_N is None else wanted_N[at : at + each]
     start = np.int32(part.offset - part.skipped + at)
     found = _upper_bounds(bounds, items, start, part.lengths, new, wanted_B, each, block, square_N, lengths_only)
-    return Piece(at - part.skipped, *(jax.block_until_ready(found) if count > 1 else found))
+    return Piece(at - part.skipped, jax.block_until_ready(found) if count > 1 else found)
 
   return Uppers(on_cores(piece, range(count)), queries, on_host, coarse)
 
@@ -110,8 +110,8 @@ def _upper_bounds(
   block: int,
   square_N: jax.Array | None = None,
   lengths_only: bool = False,
-) -> tuple[jax.Array, jax.Array]:
-  """Returns the bounds (NQ) of some rows, and the greatest of groups of them; −inf but from new[0] to new[1]."""
+) -> jax.Array:
+  """Returns the bounds (NQ) of some rows; −inf but from new[0] to new[1]."""
   blocks, queries = -(-rows // block), bounds.floor.shape[0]
   columns = cut_columns(bounds.columns, gallery) if isinstance(gallery, Coarse) else None
 
@@ -130,8 +130,7 @@ def _upper_bounds(
       there_B &= jax.lax.dynamic_slice_in_dim(wanted_N, at, block)
     return jax.lax.dynamic_update_slice_in_dim(upper_NQ, jnp.where(there_B[:, None], upper_BQ, -jnp.inf), at, 0)
 
-  upper_NQ = jax.lax.fori_loop(0, blocks, one, jnp.zeros((rows, queries)))
-  return upper_NQ, peaks(upper_NQ, jnp.maximum)
+  return jax.lax.fori_loop(0, blocks, one, jnp.zeros((rows, queries)))
 
 
 def upper(

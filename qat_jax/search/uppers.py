@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,6 @@ class Piece(NamedTuple):
 
   first: int  # the item of a part that the first row is, where it is one
   upper: Array  # NQ; −inf for rows that are no items, no new ones, or not wanted
-  peak: Array  # GQ: the greatest of groups; or no groups
 
 
 class Uppers(NamedTuple):
@@ -41,13 +40,14 @@ class Uppers(NamedTuple):
 
   def greatest(self, count: int) -> np.ndarray:
     """Returns a bound that about `count` items of each query reach (Q), no fewer; −inf where there are not so many."""
-    by_groups = all(len(piece.peak) for piece in self.pieces)
-    values: list[Array] = [piece.peak if by_groups else piece.upper for piece in self.pieces]
-    if sum(map(len, values)) <= count:
-      return np.full(self.queries, -np.inf, np.float32)
     if not self.on_host:
-      return np.asarray(_kth(values[0], count))[: self.queries]
-    value_QG = np.concatenate([np.asarray(value)[:, : self.queries] for value in values]).T
+      (piece,) = self.pieces
+      few = len(piece.upper) <= count
+      return np.full(self.queries, -np.inf, np.float32) if few else np.asarray(_kth(piece.upper, count))[: self.queries]
+    values = on_cores(self._greatest_of_groups, self.pieces)
+    value_QG = np.concatenate(values).T
+    if value_QG.shape[1] <= count:
+      return np.full(self.queries, -np.inf, np.float32)
     return -np.partition(-value_QG, count - 1, axis=1)[:, count - 1]
 
   def reaching(self, least_Q: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -66,17 +66,32 @@ class Uppers(NamedTuple):
   def of_items(self, rows: range) -> Array:
     """Returns the bounds of consecutive items (NQ); on a CPU on the host."""
     if len(self.pieces) == 1:
-      first, piece_NQ, _ = self.pieces[0]
+      first, piece_NQ = self.pieces[0]
       return (np.asarray(piece_NQ) if self.on_host else piece_NQ)[
         rows.start - first : rows.stop - first, : self.queries
       ]
     upper_NQ = np.full((len(rows), self.queries), -np.inf, np.float32)
-    for first, piece_NQ, _ in self.pieces:  # a row that two pieces hold is −inf in one of them
+    for first, piece_NQ in self.pieces:  # a row that two pieces hold is −inf in one of them
       start, stop = max(rows.start, first), min(rows.stop, first + len(piece_NQ))
       if start < stop:
         there_NQ = upper_NQ[start - rows.start : stop - rows.start]
         np.maximum(there_NQ, np.asarray(piece_NQ)[start - first : stop - first, : self.queries], out=there_NQ)
     return upper_NQ
+
+  def _greatest_of_groups(self, piece: Piece) -> np.ndarray:
+    """Returns the greatest bounds of groups of rows (GQ), or the bounds of few rows.
+
+    It goes by halves: along a middle axis NumPy, and XLA's CPU code, take a greatest number by number.
+    """
+    greatest_BQ = np.asarray(piece.upper)[:, : self.queries]
+    if len(greatest_BQ) < PEAKS * GROUP:
+      return greatest_BQ
+    groups = len(greatest_BQ) // GROUP
+    greatest_BQ = greatest_BQ[: groups * GROUP]
+    while len(greatest_BQ) > groups:
+      half = len(greatest_BQ) // 2
+      greatest_BQ = np.maximum(greatest_BQ[:half], greatest_BQ[half:])
+    return greatest_BQ
 
   def _by_host(self, least_Q: np.ndarray, piece: Piece) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     upper_NQ = np.asarray(piece.upper)[:, : self.queries]
@@ -125,20 +140,6 @@ def _reaching(upper_NQ: jax.Array, least_Q: jax.Array, most: int) -> tuple[jax.A
   return count_G.sum(), place_P, upper_NQ.ravel()[place_P]
 
 
-def peaks(upper_NQ: Array, maximum: Callable) -> Any:
-  """Returns the greatest bounds of groups of rows (GQ); none of few rows.
-
-  It goes by halves, and after the filter's loop. A greatest along a middle axis goes number by number, in NumPy and in
-  XLA's CPU code, and in the loop XLA takes each bound three times over: longer than the product with 8 queries.
-  """
-  groups = len(upper_NQ) // GROUP if len(upper_NQ) >= PEAKS * GROUP else 0
-  peak_BQ = upper_NQ[: groups * GROUP]
-  while len(peak_BQ) > groups:
-    half = len(peak_BQ) // 2
-    peak_BQ = maximum(peak_BQ[:half], peak_BQ[half:])
-  return peak_BQ
-
-
 def bounds_of_sums(uppers: Sequence[Uppers], weight_SQ: np.ndarray, items: int) -> Uppers:
   """Returns upper bounds of sums of S scores of the same items; their weights are not negative."""
   queries, on_host = uppers[0].queries, uppers[0].on_host
@@ -153,8 +154,7 @@ def bounds_of_sums(uppers: Sequence[Uppers], weight_SQ: np.ndarray, items: int) 
   def summed(piece: tuple[int, list[Array]]) -> Piece:
     first, upper_SNQ = piece[0], [x[:, :queries] for x in piece[1]]
     if not on_host:
-      total_NQ = sum(weight_Q * upper_NQ for weight_Q, upper_NQ in zip(weight_SQ, upper_SNQ, strict=True))
-      return Piece(first, total_NQ, peaks(total_NQ, jnp.maximum))
+      return Piece(first, sum(weight_Q * upper_NQ for weight_Q, upper_NQ in zip(weight_SQ, upper_SNQ, strict=True)))
     upper_SNQ = [np.asarray(x) for x in upper_SNQ]
     total_NQ = np.empty(upper_SNQ[0].shape, np.float32)
     rows = max(1, SUMMED // queries)
@@ -163,6 +163,6 @@ def bounds_of_sums(uppers: Sequence[Uppers], weight_SQ: np.ndarray, items: int) 
       np.multiply(weight_SQ[0], upper_SNQ[0][some], out=total_NQ[some])
       for weight_Q, upper_NQ in zip(weight_SQ[1:], upper_SNQ[1:], strict=True):
         total_NQ[some] += weight_Q * upper_NQ[some]
-    return Piece(first, total_NQ, peaks(total_NQ, np.maximum))
+    return Piece(first, total_NQ)
 
   return Uppers(on_cores(summed, pieces), queries, on_host, any(one.coarse for one in uppers))

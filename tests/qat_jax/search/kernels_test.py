@@ -79,18 +79,19 @@ def test_each_item_is_bounded_once_in_however_many_pieces(monkeypatch, rank, off
   least_Q = pieces.greatest(20)
   some = by_pair(pieces, least_Q)
   assert some == {pair: upper for pair, upper in everything.items() if upper >= least_Q[pair[0]]}
-  ungrouped = pieces._replace(pieces=[piece._replace(peak=piece.peak[:0]) for piece in pieces.pieces])
+  grouped = [pieces.greatest(count) for count in range(1, 21)]
+  monkeypatch.setattr(uppers, "PEAKS", 1 << 20)
   for query in range(3):
     upper_P = np.sort([upper for (own, _), upper in everything.items() if own == query])[::-1]
     for count in range(1, 21):
-      assert pieces.greatest(count)[query] <= upper_P[count - 1]  # no fewer reach it
-      assert ungrouped.greatest(count)[query] == np.float32(upper_P[count - 1])
+      assert grouped[count - 1][query] <= upper_P[count - 1]  # no fewer reach it
+      assert pieces.greatest(count)[query] == np.float32(upper_P[count - 1])
 
 
-def test_peaks_are_the_greatest_of_sixteen_rows_each_and_leave_out_what_is_over():
+def test_groups_are_sixteen_rows_each_without_what_is_over():
   upper_NQ = np.random.default_rng(0).permutation(2 * (256 * 16 + 5)).reshape(-1, 2).astype(np.float32)
-  for array, maximum in ((upper_NQ, np.maximum), (jnp.asarray(upper_NQ), jnp.maximum)):
-    peak_GQ = np.asarray(uppers.peaks(array, maximum))
-    groups = upper_NQ[: 256 * 16].reshape(16, 256, 2)
-    np.testing.assert_array_equal(peak_GQ, groups.max(axis=0))
-  assert uppers.peaks(upper_NQ[:4095], np.maximum).shape == (0, 2)
+  looked = uppers.Uppers([uppers.Piece(0, upper_NQ)], 2, True, False)
+  least_first = np.sort(upper_NQ[: 256 * 16].reshape(16, 256, 2).max(axis=0), axis=0)
+  for count in (1, 100, 255):
+    np.testing.assert_array_equal(looked.greatest(count), least_first[-count])
+  assert (looked.greatest(256) == -np.inf).all()
