@@ -15,20 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from qat_jax.datasets import tables
 from qat_jax.datasets.files import IMAGES
-from qat_jax.datasets.tables import (
-  CAPTION_COLUMNS,
-  FILE_COLUMNS,
-  KNOWN,
-  PAIR_COLUMNS,
-  clean,
-  decoded,
-  is_plain,
-  is_utf8,
-  name,
-  parse_object,
-  texts,
-)
+from qat_jax.datasets.tables import CAPTION_COLUMNS, FILE_COLUMNS, KNOWN, PAIR_COLUMNS, clean
 from qat_jax.sealed import readable
 
 SIGNED = 1 << 63  # whole numbers from here on do not fit into int64, and become text
@@ -51,10 +40,10 @@ def read(table: Path) -> list[dict[str, Any]]:
       content = pq.ParquetFile(table).read()
     columns = clean(content.column_names, table).items()
     return pa.table({n: utf8(content.column(w), n, f"{table}, column {w!r},") for n, w in columns}).to_pylist()
-  text = decoded(table.read_bytes(), table)
+  text = tables.decoded(table.read_bytes(), table)
   if ending == ".jsonl":
     lines = enumerate(re.split("\r\n|\n|\r", text), 1)
-    return [parse_object(line, f"{table}, line {number}") for number, line in lines if line.strip()]
+    return [tables.parse_object(line, f"{table}, line {number}") for number, line in lines if line.strip()]
   return _separated(table, text, SEPARATORS if ending == ".csv" else ("\t",))
 
 
@@ -127,13 +116,13 @@ def parquet_rows(path: Path) -> int:
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pa.Table:
   """Returns records as a table: the columns named, and every other plain one; types are widened over the rows."""
-  names = dict.fromkeys([*columns, *(key for row in rows for key, value in row.items() if is_plain(value))])
+  names = dict.fromkeys([*columns, *(key for row in rows for key, value in row.items() if tables.is_plain(value))])
   return pa.table({key: typed([row.get(key) for row in rows]) for key in names})
 
 
 def typed(values: Sequence[Any]) -> pa.Array:
   """Returns values as the narrowest of bool, int64, float64 and text that holds all; what is not plain is null."""
-  plain = [value if is_plain(value) and value == value else None for value in values]  # NaN is missing
+  plain = [value if tables.is_plain(value) and value == value else None for value in values]  # NaN is missing
   kinds = {type(value) for value in plain if value is not None}
   whole = [value for value in plain if isinstance(value, int)]
   if kinds == {bool}:
@@ -142,8 +131,8 @@ def typed(values: Sequence[Any]) -> pa.Array:
     return pa.array(plain, pa.int64())
   if kinds and kinds <= {int, float} and float in kinds and all(-EXACT <= value <= EXACT for value in whole):
     return pa.array(plain, pa.float64())
-  shown = [value if value is None or isinstance(value, str) else name(value, "") for value in plain]
-  return pa.array([text if text is None or is_utf8(text) else None for text in shown], pa.string())
+  shown = [value if value is None or isinstance(value, str) else tables.name(value, "") for value in plain]
+  return pa.array([text if text is None or tables.is_utf8(text) else None for text in shown], pa.string())
 
 
 def widened(parts: Sequence[pa.ChunkedArray], where: object) -> pa.ChunkedArray:
@@ -180,14 +169,15 @@ def names(column: pa.ChunkedArray, where: object, spaces: bool = True) -> pa.Chu
     column = column.cast(pa.string())
     short = pc.utf8_trim_whitespace(column)
     return pc.if_else(pc.equal(short, ""), pa.scalar(None, pa.string()), column if spaces else short)
-  return pa.chunked_array([[name(value, where) for value in column.to_pylist()]], pa.string())
+  return pa.chunked_array([[tables.name(value, where) for value in column.to_pylist()]], pa.string())
 
 
 def first_captions(column: pa.ChunkedArray, where: object) -> pa.ChunkedArray:
   """Returns a column of captions as text: of a list the first, of blank text none. Refuses objects; keeps numbers."""
   column = _undone(column)
   if pa.types.is_nested(column.type):
-    return pa.chunked_array([[next(iter(texts(value, where)), None) for value in column.to_pylist()]], pa.string())
+    firsts = [next(iter(tables.texts(value, where)), None) for value in column.to_pylist()]
+    return pa.chunked_array([firsts], pa.string())
   return names(column, where) if _is_text(column.type) else column
 
 

@@ -148,14 +148,15 @@ class FolderSource(Corpus):
     """Returns rows with the paths of their files as `file`: a table's names begin at its own folder, `within`."""
     if rows and column is None:
       raise ValueError(f"{table} has the columns {list(rows[0])}; one of {FILE_COLUMNS} must name the image files")
-    named, missing = [], []
+    named, missing, root = [], [], os.path.normpath(self.folder)
     for number, row in enumerate(rows, start=1):
       file = tables.name(row.get(column or ""), f"{table}, row {number}")
       if not file:
         raise ValueError(f"row {number} of {table} names no image: its {column!r} is empty; give it or remove the row")
       meant = file.strip().replace("\\", "/")  # as Windows writes it, and with accents composed or not
       forms = (file, *(unicodedata.normalize(form, meant) for form in ("NFC", "NFD")))
-      paths = [self._path(form, within) for form in forms]
+      within_root = (os.path.relpath(os.path.normpath(self.folder / within / form), root) for form in forms)
+      paths = [path.replace(os.sep, "/") for path in within_root]
       there = next((path for path in paths if (self.folder / path).is_file()), None)
       missing += [file] if there is None else []
       named.append({"file": there, **{key: value for key, value in row.items() if key != column}})
@@ -163,11 +164,6 @@ class FolderSource(Corpus):
       shown = ", ".join(missing[:5])
       raise FileNotFoundError(f"{table} names {len(missing)} files that are not in {self.folder}: {shown}")
     return named
-
-  def _path(self, name: str, within: str) -> str:
-    """Returns the path in the folder of a name in a table, which may be absolute."""
-    path = os.path.normpath(self.folder / within / name)
-    return os.path.relpath(path, os.path.normpath(self.folder)).replace(os.sep, "/")
 
   def _once(self, table: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns rows with each item once: of several captions of a picture the first counts, the others are left out.

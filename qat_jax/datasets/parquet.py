@@ -45,16 +45,13 @@ class ParquetSource(Shards):
       raise ValueError(f"{self.shards[0].path} has no column of image bytes ({there}); name it {names}")
     files = list(zip(self.shards, footers, schemas, images, strict=True))
     self.left_out.add("Parquet files without image bytes", [file.name for file, *_, image in files if not image])
-    self.shards, self.images = [], []
-    self.columns: list[dict[str, str]] = []  # of each file: clean name → written name
+    files = [(file, footer, schema, image) for file, footer, schema, image in files if image]
+    self.shards, self.images = [file for file, *_ in files], [image for *_, image in files]
+    self.columns = [self._kept(schema, file, image) for file, _, schema, image in files]  # clean → written names
     self.groups: list[list[int]] = []  # of each file: its row groups' first rows, and the count of all
-    for file, footer, schema, image in files:
-      if image is not None:
-        self.shards.append(file)
-        self.images.append(image)
-        self.columns.append(self._kept(schema, file, image))
-        rows = (footer.row_group(group).num_rows for group in range(footer.num_row_groups))
-        self.groups.append([0, *itertools.accumulate(rows)])
+    for _, footer, *_ in files:
+      rows = (footer.row_group(group).num_rows for group in range(footer.num_row_groups))
+      self.groups.append([0, *itertools.accumulate(rows)])
     self.number(groups[-1] for groups in self.groups)
     self.left_out.update({kind: list(dict.fromkeys(names)) for kind, names in self.left_out.items()})
     self._held = Kept(self._read, 2 * HELD)
@@ -132,12 +129,11 @@ def _footer(file: File) -> pq.FileMetaData:
 def _images(schema: pa.Schema, file: File) -> str | None:
   """Returns the column of image bytes as it is written in a file, None where there is none."""
   written = tables.clean(schema.names, file.path)
-  for name in IMAGE_COLUMNS:
-    field = schema.field(written[name]) if name in written else None
-    kind = None if field is None else field.type
-    if kind is not None and pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+  for name in filter(written.__contains__, IMAGE_COLUMNS):
+    kind = schema.field(written[name]).type
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
       kind = kind.field("bytes").type
-    if kind is not None and _simple(kind, BINARY):
+    if _simple(kind, BINARY):
       return written[name]
   return None
 

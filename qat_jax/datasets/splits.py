@@ -48,10 +48,14 @@ def sources(kind: str, name: str, folder: str | os.PathLike, limit: int = 0, vie
   if kind not in KINDS:
     raise ValueError(f"data.source is {kind!r}; use one of {', '.join(KINDS)}, or give features on disk (data.root)")
   if kind in ("folder", "webdataset", "parquet"):
-    places = _by_instance(open_source(kind, name, os.path.expanduser(folder)), folder, views)
+    places, labelled = _by_instance(open_source(kind, name, os.path.expanduser(folder)), folder, views)
   else:
     places = _toybox(name) if kind == "toybox" else _tfds(name, pathlib.Path(folder).expanduser())
-    places = _label_free(places, views, kind == "toybox") if views else places
+    labelled = kind == "toybox"
+  if views:
+    from qat_jax.datasets.views import label_free  # which draws with Pillow
+
+    places = label_free(places, views, labelled)
   if limit:
     first = lambda source: Rows(source, range(min(limit, len(source))), dict, told=True)
     places = {place: (first(source), kinds) for place, (source, kinds) in places.items()}
@@ -121,6 +125,7 @@ def open_source(kind: str, name: str, where: str | os.PathLike) -> Any:
 
 def kind_of(where: str | os.PathLike) -> str:
   """Returns the kind of source that lies somewhere: webdataset, parquet or folder."""
+  from qat_jax.datasets.files import IMAGES
   from qat_jax.datasets.parquet import holds_images
 
   address = os.fspath(where)
@@ -129,18 +134,14 @@ def kind_of(where: str | os.PathLike) -> str:
   if any(name.lower().endswith(".tar") for name in inside):
     return "webdataset"
   if any(name.lower().endswith(".parquet") for name in inside):
-    return "parquet" if not folder.is_dir() or holds_images(folder) or not _has_pictures(folder) else "folder"
+    files = (name.lower() for _, _, names in os.walk(folder) for name in names)
+    alone = not folder.is_dir() or holds_images(folder) or not any(name.endswith(IMAGES) for name in files)
+    return "parquet" if alone else "folder"
   return "folder"
 
 
-def _has_pictures(folder: pathlib.Path) -> bool:
-  from qat_jax.datasets.files import IMAGES
-
-  return any(name.lower().endswith(IMAGES) for _, _, names in os.walk(folder, followlinks=False) for name in names)
-
-
-def _by_instance(source: Any, folder: str | os.PathLike, made_views: int) -> Places:
-  """Split by instance, as `parted`.
+def _by_instance(source: Any, folder: str | os.PathLike, made_views: int) -> tuple[Places, bool]:
+  """Split by instance, as `parted`; also says whether some items name an instance.
 
   Every gallery item that has a caption is a text query, and every one whose instance has another image an image query:
   of either type there are queries in val and test, or none.
@@ -178,9 +179,7 @@ def _by_instance(source: Any, folder: str | os.PathLike, made_views: int) -> Pla
   places: Places = {
     name: (Rows(source, rows[name].tolist(), change(name), told=name == "train"), kinds[name]) for name in rows
   }
-  if made_views:
-    return _label_free(places, made_views, any(item["instance"] not in (None, item["id"]) for item in items))
-  return places
+  return places, any(item["instance"] not in (None, item["id"]) for item in items)
 
 
 def shared_name(where: object, id: str, column: str) -> str:
@@ -265,9 +264,3 @@ def _own(record: dict) -> dict:
 def _caption(record: dict) -> dict:
   """Returns a gallery item's caption as a query: with another id, so that its image counts as relevant."""
   return {**_own(record), "id": f"{record['id']}{CAPTION}"}
-
-
-def _label_free(places: Places, views: int, labelled: bool) -> Places:
-  from qat_jax.datasets.views import label_free  # which draws with Pillow
-
-  return label_free(places, views, labelled)

@@ -144,7 +144,10 @@ class _Shards:
         report["unreadable"].append({"position": position, "id": record.id, "reason": record.reason})
         self.check_share(report["unreadable"])
         continue
-      self._check_new(record["id"], position)
+      if record["id"] in self.seen:
+        told = f"the id {record['id']!r} occurs again at position {position} of the source"
+        raise ValueError(f"{told}; give each item its own")
+      self.seen.add(record["id"])
       if "text" in kinds and not record.get("caption"):
         report["without_caption"].append(record["id"])
         self.check_captions(report["without_caption"])
@@ -160,11 +163,6 @@ class _Shards:
     self.unreadable += report["unreadable"]
     self.bare += report["without_caption"]
     return seconds()
-
-  def _check_new(self, name: str, position: int) -> None:
-    if name in self.seen:
-      raise ValueError(f"the id {name!r} occurs again at position {position} of the source; give each item its own")
-    self.seen.add(name)
 
   def check_captions(self, here: list[str]) -> None:
     """Raises ValueError where more than half of the captions are missing, those of a shard included."""

@@ -73,7 +73,9 @@ def mine(
       f"the features are a {type(features).__name__}; on a cluster give a FeatureStore, which all can read"
     )
   count = len(features)
-  mined = _Blocks(as_gallery(features), _codes(instance_N), neighbours, keep, temperature, block)
+  code_N = pa.array(instance_N, from_pandas=True).dictionary_encode().indices  # NaN is none, too
+  code_N = code_N.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+  mined = _Blocks(as_gallery(features), code_N, neighbours, keep, temperature, block)
   ids_NM, weights_NM = np.empty((count, keep), np.int32), np.empty((count, keep), np.float32)
   with tqdm.tqdm(total=count, unit=" images", desc="mining", disable=not progress) as bar:
     for start, (ids_BM, weights_BM) in run(mined, range(0, count, block), cluster):
@@ -87,7 +89,7 @@ class _Blocks:
   """Mines for one block of images: its number is that of its first."""
 
   features: Gallery
-  code_N: np.ndarray
+  code_N: np.ndarray  # a number for each instance, −1 where there is none
   neighbours: int
   keep: int
   temperature: float
@@ -185,9 +187,3 @@ def _select(
   cosine_BM = np.take_along_axis(np.pad(cosine_BK, missing, constant_values=-np.inf), order_BM, 1)
   power_BM = np.where(ids_BM < 0, 0, np.exp((cosine_BM - np.maximum(cosine_BM[:, :1], -2)) / temperature))
   return ids_BM, power_BM / np.maximum(power_BM.sum(axis=1, keepdims=True), np.finfo(np.float32).tiny)
-
-
-def _codes(instance_N: np.ndarray) -> np.ndarray:
-  """Returns a number for each instance (N, int64), −1 where there is none."""
-  indices = pa.array(instance_N, from_pandas=True).dictionary_encode().indices  # NaN is none, too
-  return indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)

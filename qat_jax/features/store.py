@@ -19,21 +19,8 @@ import pyarrow as pa
 
 from qat_jax.datasets import columns
 from qat_jax.datasets.columns import check_ids, parquet_rows, read_column, read_columns
-from qat_jax.features.shards import (
-  INCOMPLETE,
-  KINDS,
-  META,
-  Shard,
-  ShardedRows,
-  as_table,
-  check_counts,
-  check_numbers,
-  check_rows,
-  describe_shards,
-  is_unit,
-  read_meta,
-  shard_files,
-)
+from qat_jax.features import shards as disk
+from qat_jax.features.shards import INCOMPLETE, KINDS, META, Shard, ShardedRows, read_meta, shard_files
 from qat_jax.features.writer import FeatureWriter, RowStream
 from qat_jax.sealed import write_record
 from qat_jax.stages import changed, checksum, digest_of_files, lock
@@ -62,8 +49,8 @@ class FeatureStore(ShardedRows):
     for other in KINDS:
       paths = shard_files(folder, f"{other}_emb", "npy")
       if other != kind and paths:
-        check_numbers([shard.path for shard in self.shards], paths)
-    check_counts(folder, kind, meta.get("files", {}), self.shards, self.metadata_shards)
+        disk.check_numbers([shard.path for shard in self.shards], paths)
+    disk.check_counts(folder, kind, meta.get("files", {}), self.shards, self.metadata_shards)
 
   @classmethod
   def open(cls, folder: str | os.PathLike, kind: str | None = None) -> FeatureStore:
@@ -200,7 +187,7 @@ class FeatureStore(ShardedRows):
   def check_rows(self) -> None:
     """Raises ValueError that names the items whose features are NaN, infinite or zero; reads all features."""
     for start, features_ND in self.chunks():
-      check_rows(features_ND, f"{self.folder} ({self.kind})", lambda row: self.ids[start + row])  # noqa: B023
+      disk.check_rows(features_ND, f"{self.folder} ({self.kind})", lambda row: self.ids[start + row])  # noqa: B023
 
   def check_ids(self) -> None:
     """Raises ValueError that names repeated or missing ids."""
@@ -220,9 +207,9 @@ class FeatureStore(ShardedRows):
         files[shard.path.relative_to(self.folder).as_posix()] = {"rows": shard.rows, "checksum": checksum(shard.path)}
     for path in self.metadata_shards:
       files[path.relative_to(self.folder).as_posix()] = {"rows": parquet_rows(path), "checksum": checksum(path)}
-    unit = all(is_unit(chunk_ND) for store in stores for _, chunk_ND in store.chunks())
+    unit = all(disk.is_unit(chunk_ND) for store in stores for _, chunk_ND in store.chunks())
     kinds = {store.kind: {"width": store.width, "dtype": str(store.dtype)} for store in stores}
-    self.meta = describe_shards(extra, rows=len(self), kinds=kinds, normalised=unit, files=files)
+    self.meta = disk.describe_shards(extra, rows=len(self), kinds=kinds, normalised=unit, files=files)
     write_record(self.folder / META, self.meta)
 
 
@@ -259,7 +246,7 @@ def write_features(
   >>> len(store), store.width, store.ids.tolist()
   (3, 8, ['a', 'b', 'c'])
   """
-  folder, table, about = Path(folder), as_table(columns), json.loads(json.dumps(dict(meta or {})))
+  folder, table, about = Path(folder), disk.as_table(columns), json.loads(json.dumps(dict(meta or {})))
   if not features or set(features) - set(KINDS) or rows_per_shard < 1:
     got = f"features of {list(features)}, {rows_per_shard} rows a shard"
     raise ValueError(f"{folder}: got {got}; wanted one or both of {KINDS}, at least 1 row")

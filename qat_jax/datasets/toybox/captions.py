@@ -8,7 +8,6 @@ What a caption says is always true.
 
 from __future__ import annotations
 
-import functools
 import zlib
 from collections.abc import Callable
 
@@ -72,7 +71,7 @@ BEFORE, AFTER = 0.3, 0.3  # how often a detailed one begins or ends with an asid
 def detailed(toy: Toy, view: int) -> str:
   """Returns a view's caption: the main shape, mostly its colour and texture, the other parts, the scene, an aside."""
   rng = np.random.Generator(np.random.Philox(key=[zlib.crc32(toy.name.encode()), 2**32 + view]))
-  say = functools.partial(_word, rng)
+  say = lambda value: WORDS[value][2] if rng.random() < RARE else _pick(rng, WORDS[value][:2])
   main = _phrase(rng, say, (toy.colour, 0.9), (toy.texture, 0.8), (toy.kind, 0.95))
   parts = []
   if rng.random() < 0.95:
@@ -98,7 +97,7 @@ def coarse(toy: Toy, view: int, picture: int | None = None) -> str:
   The scene is of the view `picture`, if given; `view` then chooses the words alone.
   """
   rng = np.random.Generator(np.random.Philox(key=[zlib.crc32(toy.name.encode()), 2**33 + view]))
-  say = functools.partial(_plain, rng)
+  say = lambda value: WORDS[value][rng.random() < OTHER]
   caption = _pick(rng, OPENINGS) + _phrase(rng, say, (toy.colour, 0.8), (toy.texture, 0.3), (toy.kind, 0.8))
   chance = rng.random()
   if chance < 0.4:
@@ -132,23 +131,10 @@ def _pick(rng: np.random.Generator, choices: tuple[str, ...]) -> str:
   return choices[int(rng.integers(len(choices)))]
 
 
-def _word(rng: np.random.Generator, value: str) -> str:
-  plain, other, rare = WORDS[value]
-  return rare if rng.random() < RARE else _pick(rng, (plain, other))
-
-
-def _plain(rng: np.random.Generator, value: str) -> str:
-  return WORDS[value][rng.random() < OTHER]
-
-
 def _phrase(rng: np.random.Generator, say: Callable[[str], str], *mentions: tuple[str, float]) -> str:
   """Returns the values that chance lets in, in their order; the last, the kind, is else "shape"."""
   words = [say(value) for value, share in mentions[:-1] if rng.random() < share]
   kind, share = mentions[-1]
   # A phrase always says something: without adjectives the kind is named.
   words.append(say(kind) if rng.random() < share or not words else "shape")
-  return _with_article(" ".join(words))
-
-
-def _with_article(phrase: str) -> str:
-  return ("an " if phrase[0] in "aeiou" else "a ") + phrase
+  return " ".join(["an" if words[0][0] in "aeiou" else "a", *words])
