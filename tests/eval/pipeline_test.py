@@ -3,7 +3,6 @@
 import functools
 import shutil
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,6 +14,7 @@ from qat_jax.adapter import Adapter, load
 from qat_jax.fit.training import PLAIN
 from qat_jax.sharing.share import report_of
 from tests.eval.tiny import WIDTH, plain_ranking, run, values
+from tests.vectors import change_a_feature
 
 
 def untuned(run, problem):
@@ -84,14 +84,6 @@ def test_a_killed_evaluation_goes_on_with_the_methods_that_are_missing(config, w
   run(config, workdir)
   assert called == []
   assert (workdir / "eval" / "metrics.json").read_text() == before
-
-
-def change_a_feature(folder, kind="img"):
-  path = folder / f"{kind}_emb/{kind}_emb_0000.npy"
-  array = np.load(path)
-  array[3] = array[4]
-  np.save(path, array)
-  (folder / "meta.json").unlink()  # else it is damage
 
 
 def edit_the_metadata(folder):

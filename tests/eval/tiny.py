@@ -7,13 +7,13 @@ import numpy as np
 from eval.pipeline import evaluate
 from qat_jax.features.store import write_features
 from qat_jax.types import Ranking
+from tests.vectors import features
 
-WIDTH, SEED = 8, 0
+WIDTH = 8
 
 
-def unit(rows, seed=SEED):
-  x_ND = np.random.default_rng(seed).normal(size=(rows, WIDTH)).astype(np.float32)
-  return x_ND / np.linalg.norm(x_ND, axis=1, keepdims=True)
+def unit(rows, seed=0):
+  return features(rows, WIDTH, seed)
 
 
 def put(folder, kind, ids, seed, columns=None):

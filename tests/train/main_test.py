@@ -15,6 +15,7 @@ from configs import features as recipe
 from qat_jax.adapter import Adapter
 from qat_jax.features.store import write_features
 from qat_jax.runs import explained
+from tests.vectors import change_a_feature
 from train import pipeline
 
 WIDTH, COUNT = 4, 16
@@ -167,14 +168,6 @@ def test_a_working_folder_of_another_model_is_refused(trained, config, tmp_path,
   assert "settings.query_only.hidden was 16, is 8" in run(config, workdir, capsys)
 
 
-def change_a_feature(config):
-  path = pathlib.Path(config.data.root) / "train/img_emb/img_emb_0000.npy"
-  array = np.load(path)
-  array[3] = array[4]
-  np.save(path, array)
-  (path.parents[1] / "meta.json").unlink()  # else it is damage
-
-
 def edit_a_caption(config):
   folder = pathlib.Path(config.data.root) / "train"
   columns = pq.read_table(folder / "metadata/metadata_0000.parquet").to_pydict()
@@ -190,7 +183,7 @@ def name_another_root(config):
 @pytest.mark.parametrize(
   ("change", "words"),
   [
-    (change_a_feature, "train.images.features was "),
+    (lambda config: change_a_feature(pathlib.Path(config.data.root) / "train"), "train.images.features was "),
     (edit_a_caption, "train.images.metadata was "),
     (name_another_root, "val.gallery.features was "),
     (lambda config: config.semi_positives.update({"keep": 2}), "semi_positives was None, is not there"),

@@ -3,11 +3,7 @@ import pytest
 
 from qat_jax.features import mining
 from qat_jax.features.store import write_features
-
-
-def unit(rows, width=8, seed=0):
-  x_ND = np.random.default_rng(seed).normal(size=(rows, width)).astype(np.float32)
-  return x_ND / np.linalg.norm(x_ND, axis=1, keepdims=True)
+from tests.vectors import features
 
 
 def by_hand(features_ND, instances, neighbours, keep, temperature):
@@ -25,7 +21,7 @@ def by_hand(features_ND, instances, neighbours, keep, temperature):
 
 @pytest.mark.parametrize("block", [7, 16, 1000])
 def test_neighbours_and_weights_equal_brute_force_whatever_the_block(block):
-  features_ND = 3 * unit(50)
+  features_ND = 3 * features(50, 8)
   instances = [f"i{k % 13}" for k in range(48)] + [None, None]
   semi = mining.mine(features_ND, np.array(instances, object), 10, 4, 0.2, block)
   ids_NM, weights_NM = by_hand(features_ND, instances, 10, 4, 0.2)
@@ -36,13 +32,13 @@ def test_neighbours_and_weights_equal_brute_force_whatever_the_block(block):
 
 
 def test_numbered_instances_may_be_missing_as_nan():
-  semi = mining.mine(unit(6), np.array([1, 1, 2, np.nan, np.nan, 3]), neighbours=5, keep=5)
+  semi = mining.mine(features(6, 8), np.array([1, 1, 2, np.nan, np.nan, 3]), neighbours=5, keep=5)
   assert sorted(semi.ids[0]) == [-1, 2, 3, 4, 5]
   assert sorted(semi.ids[3]) == [0, 1, 2, 4, 5]
 
 
 def test_only_neighbours_are_kept_and_the_rest_is_padded():
-  features_ND = unit(12)
+  features_ND = features(12, 8)
   instances = ["same"] * 10 + ["a", "b"]
   semi = mining.mine(features_ND, np.array(instances), neighbours=5, keep=5, temperature=0.1)
   ids_NM, weights_NM = by_hand(features_ND, instances, 5, 5, 0.1)
@@ -52,14 +48,14 @@ def test_only_neighbours_are_kept_and_the_rest_is_padded():
 
 
 def test_images_of_one_instance_have_no_semi_positives():
-  semi = mining.mine(unit(4), np.array(["x"] * 4), 3, 2)
+  semi = mining.mine(features(4, 8), np.array(["x"] * 4), 3, 2)
   assert (semi.ids == -1).all()
   assert (semi.weights == 0).all()
 
 
 @pytest.mark.parametrize("block", [2, 3])
 def test_fewer_images_than_neighbours_are_padded(block):
-  semi = mining.mine(unit(3), np.array(["a", "b", "c"]), neighbours=100, keep=5, block=block)
+  semi = mining.mine(features(3, 8), np.array(["a", "b", "c"]), neighbours=100, keep=5, block=block)
   assert semi.ids.max() == 2
   assert (semi.ids[:, :2] >= 0).all()
   assert (semi.ids[:, 2:] == -1).all()
@@ -68,7 +64,7 @@ def test_fewer_images_than_neighbours_are_padded(block):
 
 def test_no_more_than_a_chunk_of_large_features_is_read_at_once(monkeypatch, tmp_path):
   monkeypatch.setattr(mining, "RESIDENT", 0)
-  store = write_features(tmp_path / "x", {"img": unit(1500)}, {"id": [str(i) for i in range(1500)]})
+  store = write_features(tmp_path / "x", {"img": features(1500, 8)}, {"id": [str(i) for i in range(1500)]})
   most, read = [], type(store).__getitem__
 
   def watched(self, rows):
@@ -85,7 +81,7 @@ def test_no_more_than_a_chunk_of_large_features_is_read_at_once(monkeypatch, tmp
 
 
 def test_a_small_temperature_does_not_overflow():
-  semi = mining.mine(unit(20), np.arange(20), 5, 3, temperature=1e-4)
+  semi = mining.mine(features(20, 8), np.arange(20), 5, 3, temperature=1e-4)
   np.testing.assert_allclose(semi.weights.sum(axis=1), 1, atol=1e-6)
 
 
@@ -100,11 +96,11 @@ def test_a_small_temperature_does_not_overflow():
 )
 def test_what_cannot_be_mined_is_refused(rows, instances, settings, words):
   with pytest.raises(ValueError, match=words):
-    mining.mine(unit(8)[:rows], np.arange(instances), **settings)
+    mining.mine(features(8, 8)[:rows], np.arange(instances), **settings)
 
 
 def test_what_is_saved_is_loaded_and_what_is_damaged_refused(tmp_path):
-  semi, path = mining.mine(unit(8), np.arange(8), 5, 3), tmp_path / "semi.npz"
+  semi, path = mining.mine(features(8, 8), np.arange(8), 5, 3), tmp_path / "semi.npz"
   mining.save(semi, path, {"keep": 3})
   loaded, about = mining.load_semi_positives(path)
   np.testing.assert_array_equal(loaded.ids, semi.ids)
@@ -118,7 +114,7 @@ def test_what_is_saved_is_loaded_and_what_is_damaged_refused(tmp_path):
 
 def test_semi_positives_are_mined_once_for_the_same_settings(tmp_path, monkeypatch):
   columns = {"id": list("abcdefgh"), "instance": list("abcdefgh")}
-  store = write_features(tmp_path / "train", {"img": unit(8)}, columns)
+  store = write_features(tmp_path / "train", {"img": features(8, 8)}, columns)
   settings = {"keep": 2, "neighbours": 4, "temperature": 0.1, "share": 0.2}
   first = mining.ensure(settings, store, tmp_path / "semi.npz")
   assert mining.ensure({**settings, "keep": 3}, store, tmp_path / "semi.npz").ids.shape == (8, 3)
@@ -130,7 +126,7 @@ def test_semi_positives_are_mined_once_for_the_same_settings(tmp_path, monkeypat
 
 def test_semi_positives_of_other_features_or_instances_are_mined_anew(tmp_path, caplog):
   settings = {"keep": 2, "neighbours": 4, "temperature": 0.1}
-  first, second = unit(8), unit(8)[::-1]
+  first, second = features(8, 8), features(8, 8)[::-1]
   columns = {"id": list("abcdefgh"), "instance": list("abcdefgh")}
 
   def mined(name, features_ND, columns):

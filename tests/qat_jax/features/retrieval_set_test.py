@@ -9,18 +9,14 @@ import pytest
 from qat_jax.features.retrieval_set import RetrievalSet, relevance
 from qat_jax.features.store import FeatureStore, write_features
 from qat_jax.fit.training import Training
-
-
-def unit(rows, width=4, seed=0):
-  x_ND = np.random.default_rng(seed).normal(size=(rows, width))
-  return (x_ND / np.linalg.norm(x_ND, axis=1, keepdims=True)).astype(np.float16)
+from tests.vectors import features
 
 
 def put(folder, kinds, ids, instances, width=4, meta=None):
   shutil.rmtree(folder, ignore_errors=True)
-  features = {kind: unit(len(ids), width) for kind in kinds}
+  by_kind = {kind: features(len(ids), width).astype(np.float16) for kind in kinds}
   columns = {"id": ids} if instances is None else {"id": ids, "instance": pa.array(instances, pa.string())}
-  return write_features(folder, features, columns, meta)
+  return write_features(folder, by_kind, columns, meta)
 
 
 def spoil(folder, row, value, kind="img"):
@@ -64,7 +60,7 @@ def test_a_set_tells_its_parts(root):
 def put_lists(folder, ids, lists, kind="img"):
   shutil.rmtree(folder, ignore_errors=True)
   columns = {"id": ids, "relevant": lists if isinstance(lists, pa.Array) else pa.array(lists, pa.list_(pa.string()))}
-  return write_features(folder, {kind: unit(len(ids), seed=7)}, columns)
+  return write_features(folder, {kind: features(len(ids), 4, 7).astype(np.float16)}, columns)
 
 
 def test_queries_may_list_what_is_right_for_them_instead_of_an_instance(root):
@@ -179,8 +175,8 @@ def test_bad_sets_are_refused_with_what_is_wrong(root, damage, words):
 
 
 def test_integer_and_text_instances_match(tmp_path):
-  gallery = write_features(tmp_path / "g", {"img": unit(3)}, {"id": [1, 2, 3], "instance": [10, 20, 10]})
-  queries = write_features(tmp_path / "q", {"img": unit(2)}, {"id": ["3", "x"], "instance": ["10", "20"]})
+  gallery = write_features(tmp_path / "g", {"img": features(3, 4)}, {"id": [1, 2, 3], "instance": [10, 20, 10]})
+  queries = write_features(tmp_path / "q", {"img": features(2, 4)}, {"id": ["3", "x"], "instance": ["10", "20"]})
   found = relevance(queries, gallery)
   assert [x.tolist() for x in found.positives] == [[0], [1]]
   assert [x.tolist() for x in found.ignored] == [[2], []]

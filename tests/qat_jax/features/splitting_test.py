@@ -11,13 +11,9 @@ from qat_jax.features import leaks, splitting
 from qat_jax.features.retrieval_set import RetrievalSet
 from qat_jax.features.splitting import split
 from qat_jax.features.store import FeatureStore, write_features
+from tests.vectors import features
 
 PLACES = ("train", "val/gallery", "test/gallery")
-
-
-def unit(count, seed=0):
-  rows_ND = np.random.default_rng(seed).normal(size=(count, 4))
-  return (rows_ND / np.linalg.norm(rows_ND, axis=1, keepdims=True)).astype(np.float16)
 
 
 def clip_retrieval(folder, sizes=(30, 0, 20), texts=True, **columns):
@@ -28,7 +24,8 @@ def clip_retrieval(folder, sizes=(30, 0, 20), texts=True, **columns):
   (folder / "metadata").mkdir()
   for shard, (start, size) in enumerate(zip(np.cumsum([0, *sizes[:-1]]), sizes, strict=True)):
     for kind in ("img", "text") if texts else ("img",):
-      np.save(folder / f"{kind}_emb/{kind}_emb_{shard}.npy", unit(total, len(kind))[start : start + size])
+      rows_ND = features(total, 4, len(kind))[start : start + size].astype(np.float16)
+      np.save(folder / f"{kind}_emb/{kind}_emb_{shard}.npy", rows_ND)
     rows = range(start, start + size)
     names = pa.array([f"pictures/{i}.jpg" for i in rows], pa.string())
     about = {"image_path": names, "caption": pa.array([f"picture {i}" for i in rows], pa.string())}
@@ -168,7 +165,7 @@ def test_a_set_that_is_there_is_written_again_for_nothing_and_never_overwritten(
 def test_empty_captions_are_no_queries(tmp_path):
   captions = [None, "", " "] * 10 + [f"picture {i}" for i in range(20)]
   columns = {"id": [str(i) for i in range(50)], "caption": captions}
-  source = write_features(tmp_path / "source", {"img": unit(50), "text": unit(50)}, columns).folder
+  source = write_features(tmp_path / "source", dict.fromkeys(("img", "text"), features(50, 4)), columns).folder
   rows = split(source, tmp_path / "set", val=0.3, test=0.3)
   assert rows["test/gallery"] == 15 > rows["test/text_queries"] > 0
   assert all(FeatureStore.open(tmp_path / "set/test/text_queries").column("caption"))

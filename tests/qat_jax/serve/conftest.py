@@ -1,7 +1,6 @@
 """A small gallery of coloured pictures, encoded by the demo's CLIP, an adapter of two heads, and a service of both."""
 
 import json
-import socket
 
 import jax
 import numpy as np
@@ -16,6 +15,7 @@ from qat_jax.serve.opening import Settings
 from qat_jax.serve.web.app import create
 from qat_jax.serve.web.server import in_thread
 from qat_jax.serve.web.state import State
+from tests.processes import free_port
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 170, 40), "blue": (40, 60, 210)}
 ITEMS = 36
@@ -91,10 +91,7 @@ def served(open_shop):
 @pytest.fixture(scope="session")
 def address(served):
   """The address of a server in this process."""
-  with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    port = free.getsockname()[1]
-  state = State(Limits(seconds=120))
+  port, state = free_port(), State(Limits(seconds=120))
   state.service = served
   app = create(state, None, frozenset({"127.0.0.1"}))
   with in_thread(app, port):

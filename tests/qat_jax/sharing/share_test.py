@@ -73,11 +73,6 @@ def run(adapter, tmp_path):
   return tmp_path / "run"
 
 
-@pytest.fixture
-def features():
-  return np.random.default_rng(0).normal(size=(5, WIDTH)).astype(np.float32)
-
-
 def test_an_exported_adapter_is_the_same_adapter_without_the_paths_of_its_machine(adapter, run, tmp_path):
   qat_jax.export(run, tmp_path / "mine")
   again = qat_jax.load(tmp_path / "mine")

@@ -11,11 +11,6 @@ import qat_jax
 from tests.qat_jax.serve.web.clients import client_of, code, ids, png
 
 
-@pytest.fixture(scope="module")
-def client(served):
-  return client_of(served)
-
-
 def test_a_search_says_rank_score_metadata_and_how_far_items_moved(client, served):
   answer = client.post("/v1/search", json={"query": "a red box", "k": 4, "mode": "both"}).json()
   assert answer["query_type"] == "text" and answer["notes"] == [] and "adapted" in answer["milliseconds"]

@@ -2,6 +2,12 @@ import pytest
 from playwright.sync_api import sync_playwright
 
 from tests.qat_jax.serve.web.browsers import CHROMIUM
+from tests.qat_jax.serve.web.clients import client_of
+
+
+@pytest.fixture(scope="module")
+def client(served):
+  return client_of(served)
 
 
 @pytest.fixture(scope="module")

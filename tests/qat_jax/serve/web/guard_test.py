@@ -4,17 +4,10 @@ import hmac
 import logging
 import threading
 
-import pytest
-
 from qat_jax.serve import limits
 from qat_jax.serve.limits import Limits, Refused
 from qat_jax.serve.web.guard import FILES
 from tests.qat_jax.serve.web.clients import client_of, code
-
-
-@pytest.fixture(scope="module")
-def client(served):
-  return client_of(served)
 
 
 def test_a_key_is_asked_of_everything_but_the_page_and_health(served):

@@ -11,11 +11,6 @@ from qat_jax.keeping import KeptMarks, read_marks
 from tests.qat_jax.serve.web.clients import client_of, code, ids
 
 
-@pytest.fixture(scope="module")
-def client(served):
-  return client_of(served)
-
-
 def image_scores(served, positions):
   rows_QD = np.asarray(served.frozen[np.array(positions)], np.float32)
   return rows_QD, np.asarray(qat_jax.score(served.adapter(rows_QD, "image"), served.prepared["image"]))

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 
 from qat_jax.serve.web import server
+from tests.processes import free_port
 
 PROGRAM = """
 from qat_jax.serve import encoding
@@ -23,12 +23,6 @@ encoding.SIZES = (1,)  # compiles less
 from qat_jax.cli import main
 main()
 """
-
-
-def free_port():
-  with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    return free.getsockname()[1]
 
 
 def start(settings, port, *more, **environment):

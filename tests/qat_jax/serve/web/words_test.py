@@ -8,11 +8,6 @@ from tests.qat_jax.serve.web.clients import client_of, code, ids
 COLOURS = ASPECTS["colour"]
 
 
-@pytest.fixture(scope="module")
-def client(served):
-  return client_of(served)
-
-
 def test_an_aspect_by_name_and_one_that_is_brought_along_are_the_same(client):
   assert client.get("/v1/info").json()["aspects"] == ["colour", "shape"]
   asked = {"query": {"item": "shop/3"}, "k": 11}
