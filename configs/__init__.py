@@ -1,7 +1,5 @@
 """Recipes: one file each, whose docstring gives the command, the time it takes and the result to expect."""
 
-from __future__ import annotations
-
 import pathlib
 import re
 from logging import Formatter

@@ -1,7 +1,5 @@
 """What can be known to be wrong of an evaluation before any long work: methods, shortlist, benchmark."""
 
-from __future__ import annotations
-
 from ml_collections import ConfigDict
 
 from eval import methods

@@ -9,8 +9,6 @@ all collages; the box is right where the centre of a right collage's best crop l
 the first ten count, and then all of them.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from typing import Any

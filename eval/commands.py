@@ -1,7 +1,5 @@
 """What the small programs of eval share: their flags, how they start and end, and the file that their figures go to."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json

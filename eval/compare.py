@@ -10,8 +10,6 @@ test mAP, mean ± standard deviation over runs. Its differences are paired by qu
 being the mean over runs.
 """
 
-from __future__ import annotations
-
 import argparse
 import functools
 from collections.abc import Sequence

@@ -8,8 +8,6 @@ share of all pairs that are of one original. The threshold with the best harmoni
 used on the test split.
 """
 
-from __future__ import annotations
-
 import io
 import json
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """A gallery as an adapter wants it: on the device where it is small, else streamed; a map is written to disk once."""
 
-from __future__ import annotations
-
 import pathlib
 from typing import Any
 

@@ -4,8 +4,6 @@ Results lie in a file of their own for each method, so that an evaluation that w
 file counts only while everything that decides it is as it was; else a line says what differs, and it is made anew.
 """
 
-from __future__ import annotations
-
 import ast
 import functools
 import hashlib

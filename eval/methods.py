@@ -4,8 +4,6 @@ Heads come from the run's adapter and candidates, or are fitted on its training 
 lie in eval/baselines.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib.util
 import os

@@ -10,8 +10,6 @@ item's probability, in ten bins. Errors are standard errors over families. Figur
 ten drawings of its families.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from pathlib import Path

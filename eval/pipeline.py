@@ -3,8 +3,6 @@
 A method's results are cached in the working folder, and not computed again while nothing that decides them has changed.
 """
 
-from __future__ import annotations
-
 import datetime
 import pathlib
 

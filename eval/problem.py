@@ -4,8 +4,6 @@ Easy, medium and hard of revisited Oxford are three tasks of one problem; a benc
 problems. A retrieval set's test split has a problem for each type of query.
 """
 
-from __future__ import annotations
-
 import pathlib
 from typing import Any, NamedTuple
 

@@ -9,8 +9,6 @@ and writes WORKDIR/published.md and .json with the published figures beside them
 Words that begin with --config. go to training and measuring, such as --config.train.steps=2000.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

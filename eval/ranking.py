@@ -1,7 +1,5 @@
 """How a method ranks: what it does with a gallery."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

@@ -5,8 +5,6 @@ python -m eval.score --benchmark gldv2 --solution CSV --predictions CSV
 python -m eval.score --benchmark roxford5k --gnd FILE --ranks FILE      (rparis6k, oxford5k, paris6k and instre alike)
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from eval import commands

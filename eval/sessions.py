@@ -12,8 +12,6 @@ For image queries, also what two and three pictures of one thing find: the query
 taken out of it for any number of pictures.
 """
 
-from __future__ import annotations
-
 import collections
 import itertools
 from collections.abc import Callable, Sequence

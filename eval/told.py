@@ -8,8 +8,6 @@ Phrases are in plain words that the captions have. Figures are mAP × 100 over t
 bootstrap intervals of differences, paired by query. `q′ alone` is the told query without the length of T z.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple

@@ -4,8 +4,6 @@ A query's map is  T = diag(gate) + left @ rightᵀ.  Nothing here forms T: every
 or less.
 """
 
-from __future__ import annotations
-
 import chex
 import jax
 import jax.numpy as jnp

@@ -4,8 +4,6 @@ A folder holds `adapter.json` (width, forms, settings, provenance, the parameter
 adapter.json is written last and whole, so a kill at any moment leaves the old adapter or the new one.
 """
 
-from __future__ import annotations
-
 import functools
 import os
 import pathlib

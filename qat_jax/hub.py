@@ -1,7 +1,5 @@
 """The Hugging Face hub: downloads and uploads folders of adapters and released checkpoints."""
 
-from __future__ import annotations
-
 import os
 import pathlib
 from collections.abc import Sequence

@@ -16,8 +16,6 @@ A record has:
 Nothing about who marked is in it. A folder takes LIMIT bytes.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

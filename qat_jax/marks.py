@@ -6,8 +6,6 @@ it did. Otherwise the sum is ranked term by term (`qat_jax.search.sums`). What a
 the answer and nothing more: to subtract it was measured to harm.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Shared by all programs: errors and signals that end in one line, provenance, and the lines of metrics.jsonl."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib.metadata
 import json

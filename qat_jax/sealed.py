@@ -3,8 +3,6 @@
 A record without a checksum, which an earlier version wrote, is read as it is.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

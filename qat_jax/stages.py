@@ -4,8 +4,6 @@ A stage writes the *fingerprint* of all its inputs beside or inside its result. 
 in the fingerprint has changed. A change is named with the old and the new value.
 """
 
-from __future__ import annotations
-
 import concurrent.futures
 import contextlib
 import errno

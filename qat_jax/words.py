@@ -11,8 +11,6 @@ U S Vᵀ, are the directions along which the aspect varies, in pictures as in te
 An encoder's texts and pictures lie apart. So `alike` and `change` take out the direction m of the gallery's mean.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import pathlib

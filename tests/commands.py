@@ -1,7 +1,5 @@
 """The commands and snippets that the documents, docstrings and notebooks show; see docs_test.py."""
 
-from __future__ import annotations
-
 import ast
 import itertools
 import json

@@ -3,8 +3,6 @@
 After a format's number has risen, run it on a new folder and add what has the new number to tests/data/formats.
 """
 
-from __future__ import annotations
-
 import os
 import pathlib
 import sys

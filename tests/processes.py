@@ -1,7 +1,5 @@
 """Real processes that train together on this machine, as on many hosts; see train/hosts and faults/hosts.py."""
 
-from __future__ import annotations
-
 import os
 import pathlib
 import socket

@@ -4,8 +4,6 @@ Prints lines of product and tests, the longest function and file, and public nam
 status 1 where a limit is exceeded, and says what exceeds it.
 """
 
-from __future__ import annotations
-
 import ast
 import collections
 import pathlib

@@ -6,8 +6,6 @@ environment variable (MALLOC_…) would do the same for the whole program, which
 head, because large pieces that are freed only once would stay too.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 from collections.abc import Iterator

@@ -4,8 +4,6 @@ A pair is a query row and an image row of the same instance; the rows of a batch
 queries list their relevant images, a pair is a query and one image of its list, and a batch has no query twice.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple, cast
 
 import jax

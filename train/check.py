@@ -3,8 +3,6 @@
 Unknown keys are found elsewhere: a recipe is locked.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from ml_collections import ConfigDict

@@ -1,7 +1,5 @@
 """Ensembles: a head is trained from several seeds and averaged."""
 
-from __future__ import annotations
-
 import pathlib
 from collections.abc import Callable, Sequence
 

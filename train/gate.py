@@ -1,7 +1,5 @@
 """The validation gate: which candidate of a query type serves, and the account that it gives of the choice."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from qat_jax.fit.parts import ladder, part_of

@@ -1,7 +1,5 @@
 """Candidates that are trained by gradient: a form, with the contrastive loss, on one query type's material."""
 
-from __future__ import annotations
-
 import math
 import pathlib
 

@@ -5,8 +5,6 @@ one: checkpoints hold the whole state, and batches and randomness depend only on
 (`train.hosts`) the axis of the pmap, and with it the negatives, spans the devices of all.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import json

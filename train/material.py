@@ -1,7 +1,5 @@
 """What the candidates of one query type are made from, and the candidate that a recipe tells in words."""
 
-from __future__ import annotations
-
 import functools
 import pathlib
 from collections.abc import Callable

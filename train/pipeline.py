@@ -4,8 +4,6 @@ A stage whose result is in the working folder is skipped. With several processes
 and the others read its result; all train heads together.
 """
 
-from __future__ import annotations
-
 import functools
 import pathlib
 from typing import Any

@@ -5,8 +5,6 @@ that was made from anything else is refused. Of several processes (`train.hosts`
 what is trained by gradient is trained by all.
 """
 
-from __future__ import annotations
-
 import pathlib
 import shutil
 import time

@@ -4,8 +4,6 @@ Randomness comes from a key for every row of the global batch, so that it does n
 devices.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

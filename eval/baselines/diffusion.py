@@ -5,8 +5,6 @@ O(N²·D) for the graph of N items (k edges each at most). Online `diffusion` co
 `diffusion_shortlist` a search and O(S·k·steps) for the S items of its shortlist, whatever N is.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple

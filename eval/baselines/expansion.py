@@ -3,8 +3,6 @@
 Online two searches of the gallery a query; nothing is fitted but two numbers, and nothing is kept.
 """
 
-from __future__ import annotations
-
 import itertools
 from typing import Any
 

@@ -4,8 +4,6 @@ Offline O(N²·D) time for the exact neighbours, in blocks, and O(N·k) memory; 
 gradients, for each query.
 """
 
-from __future__ import annotations
-
 import jax
 import numpy as np
 from scipy import sparse

@@ -4,8 +4,6 @@ AP@100 with repeated predictions skipped; the mean is over every query of the so
 those without predictions too.
 """
 
-from __future__ import annotations
-
 import csv
 import logging
 from collections.abc import Mapping, Sequence

@@ -3,8 +3,6 @@
 Rows are read when asked for, so a file may be larger than memory.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

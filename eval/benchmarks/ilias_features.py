@@ -1,7 +1,5 @@
 """ILIAS from published features: image queries and text queries over positives and any number of distractor files."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 

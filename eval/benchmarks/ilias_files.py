@@ -1,7 +1,5 @@
 """ILIAS's files of results: similarities as JSON or pickle, as the official search writes them. No pickle is run."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Several stores of features as one gallery, in the order given: a benchmark's own images and its distractors."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any

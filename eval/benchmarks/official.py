@@ -4,8 +4,6 @@ Features lie in `features`: ILIAS's published HDF5 files; for the others the fol
 docs/data.md has them, with the benchmark's own ids.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path

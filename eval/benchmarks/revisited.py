@@ -5,8 +5,6 @@ mP@1, 5, 10 with junk removed. A gallery is the set's own images, in the order o
 distractors.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 A pickle is a program. Ground truths hold lists, dicts, texts and NumPy arrays, and only what builds those is allowed.
 """
 
-from __future__ import annotations
-
 import collections
 import io
 import pickle

@@ -1,7 +1,5 @@
 """What every benchmark comes down to: queries, a gallery, what is right, and the benchmark's own rule."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence

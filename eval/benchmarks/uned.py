@@ -7,8 +7,6 @@ repository has a line PATH,LABEL,DOMAIN for each of these rows, in the same orde
 domain, so an instance is a pair of both. The formats are those of ILIAS's own programs (linear_adaptation/).
 """
 
-from __future__ import annotations
-
 import re
 import shutil
 from collections.abc import Sequence

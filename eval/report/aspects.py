@@ -1,7 +1,5 @@
 """One toy, three aspects, three rankings: the demo's image queries told in words what counts. Nothing is trained."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable

@@ -4,8 +4,6 @@ On light ground a toy asks for its shape in any colours, on dark ground for its 
 to a few such queries; what is static is the best such head of the run. Validation chooses both.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 Everything is made of the rows of `eval.report.results.summarise`; pictures and plots lie in the page as data URIs.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import string

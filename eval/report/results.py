@@ -3,8 +3,6 @@
 They are worked out once, by `summarise`; every table and plot reads its rows.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,7 +1,5 @@
 """Contact sheets: a query's ranking before and after, as rows of pictures with the relevant ones framed."""
 
-from __future__ import annotations
-
 import base64
 import io
 import textwrap

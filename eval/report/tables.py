@@ -1,7 +1,5 @@
 """The rows of an evaluation as text, Markdown, and the content of metrics.json."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Iterable, Sequence
 

@@ -4,8 +4,6 @@ Each file beside this one has a group of commands; its `add` functions describe 
 of the package is imported when its command runs.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

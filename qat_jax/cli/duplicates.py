@@ -1,7 +1,5 @@
 """The command duplicates: items of a feature folder that are the same picture."""
 
-from __future__ import annotations
-
 import argparse
 
 from qat_jax.cli.flags import add_command, place

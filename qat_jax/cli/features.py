@@ -1,7 +1,5 @@
 """The commands extract and split: pictures → features → a retrieval set."""
 
-from __future__ import annotations
-
 import argparse
 
 from qat_jax.cli.flags import add_cluster, add_command, place

@@ -1,7 +1,5 @@
 """What the commands have in common: one style of help, and flags that several of them take."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable, Sequence
 

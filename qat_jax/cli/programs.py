@@ -3,8 +3,6 @@
 This process becomes the program train.main or eval.main; the library imports neither.
 """
 
-from __future__ import annotations
-
 import argparse
 import functools
 import os

@@ -1,7 +1,5 @@
 """The commands rank, serve and learn: search with an adapter, and what the marks of searches teach it."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any

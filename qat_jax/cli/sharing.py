@@ -1,7 +1,5 @@
 """The commands convert, export and push: adapters from others and for others."""
 
-from __future__ import annotations
-
 import argparse
 
 from qat_jax.cli.flags import add_command, place

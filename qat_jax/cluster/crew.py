@@ -4,8 +4,6 @@ Each place (a shard of a gallery, or the only stage) has one or several actors. 
 `Lost`, and the caller asks again. The actor is started anew, on another node if its own is gone.
 """
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import logging

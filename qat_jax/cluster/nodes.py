@@ -3,8 +3,6 @@
 An actor gets, once, a function: paths, settings, parameters. Features it reads from the file system by itself.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import importlib.metadata

@@ -4,8 +4,6 @@ The function writes its shard to disk and returns only an account of it; a shard
 On a cluster a copy of the function works on every node, with files that all nodes can read.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 

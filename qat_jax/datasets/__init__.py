@@ -4,8 +4,6 @@ A source is anything with `len(source)` and `source[i]` → {"id": str, "image":
 "caption": str or None, "instance": str or None}.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from qat_jax.datasets.sources import BOX, Source, UnreadableImage

@@ -1,7 +1,5 @@
 """Tables of files and of Arrow, by the rules of `tables`: rows read, and columns typed, widened and checked."""
 
-from __future__ import annotations
-
 import csv
 import io
 import logging

@@ -1,7 +1,5 @@
 """Files of a corpus, here or wherever fsspec reaches: listed in order, read by ranges; and what is left out of it."""
 
-from __future__ import annotations
-
 import bisect
 import functools
 import importlib.util

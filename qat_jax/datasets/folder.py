@@ -5,8 +5,6 @@ pictures/captions.csv      file,caption,instance     (or .tsv, .jsonl, .parquet;
 pictures/train/metadata.csv, pictures/test/metadata.csv, …     where the folder itself has no table
 """
 
-from __future__ import annotations
-
 import os
 import unicodedata
 from pathlib import Path

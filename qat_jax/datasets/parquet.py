@@ -1,7 +1,5 @@
 """Parquet files with encoded images in a column as a source with random access, as dataset hubs publish them."""
 
-from __future__ import annotations
-
 import bisect
 import itertools
 import os

@@ -1,7 +1,5 @@
 """Pictures from files and bytes: the one place where they are opened and become RGB."""
 
-from __future__ import annotations
-
 import functools
 import io
 from typing import Any

@@ -1,7 +1,5 @@
 """Which source fills which place of a retrieval set: train, and gallery and queries of val and test."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import os

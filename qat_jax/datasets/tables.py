@@ -4,8 +4,6 @@ A text is UTF-8. A column's name is stripped, and known names are lower case. A 
 of which the first counts. An id or an instance is a text: 3, 3.0 and "3" are the same. Other columns stop nothing.
 """
 
-from __future__ import annotations
-
 import decimal
 import json
 import math

@@ -4,8 +4,6 @@ Some builders need TensorFlow to prepare their files, `tfds build NAME --file_fo
 needs neither it nor the builder's code.
 """
 
-from __future__ import annotations
-
 import os
 from typing import Any
 

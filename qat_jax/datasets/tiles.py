@@ -4,8 +4,6 @@ One feature of a picture with nine things says little of any of them. A crop abo
 has the id of its `picture` and its box in it, so that `rank(…, group="picture")` ranks pictures by their best crop.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -3,8 +3,6 @@
 A view is drawn from the picture, its id and the view's number alone: the same at every run.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Sequence

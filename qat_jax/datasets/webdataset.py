@@ -3,8 +3,6 @@
 A shard's headers are read once, when it is opened; after that an item is one read of its bytes, here or over the net.
 """
 
-from __future__ import annotations
-
 import collections
 import logging
 import os

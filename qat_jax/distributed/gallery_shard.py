@@ -1,7 +1,5 @@
 """A shard of a gallery on a cluster: what its actors do, where they are, and whether shards fit together."""
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import functools

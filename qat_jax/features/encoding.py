@@ -1,7 +1,5 @@
 """Records → the features of one kind, in full batches; those of pictures that were encoded before are copied."""
 
-from __future__ import annotations
-
 import time
 from typing import Any
 

@@ -4,8 +4,6 @@ A shard is a range of positions of the source and batches never cross it, so an 
 the first missing shard and ends with the same bytes as one that was not.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import errno
 import hashlib

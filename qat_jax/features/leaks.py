@@ -1,7 +1,5 @@
 """What training shares with validation or test: a memory of training pairs would answer such queries by heart."""
 
-from __future__ import annotations
-
 import itertools
 import logging
 from collections.abc import Iterator

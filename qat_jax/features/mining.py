@@ -3,8 +3,6 @@
 Queries go block by block through the library's own search; positions are stored, not vectors.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import io
 import json

@@ -1,7 +1,5 @@
 """A gallery's rows → those that an adapter's queries are scored against, written once, shard by shard."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 from collections.abc import Callable

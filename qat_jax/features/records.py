@@ -1,7 +1,5 @@
 """The records of a source: read ahead by threads, their images decoded, and as rows of metadata."""
 
-from __future__ import annotations
-
 import collections
 import concurrent.futures
 from collections.abc import Iterable, Iterator

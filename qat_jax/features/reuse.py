@@ -4,8 +4,6 @@ Beside the features of an extraction lies one digest a row, of the picture's byt
 has grown takes the rows of the pictures that it had already.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Iterable, Mapping

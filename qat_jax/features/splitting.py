@@ -4,8 +4,6 @@ Rows are drawn by a hash of their instance, so that the same seed gives the same
 beside its place, and gets its name when it is whole.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from pathlib import Path

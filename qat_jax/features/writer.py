@@ -4,8 +4,6 @@ A folder under construction holds `incomplete/`: the plan, and a note for every 
 last, so a folder with it is finished. Every file is renamed into place, so a kill at any moment costs one shard.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -1,7 +1,5 @@
 """A candidate on disk: an adapter with one head, and the average precision of each validation query with it."""
 
-from __future__ import annotations
-
 import io
 import pathlib
 

@@ -4,8 +4,6 @@ Rows are read in chunks of whole instances and added up in float64. So memory is
 and every setting of the shrinkage is made from the sums, without reading again.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple

@@ -4,8 +4,6 @@ Strong with few labels. They rest on S_w, the scatter of images around their ins
 an image, save that the mean of the captions is subtracted instead. Float64 inside, O(M·D² + D³) to fit on M images.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any

@@ -4,8 +4,6 @@ The rows are read in chunks of whole instances: once for the instances' means, w
 sums of squares a cluster, float64. Every setting of the shrinkage is made from these sums, without reading again.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Sequence

@@ -7,8 +7,6 @@ again: half of a query's marks teach, the other half is looked for, and the othe
 of the adapter, which nobody marked, must not lose more than the 95 % interval of their difference.
 """
 
-from __future__ import annotations
-
 import base64
 import collections
 import dataclasses

@@ -4,8 +4,6 @@ Nearest-neighbour normalisation beside any head, and its relatives for the plain
 CSLS and inverted softmax.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 

@@ -5,8 +5,6 @@ modality gap). A step costs O(B·C·E) for a batch of B and C training instances
 O(N·D·E) for N items, online one D×E product a query. `without` trains nothing: its map is made of words.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping
 

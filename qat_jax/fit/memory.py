@@ -4,8 +4,6 @@ A query moves as training queries like it would have to, to reach their images; 
 like it are called. Each costs O(M·D) for M pairs, an item offline.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """The parts that are tried beside a head, and how candidates are named by them: `query_only_remembering_levelled`."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 
 import jax

@@ -4,8 +4,6 @@ A text query is mapped like an image, save that the mean of the captions is subt
 Offline O(M·D² + D³) to fit on M images and O(N·D·E) for N items.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator
 

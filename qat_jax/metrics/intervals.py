@@ -1,7 +1,5 @@
 """How sure a mean over queries is: bootstrap intervals, paired ones, and an error by group."""
 
-from __future__ import annotations
-
 import numpy as np
 
 

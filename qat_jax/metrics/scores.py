@@ -1,7 +1,5 @@
 """Metrics of scored items, equal scores as the official programs of ILIAS and INQUIRE take them."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from qat_jax.metrics.rankings import ratio

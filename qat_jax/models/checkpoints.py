@@ -1,7 +1,5 @@
 """Checkpoints of a run in progress, and adapters as orbax saved them: the only file that imports orbax, on use."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import gc

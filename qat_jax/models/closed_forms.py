@@ -1,7 +1,5 @@
 """Forms that nothing trains: the frozen feature, and the maps that `qat_jax.fit` computes."""
 
-from __future__ import annotations
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp

@@ -4,8 +4,6 @@ A draw of `jax.random` is twenty rounds of Threefry, and two numbers are drawn t
 took longer than its largest matrix product.
 """
 
-from __future__ import annotations
-
 import math
 
 import flax.linen as nn

@@ -1,7 +1,5 @@
 """The average of a few heads of one form, trained from different seeds: one forward pass, one adaptation."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import flax.linen as nn

@@ -5,8 +5,6 @@ centre is nearest. An item is looked at by every expert: what expert k takes off
 item is K + 1 numbers wider, and the score stays one inner product. `qat_jax.fit.experts` computes the experts.
 """
 
-from __future__ import annotations
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp

@@ -7,8 +7,6 @@ After "QuARI: Query Adaptive Retrieval Improvement" (arXiv 2505.21647), section 
 docstrings name.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import flax.linen as nn

@@ -4,8 +4,6 @@ adapter.json (width, forms, settings, provenance, the parameters' checksum) is w
 moment leaves the adapter that was there before, or the new one.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import pathlib

@@ -5,8 +5,6 @@ nearest-neighbour normalisation, and its relatives. The number is one more coord
 inner product, and any index serves it.
 """
 
-from __future__ import annotations
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp

@@ -5,8 +5,6 @@ The captions t_i of the training images v_i nearest to an item say what such ima
 query costs O(M·D) for M pairs, and an item the same, once, offline.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

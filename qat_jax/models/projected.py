@@ -1,7 +1,5 @@
 """Items with captions in fewer numbers: projected on the directions that such items lie along, and the query alike."""
 
-from __future__ import annotations
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp

@@ -5,8 +5,6 @@ that the encoder's residual stream already holds. Left and right tokens start eq
 stay equal, which the shorter form uses. Our own `paper` and `adaptive` have neither quirk.
 """
 
-from __future__ import annotations
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp

@@ -4,8 +4,6 @@ A `weights.pt` is a zip archive: a pickle that describes the tensors, and one fi
 a program, so this one may name only what describes a tensor; anything else is refused before it runs.
 """
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import io

@@ -4,8 +4,6 @@ After "QuARI: Query Adaptive Retrieval Improvement" (arXiv 2505.21647), section 
 docstrings name.
 """
 
-from __future__ import annotations
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp

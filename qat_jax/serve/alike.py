@@ -1,7 +1,5 @@
 """Near-duplicates of a feature folder as a file, and as a page with the pictures side by side."""
 
-from __future__ import annotations
-
 import base64
 import html
 import os

@@ -3,8 +3,6 @@
 Done block by block of queries. A finished block lies in a folder beside the output, so that a killed run goes on.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import logging

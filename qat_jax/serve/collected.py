@@ -1,7 +1,5 @@
 """The items of several blocks as those of one gallery; the dead among them are not there."""
 
-from __future__ import annotations
-
 import functools
 import json
 from collections.abc import Sequence

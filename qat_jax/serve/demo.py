@@ -1,7 +1,5 @@
 """Draws toys with captions as a folder of pictures: python -m qat_jax.serve.demo PICTURES, as make serve calls it."""
 
-from __future__ import annotations
-
 import argparse
 import csv
 import os

@@ -1,7 +1,5 @@
 """What encodes queries: texts and pictures → features, in batches of few sizes, so that few shapes are compiled."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """The files of a ranking job: reads queries, their ids and shortlists, and makes tables of rankings."""
 
-from __future__ import annotations
-
 import itertools
 import os
 from collections.abc import Mapping

@@ -4,8 +4,6 @@ With captions or instances it learns from these, else from made views of each pi
 program decides whether anything is better than the plain score; what it found is told, whatever it is.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """What a request may ask for, who may ask, and how often. A refusal says what to do."""
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import hashlib

@@ -4,8 +4,6 @@ A snapshot shares with the one before the arrays of all blocks that have not cha
 searches of a size need is compiled before a block of that size is shown: a search compiles nothing.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import threading

@@ -1,7 +1,5 @@
 """The command migrate: a collection of one encoder → one of another, to be searched before all of it is encoded."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Folders and names → a `Service`: everything is read and checked before anything serves."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """Pictures: those of items, by id alone, from one folder; and those that people send, within limits."""
 
-from __future__ import annotations
-
 import base64
 import binascii
 import collections

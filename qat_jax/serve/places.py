@@ -1,7 +1,5 @@
 """What `qat-jax serve PICTURES` is told: where the pictures are, where what is made of them lies, and its encoder."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from pathlib import Path

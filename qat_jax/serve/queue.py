@@ -4,8 +4,6 @@ While a batch is computed the next one gathers, so under load batches grow by th
 arrive.
 """
 
-from __future__ import annotations
-
 import collections
 import concurrent.futures
 import threading

@@ -1,7 +1,5 @@
 """Terms → rankings: many terms in one batch, and searches with several terms by the sums of their scores."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any

@@ -3,8 +3,6 @@
 All queries are ranked and then written at once. Words and marks are seldom told for more queries than fit in memory.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from pathlib import Path

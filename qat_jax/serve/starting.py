@@ -5,8 +5,6 @@ encoder: the collection, and `learnt`, the run of the training program where the
 added by the API.
 """
 
-from __future__ import annotations
-
 import errno
 import logging
 import threading

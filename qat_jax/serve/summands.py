@@ -3,8 +3,6 @@
 Here each query has summands of its own, however many; `ranking` puts those of many queries into one batch.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 

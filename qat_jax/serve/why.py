@@ -1,7 +1,5 @@
 """Why a result is where it is: plain and adapted score, rank before and after, and what moved the query."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from typing import Any

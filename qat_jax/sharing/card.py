@@ -4,8 +4,6 @@ Both are made from what the adapter itself records and from the report of its ev
 not measured.
 """
 
-from __future__ import annotations
-
 import os
 import pathlib
 import re

@@ -4,8 +4,6 @@ Each head is a file of its own, `text` and `image`. A folded query is what an in
 gallery is asked with; heads that widen the gallery's items widen it alike.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import logging

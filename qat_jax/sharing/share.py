@@ -4,8 +4,6 @@ The folder holds what `load` reads, README.md (the card) and config.json; where 
 program from query to folded query, for servers without the adapter.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import fnmatch
 import json

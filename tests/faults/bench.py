@@ -1,7 +1,5 @@
 """Where campaigns work: the material, what every stage makes of it undisturbed, and a fresh folder for each case."""
 
-from __future__ import annotations
-
 import functools
 import pathlib
 import shutil

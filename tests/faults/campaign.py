@@ -4,8 +4,6 @@ Seeded, bounded in time, and gone on with where it was stopped: what was tried l
 table in docs/notes/reliability.md is made of those lines with --write. Ends with status 1 where anything was wrong.
 """
 
-from __future__ import annotations
-
 import os
 
 os.environ |= {"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1", "XLA_FLAGS": ""}

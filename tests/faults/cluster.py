@@ -7,8 +7,6 @@ loses one process (or all those of a node) to SIGKILL at a random moment, and is
 its files are those of an undisturbed single process, none is half, and none that was whole was written again.
 """
 
-from __future__ import annotations
-
 import argparse
 import collections
 import contextlib

@@ -1,7 +1,5 @@
 """Malformed files of every kind that we read, from a seed: each function writes one into an empty folder."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

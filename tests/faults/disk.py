@@ -4,8 +4,6 @@ A stage that finds no room ends in one line, and with room again it goes on to w
 that is cut short or has bytes changed is found and named, or harms nothing: never another result.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import pathlib

@@ -3,8 +3,6 @@
 A child reads a hundred of them. No traceback, no more than 10 s and 2 GB, and nothing is executed or written.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import io

@@ -3,8 +3,6 @@
 A job works in a folder of its own, into which what it reads was copied; `made` says what it left, without times.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import hashlib

@@ -4,8 +4,6 @@ After SIGKILL no file has its final name without its final content; after the re
 undisturbed run makes. SIGTERM and Ctrl-C end a program within 5 s, in one line that says how to go on.
 """
 
-from __future__ import annotations
-
 import random
 import shutil
 import signal

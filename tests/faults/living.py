@@ -4,8 +4,6 @@ After the restart it holds exactly what was acknowledged, or the one change more
 its rankings are those of an array of its items, bit for bit. Changes are drawn from a seed, so both sides know them.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import os

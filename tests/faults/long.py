@@ -1,7 +1,5 @@
 """The long campaign: mixed ranking with changing batch sizes and k; memory stays flat, nothing is compiled any more."""
 
-from __future__ import annotations
-
 import os
 import pathlib
 import random

@@ -4,8 +4,6 @@ Each tests/faults/mutations/NAME.patch is applied to a copy of the checkout, in 
 names is run; it has to find something wrong. Ends with status 1 where it does not.
 """
 
-from __future__ import annotations
-
 import os
 import pathlib
 import subprocess

@@ -3,8 +3,6 @@
 One wins and the other says who has it, or both are right; what stays is what one alone would have made.
 """
 
-from __future__ import annotations
-
 import random
 import shutil
 import time

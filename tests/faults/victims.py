@@ -4,8 +4,6 @@ The parent has imported everything and started nothing, so a child is there in m
 a time, or the number of a file event: an open for writing, a rename, a removal, a folder made.
 """
 
-from __future__ import annotations
-
 import errno
 import mmap
 import os

@@ -3,8 +3,6 @@
 Each is a change that a server would take with something in it replaced, or with its text cut or added to.
 """
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import io

@@ -3,8 +3,6 @@
 The result is a folder with the files of any CLIP on the hub, which `load_encoder` opens.
 """
 
-from __future__ import annotations
-
 import pathlib
 
 from absl import app, flags

@@ -1,7 +1,5 @@
 """Pictures and captions of toys → a small CLIP, as a folder with the files of any CLIP on the hub."""
 
-from __future__ import annotations
-
 import functools
 import pathlib
 from collections.abc import Sequence

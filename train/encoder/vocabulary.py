@@ -1,7 +1,5 @@
 """A byte-pair vocabulary in which given words are one token each; any other text falls apart into bytes."""
 
-from __future__ import annotations
-
 import itertools
 import pathlib
 from collections import Counter

@@ -6,8 +6,6 @@ out. A process that fails ends all others (`joining`), so no wait is endless. Ev
 all processes ask the same questions in the same order, and one that asks another is told so.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import json

@@ -4,8 +4,6 @@ JAX's coordinator, in process 0, introduces the processes to each other, and not
 process that leaves because of an error or a signal first tells the others why, and they end with that line.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

@@ -8,8 +8,6 @@ whole into pieces, and one of other data or settings is refused.
 This wants an accelerator: a step of 1,024 queries is about 40 TFLOP for the published form.
 """
 
-from __future__ import annotations
-
 import argparse
 import pathlib
 import time

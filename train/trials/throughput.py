@@ -4,8 +4,6 @@ One device, random features; the step is the one that `train.main` runs. A batch
 larger ones are not tried.
 """
 
-from __future__ import annotations
-
 import argparse
 import time
 from typing import Any

@@ -6,8 +6,6 @@ Both tell at times of the scene, which is another in every view of a toy: whoeve
 What a caption says is always true.
 """
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Callable
 

@@ -5,8 +5,6 @@ for toys of its colours in any shape. The gallery is that of another config. Bot
 and clutter: the ground alone differs. No map that is the same for all queries can answer both.
 """
 
-from __future__ import annotations
-
 import collections
 from collections.abc import Sequence
 from typing import Any

@@ -4,8 +4,6 @@ An object is a big shape with a texture, a smaller shape beside it, and a mark i
 list that is a pure function of nothing, so a family has the same members in every split and on every machine.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 

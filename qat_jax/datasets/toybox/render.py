@@ -3,8 +3,6 @@
 A view is a pure function of (toy, view number). Shapes are drawn as polygons at twice the size and reduced.
 """
 
-from __future__ import annotations
-
 import io
 import zlib
 

@@ -6,8 +6,6 @@ are in no gallery; its instance's other views are. A picture is drawn when it is
     source = toybox.source("test_gallery")
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -5,8 +5,6 @@ A folder holds `collection.json` (which base and which logs count), a base `rows
 then replaces collection.json: so either the old base and all logs count, or the new base and the new log.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import re

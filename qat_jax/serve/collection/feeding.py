@@ -4,8 +4,6 @@ An item is known by its id and by a digest of all that its source says of it (fo
 Where that differs its bytes are read; where these are known, under whatever name, its feature is taken over.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import itertools

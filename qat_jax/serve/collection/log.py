@@ -4,8 +4,6 @@ A frame is its head (length, and a checksum of that), a digest of its content, a
 off is told from damage: the first was never acknowledged and is left out, the second is an error.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import logging

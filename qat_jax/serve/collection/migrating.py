@@ -6,8 +6,6 @@ encoder that it was not fitted on; the best one places all other items. A placed
 content, so whoever feeds the collection encodes its picture, and the exact feature takes its place.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence

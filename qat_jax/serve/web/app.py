@@ -1,7 +1,5 @@
 """The web application: one table of routes, and who answers them."""
 
-from __future__ import annotations
-
 import asyncio
 import functools
 import logging

@@ -1,7 +1,5 @@
 """Requests → searches, without the web framework."""
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import json

@@ -1,7 +1,5 @@
 """The routes that change what is served. They want a key, and answer when the change is on the disk."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable
 from typing import Any

@@ -4,8 +4,6 @@ Its ids are positions in the gallery. Its indices are our two sides, `adapted` a
 their content type says. Fields that mean nothing here are accepted: deduplicate, the safety and aesthetic settings.
 """
 
-from __future__ import annotations
-
 import base64
 import contextlib
 from typing import Any

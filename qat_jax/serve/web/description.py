@@ -1,7 +1,5 @@
 """The routes' own words → the OpenAPI description. One table of routes makes both the application and this."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Awaitable, Callable, Sequence

@@ -3,8 +3,6 @@
 A middleware of plain ASGI: nothing that goes wrong behind it reaches a client as a traceback.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import time

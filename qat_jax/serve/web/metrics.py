@@ -1,7 +1,5 @@
 """What the server counts, for Prometheus: latency by stage, sizes of batches, the queue, errors."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest

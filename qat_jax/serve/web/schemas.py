@@ -1,7 +1,5 @@
 """What requests say, as pydantic models: the OpenAPI description is made of them."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr

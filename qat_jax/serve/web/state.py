@@ -1,7 +1,5 @@
 """What a running server holds, and the one way to its jitted calls."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """What was found → JSON, without the web framework."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Mapping
