@@ -43,7 +43,7 @@ class ParquetSource(Shards):
       raise ValueError(f"{self.shards[0].path} has no column of image bytes ({there}); name it {names}")
     files = list(zip(self.shards, footers, schemas, images, strict=True))
     self.left_out.add("Parquet files without image bytes", [file.name for file, *_, image in files if not image])
-    files = [(file, footer, schema, image) for file, footer, schema, image in files if image]
+    files = [file for file in files if file[-1]]
     self.shards, self.images = [file for file, *_ in files], [image for *_, image in files]
     self.columns = [self._kept(schema, file, image) for file, _, schema, image in files]  # clean → written names
     self.groups: list[list[int]] = []  # of each file: its row groups' first rows, and the count of all
@@ -88,7 +88,7 @@ class ParquetSource(Shards):
         chunks += columns.names(columns.utf8(column, name, place), place).drop_null().chunks
     columns.check_ids(pa.chunked_array(chunks, pa.string()), where)
 
-  def _kept(self, schema: pa.Schema, file: File, image: str) -> dict[str, str]:
+  def _kept(self, schema: pa.Schema, file: File, image: str | None) -> dict[str, str]:
     """Returns the columns of a file that are read, clean name → written name; notes those that cannot be kept."""
     written = tables.clean(schema.names, file.path)
     named = tables.caption_column(written, file.path)
