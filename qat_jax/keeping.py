@@ -49,7 +49,8 @@ class KeptMarks:
 
   def append(self, records: list[dict[str, Any]]) -> int:
     """Returns how many of the marks are new, once they are on the disk. Raises OSError, and then keeps none of them."""
-    lines = {hashlib.blake2b(text.encode(), digest_size=16).hexdigest(): text for text in map(_text, records)}
+    texts = (json.dumps({"format": FORMAT, **record}, sort_keys=True) for record in records)
+    lines = {hashlib.blake2b(text.encode(), digest_size=16).hexdigest(): text for text in texts}
     with self._lock:
       new = {digest: text for digest, text in lines.items() if digest not in self._known}
       if new:
@@ -102,7 +103,3 @@ def read_marks(folder: str | os.PathLike) -> Iterator[Mapping[str, Any]]:
       if record.get("format") != FORMAT:
         raise ValueError(f"{path} is of format {record.get('format')!r}, this version reads {FORMAT}: upgrade qat-jax")
       yield record
-
-
-def _text(record: Mapping[str, Any]) -> str:
-  return json.dumps({"format": FORMAT, **record}, sort_keys=True, ensure_ascii=True)

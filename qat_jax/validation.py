@@ -12,14 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qat_jax import metrics
 from qat_jax.adaptation import power_of_two, score
 from qat_jax.features.retrieval_set import Split
-from qat_jax.metrics import (
-  average_precision,
-  average_precision_of_parts,
-  average_precision_of_scores,
-  clustered_error,
-)
 from qat_jax.models.head import Head
 from qat_jax.types import Ranking, Relevance
 
@@ -96,7 +91,7 @@ class Validator:
         blocks = [np.asarray(score_QN) for _, score_QN in self._scores(head, head.prepare(piece_ND))]
         yield first, np.concatenate(blocks)[: len(self.query_QD)]
 
-    return average_precision_of_parts(parts, self.relevance)
+    return metrics.average_precision_of_parts(parts, self.relevance)
 
   def _scores(self, head: Head, item_NE: jax.Array) -> Iterator[tuple[int, jax.Array]]:
     """Yields the number of the first of QUERY_BLOCK queries, the last one repeated, and their scores of items (QN)."""
@@ -109,7 +104,7 @@ class Validator:
     """Returns the average precision of the queries from number `start` on, by their scores; others are padding."""
     queries = range(start, min(start + QUERY_BLOCK, len(self.query_QD)))
     if self.lists is None:
-      return average_precision_of_scores(np.asarray(score_QN)[: len(queries)], self.relevance.take(queries))
+      return metrics.average_precision_of_scores(np.asarray(score_QN)[: len(queries)], self.relevance.take(queries))
     rows = np.minimum(np.arange(start, start + QUERY_BLOCK), len(self.query_QD) - 1)
     positive_QP = self.lists.positive[rows]
     rank_QP = np.asarray(_ranks(score_QN, positive_QP, self.lists.ignored[rows]))
@@ -121,7 +116,7 @@ class Validator:
 
     Queries of one instance stand and fall together; the error counts them so (`metrics.clustered_error`).
     """
-    return float(np.mean(precision_Q - other_Q)), clustered_error(precision_Q - other_Q, self.group_Q)
+    return float(np.mean(precision_Q - other_Q)), metrics.clustered_error(precision_Q - other_Q, self.group_Q)
 
   def mildest(self, heads: Iterable[Head]) -> Head:
     """Returns the first of several heads, given from the mildest to the strongest, that the best does not clearly beat.
@@ -150,7 +145,7 @@ class Validator:
   def of_search(self, search: Callable[[np.ndarray, int], Ranking]) -> float:
     """Returns mAP, a fraction, of what a search of this gallery, (query_QD, k) → Ranking, finds in all of it."""
     ids_QN = np.asarray(search(self.query_QD, len(self.gallery)).ids)
-    return float(average_precision(ids_QN, self.relevance).mean())
+    return float(metrics.average_precision(ids_QN, self.relevance).mean())
 
 
 def groups(relevance: Relevance) -> np.ndarray:

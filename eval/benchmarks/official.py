@@ -175,18 +175,14 @@ def _score_ilias(flags: argparse.Namespace) -> dict:
   return Ilias.open(flags.root).score(similarities, flags.k, flags.similarities)
 
 
-def _score_ranks(flags: argparse.Namespace) -> dict:
-  return revisited.score_ranks(flags.gnd, revisited.read_ranks(flags.ranks), flags.benchmark, flags.distractors)
-
-
 def _unscored(flags: argparse.Namespace) -> dict:
   raise ValueError(f"{flags.benchmark} has no file of results; give its features to eval.main")
 
 
-def _score_landmarks(flags: argparse.Namespace) -> dict:
-  return gldv2.score_predictions(flags.solution, flags.predictions)
-
-
+_score_landmarks = lambda flags: gldv2.score_predictions(flags.solution, flags.predictions)
+_score_ranks = lambda flags: revisited.score_ranks(
+  flags.gnd, revisited.read_ranks(flags.ranks), flags.benchmark, flags.distractors
+)
 BENCHMARKS = {
   "ilias": Benchmark(_ilias, _score_ilias, ("root", "similarities")),
   "inquire": Benchmark(_inquire, _unscored),

@@ -162,7 +162,8 @@ def _hits(ids_QK: np.ndarray, relevance: Relevance) -> _Hits:
       f"a ranking of shape {ids_QK.shape} does not fit relevance for {len(relevance.positives)} queries; "
       "give one row of gallery positions for each query, in the same order"
     )
-  size = 1 + max([int(ids_QK.max(initial=0))] + [int(np.max(x)) for x in _all_lists(relevance) if len(x)])
+  lists = [*relevance.positives, *relevance.ignored]
+  size = 1 + max(int(np.max(x, initial=0)) for x in (ids_QK, *lists))
   marked = np.zeros(size + 1, bool)  # the last place is that of −1 and never marked
   hit_QK, dropped_QK = np.zeros(ids_QK.shape, bool), ids_QK < 0
   for query, ids_K in enumerate(ids_QK):
@@ -182,10 +183,6 @@ def _hits(ids_QK: np.ndarray, relevance: Relevance) -> _Hits:
     rank = rank - np.cumsum(dropped_QK, axis=1, dtype=np.int32)[row, column]
   starts_Q = np.searchsorted(row, np.arange(len(ids_QK)))
   return _Hits(row, rank, np.arange(len(row)) - starts_Q[row] + 1)
-
-
-def _all_lists(relevance: Relevance) -> list[np.ndarray]:
-  return [*relevance.positives, *relevance.ignored]
 
 
 def _counts(lists: Sequence[np.ndarray]) -> np.ndarray:

@@ -37,7 +37,10 @@ class Items:
     """Raises ValueError for ids that are missing or repeated."""
     check_ids(ids, where)
     ids = ids.cast(pa.large_string())  # of one array with 64-bit offsets, however much text
-    self.ids, self.columns = ids.combine_chunks(), _computable(columns)
+    # of types that Arrow can compare and take from: not all functions know all types
+    other = {pa.float16(): pa.float32(), pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
+    schema = pa.schema([field.with_type(other.get(field.type, field.type)) for field in columns.schema])
+    self.ids, self.columns = ids.combine_chunks(), columns.cast(schema)
     self._order = pc.sort_indices(self.ids)
     self._mask, self._groups = functools.lru_cache(MASKS)(self._mask_of), functools.lru_cache(MASKS)(self._groups_of)
 
@@ -231,12 +234,6 @@ def _scalar(name: str, kind: pa.DataType, value: Any, exact: bool = True) -> pa.
 
 def _is_number(value: Any) -> bool:
   return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _computable(table: pa.Table) -> pa.Table:
-  """Returns a table whose columns Arrow can compare and take from: not all functions know all types."""
-  other = {pa.float16(): pa.float32(), pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
-  return table.cast(pa.schema([field.with_type(other.get(field.type, field.type)) for field in table.schema]))
 
 
 def _readable(table: pa.Table) -> pa.Table:

@@ -21,6 +21,7 @@ from qat_jax.datasets.splits import kind_of, open_source
 from qat_jax.encoders import load_encoder
 from qat_jax.keeping import KeptMarks
 from qat_jax.models.head import Head
+from qat_jax.serve import places
 from qat_jax.serve.collected import Collected
 from qat_jax.serve.collection.collection import Collection
 from qat_jax.serve.collection.feeding import Feeder, Progress
@@ -31,17 +32,7 @@ from qat_jax.serve.limits import Limits
 from qat_jax.serve.living import ENDING, Living
 from qat_jax.serve.opening import SHARE, about_of, aspects_of, free_memory, shown_name
 from qat_jax.serve.pictures import Stored
-from qat_jax.serve.places import (
-  NOTICE,
-  TOY,
-  Place,
-  data_folder,
-  encoder_name,
-  features_in,
-  has_files,
-  known_encoder,
-  slug,
-)
+from qat_jax.serve.places import Place
 from qat_jax.serve.searches import Found
 from qat_jax.serve.service import Service
 from qat_jax.types import QUERY_TYPES, Pieces, check_encoders
@@ -67,12 +58,12 @@ class Running:
     Raises in one line for what is missing, damaged or does not fit.
     """
     self.place, self.limits, self.progress = place, limits, Progress()
-    store = features_in(place.pictures)
-    self.root = data_folder(place)
-    name = encoder_name(place, store, self.root)
+    store = places.features_in(place.pictures)
+    self.root = places.data_folder(place)
+    name = places.encoder_name(place, store, self.root)
     self.encoder = None if name in (None, "none") else load_encoder(str(name), batch_size=1)
-    self.folder = self.root / slug(name or "none")
-    known = known_encoder(self.encoder, store)
+    self.folder = self.root / places.slug(name or "none")
+    known = places.known_encoder(self.encoder, store)
     width = self.encoder.width if self.encoder is not None else store.width if store is not None else 0
     try:
       self.collection = Collection(self.folder, known, width, store)
@@ -80,7 +71,7 @@ class Running:
       if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
         raise
       raise OSError(f"{self.folder} cannot be written ({error.strerror}); say where: --data FOLDER") from error
-    files = place.images if store is not None else place.pictures if has_files(place.pictures) else None
+    files = place.images if store is not None else place.pictures if places.has_files(place.pictures) else None
     self.pictures = Stored(files, limits.image_pixels, self.root / "pictures", self.collection, self._from_source)
     self.migrated = told(self.folder)
     self.feeder: Feeder | None = None
@@ -103,8 +94,8 @@ class Running:
   def start(self, log: Callable[[str], Any]) -> None:
     """Shows what is there already, then encodes what is new, in threads."""
     log(f"{len(self.collection):,} items are in {self.folder}")
-    if self.encoder is not None and self.encoder.name == TOY:
-      log(NOTICE)
+    if self.encoder is not None and self.encoder.name == places.TOY:
+      log(places.NOTICE)
     self.living.start()
     if self.feeder is not None:
       for name, work in (("encoding", self._feed), ("progress", self._tell)):
@@ -222,7 +213,7 @@ class Running:
 
   def _template(self, adapter: Adapter | None) -> Service:
     place, collection = self.place, self.collection
-    notice = NOTICE if self.encoder is not None and self.encoder.name == TOY else ""
+    notice = places.NOTICE if self.encoder is not None and self.encoder.name == places.TOY else ""
     about = {**about_of(adapter, self.encoder), "notice": notice, "index": "exact"}
     model = adapter or Adapter(collection.width, {name: Head("plain", {}, {}) for name in QUERY_TYPES})
     empty = {

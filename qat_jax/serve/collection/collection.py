@@ -22,18 +22,8 @@ from qat_jax.features.shards import META
 from qat_jax.features.store import FeatureStore, write_features
 from qat_jax.features.writer import FeatureWriter
 from qat_jax.sealed import check_format, read_record, write_record
-from qat_jax.serve.collection import log
-from qat_jax.serve.collection.blocks import (
-  HIDDEN,
-  Block,
-  Blocks,
-  Change,
-  Item,
-  as_frame,
-  by_batch,
-  concatenated,
-  from_frame,
-)
+from qat_jax.serve.collection import blocks, log
+from qat_jax.serve.collection.blocks import HIDDEN, Block, Blocks, Change, Item, by_batch, concatenated
 from qat_jax.stages import checksum, lock
 from qat_jax.types import EncoderName, check_encoders
 
@@ -98,7 +88,7 @@ class Collection:
     for number in numbers:
       frames, size = log.read(self.folder / f"log-{number}")
       for frame in frames:
-        self._apply(from_frame(frame, width, self.dtype))
+        self._apply(blocks.from_frame(frame, width, self.dtype))
     self._number = numbers[-1] if numbers else about["log"]
     self._log = log.Log(self.folder / f"log-{self._number}", size)
     self._before = sum((self.folder / f"log-{number}").stat().st_size for number in numbers[:-1])
@@ -158,9 +148,9 @@ class Collection:
   def changed(self, make: Callable[[Blocks], Change]) -> None:
     """As `change`, of what a function makes of the items as they are, while nothing else changes."""
     with self._lock:
-      frame = as_frame(make(self.items), self.dtype)
+      frame = blocks.as_frame(make(self.items), self.dtype)
       self._log.append(frame)
-      self._apply(from_frame(frame, self.width, self.dtype))
+      self._apply(blocks.from_frame(frame, self.width, self.dtype))
 
   def _apply(self, change: Change) -> None:
     if change.types:
