@@ -80,9 +80,7 @@ class Validator:
     """Returns the average precision of each query (Q)."""
     if self.resident:
       item_NE = head.prepare(self.gallery)
-      return np.concatenate(
-        [self._block_precisions(start, score_QN) for start, score_QN in self._scores(head, item_NE)]
-      )
+      return np.concatenate([self._block_precisions(*scored) for scored in self._scores(head, item_NE)])
     rows = max(1, PIECE // (4 * max(self.query_QD.shape)))
 
     def parts() -> Iterator[tuple[int, np.ndarray]]:

@@ -157,9 +157,8 @@ def keep_best(state: TrainState, value: float) -> TrainState:
 
 def replicated(tree: Any) -> Any:
   """Returns a pytree on every device, placed as the pmap returns it, so that the step is compiled only once."""
-  return jax.device_put(
-    jax.device_get(tree), NamedSharding(Mesh(np.array(jax.local_devices()), (AXIS,)), PartitionSpec())
-  )
+  mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
+  return jax.device_put(jax.device_get(tree), NamedSharding(mesh, PartitionSpec()))
 
 
 def check_finite(pending: list[tuple[int, dict]], checkpoints: Checkpoints) -> list[tuple[int, dict]]:

@@ -93,9 +93,8 @@ def _tfds(name: str, folder: pathlib.Path) -> Places:
   from qat_jax.datasets.tfds import TfdsSource, splits
 
   name = name or "coco_captions"
-  parts = (
-    {"val": "val", "test": "test"} if "test" in splits(name, folder) else {"val": "val[:50%]", "test": "val[50%:]"}
-  )
+  halves = {"val": "val[:50%]", "test": "val[50%:]"}
+  parts = {"val": "val", "test": "test"} if "test" in splits(name, folder) else halves
   places: Places = {"train": (TfdsSource(name, "train", folder), ("img", "text"))}
   for split, part in parts.items():
     places[f"{split}/gallery"] = (TfdsSource(name, part, folder), ("img",))

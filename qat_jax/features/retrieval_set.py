@@ -164,9 +164,8 @@ def _alike(queries: FeatureStore, gallery: FeatureStore) -> Iterator[np.ndarray]
   """Yields the places in the gallery of the items with each query's instance, ascending."""
   encoded = queries.names("instance").combine_chunks().dictionary_encode()
   code_Q = encoded.indices.fill_null(-1).to_numpy()
-  code_N = (
-    pc.index_in(gallery.names("instance"), value_set=encoded.dictionary, skip_nulls=True).fill_null(-1).to_numpy()
-  )
+  code = pc.index_in(gallery.names("instance"), value_set=encoded.dictionary, skip_nulls=True)
+  code_N = code.fill_null(-1).to_numpy()
   rows_N = np.flatnonzero(code_N >= 0)
   rows_N = rows_N[np.argsort(code_N[rows_N], kind="stable")]
   for first, last in zip(*(np.searchsorted(code_N[rows_N], code_Q, side) for side in ("left", "right")), strict=True):

@@ -19,6 +19,7 @@ from qat_jax.sealed import read_sealed, write_sealed
 CONTENT = "content.bin"  # a digest a row, in the order of the rows
 DIGEST = 16  # bytes
 UNKNOWN = bytes(DIGEST)  # of pictures that did not come as bytes
+ALIKE = ("encoder", "revision", "precision", "dtype")  # what features must share to be reused
 
 
 def digest(image: Any) -> bytes:
@@ -48,9 +49,7 @@ class Encoded:
       raise ValueError(f"{root} has nothing to reuse: give a folder that this version has encoded pictures into")
     for store in self.stores:
       made = read_meta(store.folder).get("extraction", {})
-      ours, theirs = (
-        {name: of.get(name) for name in ("encoder", "revision", "precision", "dtype")} for of in (plan, made)
-      )
+      ours, theirs = ({name: of.get(name) for name in ALIKE} for of in (plan, made))
       if theirs != ours:
         raise ValueError(f"{store.folder} cannot be reused: it is of {theirs}, wanted {ours}; leave out the reuse")
       store.check_files()

@@ -68,9 +68,8 @@ def split(
     raise ValueError(f"val is {val}, test {test}; give shares of the instances above 0 that leave some for train")
   images, texts = _open(source)
   stores = [images] if texts is None else [images, texts]
-  made_from = fingerprint(
-    source={store.kind: store.fingerprint for store in stores}, by=by, val=val, test=test, seed=seed
-  )
+  prints = {store.kind: store.fingerprint for store in stores}
+  made_from = fingerprint(source=prints, by=by, val=val, test=test, seed=seed)
   if rows := _rows_of(root, made_from):
     return rows
   instance = _instances(images, by)
@@ -138,13 +137,9 @@ def _instances(images: FeatureStore, by: str | None) -> pa.ChunkedArray:
 def _places(
   images: FeatureStore, texts: FeatureStore | None, code_N: np.ndarray, part_N: np.ndarray
 ) -> dict[str, SplitPlace]:
-  """Returns the folders of the set; raises ValueError where there is nothing to search with, or a part is empty.
+  """Returns the folders of the set; `code_N` numbers the rows' instances.
 
-  Args:
-    images: all image features.
-    texts: those of their captions, if any.
-    code_N: a number for each row's instance.
-    part_N: each row's part.
+  Raises ValueError where there is nothing to search with, or a part is empty.
   """
   several_N = np.bincount(code_N)[code_N] > 1
   captioned_N = _captioned(images) if texts is not None else np.zeros(len(code_N), bool)

@@ -167,9 +167,8 @@ def adaptive(
 ) -> Hypernetwork:
   """The default: a wide residual query head, and T = I + left @ rightᵀ from a small token transformer."""
   tokens = Tokens(rank, token_hidden, layers, steps, heads=4, dropout=dropout)
-  return Hypernetwork(
-    width, query_head=WideHead(hidden or 16 * width, dropout), tokens=tokens, maps_gallery=maps_gallery
-  )
+  head = WideHead(hidden or 16 * width, dropout)
+  return Hypernetwork(width, query_head=head, tokens=tokens, maps_gallery=maps_gallery)
 
 
 def gated(width: int, hidden: int = 0, dropout: float = 0.2, maps_gallery: bool = True) -> Hypernetwork:

@@ -117,14 +117,9 @@ def rerank_files(
 
 
 def _known(model: Adapter, store: Gallery, query_type: str | None, folder: Path, alarms: float | None) -> Evidence:
-  """Returns what is known of scores in a prepared gallery.
+  """Returns what is known of scores in a prepared gallery, and keeps the planted queries' scores in a folder.
 
-  Args:
-    model: the adapter.
-    store: the prepared gallery.
-    query_type: "text" or "image", or None where the adapter's heads are the same.
-    folder: keeps the planted queries' scores.
-    alarms: the share of false alarms that is allowed; raises ValueError where that cannot be kept.
+  Raises ValueError where a share of false alarms is allowed and cannot be kept.
   """
   known = calibrate(model, store, query_type, folder)
   known.least(alarms=0.1 if alarms is None else alarms)  # raises for what is no share

@@ -57,6 +57,5 @@ def fewer(summands: Sequence[Summand]) -> list[Summand]:
 def mean_of(summands: Sequence[Summand], scores: Sequence[np.ndarray]) -> np.ndarray:
   """Returns the weighted mean of the summands' scores of the same items."""
   total = sum(one.weight for one in summands)
-  return np.sum(
-    [one.weight / total * np.asarray(x, np.float64) for one, x in zip(summands, scores, strict=True)], axis=0
-  )
+  weighed = [one.weight / total * np.asarray(x, np.float64) for one, x in zip(summands, scores, strict=True)]
+  return np.sum(weighed, axis=0)

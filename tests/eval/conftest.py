@@ -2,15 +2,13 @@
 
 import shutil
 
-import jax
-import numpy as np
 import pytest
 
 from configs import features as recipe
-from qat_jax.adapter import Adapter, Head
+from qat_jax.adapter import Adapter
 from qat_jax.features.store import write_features
-from qat_jax.models import forms as hypernetwork
 from tests.eval.tiny import WIDTH, put, unit
+from tests.heads import moved
 
 
 @pytest.fixture(scope="session")
@@ -28,13 +26,7 @@ def trained(tmp_path_factory):
     for kind, place in (("text", "text_queries"), ("img", "image_queries")):
       put(root / split / place, kind, [f"{kind}{n}" for n in range(20)], seed + len(kind), {"instance": names[::2]})
 
-  def head(form, settings):
-    variables = hypernetwork.initialise(hypernetwork.FORMS[form](WIDTH, **settings), jax.random.key(0))
-    rng = np.random.default_rng(1)
-    moved = jax.tree.map(lambda x: x + 0.2 * rng.normal(size=x.shape).astype(np.float32), variables["params"])
-    return Head(form, settings, variables | {"params": moved})
-
-  heads = {name: head(name, settings) for name, settings in (("static", {}), ("query_only", {"hidden": 4}))}
+  heads = {name: moved(name, WIDTH, about, 0.2, 1) for name, about in (("static", {}), ("query_only", {"hidden": 4}))}
   for query_type in ("text", "image"):
     for name, one in heads.items():
       info = {"name": name, "val_map": 0.1, "offline_seconds": 1.5, "parameters": 20_000}

@@ -3,7 +3,6 @@
 import pathlib
 import re
 
-import jax
 import numpy as np
 import pytest
 
@@ -13,9 +12,10 @@ from eval.baselines import diffusion
 from eval.benchmarks.official import BENCHMARKS
 from eval.pipeline import open_run, problems
 from qat_jax.adaptation import fold, unit
-from qat_jax.adapter import Adapter, Head
+from qat_jax.adapter import Adapter
 from qat_jax.fit.training import PLAIN
 from tests.eval.tiny import WIDTH
+from tests.heads import moved
 
 SETTINGS = {"hidden": 4, "maps_gallery": False}
 
@@ -56,11 +56,7 @@ def test_a_row_says_what_was_fitted_for_it(config, workdir, name, words, monkeyp
 
 
 def test_a_shortlist_is_put_into_the_adapted_order_and_the_fold_keeps_its_own(config, workdir):
-  rng = np.random.default_rng(0)
-  head = Head("gated", SETTINGS, {})
-  variables = head.initialise(WIDTH)
-  moved = jax.tree.map(lambda x: x + rng.normal(size=x.shape).astype(np.float32), variables["params"])
-  adapter = Adapter(WIDTH, {"image": Head("gated", SETTINGS, {**variables, "params": moved})})
+  adapter = Adapter(WIDTH, {"image": moved("gated", WIDTH, SETTINGS, by=1)})
   adapter.save(workdir / "adapter")
   config.eval.shortlist = 40
   ids = {}

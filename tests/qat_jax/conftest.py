@@ -1,12 +1,10 @@
 """A small adapter with random heads, and features for it."""
 
-import jax
 import numpy as np
 import pytest
 
 from qat_jax.adapter import Adapter
-from qat_jax.models import forms
-from qat_jax.models.head import Head
+from tests.heads import moved
 
 WIDTH = 8
 
@@ -15,12 +13,7 @@ WIDTH = 8
 def head():
   """Returns a function that makes a head of a form and its settings, with random parameters."""
 
-  def made(form: str, **settings) -> Head:
-    variables = forms.initialise(forms.FORMS[form](WIDTH, **settings), jax.random.key(0))
-    moved = lambda x: x + 0.1 * jax.random.normal(jax.random.key(3), x.shape)
-    return Head(form, settings, variables | {"params": jax.tree.map(moved, variables["params"])})
-
-  return made
+  return lambda form, **settings: moved(form, WIDTH, settings)
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,12 @@
 """An adapter as a searcher of mteb, against scores worked out by hand; mteb's own program, where it is installed."""
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from eval.benchmarks.mieb import BATCH, Searcher
 from qat_jax.adapter import Adapter
-from qat_jax.models import forms
-from qat_jax.models.head import Head
+from tests.heads import moved
 
 WIDTH = 8
 
@@ -54,12 +52,7 @@ CORPUS = Rows(id=[f"p{shade}" for shade in ITEMS], image=[picture(shade) for sha
 @pytest.fixture(scope="module")
 def adapter():
   """An image head with maps of query and gallery, and no head for texts."""
-  module, rng = Head("static", {}, {}).module(WIDTH), np.random.default_rng(5)
-  variables = jax.tree.map(
-    lambda x: x + np.float32(0.5) * rng.standard_normal(x.shape).astype(np.float32) if x.ndim else x,
-    forms.initialise(module, jax.random.key(0)),
-  )
-  return Adapter(WIDTH, {"image": Head("static", {}, variables)})
+  return Adapter(WIDTH, {"image": moved("static", WIDTH, {}, by=0.5)})
 
 
 def found(searcher, queries, k=5, **more):

@@ -1,13 +1,11 @@
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import qat_jax
 from qat_jax.adaptation import unit
 from qat_jax.adapter import Adapter, load
-from qat_jax.models import forms
 from qat_jax.models.head import Head
+from tests.heads import moved
 
 WIDTH = 6
 
@@ -15,10 +13,7 @@ WIDTH = 6
 def inner(form: str) -> Head:
   """Returns a form of which nothing is zero."""
   settings = {"query_only": {"hidden": 4}, "adaptive": {"hidden": 4, "rank": 2, "token_hidden": 8}}[form]
-  rng = np.random.default_rng(0)
-  variables = forms.initialise(forms.FORMS[form](WIDTH, **settings), jax.random.key(0))
-  variables["params"] = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), variables["params"])
-  return Head(form, settings, variables)
+  return moved(form, WIDTH, settings, by=1)
 
 
 def projected(form: str, narrow: int, seed: int = 1) -> tuple[Head, Head, np.ndarray]:

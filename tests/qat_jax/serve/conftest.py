@@ -2,19 +2,18 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 import qat_jax
-from qat_jax.models import forms
 from qat_jax.serve import opening, service
 from qat_jax.serve.limits import Limits
 from qat_jax.serve.opening import Settings
 from qat_jax.serve.web.app import create
 from qat_jax.serve.web.server import in_thread
 from qat_jax.serve.web.state import State
+from tests.heads import moved
 from tests.processes import free_port
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 170, 40), "blue": (40, 60, 210)}
@@ -49,16 +48,9 @@ def shop(tmp_path_factory, encoder):
   features_ND = encoder.images(pictures)
   about = {"encoder": "toy_clip", "revision": encoder.revision, "space": "frozen"}
   qat_jax.write_features(folder / "gallery", {"img": features_ND}, columns, about)
-  heads = {}
-  for name, form, settings in (
-    ("text", "adaptive", {"hidden": 16, "rank": 4}),
-    ("image", "static", {"maps_gallery": True}),
-  ):
-    module = forms.FORMS[form](encoder.width, **settings)
-    variables = forms.initialise(module, jax.random.key(0))
-    moved = jax.tree.map(lambda x: x + 0.05 * rng.standard_normal(x.shape).astype(np.float32), variables["params"])
-    heads[name] = qat_jax.Head(form, settings, {**variables, "params": moved})
-  qat_jax.Adapter(encoder.width, heads).save(folder / "adapter")
+  text = moved("adaptive", encoder.width, {"hidden": 16, "rank": 4}, 0.05, rng)
+  image = moved("static", encoder.width, {"maps_gallery": True}, 0.05, rng)
+  qat_jax.Adapter(encoder.width, {"text": text, "image": image}).save(folder / "adapter")
   (folder / "adapter/aspects.json").write_text(json.dumps(ASPECTS))
   return folder
 

@@ -16,6 +16,7 @@ from qat_jax.serve.searches import Part, Search
 from qat_jax.serve.service import Service
 from qat_jax.serve.web.views import found_json
 from qat_jax.types import Pieces
+from tests.heads import moved
 from tests.qat_jax.serve.collection.conftest import WIDTH, item
 from tests.qat_jax.serve.collection.conftest import opened as opened
 
@@ -61,15 +62,8 @@ def answers(service, rng):
 @pytest.fixture(scope="module")
 def mapping():
   """An adapter that maps the gallery for pictures."""
-  import jax
-
-  from qat_jax.models import forms
-
-  module = forms.FORMS["static"](WIDTH, maps_gallery=True)
-  variables = forms.initialise(module, jax.random.key(0))
-  moved = jax.tree.map(lambda x: x + 0.1 * np.random.default_rng(0).standard_normal(x.shape), variables["params"])
-  head = Head("static", {"maps_gallery": True}, {**variables, "params": jax.tree.map(np.float32, moved)})
-  return qat_jax.Adapter(WIDTH, {"text": Head("plain", {}, {}), "image": head})
+  image = moved("static", WIDTH, {"maps_gallery": True})
+  return qat_jax.Adapter(WIDTH, {"text": Head("plain", {}, {}), "image": image})
 
 
 @pytest.mark.parametrize("maps", [False, True])

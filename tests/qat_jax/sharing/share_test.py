@@ -8,29 +8,17 @@ import chex
 import jax
 import jax.export
 import jax.numpy as jnp
-import numpy as np
 import pytest
 import yaml
 
 import qat_jax
 from qat_jax import cli, hub
 from qat_jax.adapter import Adapter
-from qat_jax.models import forms
-from qat_jax.models.head import Head
 from qat_jax.sealed import read_record, write_record
 from qat_jax.sharing import card, share
 from tests.hub import serving
 
 WIDTH = 8
-
-
-def head(kind, **settings):
-  variables = jax.jit(lambda: forms.initialise(forms.FORMS[kind](WIDTH, **settings), jax.random.key(0)))()
-  rng = np.random.default_rng(3)
-  variables["params"] = jax.tree.map(
-    lambda x: np.asarray(x) + 0.1 * rng.standard_normal(x.shape, np.float32), variables["params"]
-  )
-  return Head(kind, settings, variables)
 
 
 INFO = {
@@ -49,7 +37,7 @@ INFO = {
 
 
 @pytest.fixture(scope="module")
-def adapter():
+def adapter(head):
   text = head("adaptive", hidden=8, rank=2, token_hidden=8)
   inner = {"form": "query_only", "settings": {"hidden": 8}, "pairs": 5}
   return Adapter(WIDTH, {"text": text, "image": head("remembering", **inner)}, INFO)
@@ -116,7 +104,7 @@ def test_an_adapter_is_not_exported_into_a_folder_of_something_else(run, tmp_pat
   share.export(run, tmp_path / "clone")
 
 
-def test_a_report_of_another_adapter_is_left_out(adapter, run, tmp_path):
+def test_a_report_of_another_adapter_is_left_out(adapter, head, run, tmp_path):
   metrics = run / "eval/metrics.json"
   other = report(Adapter(WIDTH, {"text": head("static")}))
   for content in (other, other | {"provenance": {}}):  # the second: of an evaluation that did not say
@@ -128,7 +116,7 @@ def test_a_report_of_another_adapter_is_left_out(adapter, run, tmp_path):
     qat_jax.export(run, tmp_path / "mine")
 
 
-def test_a_card_of_little_knowledge_claims_little():
+def test_a_card_of_little_knowledge_claims_little(head):
   text = card.card(WIDTH, {"text": head("static")}, {}, None, None)
   front = yaml.safe_load(text.split("---")[1])
   assert "license" not in front and "base_model" not in front

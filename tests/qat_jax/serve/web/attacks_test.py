@@ -4,13 +4,11 @@ import http.client
 import json
 import time
 
-import jax
 import numpy as np
 import pydantic
 import pytest
 
 import qat_jax
-from qat_jax.models import forms
 from qat_jax.serve import opening, service
 from qat_jax.serve.limits import Limits
 from qat_jax.serve.opening import Settings
@@ -18,8 +16,9 @@ from qat_jax.serve.web import schemas
 from qat_jax.serve.web.app import create
 from qat_jax.serve.web.server import in_thread
 from qat_jax.serve.web.state import State
+from tests.heads import moved
+from tests.processes import free_port
 from tests.qat_jax.serve.web.clients import client_of, code
-from tests.qat_jax.serve.web.server_test import free_port
 
 ITEMS, WIDTH = 6000, 16
 IDS = [f"{i}.0" if i % 3 == 0 else str(i) for i in range(ITEMS)]  # some name the same number as others would
@@ -49,15 +48,8 @@ def served(tmp_path_factory):
     "number": list(range(ITEMS)),
   }
   qat_jax.write_features(folder / "gallery", {"img": FEATURES}, columns, {"space": "frozen"})
-  heads, rng = {}, np.random.default_rng(2)
-  for name, form, settings in (
-    ("text", "adaptive", {"hidden": 16, "rank": 4}),
-    ("image", "static", {"maps_gallery": True}),
-  ):
-    variables = forms.initialise(forms.FORMS[form](WIDTH, **settings), jax.random.key(0))
-    move = lambda x: x + 0.1 * rng.standard_normal(x.shape).astype(np.float32)
-    heads[name] = qat_jax.Head(form, settings, {**variables, "params": jax.tree.map(move, variables["params"])})
-  qat_jax.Adapter(WIDTH, heads).save(folder / "adapter")
+  text, image = moved("adaptive", WIDTH, {"hidden": 16, "rank": 4}), moved("static", WIDTH, {"maps_gallery": True})
+  qat_jax.Adapter(WIDTH, {"text": text, "image": image}).save(folder / "adapter")
   patch = pytest.MonkeyPatch()
   patch.setattr(service.Service, "warm", lambda self, log=None: None)
   try:

@@ -11,8 +11,8 @@ from qat_jax.serve.limits import Limits
 from qat_jax.serve.web.app import create
 from qat_jax.serve.web.server import in_thread
 from qat_jax.serve.web.state import State
+from tests.processes import free_port
 from tests.qat_jax.serve.web.browsers import MARKS, until
-from tests.qat_jax.serve.web.server_test import free_port
 
 pytestmark = MARKS
 SHOWN = "[...document.querySelector('clip-front').shadowRoot.querySelectorAll('#products figure')]"
