@@ -25,6 +25,7 @@ from qat_jax.search.index import ExactIndex
 from qat_jax.serve import batch
 from qat_jax.sharing import share
 from qat_jax.types import SemiPositives
+from tests import vectors
 from train import plan
 
 COLUMNS = {"id": list("abcdefghijkl"), "instance": list("mmnnooppqqrr"), "caption": ["a mug"] * 12}
@@ -38,8 +39,7 @@ def adapter(form: str = "query_only", **settings: int) -> Adapter:
 
 def write(folder: pathlib.Path) -> None:
   """Writes one of each into a folder; the number of its format ends a name."""
-  feature_ND = np.random.default_rng(0).standard_normal((12, 4)).astype(np.float32)
-  feature_ND /= np.linalg.norm(feature_ND, axis=1, keepdims=True)
+  feature_ND = vectors.features(12, 4)
   write_features(folder / "features-1", {"img": feature_ND, "text": -feature_ND}, COLUMNS, {"encoder": "toy"}, 7)
   begun = writer.FeatureWriter(folder / "features-begun-1", {"rows": 12}, 2)
   begun.write(0, {"img": feature_ND[:7]}, {name: values[:7] for name, values in COLUMNS.items()})

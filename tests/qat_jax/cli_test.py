@@ -14,6 +14,7 @@ from PIL import Image
 import qat_jax
 from qat_jax import cli
 from qat_jax.models import forms
+from tests import vectors
 from tests.qat_jax.datasets.corpora import parquet_files, tar_shards
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -25,8 +26,7 @@ def files(tmp_path):
   variables = forms.initialise(forms.FORMS["static"](8, maps_gallery=True), jax.random.key(0))
   heads = {"text": qat_jax.Head("plain", {}, {}), "image": qat_jax.Head("static", {"maps_gallery": True}, variables)}
   qat_jax.Adapter(8, heads).save(tmp_path / "run/adapter")
-  rows_ND = np.random.default_rng(0).standard_normal((12, 8)).astype(np.float32)
-  rows_ND /= np.linalg.norm(rows_ND, axis=1, keepdims=True)
+  rows_ND = vectors.features(12, 8)
   qat_jax.write_features(tmp_path / "gallery", {"img": rows_ND}, {"id": [f"item{i}" for i in range(12)]})
   qat_jax.write_features(tmp_path / "queries", {"text": rows_ND}, {"id": [f"query{i}" for i in range(12)]})
   return tmp_path

@@ -11,6 +11,7 @@ from qat_jax.adapter import Adapter
 from qat_jax.models import forms
 from qat_jax.models.head import Head
 from qat_jax.types import Adaptation
+from tests import vectors
 
 WIDTH, ITEMS = 8, 300
 FORMS = {
@@ -45,8 +46,7 @@ def test_every_form_is_among_them():
 
 @pytest.fixture
 def gallery_ND():
-  x = np.random.default_rng(0).standard_normal((ITEMS, WIDTH)).astype(np.float32)
-  return x / np.linalg.norm(x, axis=1, keepdims=True)
+  return vectors.features(ITEMS, WIDTH)
 
 
 def made(name):

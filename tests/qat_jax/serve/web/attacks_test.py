@@ -9,9 +9,7 @@ import pydantic
 import pytest
 
 import qat_jax
-from qat_jax.serve import opening, service
 from qat_jax.serve.limits import Limits
-from qat_jax.serve.opening import Settings
 from qat_jax.serve.web import schemas
 from qat_jax.serve.web.app import create
 from qat_jax.serve.web.server import in_thread
@@ -19,6 +17,7 @@ from qat_jax.serve.web.state import State
 from tests.heads import moved
 from tests.processes import free_port
 from tests.qat_jax.serve.web.clients import client_of, code
+from tests.vectors import features
 
 ITEMS, WIDTH = 6000, 16
 IDS = [f"{i}.0" if i % 3 == 0 else str(i) for i in range(ITEMS)]  # some name the same number as others would
@@ -27,8 +26,7 @@ PLACE = np.arange(ITEMS)
 
 
 def rows(seed, number):
-  x = np.random.default_rng(seed).standard_normal((number, WIDTH)).astype(np.float32)
-  return x / np.linalg.norm(x, axis=1, keepdims=True)
+  return features(number, WIDTH, seed)
 
 
 FEATURES = rows(0, ITEMS)
@@ -38,7 +36,7 @@ MISSING = (PLACE % 13 == 0) | (PLACE % 17 == 0)  # of the prices: none, or NaN
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory):
+def served(tmp_path_factory, open_shop):
   folder = tmp_path_factory.mktemp("attacked")
   columns = {
     "id": IDS,
@@ -50,12 +48,7 @@ def served(tmp_path_factory):
   qat_jax.write_features(folder / "gallery", {"img": FEATURES}, columns, {"space": "frozen"})
   text, image = moved("adaptive", WIDTH, {"hidden": 16, "rank": 4}), moved("static", WIDTH, {"maps_gallery": True})
   qat_jax.Adapter(WIDTH, {"text": text, "image": image}).save(folder / "adapter")
-  patch = pytest.MonkeyPatch()
-  patch.setattr(service.Service, "warm", lambda self, log=None: None)
-  try:
-    return opening.open_service(Settings(str(folder / "adapter"), str(folder / "gallery"), encoder="none"), Limits())
-  finally:
-    patch.undo()
+  return open_shop(adapter=str(folder / "adapter"), gallery=str(folder / "gallery"), images=None, encoder="none")
 
 
 @pytest.fixture(scope="module")
