@@ -7,19 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qat_jax.metrics import (
-  average_precision,
-  average_precision_at_k,
-  average_precision_of_scores,
-  bootstrap_interval,
-  landmark_average_precision,
-  ndcg_at_k,
-  paired_interval,
-  precision_at_shrinking,
-  recall_at,
-  reciprocal_rank,
-  trapezoid_average_precision,
-)
+from qat_jax import metrics
 from qat_jax.types import Relevance
 
 VECTORS = Path(__file__).parents[1] / "data" / "metric_vectors"
@@ -32,41 +20,41 @@ def relevance(positives, ignored=()):
 
 def test_average_precision_is_the_mean_precision_at_the_positives():
   # positives at ranks 1 and 4 of three: (1/1 + 2/4) / 3
-  assert average_precision(np.array([[5, 0, 1, 6, 2]]), relevance([5, 6, 9])) == pytest.approx([0.5])
+  assert metrics.average_precision(np.array([[5, 0, 1, 6, 2]]), relevance([5, 6, 9])) == pytest.approx([0.5])
 
 
 def test_ignored_items_and_missing_places_take_up_no_rank():
   # without 8 and −1 the positives stand at ranks 1 and 3: (1 + 2/3) / 2
   ids_QK = np.array([[8, 5, -1, 0, 6, -1]])
-  assert average_precision(ids_QK, relevance([5, 6], [8])) == pytest.approx([(1 + 2 / 3) / 2])
-  assert recall_at(ids_QK, relevance([5, 6], [8]), 1) == pytest.approx([1.0])
-  assert recall_at(ids_QK, relevance([6], [8]), 2) == pytest.approx([0.0])
-  assert recall_at(ids_QK, relevance([6], [8]), 3) == pytest.approx([1.0])
+  assert metrics.average_precision(ids_QK, relevance([5, 6], [8])) == pytest.approx([(1 + 2 / 3) / 2])
+  assert metrics.recall_at(ids_QK, relevance([5, 6], [8]), 1) == pytest.approx([1.0])
+  assert metrics.recall_at(ids_QK, relevance([6], [8]), 2) == pytest.approx([0.0])
+  assert metrics.recall_at(ids_QK, relevance([6], [8]), 3) == pytest.approx([1.0])
 
 
 def test_an_item_both_positive_and_ignored_is_ignored():
-  assert average_precision(np.array([[0, 1, 2]]), relevance([0, 2], [0])) == pytest.approx([(1 / 2) / 2])
+  assert metrics.average_precision(np.array([[0, 1, 2]]), relevance([0, 2], [0])) == pytest.approx([(1 / 2) / 2])
 
 
 def test_at_k_the_average_is_over_what_k_places_can_hold():
   ids_QK = np.array([[5, 0, 6, 7]])
   # k = 2 of three positives: (1/1) / 2; an ignored item first leaves the same two items in the first two places
-  assert average_precision(ids_QK, relevance([5, 6, 7]), k=2) == pytest.approx([0.5])
-  assert average_precision(np.array([[8, 5, 0, 6]]), relevance([5, 6, 7], [8]), k=2) == pytest.approx([0.5])
+  assert metrics.average_precision(ids_QK, relevance([5, 6, 7]), k=2) == pytest.approx([0.5])
+  assert metrics.average_precision(np.array([[8, 5, 0, 6]]), relevance([5, 6, 7], [8]), k=2) == pytest.approx([0.5])
 
 
 def test_a_query_without_positives_is_nan_and_left_out_of_intervals():
   both = Relevance([np.array([1]), np.array([], int)], [np.array([], int)] * 2)
-  values_Q = average_precision(np.array([[1, 0], [1, 0]]), both)
+  values_Q = metrics.average_precision(np.array([[1, 0], [1, 0]]), both)
   assert values_Q[0] == 1.0
   assert np.isnan(values_Q[1])
-  assert bootstrap_interval(values_Q) == (1.0, 1.0)
+  assert metrics.bootstrap_interval(values_Q) == (1.0, 1.0)
 
 
 def test_each_query_meets_its_own_positives():
   both = Relevance([np.array([3]), np.array([0, 1])], [np.array([0]), np.array([], int)])
   ids_QK = np.array([[0, 1, 3], [0, 1, 3]])
-  assert average_precision(ids_QK, both) == pytest.approx([1 / 2, 1.0])
+  assert metrics.average_precision(ids_QK, both) == pytest.approx([1 / 2, 1.0])
 
 
 def test_vectorised_average_precision_equals_the_plain_loop():
@@ -83,7 +71,7 @@ def test_vectorised_average_precision_equals_the_plain_loop():
         found += 1
         total += found / rank
     expected.append(total / len(good))
-  np.testing.assert_allclose(average_precision(ids_QK, Relevance(positives, ignored)), expected, rtol=1e-12)
+  np.testing.assert_allclose(metrics.average_precision(ids_QK, Relevance(positives, ignored)), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -97,98 +85,100 @@ def test_scores_have_the_average_precision_of_the_ranking_they_make(seed):
     score_QN[rng.random(score_QN.shape) < 0.2] = np.nan
   some = lambda: [rng.permutation(items)[: rng.integers(0, items + 1)] for _ in range(queries)]
   relevance = Relevance(some(), some())
-  ranked = average_precision(np.argsort(-score_QN, axis=1, kind="stable"), relevance)
-  np.testing.assert_allclose(average_precision_of_scores(score_QN, relevance), ranked, rtol=1e-12)
+  ranked = metrics.average_precision(np.argsort(-score_QN, axis=1, kind="stable"), relevance)
+  np.testing.assert_allclose(metrics.average_precision_of_scores(score_QN, relevance), ranked, rtol=1e-12)
 
 
 def test_a_ranking_of_another_number_of_queries_is_refused():
   with pytest.raises(ValueError, match=r"shape \(2, 3\) does not fit relevance for 1 queries"):
-    average_precision(np.zeros((2, 3), int), relevance([1]))
+    metrics.average_precision(np.zeros((2, 3), int), relevance([1]))
 
 
 def test_trapezoid_averages_the_precision_before_and_at_each_positive():
   # ranks 1 and 3: ((1 + 1)/2 + (1/2 + 2/3)/2) / 2
-  value = trapezoid_average_precision(np.array([[5, 0, 6]]), relevance([5, 6]))
+  value = metrics.trapezoid_average_precision(np.array([[5, 0, 6]]), relevance([5, 6]))
   assert value == pytest.approx([(1 + (1 / 2 + 2 / 3) / 2) / 2])
 
 
 def test_mean_precision_shrinks_k_to_the_last_positive():
   # one positive at rank 2: mP@1 = 0, mP@5 = mP@2 = 1/2
-  value = precision_at_shrinking(np.array([[0, 5, 1, 2, 3, 4]]), relevance([5]), (1, 5))
+  value = metrics.precision_at_shrinking(np.array([[0, 5, 1, 2, 3, 4]]), relevance([5]), (1, 5))
   assert value == pytest.approx(np.array([[0, 0.5]]))
 
 
 def test_a_repeated_prediction_adds_nothing_but_takes_a_rank():
   # 5 at rank 1, again at 2 (nothing), 6 at rank 3: (1 + 2/3) / 2
-  assert landmark_average_precision(np.array([[5, 5, 6]]), relevance([5, 6])) == pytest.approx([(1 + 2 / 3) / 2])
+  assert metrics.landmark_average_precision(np.array([[5, 5, 6]]), relevance([5, 6])) == pytest.approx(
+    [(1 + 2 / 3) / 2]
+  )
 
 
 def test_landmark_average_precision_reads_a_hundred_predictions():
   ids_QK = np.arange(120)[None]
-  assert landmark_average_precision(ids_QK, relevance([99])) == pytest.approx([1 / 100])
-  assert landmark_average_precision(ids_QK, relevance([100])) == pytest.approx([0.0])
+  assert metrics.landmark_average_precision(ids_QK, relevance([99])) == pytest.approx([1 / 100])
+  assert metrics.landmark_average_precision(ids_QK, relevance([100])) == pytest.approx([0.0])
 
 
 def test_tied_scores_count_as_one_step():
   # the first two tie: both have precision 1/2; then the third 2/3 → (1/2 + 2/3) / 2
-  assert average_precision_at_k([1, 0, 1], [2.0, 2.0, 1.0], 2, 10) == pytest.approx((1 / 2 + 2 / 3) / 2)
-  assert average_precision_at_k([0, 1, 1], [2.0, 2.0, 1.0], 2, 10) == pytest.approx((1 / 2 + 2 / 3) / 2)
+  assert metrics.average_precision_at_k([1, 0, 1], [2.0, 2.0, 1.0], 2, 10) == pytest.approx((1 / 2 + 2 / 3) / 2)
+  assert metrics.average_precision_at_k([0, 1, 1], [2.0, 2.0, 1.0], 2, 10) == pytest.approx((1 / 2 + 2 / 3) / 2)
 
 
 def test_tied_items_share_their_mean_gain():
   gain = 0.5 + 0.5 / np.log2(3)
-  assert ndcg_at_k([0, 1], [1.0, 1.0], 1, 10) == pytest.approx(gain)
-  assert ndcg_at_k([1, 0], [1.0, 1.0], 1, 10) == pytest.approx(gain)
+  assert metrics.ndcg_at_k([0, 1], [1.0, 1.0], 1, 10) == pytest.approx(gain)
+  assert metrics.ndcg_at_k([1, 0], [1.0, 1.0], 1, 10) == pytest.approx(gain)
 
 
 def test_reciprocal_rank_sorts_by_score():
-  assert reciprocal_rank([0, 1, 1], [0.1, 0.5, 0.9]) == 1.0
-  assert reciprocal_rank([0, 1, 0], [0.9, 0.5, 0.1]) == 0.5
-  assert reciprocal_rank([0, 0], [0.9, 0.5]) == 0.0
+  assert metrics.reciprocal_rank([0, 1, 1], [0.1, 0.5, 0.9]) == 1.0
+  assert metrics.reciprocal_rank([0, 1, 0], [0.9, 0.5, 0.1]) == 0.5
+  assert metrics.reciprocal_rank([0, 0], [0.9, 0.5]) == 0.0
 
 
 @pytest.mark.parametrize("case", json.loads((VECTORS / "inquire.json").read_text()))
 def test_inquire_vectors_are_reproduced(case):
   arguments = np.array(case["relevant"]), np.array(case["score"]), case["positives_in_dataset"], case["k"]
   expected = case["expected"]
-  assert average_precision_at_k(*arguments) == pytest.approx(expected["ap"], abs=1e-9)
-  assert ndcg_at_k(*arguments) == pytest.approx(expected["ndcg"], abs=1e-9)
-  assert reciprocal_rank(*arguments[:2]) == pytest.approx(expected["mrr"], abs=1e-9)
+  assert metrics.average_precision_at_k(*arguments) == pytest.approx(expected["ap"], abs=1e-9)
+  assert metrics.ndcg_at_k(*arguments) == pytest.approx(expected["ndcg"], abs=1e-9)
+  assert metrics.reciprocal_rank(*arguments[:2]) == pytest.approx(expected["mrr"], abs=1e-9)
 
 
 def test_rows_of_many_queries_equal_one_query_at_a_time():
   cases = json.loads((VECTORS / "inquire.json").read_text())
   relevant_QK, score_QK = np.array([c["relevant"] for c in cases]), np.array([c["score"] for c in cases])
   positives_Q = np.array([c["positives_in_dataset"] for c in cases])
-  for metric, name in ((average_precision_at_k, "ap"), (ndcg_at_k, "ndcg")):
+  for metric, name in ((metrics.average_precision_at_k, "ap"), (metrics.ndcg_at_k, "ndcg")):
     values_Q = metric(relevant_QK, score_QK, positives_Q, 50)
     np.testing.assert_allclose(values_Q, [c["expected"][name] for c in cases], atol=1e-9)
 
 
 def test_a_nan_score_is_refused():
   with pytest.raises(ValueError, match="NaN"):
-    reciprocal_rank([1, 0], [np.nan, 1.0])
+    metrics.reciprocal_rank([1, 0], [np.nan, 1.0])
 
 
 def test_the_interval_holds_the_mean_and_narrows_as_queries_grow():
   rng = np.random.default_rng(1)
   few, many = rng.random(50), rng.random(5000)
-  low, high = bootstrap_interval(few)
+  low, high = metrics.bootstrap_interval(few)
   assert low < few.mean() < high
   # the standard error of the mean, 1.96 times to each side
   assert high - low == pytest.approx(2 * 1.96 * few.std() / np.sqrt(50), rel=0.05)
-  assert np.diff(bootstrap_interval(many)) < (high - low) / 5
-  assert bootstrap_interval(few) == (low, high)
+  assert np.diff(metrics.bootstrap_interval(many)) < (high - low) / 5
+  assert metrics.bootstrap_interval(few) == (low, high)
 
 
 def test_a_constant_gain_has_a_paired_interval_of_no_width():
   values_Q = np.random.default_rng(2).random(40)
-  assert paired_interval(values_Q + 0.25, values_Q) == pytest.approx((0.25, 0.25, 0.25))
+  assert metrics.paired_interval(values_Q + 0.25, values_Q) == pytest.approx((0.25, 0.25, 0.25))
 
 
 def test_paired_values_of_other_queries_are_refused():
   with pytest.raises(ValueError, match="same queries"):
-    paired_interval(np.zeros(3), np.zeros(4))
+    metrics.paired_interval(np.zeros(3), np.zeros(4))
 
 
 def test_a_thousand_queries_with_intervals_take_less_than_five_seconds():
@@ -196,28 +186,28 @@ def test_a_thousand_queries_with_intervals_take_less_than_five_seconds():
   ids_QK = np.argsort(rng.random((1000, 1000)), axis=1)
   many = Relevance([rng.choice(1000, 5, replace=False) for _ in range(1000)], [np.array([], int)] * 1000)
   start = time.perf_counter()
-  values_Q = average_precision(ids_QK, many, k=1000)
-  bootstrap_interval(values_Q)
-  paired_interval(values_Q, recall_at(ids_QK, many, 1))
+  values_Q = metrics.average_precision(ids_QK, many, k=1000)
+  metrics.bootstrap_interval(values_Q)
+  metrics.paired_interval(values_Q, metrics.recall_at(ids_QK, many, 1))
   assert time.perf_counter() - start < 5
 
 
 def test_nothing_found_scores_zero():
-  assert average_precision_at_k([], [], 3, 10) == 0.0
-  assert ndcg_at_k([], [], 3, 10) == 0.0
-  assert reciprocal_rank([], []) == 0.0
-  assert average_precision_at_k([0, 0], [1.0, 2.0], 3, 10) == 0.0
+  assert metrics.average_precision_at_k([], [], 3, 10) == 0.0
+  assert metrics.ndcg_at_k([], [], 3, 10) == 0.0
+  assert metrics.reciprocal_rank([], []) == 0.0
+  assert metrics.average_precision_at_k([0, 0], [1.0, 2.0], 3, 10) == 0.0
 
 
 def test_relevance_and_scores_of_different_lengths_are_refused():
   with pytest.raises(ValueError, match=r"\(2,\), score of \(3,\)"):
-    average_precision_at_k([0, 1], [0.1, 0.2, 0.3], 1, 10)
+    metrics.average_precision_at_k([0, 1], [0.1, 0.2, 0.3], 1, 10)
 
 
 def test_a_tie_that_straddles_k_shares_its_gain():
   # one hit among two tied items, one place: half a gain
-  assert ndcg_at_k([1, 0], [1.0, 1.0], 1, 1) == pytest.approx(0.5)
-  assert ndcg_at_k([0, 1], [1.0, 1.0], 1, 1) == pytest.approx(0.5)
+  assert metrics.ndcg_at_k([1, 0], [1.0, 1.0], 1, 1) == pytest.approx(0.5)
+  assert metrics.ndcg_at_k([0, 1], [1.0, 1.0], 1, 1) == pytest.approx(0.5)
 
 
 def test_metrics_agree_with_scikit_learn_where_it_is_installed():
@@ -227,6 +217,6 @@ def test_metrics_agree_with_scikit_learn_where_it_is_installed():
     relevant_K, score_K = rng.integers(0, 2, 30), rng.integers(0, 10, 30).astype(float)
     found = int(relevant_K.sum())
     expected = sklearn.average_precision_score(relevant_K, score_K)
-    assert average_precision_at_k(relevant_K, score_K, found, 30) == pytest.approx(expected, abs=1e-12)
+    assert metrics.average_precision_at_k(relevant_K, score_K, found, 30) == pytest.approx(expected, abs=1e-12)
     expected = sklearn.ndcg_score([relevant_K], [score_K], k=12)
-    assert ndcg_at_k(relevant_K, score_K, found, 12) == pytest.approx(expected, abs=1e-12)
+    assert metrics.ndcg_at_k(relevant_K, score_K, found, 12) == pytest.approx(expected, abs=1e-12)
