@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qat_jax import hub, marks
+from qat_jax import hub, marks, types
 from qat_jax.adaptation import power_of_two
 from qat_jax.cluster.work import LOCAL
 from qat_jax.features.prepared import prepared_features
@@ -27,16 +27,7 @@ from qat_jax.models.head_files import FILES
 from qat_jax.planted import Planted, arrays
 from qat_jax.search.sums import Term
 from qat_jax.stages import lock
-from qat_jax.types import (
-  KIND_OF_QUERY,
-  QUERY_TYPES,
-  Adaptation,
-  ArrayGallery,
-  EncoderName,
-  Gallery,
-  as_gallery,
-  check_encoders,
-)
+from qat_jax.types import KIND_OF_QUERY, QUERY_TYPES, Adaptation, EncoderName, Gallery
 
 QUERY_BLOCK = 1024  # queries adapted in one call, which bounds the memory of their maps
 SAMPLE_ROWS = 1024  # gallery rows looked at to tell whether the gallery is normalised
@@ -102,7 +93,7 @@ class Adapter:
     """
     encoder = self.encoder
     if isinstance(query_QD, FeatureStore):
-      check_encoders(f"the queries {query_QD.folder}", query_QD.encoder, "the adapter", encoder)
+      types.check_encoders(f"the queries {query_QD.folder}", query_QD.encoder, "the adapter", encoder)
       encoder = query_QD.encoder or encoder
       query_type, query_QD = _type_of(query_QD, query_type), query_QD[:]
     name = self._name(query_type)
@@ -161,9 +152,9 @@ class Adapter:
       ValueError: the gallery was prepared by another adapter, has another width or encoder, or needs a `folder`.
       FileExistsError: the folder holds files that `prepare` did not make.
     """
-    head, rows = self.head(query_type), as_gallery(gallery)
+    head, rows = self.head(query_type), types.as_gallery(gallery)
     name = str(getattr(rows, "folder", "")) or f"of {len(rows)} items"
-    check_encoders(f"the gallery {name}", getattr(rows, "encoder", None), "the adapter", self.encoder)
+    types.check_encoders(f"the gallery {name}", getattr(rows, "encoder", None), "the adapter", self.encoder)
     space = rows.space or "frozen"
     if space not in ("frozen", head.space):
       raise ValueError(f"the gallery {name} was prepared by another adapter ({space}); give prepare() the frozen one")
@@ -174,8 +165,8 @@ class Adapter:
       return head.prepare(gallery)
     if space == head.space and is_unit(np.asarray(rows[:SAMPLE_ROWS])):
       return gallery
-    if isinstance(gallery, ArrayGallery):
-      return ArrayGallery(head.prepare(gallery.array), head.space)
+    if isinstance(gallery, types.ArrayGallery):
+      return types.ArrayGallery(head.prepare(gallery.array), head.space)
     if folder is None:
       what = "the adapter maps the gallery" if head.space != "frozen" else "the gallery's rows are not of unit length"
       raise ValueError(f"{what}, so it has to be written anew; say where: prepare(gallery, folder=…)")
