@@ -190,12 +190,8 @@ def seen(ids: np.ndarray) -> list[dict]:
   found = []
   for one in map(str, ids):
     name, view = one.rsplit("_", 1)
-    ground, _ = scene(toys[name], int(view))
-    tint = ground - ground.mean()
-    furthest = int(np.abs(tint).argmax())
-    light = captions.LIGHTS[int(np.searchsorted(captions.LIGHTER, float(ground.mean())))]
-    own = {"name": name, "family": toys[name].family, "light": light}
-    found.append(toys[name].attributes() | own | {"tint": captions.TINTS[int(tint[furthest] > 0)][furthest]})
+    light, tint = captions.light_and_tint(scene(toys[name], int(view))[0])
+    found.append(toys[name].attributes() | {"name": name, "family": toys[name].family, "light": light, "tint": tint})
   return found
 
 

@@ -106,13 +106,16 @@ def coarse(toy: Toy, view: int, picture: int | None = None) -> str:
   return caption + _scene(rng, COARSE_SCENE, *scene(toy, view if picture is None else picture))
 
 
+def light_and_tint(ground: np.ndarray) -> tuple[str, str]:
+  """Returns the words for a ground's mean colour (3, 0 to 255): how light it is, and its tint."""
+  tint = ground - ground.mean()
+  furthest = int(np.abs(tint).argmax())
+  return LIGHTS[int(np.searchsorted(LIGHTER, float(ground.mean())))], TINTS[int(tint[furthest] > 0)][furthest]
+
+
 def _scene(rng: np.random.Generator, share: float, ground: np.ndarray, clutter: int) -> str:
   """Returns what of the scene chance lets in."""
-  light, tint = float(ground.mean()), ground - ground.mean()
-  furthest = int(np.abs(tint).argmax())
-  words = [LIGHTS[int(np.searchsorted(LIGHTER, light))]] if rng.random() < share else []
-  if rng.random() < share:
-    words.append(TINTS[int(tint[furthest] > 0)][furthest])
+  words = [word for word in light_and_tint(ground) if rng.random() < share]
   phrase = f", on {' '.join(words)} ground" if words else ""
   return f"{phrase}, {CLUTTER[clutter]}" if rng.random() < share and CLUTTER[clutter] else phrase
 
