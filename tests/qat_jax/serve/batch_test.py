@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -255,14 +252,3 @@ def test_an_output_inside_the_adapter_s_folder_can_be_resumed(files, monkeypatch
 def test_two_processes_do_not_write_the_same_output(files):
   with lock(files["out"].with_name("out.parquet.parts")), pytest.raises(BlockingIOError, match="in use by process"):
     reranking.rerank_files(**files, k=1)
-
-
-def test_the_program_runs(files):
-  arguments = [f"--{name}={path}" for name, path in files.items()]
-  command = [sys.executable, "-m", "qat_jax", "rank", "--k=2"]
-  done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
-  assert done.returncode == 0, done.stderr
-  assert pq.read_metadata(files["out"]).num_rows == 20
-  failed = subprocess.run([*command, *arguments[1:], "--adapter=nowhere"], capture_output=True, text=True, check=False)
-  assert failed.returncode == 1
-  assert failed.stderr.splitlines()[-1].startswith("error: no adapter in")
