@@ -11,6 +11,7 @@ import math
 import os
 import pathlib
 import pickle
+import typing
 import zipfile
 from typing import Any
 
@@ -20,18 +21,6 @@ import yaml
 
 FILES = ("config.yml", "weights.pt")
 LARGEST_PICKLE = 16 << 20  # bytes; a real one has some 20 kB
-_HPARAMS = {
-  "anchor_scale": float,
-  "dropout": float,
-  "embedding_dim": int,
-  "hidden_dim": int,
-  "low_rank_dim": int,
-  "nhead": int,
-  "num_layers": int,
-  "num_steps": int,
-  "query_residual_weight": float,
-  "use_fro_norm": bool,
-}
 _STORAGES = {
   "FloatStorage": np.dtype("<f4"),
   "DoubleStorage": np.dtype("<f8"),
@@ -68,12 +57,12 @@ def read_config(path: str | os.PathLike) -> ReleasedConfig:
     content = yaml.safe_load(pathlib.Path(path).read_text())
   except (yaml.YAMLError, UnicodeDecodeError) as error:
     raise ValueError(f"{path} is not YAML ({error}); fetch it again") from error
-  _check_keys(path, content, {"feature_extractor": str, "hparams": dict})
+  kinds = typing.get_type_hints(ReleasedConfig)
+  _check_keys(path, content, {"feature_extractor": kinds.pop("feature_extractor"), "hparams": dict})
   hparams = content["hparams"]
-  _check_keys(f"{path}, hparams", hparams, _HPARAMS)
+  _check_keys(f"{path}, hparams", hparams, kinds)
   config = ReleasedConfig(content["feature_extractor"], **hparams)
-  sizes = ("embedding_dim", "hidden_dim", "low_rank_dim", "nhead", "num_layers", "num_steps")
-  small = [name for name in sizes if getattr(config, name) < 1]
+  small = [name for name, kind in kinds.items() if kind is int and getattr(config, name) < 1]
   if small:
     raise ValueError(f"{path} says {small[0]} is {getattr(config, small[0])}; wanted 1 or more")
   if config.hidden_dim % config.nhead or config.hidden_dim % 2:
