@@ -1,11 +1,9 @@
 """Validation: one number, mAP over queries, for a head while it trains and for one that is to serve."""
 
-from __future__ import annotations
-
 import copy
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import flax.linen as nn
 import jax
@@ -32,7 +30,7 @@ class Lists(NamedTuple):
   number: np.ndarray  # Q: how many are right, those that do not count too
 
   @classmethod
-  def of(cls, relevance: Relevance) -> Lists | None:
+  def of(cls, relevance: Relevance) -> Self | None:
     """Returns the lists of a relevance; None where one is so long that the host's way is quicker."""
     positives = [np.setdiff1d(*both) for both in zip(relevance.positives, relevance.ignored, strict=True)]
     longest = max(map(len, [*positives, *relevance.ignored]), default=0)
@@ -63,7 +61,7 @@ class Validator:
     self.lists = Lists.of(self.relevance)
 
   @classmethod
-  def of(cls, split: Split, query_type: str, limit: int, seed: int) -> Validator:
+  def of(cls, split: Split, query_type: str, limit: int, seed: int) -> Self:
     """Returns the validation on the queries of one type of a split."""
     return cls(split.queries[query_type], split.gallery, split.relevance(query_type), limit, seed)
 
@@ -132,7 +130,7 @@ class Validator:
     lost = (self.gain(best_Q, own_Q) for own_Q in precision)
     return next(i for i, (loss, error) in enumerate(lost) if loss <= error)
 
-  def subset(self, count: int) -> Validator:
+  def subset(self, count: int) -> Self:
     """Returns the same validation with `count` of its queries, evenly spaced; all if there are no more."""
     rows = np.unique(np.linspace(0, len(self.query_QD) - 1, min(count, len(self.query_QD))).astype(int))
     other = copy.copy(self)

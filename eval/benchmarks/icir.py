@@ -11,14 +11,12 @@ official program: trapezoids, over the number of right items + 10⁻⁵. `map` i
 instances of their means, both × 100.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -56,7 +54,7 @@ class Icir(NamedTuple):
   database: list[IcirLine]
 
   @classmethod
-  def open(cls, root: Path | str) -> Icir:
+  def open(cls, root: Path | str) -> Self:
     """Returns the benchmark; raises FileNotFoundError or ValueError for files that are not there or not such."""
     folder = Path(root) / "annotations"
     folder = folder if folder.is_dir() else Path(root)

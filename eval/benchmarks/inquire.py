@@ -4,11 +4,10 @@ Full rank: the whole gallery, figures at k = 50 of all positives. Two-stage: the
 Re-rank set: 100 fixed photos a query, figures among those. mAP, nDCG, precision and recall in percent, MRR a fraction.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -33,7 +32,7 @@ class Inquire:
   relevant: dict[str, set[str]]  # by query id: photo names, as in `image_path`
 
   @classmethod
-  def open(cls, root: Path | str, split: str = "test") -> Inquire:
+  def open(cls, root: Path | str, split: str = "test") -> Self:
     """Returns the split below `root`: inquire_queries_<split>.csv (or inquire_queries.csv), inquire_annotations.csv."""
     root = Path(root)
     path = root / f"inquire_queries_{split}.csv"

@@ -1,12 +1,10 @@
 """What a source of images and texts is, and the error of an image that cannot be read."""
 
-from __future__ import annotations
-
 import collections
 import functools
 import threading
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 # Metadata columns of a crop's box: shares of the picture's sides, 0 to 1.
 BOX = ("box_left", "box_top", "box_right", "box_bottom")
@@ -76,7 +74,7 @@ class Kept:
     self._results: collections.OrderedDict[Any, tuple[threading.Lock, list[Any]]] = collections.OrderedDict()
     self._lock = threading.Lock()
 
-  def __reduce__(self) -> tuple[type[Kept], tuple[Callable[[Any], Any], int]]:
+  def __reduce__(self) -> tuple[type[Self], tuple[Callable[[Any], Any], int]]:
     return type(self), (self.make, self.size)
 
   def __call__(self, key: Any) -> Any:
@@ -99,5 +97,5 @@ class UnreadableImage(ValueError):
     super().__init__(f"the image of {id!r} cannot be read: {reason}")
     self.id, self.reason = id, reason
 
-  def __reduce__(self) -> tuple[type[UnreadableImage], tuple[str, str]]:
+  def __reduce__(self) -> tuple[type[Self], tuple[str, str]]:
     return type(self), (self.id, self.reason)

@@ -9,13 +9,11 @@ Relevant to a query: gallery items with its `instance`, or those that its column
 folder of queries has that column. The item with the query's own `id` never counts.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -73,7 +71,7 @@ class RetrievalSet:
     self.train_listed, self._splits = listed, splits
 
   @classmethod
-  def open(cls, root: str | os.PathLike) -> RetrievalSet:
+  def open(cls, root: str | os.PathLike) -> Self:
     """Returns the set at `root` after reading all of it once.
 
     Raises FileNotFoundError for missing folders, ValueError for anything that would spoil a run: no `instance`,

@@ -1,7 +1,5 @@
 """How features lie on disk: shards, their names and headers, meta.json, and what is wrong with rows and ids."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import mmap
@@ -9,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -39,7 +37,7 @@ class Shard:
   stamp: tuple[int, ...]  # of the file that was opened: another one may have taken its name since
 
   @classmethod
-  def of(cls, path: Path) -> Shard:
+  def of(cls, path: Path) -> Self:
     """Reads the header; raises ValueError where the file is not as long as it says, or holds no features."""
     check_npy(path)
     try:

@@ -5,14 +5,12 @@ folders made elsewhere). Opening reads file headers only, indexing only the rows
 than memory.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -53,7 +51,7 @@ class FeatureStore(ShardedRows):
     disk.check_counts(folder, kind, meta.get("files", {}), self.shards, self.metadata_shards)
 
   @classmethod
-  def open(cls, folder: str | os.PathLike, kind: str | None = None) -> FeatureStore:
+  def open(cls, folder: str | os.PathLike, kind: str | None = None) -> Self:
     """Returns the store of `kind` ("img" or "text"; None: the one that exists) in a folder.
 
     A folder with both gives its images where no kind is named: they are what a gallery is made of. Reads no features.

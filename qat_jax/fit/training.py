@@ -1,9 +1,7 @@
 """What the heads of one query type are fitted on, and its moments; read in chunks, so that it may be a FeatureStore."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -30,7 +28,7 @@ class Training(NamedTuple):
   relevant: Relevance | None = None  # Q, by position in the images
 
   @classmethod
-  def of(cls, data: RetrievalSet, query_type: str) -> Training:
+  def of(cls, data: RetrievalSet, query_type: str) -> Self:
     """Returns the training features of a retrieval set."""
     images, listed = data.train_images, data.train_listed
     if query_type in listed.queries:

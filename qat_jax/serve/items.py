@@ -1,7 +1,5 @@
 """The items of a gallery by their ids and metadata: positions, records, and filters as masks. Held as Arrow columns."""
 
-from __future__ import annotations
-
 import bisect
 import datetime
 import decimal
@@ -10,7 +8,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -45,7 +43,7 @@ class Items:
     self._mask, self._groups = functools.lru_cache(MASKS)(self._mask_of), functools.lru_cache(MASKS)(self._groups_of)
 
   @classmethod
-  def of(cls, store: FeatureStore) -> Items:
+  def of(cls, store: FeatureStore) -> Self:
     """Returns the items of a feature folder: its scalar columns alone."""
     table = store.metadata()
     plain = [field.name for field in table.schema if field.name != "id" and not pa.types.is_nested(field.type)]

@@ -1,12 +1,11 @@
 """One search → terms: the features of its parts, each through the head of its query type."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import functools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +35,7 @@ class Planner:
     self._rows = functools.lru_cache(KEPT)(self._rows_of)
     self._samples: dict[str, np.ndarray] = {}
 
-  def over(self, galleries: Mapping[str, Gallery]) -> Planner:
+  def over(self, galleries: Mapping[str, Gallery]) -> Self:
     """Returns the same planner for other galleries."""
     other = copy.copy(self)
     other.galleries = galleries

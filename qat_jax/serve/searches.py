@@ -1,10 +1,8 @@
 """What one search asks, and what it found."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -57,7 +55,7 @@ class Search:
     default_factory=Words
   )  # where it names aspects, adapted search goes by them, on the frozen gallery
 
-  def with_right(self, positions: Sequence[int] | np.ndarray, weight: float = WEIGHT) -> Search:
+  def with_right(self, positions: Sequence[int] | np.ndarray, weight: float = WEIGHT) -> Self:
     """Returns the search refined by marks: s = s_query + weight · mean of s_image(mark). No mark changes nothing.
 
     Each mark is an image query through its own head.

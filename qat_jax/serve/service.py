@@ -4,8 +4,6 @@ A `Service` does not change. Its jitted calls run in one thread, the queue's, in
 compiles. A search becomes features and then terms whose scores add up (`Planner`), then rankings (`Ranker`).
 """
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import copy
@@ -13,7 +11,7 @@ import dataclasses
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +84,7 @@ class Service:
     self.planner = Planner(adapter, self.galleries, self.encoding)
     self.ranker = Ranker(self.galleries, dict(indexes or {}))
 
-  def over(self, items: Items, galleries: Mapping[str, Gallery]) -> Service:
+  def over(self, items: Items, galleries: Mapping[str, Gallery]) -> Self:
     """Returns the same service of other items: their galleries by query type, and `frozen`."""
     other = copy.copy(self)
     other.items, other.galleries, other.frozen = items, dict(galleries), galleries["frozen"]

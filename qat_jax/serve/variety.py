@@ -3,10 +3,9 @@
 Only the best LOOKED items are looked at, so that the time does not grow with the gallery.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Container
+from typing import Self
 
 import numpy as np
 
@@ -34,7 +33,7 @@ class Variety:
     return self.duplicates or self.diversity > 0
 
   @classmethod
-  def asked(cls, group: str | None, columns: Container[str], diversity: float) -> tuple[str | None, Variety]:
+  def asked(cls, group: str | None, columns: Container[str], diversity: float) -> tuple[str | None, Self]:
     """Returns the column that groups results, None for none, and what they are asked to differ in.
 
     Args:

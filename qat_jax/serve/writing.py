@@ -1,12 +1,10 @@
 """Changes that clients ask for: items that come, other metadata, items that go. All is checked before it is kept."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -34,7 +32,7 @@ class New:
   data: bytes = b""  # of its picture
 
   @classmethod
-  def of(cls, service: Service, name: str | None, metadata: Mapping[str, Any], **given: Any) -> New:
+  def of(cls, service: Service, name: str | None, metadata: Mapping[str, Any], **given: Any) -> Self:
     """Returns a new item of what a request gave: data and pixels, or a vector. Without an id it gets its content's."""
     digest = hashlib.blake2b(given.get("data") or np.asarray(given.get("vector")).tobytes(), digest_size=16)
     return cls(checked_id(name or digest.hexdigest()), checked(metadata), **given)

@@ -5,13 +5,11 @@ fill a block of the least size; blocks of one size are merged into one of the ne
 that goes, or is replaced, is dead in its block until that is merged.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -48,7 +46,7 @@ class Block:
   items: Items
 
   @classmethod
-  def of(cls, rows: np.ndarray, table: pa.Table) -> Block:
+  def of(cls, rows: np.ndarray, table: pa.Table) -> Self:
     """Returns a block whose items are all alive."""
     shown = table.select([name for name in table.column_names if name not in ("id", *HIDDEN)])
     return cls(rows, table, np.ones(len(rows), bool), Items(table.column("id"), shown, "the collection"))
