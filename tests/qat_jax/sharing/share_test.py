@@ -14,13 +14,10 @@ import yaml
 import qat_jax
 from qat_jax import cli, hub
 from qat_jax.adapter import Adapter
-from qat_jax.sealed import read_record, write_record
 from qat_jax.sharing import card, share
 from tests.hub import serving
 
 WIDTH = 8
-
-
 INFO = {
   "encoder": "owner/clip",
   "chosen": {"text": {"name": "adaptive", "val_map": {"plain": 0.05, "adaptive": 0.2}}},
@@ -189,14 +186,3 @@ def test_what_was_not_exported_is_not_sent(adapter, tmp_path, monkeypatch):
   params.write_bytes(params.read_bytes()[:-1])
   with pytest.raises(ValueError, match="missing or damaged"):
     qat_jax.push(tmp_path / "mine", "owner/name")
-
-
-def test_an_adapter_names_no_file_outside_its_folder(adapter, tmp_path):
-  adapter.save(tmp_path / "mine")
-  (params,) = (tmp_path / "mine").glob("params-*")
-  params.rename(tmp_path / params.name)
-  about = read_record(tmp_path / "mine/adapter.json")
-  about["parameters"]["file"] = f"../{params.name}"
-  write_record(tmp_path / "mine/adapter.json", about)
-  with pytest.raises(ValueError, match="its name is no name of a file"):
-    qat_jax.load(tmp_path / "mine")
