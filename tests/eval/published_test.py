@@ -4,25 +4,17 @@ import json
 import shutil
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 
 from eval import published
 from eval.benchmarks.ilias import Ilias
 from tests.eval.benchmarks.uned_test import ITEMS, LINES, ROWS, write_layer
-from tests.eval.tiny import WIDTH, plain_ranking, unit
+from tests.eval.tiny import WIDTH, plain_ranking, put_hdf5, unit
 
 VECTORS = Path(__file__).parents[1] / "data" / "metric_vectors"
 ENCODER = "vit_large_patch16_siglip_512.v2_webli"
 FAR = [f"0000/{n:05x}" for n in range(30)]
-
-
-def write(path, ids, rows):
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with h5py.File(path, "w") as file:
-    file.create_dataset("index", data=ids, dtype=h5py.string_dtype("ascii"))
-    file.create_dataset("features", data=rows)
 
 
 @pytest.fixture
@@ -37,7 +29,7 @@ def root(tmp_path):
     "distractors_00000": FAR,
   }
   for seed, (name, ids) in enumerate(parts.items()):
-    write(root / "features" / ENCODER / f"features_{name}.hdf5", ids, unit(len(ids), seed))
+    put_hdf5(root / "features" / ENCODER / f"features_{name}.hdf5", ids, unit(len(ids), seed))
   (root / "image_ids" / published.MINI).write_text("\n".join(name.split("/")[1] for name in FAR[:20]) + "\n")
   (root / "lin_adapt_layers").mkdir()
   weight_ED = np.random.default_rng(0).normal(size=(5, WIDTH))
@@ -86,7 +78,7 @@ def test_a_gallery_that_lacks_distractors_has_no_published_figures(root, tmp_pat
 
 
 def test_uneds_features_are_trained_on_in_both_forms(root, tmp_path, monkeypatch):
-  write(root / "features" / ENCODER / "features_uned.hdf5", ITEMS, ROWS)
+  put_hdf5(root / "features" / ENCODER / "features_uned.hdf5", ITEMS, ROWS)
   (root / "uned_paths_1M.txt").write_text("\n".join(LINES) + "\n")
   calls = []
 
@@ -125,7 +117,7 @@ def test_uneds_features_are_trained_on_in_both_forms(root, tmp_path, monkeypatch
 
 
 def test_what_is_unclear_is_asked_for(root, tmp_path, capsys):
-  write(root / "features" / "other" / "features_positives.hdf5", ["a"], unit(1))
+  put_hdf5(root / "features" / "other" / "features_positives.hdf5", ["a"], unit(1))
   for words, told in (
     ([], "holds 2 encoders' features"),
     (["--features", str(tmp_path)], "holds 2 encoders' features"),

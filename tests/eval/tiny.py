@@ -2,6 +2,7 @@
 
 import json
 
+import h5py
 import numpy as np
 
 from eval.pipeline import evaluate
@@ -18,6 +19,14 @@ def unit(rows, seed=0):
 
 def put(folder, kind, ids, seed, columns=None):
   return write_features(folder, {kind: unit(len(ids), seed)}, {"id": list(ids), **(columns or {})})
+
+
+def put_hdf5(path, ids, rows_ND):
+  """Writes features as ILIAS publishes them."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with h5py.File(path, "w") as file:
+    file.create_dataset("index", data=ids, dtype=h5py.string_dtype("ascii"))
+    file.create_dataset("features", data=rows_ND, compression="gzip", compression_opts=0)
 
 
 def run(config, workdir, **benchmark):

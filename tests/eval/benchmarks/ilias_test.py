@@ -6,7 +6,6 @@ import pickle
 import shutil
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 
@@ -14,6 +13,7 @@ from eval.benchmarks.ilias import Ilias, object_of, ranked_items
 from eval.benchmarks.ilias_features import open_tasks
 from eval.benchmarks.ilias_files import read_similarities
 from qat_jax.types import Ranking
+from tests.eval.tiny import put_hdf5
 
 VECTORS = Path(__file__).parents[2] / "data" / "metric_vectors" / "ilias"
 EXPECTED = json.loads((VECTORS / "expected.json").read_text())
@@ -155,9 +155,7 @@ def test_broken_similarity_files_are_explained(tmp_path, name, content, message)
 def write_features(folder, name, ids, seed, width=WIDTH, scale=1.0):
   rows = np.random.default_rng(seed).normal(size=(len(ids), width))
   rows *= scale / np.linalg.norm(rows, axis=1, keepdims=True)
-  with h5py.File(folder / f"features_{name}.hdf5", "w") as file:
-    file.create_dataset("index", data=ids, dtype=h5py.string_dtype("ascii"))
-    file.create_dataset("features", data=rows.astype(np.float16), compression="gzip", compression_opts=0)
+  put_hdf5(folder / f"features_{name}.hdf5", ids, rows.astype(np.float16))
 
 
 @pytest.fixture
