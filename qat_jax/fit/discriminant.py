@@ -5,7 +5,7 @@ an image, save that the mean of the captions is subtracted instead. Float64 insi
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -33,12 +33,11 @@ def both_sides(training: Training, validator: Validator, shrinkage: Sequence[flo
     return None
   scatter_DD, means = within_scatter(training.images, training.instance), training.means()
 
-  def heads() -> Iterator[Head]:
-    for number in shrinkage:
-      variables = affine_variables(*means, inverse_root(scatter_DD, number))
-      yield Head("affine", {"dimensions": training.width}, variables, f"shrinkage {number}")
+  def made(number: float) -> Head:
+    variables = affine_variables(*means, inverse_root(scatter_DD, number))
+    return Head("affine", {"dimensions": training.width}, variables, f"shrinkage {number}")
 
-  return max(heads(), key=validator)
+  return max(map(made, shrinkage), key=validator)
 
 
 def query_alone(
@@ -55,12 +54,11 @@ def query_alone(
     return None
   scatter_DD, (query_D, _) = within_scatter(training.images, training.instance), training.means()
 
-  def heads() -> Iterator[Head]:
-    for pair in itertools.product(shrinkage, residual):
-      variables = {"params": {}, "constants": query_map(scatter_DD, query_D, *pair)}
-      yield Head("closed_form", {}, variables, f"shrinkage {pair[0]}, residual {pair[1]}")
+  def made(number: float, share: float) -> Head:
+    variables = {"params": {}, "constants": query_map(scatter_DD, query_D, number, share)}
+    return Head("closed_form", {}, variables, f"shrinkage {number}, residual {share}")
 
-  return max(heads(), key=validator)
+  return max(itertools.starmap(made, itertools.product(shrinkage, residual)), key=validator)
 
 
 def probabilistic(training: Training, validator: Validator, shrinkage: Sequence[float] = PLDA_SHRINKAGE) -> Head | None:
@@ -76,12 +74,10 @@ def probabilistic(training: Training, validator: Validator, shrinkage: Sequence[
   between_DD = covariance_of(training.images, mean_D) - within_DD
   row_MD = unit(training.images[evenly(len(training.instance), LENGTH_ROWS)])
 
-  def heads() -> Iterator[Head]:
-    for number in shrinkage:
-      variables = plda_variables(within_DD, between_DD, mean_D, number, row_MD)
-      yield Head("plda", {}, variables, f"shrinkage {number}")
+  def made(number: float) -> Head:
+    return Head("plda", {}, plda_variables(within_DD, between_DD, mean_D, number, row_MD), f"shrinkage {number}")
 
-  return max(heads(), key=validator)
+  return max(map(made, shrinkage), key=validator)
 
 
 def within_scatter(image_ND: Any, instance_N: np.ndarray, chunk: int = 65536) -> np.ndarray:

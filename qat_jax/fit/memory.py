@@ -5,7 +5,6 @@ like it are called. Each costs O(M·D) for M pairs, an item offline.
 """
 
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -41,13 +40,12 @@ def neighbours(training: Training, validator: Validator, most: int = MOST) -> He
   bank = bank_of(training, most)
   pairs = {"queries": bank.query_MD, "images": bank.image_MD}
 
-  def heads() -> Iterator[Head]:
-    for temperature, scale in itertools.product(TEMPERATURE, ALONE):
-      constants = pairs | {"temperature": jnp.float32(temperature), "scale": jnp.float32(scale)}
-      note = f"temperature {temperature}, scale {scale}; keeps {len(bank.query_MD):,} training pairs"
-      yield Head("neighbours", {"pairs": len(bank.query_MD)}, {"params": {}, "constants": constants}, note)
+  def made(temperature: float, scale: float) -> Head:
+    constants = pairs | _numbers({"temperature": temperature, "scale": scale})
+    note = f"temperature {temperature}, scale {scale}; keeps {len(bank.query_MD):,} training pairs"
+    return Head("neighbours", {"pairs": len(bank.query_MD)}, {"params": {}, "constants": constants}, note)
 
-  return max(heads(), key=validator)
+  return max(itertools.starmap(made, itertools.product(TEMPERATURE, ALONE)), key=validator)
 
 
 def fit_memory(training: Training, validator: Validator, head: Head, most: int) -> Head:

@@ -5,7 +5,6 @@ Offline O(M·D² + D³) to fit on M images and O(N·D·E) for N items.
 """
 
 import itertools
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -24,14 +23,13 @@ def fit_whitening(training: Training, validator: Validator) -> Head:
   query_D, image_D = training.means()
   covariance_DD = covariance_of(training.images, image_D)
 
-  def heads() -> Iterator[Head]:
-    for share, shrinkage, exponent in itertools.product(SHARES, SHRINKAGE, EXPONENTS):
-      dimensions = max(1, round(share * training.width))
-      map_DE = whitening_map(covariance_DD, dimensions, shrinkage, exponent)
-      note = f"{dimensions} dimensions, shrinkage {shrinkage}, power {exponent}"
-      yield Head("affine", {"dimensions": dimensions}, affine_variables(query_D, image_D, map_DE), note)
+  def made(share: float, shrinkage: float, exponent: float) -> Head:
+    dimensions = max(1, round(share * training.width))
+    map_DE = whitening_map(covariance_DD, dimensions, shrinkage, exponent)
+    note = f"{dimensions} dimensions, shrinkage {shrinkage}, power {exponent}"
+    return Head("affine", {"dimensions": dimensions}, affine_variables(query_D, image_D, map_DE), note)
 
-  return max(heads(), key=validator)
+  return max(itertools.starmap(made, itertools.product(SHARES, SHRINKAGE, EXPONENTS)), key=validator)
 
 
 def whitening_map(covariance_DD: np.ndarray, dimensions: int, shrinkage: float, exponent: float) -> np.ndarray:

@@ -6,38 +6,16 @@ that of GLDv2 (`landmark_average_precision`). All are fractions of 1. A query wi
 intervals leave it out.
 """
 
-from qat_jax.metrics.intervals import (
-  bootstrap_interval,
-  clustered_error,
-  paired_interval,
-)
-from qat_jax.metrics.rankings import (
-  average_precision,
-  average_precision_of_parts,
-  average_precision_of_scores,
-  landmark_average_precision,
-  precision_at_shrinking,
-  recall_at,
-  trapezoid_average_precision,
-)
-from qat_jax.metrics.scores import (
-  average_precision_at_k,
-  ndcg_at_k,
-  reciprocal_rank,
-)
-
-__all__ = [
-  "average_precision",
-  "average_precision_at_k",
-  "average_precision_of_parts",
-  "average_precision_of_scores",
-  "bootstrap_interval",
-  "clustered_error",
-  "landmark_average_precision",
-  "ndcg_at_k",
-  "paired_interval",
-  "precision_at_shrinking",
-  "recall_at",
-  "reciprocal_rank",
-  "trapezoid_average_precision",
-]
+from qat_jax.metrics.intervals import bootstrap_interval as bootstrap_interval
+from qat_jax.metrics.intervals import clustered_error as clustered_error
+from qat_jax.metrics.intervals import paired_interval as paired_interval
+from qat_jax.metrics.rankings import average_precision as average_precision
+from qat_jax.metrics.rankings import average_precision_of_parts as average_precision_of_parts
+from qat_jax.metrics.rankings import average_precision_of_scores as average_precision_of_scores
+from qat_jax.metrics.rankings import landmark_average_precision as landmark_average_precision
+from qat_jax.metrics.rankings import precision_at_shrinking as precision_at_shrinking
+from qat_jax.metrics.rankings import recall_at as recall_at
+from qat_jax.metrics.rankings import trapezoid_average_precision as trapezoid_average_precision
+from qat_jax.metrics.scores import average_precision_at_k as average_precision_at_k
+from qat_jax.metrics.scores import ndcg_at_k as ndcg_at_k
+from qat_jax.metrics.scores import reciprocal_rank as reciprocal_rank
