@@ -60,14 +60,7 @@ class Collection:
     path = self.folder / RECORD
     if not path.exists():
       base = None if around is None else OUTER
-      begun: dict[str, Any] = {
-        "encoder": list(self.encoder),
-        "width": width,
-        "dtype": "float16",
-        "base": base,
-        "log": 0,
-        "gone": {},
-      }
+      begun = {"encoder": list(self.encoder), "width": width, "dtype": "float16", "base": base, "log": 0, "gone": {}}
       write_record(path, {"format": FORMAT, **begun, "around": None if around is None else _state(around)})
     about = read_record(path)
     check_format(path, about.get("format"), FORMAT, f"delete {self.folder}, it is made anew")
