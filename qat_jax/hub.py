@@ -40,11 +40,7 @@ def upload(
   try:
     api.create_repo(name, private=private, exist_ok=True)
     done = api.upload_folder(
-      repo_id=name,
-      folder_path=folder,
-      allow_patterns=list(files),
-      delete_patterns=list(files),
-      commit_message=message,
+      repo_id=name, folder_path=folder, allow_patterns=list(files), delete_patterns=list(files), commit_message=message
     )
   except (OSError, ValueError) as error:  # the client raises these for a refusal too
     status = getattr(getattr(error, "response", None), "status_code", None)

@@ -39,10 +39,7 @@ class Range(_Strict):
 
 Query = Text | Part | Annotated[list[Part], Field(min_length=1, max_length=PARTS, fail_fast=True)]
 Values = Annotated[list[Value], Field(max_length=VALUES, fail_fast=True)]
-Filters = Annotated[
-  dict[Annotated[str, Field(max_length=200)], Value | Values | Range],
-  Field(max_length=FILTERS),
-]
+Filters = Annotated[dict[Annotated[str, Field(max_length=200)], Value | Values | Range], Field(max_length=FILTERS)]
 Ids = Annotated[list[Id], Field(max_length=IDS, fail_fast=True)]
 Seen = Annotated[list[Id], Field(max_length=SEEN, fail_fast=True)]
 
@@ -79,7 +76,7 @@ class Search(Asked):
         {"query": "a red mug", "k": 5},
         {"query": [{"item": "a-17"}, {"text": "in red", "weight": 0.5}], "mode": "both", "filters": {"shape": "ball"}},
       ]
-    },
+    }
   )
 
   query: Query | None = None  # type: ignore[assignment]  # a picture uploaded beside it will do

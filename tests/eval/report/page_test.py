@@ -104,10 +104,7 @@ def test_queries_that_gained_and_those_that_lost_are_apart(tmp_path, rows, sheet
 
 
 def test_tasks_have_sections_of_their_own_with_the_benchmarks_figures_and_what_was_not_run(tmp_path):
-  figures = {
-    "oxford/mp@10": {"value": 0.7125, "interval": None},
-    "oxford/scale/tiny": {"value": 0.5, "interval": None},
-  }
+  figures = {"oxford/mp@10": {"value": 0.7125, "interval": None}, "oxford/scale/tiny": {"value": 0.5, "interval": None}}
   rows = summarise(
     Result("image", "plain", np.linspace(0, top, 5), np.ones(5), task=task, figures=figures)
     for task, top in (("easy", 0.9), ("hard", 0.3))

@@ -17,10 +17,7 @@ WIDTH = 12
 REMEMBERS = {"form": "query_only", "settings": {"hidden": 8}, "pairs": 40, "captions": "text"}
 ADAPTIVE = {"form": "adaptive", "settings": {"hidden": 8, "rank": 2, "token_hidden": 8, "steps": 2}}
 HEADS = {  # what is served is put together from these; every form alone: tests/lowering_test.py
-  "text": (
-    "levelled",
-    {"form": "remembering", "settings": REMEMBERS, "queries": 5, "items": 2 * WIDTH, "nearest": 2},
-  ),
+  "text": ("levelled", {"form": "remembering", "settings": REMEMBERS, "queries": 5, "items": 2 * WIDTH, "nearest": 2}),
   "image": (
     "projected",
     {
@@ -29,10 +26,7 @@ HEADS = {  # what is served is put together from these; every form alone: tests/
     },
   ),
 }
-EXPERTS = {
-  "form": "experts",
-  "settings": {"form": "static", "settings": {}, "experts": 3},
-}
+EXPERTS = {"form": "experts", "settings": {"form": "static", "settings": {}, "experts": 3}}
 SERVED = {
   "parts": HEADS,
   "experts": {"image": ("levelled", {**EXPERTS, "queries": 5, "items": WIDTH + 4, "nearest": 2})},
