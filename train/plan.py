@@ -220,11 +220,7 @@ def claimed(folder: pathlib.Path, made_from: dict[str, Any]) -> bool:
 
 
 def measure_candidate(
-  folder: pathlib.Path,
-  material: Material,
-  settings: dict[str, Any],
-  fit: Callable[[], Head | None],
-  before: float,
+  folder: pathlib.Path, material: Material, settings: dict[str, Any], fit: Callable[[], Head | None], before: float
 ) -> None:
   """Fits a candidate and measures it on validation, into `folder`: an adapter with one head, and its precisions.
 

@@ -65,12 +65,7 @@ def first_state(params: dict, temperature: float, optimiser: optax.GradientTrans
 
 
 def make_optimiser(
-  steps: int,
-  learning_rate: float,
-  end_learning_rate: float,
-  warmup_steps: int,
-  weight_decay: float,
-  clip: float = 1.0,
+  steps: int, learning_rate: float, end_learning_rate: float, warmup_steps: int, weight_decay: float, clip: float = 1.0
 ) -> optax.GradientTransformation:
   """Returns AdamW with warm-up (a quarter of the steps at most), cosine decay and clipping; matrices alone decay."""
   warmup = min(warmup_steps, steps // 4)

@@ -10,7 +10,7 @@ import gzip
 import itertools
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -164,11 +164,13 @@ class Ilias:
     values_Q = np.array(list(ap.values()))
     if not values_Q.any():
       _log.warning("%s has no positive of any query; are its ids written as in positive_ids.txt?", where)
+    ids_of = {"image": self.image_query_ids, "text": self.text_query_ids}
+    by_type = {kind: [ap[query] for query in ids if query in ap] for kind, ids in ids_of.items()}
     return {
       "map": float(values_Q.mean()),
       "interval": list(bootstrap_interval(values_Q)),
       "queries": len(ap),
-      **_means({"image_queries_map": self.image_query_ids, "text_queries_map": self.text_query_ids}, ap),
+      **{f"{kind}_queries_map": float(np.mean(x)) for kind, x in by_type.items() if x},
       "oracle": float(np.mean(oracle)),
       **{kind: {name: float(np.mean(v)) for name, v in groups.items()} for kind, groups in grouped.items()},
       **self._by_category(ap),
@@ -211,11 +213,6 @@ def _ap_at_k(which_K: np.ndarray, score_K: np.ndarray, counted_P: np.ndarray, k:
   kept_K = (which_K < 0) | counted_P[which_K]
   relevant_K, score_K = which_K[kept_K] >= 0, score_K[kept_K]
   return 100 * float(average_precision_at_k(relevant_K, score_K, int(counted_P.sum()), k)) if relevant_K.any() else 0.0
-
-
-def _means(groups: Mapping[str, Sequence[str]], ap: Mapping[str, float]) -> dict[str, float]:
-  values_by_group = {name: [ap[q] for q in ids if q in ap] for name, ids in groups.items()}
-  return {name: float(np.mean(values)) for name, values in values_by_group.items() if values}
 
 
 def _taxonomy(root: Path) -> dict[str, str]:

@@ -68,12 +68,7 @@ class Searcher:
     self.ids, self.galleries = ids, galleries
 
   def search(
-    self,
-    queries: Any,
-    *,
-    top_k: int,
-    top_ranked: Mapping[str, Sequence[str]] | None = None,
-    **options: Any,
+    self, queries: Any, *, top_k: int, top_ranked: Mapping[str, Sequence[str]] | None = None, **options: Any
   ) -> dict[str, dict[str, float]]:
     """Returns {query id: {item id: score}} of the exact best items, by the corpus indexed last.
 

@@ -18,7 +18,7 @@ from qat_jax import words
 from qat_jax.datasets.toybox.render import drawn
 from qat_jax.encoders import load_encoder
 from qat_jax.metrics import average_precision
-from qat_jax.types import Adaptation, Ranking, Relevance
+from qat_jax.types import Adaptation
 
 ASPECTS = {"colour": "alike in colour", "kind": "alike in shape", "tint": "alike in the ground's tint"}
 TOLD = "told in words"
@@ -43,9 +43,8 @@ def alike(run: TrainedRun) -> tuple[list[Result], list[Sheet]]:
   for name, title in ASPECTS.items():
     right_QN = column(queries, name)[:, None] == column(items, name)[None]
     relevance = relevance_of([np.flatnonzero(row_N) for row_N in right_QN])
-    asked = problem._replace(
-      tasks={title: dataclasses.replace(task, relevance=relevance, precision=_precision(relevance))}
-    )
+    precision = lambda ranking, relevance=relevance: average_precision(ranking.ids, relevance)
+    asked = problem._replace(tasks={title: dataclasses.replace(task, relevance=relevance, precision=precision)})
     by_words = functools.partial(qat_jax.by_words, alike=name, aspects=book, gallery=sample_ND)
     ways = (("plain", _method(qat_jax.plain)), (TOLD, _method(by_words)))
     pairs.append([measure.results_of(way, method, asked)[0] for way, method in ways])
@@ -64,10 +63,6 @@ def alike(run: TrainedRun) -> tuple[list[Result], list[Sheet]]:
     sheet = Sheet(drawn(query_ids[toy]), plain_row, told_row, title, "image", after_name=TOLD, task=told.task)
     sheets.append(dataclasses.replace(sheet, typical=True))
   return [result for pair in pairs for result in pair], sheets
-
-
-def _precision(relevance: Relevance) -> Callable[[Ranking], np.ndarray]:
-  return lambda ranking: average_precision(ranking.ids, relevance)
 
 
 def _method(adapt: Callable[..., Adaptation]) -> Method:

@@ -41,10 +41,7 @@ def both_sides(training: Training, validator: Validator, shrinkage: Sequence[flo
 
 
 def query_alone(
-  training: Training,
-  validator: Validator,
-  shrinkage: Sequence[float] = SHRINKAGE,
-  residual: Sequence[float] = RESIDUAL,
+  training: Training, validator: Validator, shrinkage: Sequence[float] = SHRINKAGE, residual: Sequence[float] = RESIDUAL
 ) -> Head | None:
   """Returns the head that leaves the gallery alone: q' = normalise((q − mean)(S_w + shrinkage·I)⁻¹) + residual·q.
 

@@ -203,11 +203,7 @@ def _ways(head: Head, query_type: str) -> list[Way]:
 
 
 def taught(
-  head: Head,
-  image: Head | None,
-  pairs: tuple[np.ndarray, np.ndarray],
-  way: Way,
-  back_FD: np.ndarray | None = None,
+  head: Head, image: Head | None, pairs: tuple[np.ndarray, np.ndarray], way: Way, back_FD: np.ndarray | None = None
 ) -> Head:
   """Returns a head with what marks teach it; the levels of items stay.
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import qat_jax
 from qat_jax.adaptation import unit
 from qat_jax.adapter import SAMPLE_ROWS, Adapter, load
 from qat_jax.encoders import Encoder, load_encoder
-from qat_jax.evidence import Evidence, calibrate
+from qat_jax.evidence import calibrate
 from qat_jax.features.prepared import prepared_features
 from qat_jax.features.shards import is_unit
 from qat_jax.features.store import FeatureStore
@@ -81,7 +81,11 @@ def open_service(settings: Settings, limits: Limits, log: Callable[[str], Any] =
   }
   galleries = {name: placed[id(one)] for name, one in prepared.items()}
   indexes = {name: _index(settings.index, one) for name, one in galleries.items()} if settings.index != "exact" else {}
-  evidence = _evidence(settings, adapter, galleries, log)
+  evidence = {}  # what scores are worth, where the adapter keeps validation queries
+  for name, gallery in galleries.items():
+    if planted := adapter.planted.get(name):
+      log(f"planting {len(planted):,} validation queries of {name} in the gallery")
+      evidence[name] = calibrate(adapter, gallery, name)
   service = Service(
     adapter,
     items,
@@ -116,18 +120,6 @@ def _galleries(
     folder = None if head.space == "frozen" and frozen is store else _place(base, head.space)
     prepared[name] = prepared[same] if same else adapter.prepare(frozen, name, folder=folder)
   return frozen, prepared
-
-
-def _evidence(
-  settings: Settings, adapter: Adapter, galleries: Mapping[str, Gallery], log: Callable[[str], Any]
-) -> dict[str, Evidence]:
-  """Returns what scores are worth, for each query type of which the adapter keeps validation queries."""
-  found = {}
-  for name, gallery in galleries.items():
-    if planted := adapter.planted.get(name):
-      log(f"planting {len(planted):,} validation queries of {name} in the gallery")
-      found[name] = calibrate(adapter, gallery, name)
-  return found
 
 
 def _place(base: str | None, name: str) -> Path:

@@ -218,14 +218,8 @@ class Planner:
   ) -> Adaptation:
     """Returns what `by_words` makes of one query and aspects, in NumPy arrays; raises Refused where it refuses.
 
-    One query at a time: eager JAX compiles for each number of queries.
-
-    Args:
-      query_D: a feature.
-      ignore: aspects that do not count.
-      alike: aspects that alone count.
-      change: the feature (D) of the text that says what is other.
-      changed: the aspect that it is about.
+    `change` is the feature (D) of the text that says what is other, `changed` the aspect that it is about. One query at
+    a time: eager JAX compiles for each number of queries.
     """
     rows = {one.name: self._rows(one) for one in (*alike, *ignore, *filter(None, [changed]))}
     try:

@@ -155,9 +155,7 @@ def make_config(model: ConfigDict, vocabulary: int, end: int) -> Any:
   text |= {"eos_token_id": end, "pad_token_id": end, "bos_token_id": end - 1}
   vision = {"image_size": model.vision.crop, "patch_size": model.vision.patch, "hidden_act": "gelu"}
   return CLIPConfig(
-    text_config=tower(model.text) | text,
-    vision_config=tower(model.vision) | vision,
-    projection_dim=model.projection,
+    text_config=tower(model.text) | text, vision_config=tower(model.vision) | vision, projection_dim=model.projection
   )
 
 
