@@ -16,7 +16,7 @@ def test_the_recipe_is_right():
 
 def test_from_tfds_files_to_the_table(tmp_path):
   parts = {"train": range(16), "restval": range(90, 92), "val": range(16, 20), "test": range(20, 24)}
-  tfds_set(tmp_path / "tfds", parts, lambda number: 5)
+  tfds_set(tmp_path / "tfds", parts)
   config = clip_b16.get_config()
   config.data.folder = str(tmp_path / "tfds")
   config.encoder.update({"name": "toy_clip", "batch_size": 16})

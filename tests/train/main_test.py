@@ -231,21 +231,14 @@ def test_a_working_folder_of_an_earlier_version_is_refused(trained, config, tmp_
   assert "candidates/text/plain does not say what it was made from: it is of an earlier version" in error
 
 
+TYPO = "features", ["--config.train.learning_rat=1"], "no such key: 'learning_rat' Did you mean \"learning_rate\""
+
+
 @pytest.mark.parametrize(
   ("program", "config", "more", "words"),
   [
-    (
-      "train.main",
-      "features",
-      ["--config.train.learning_rat=1"],
-      "no such key: 'learning_rat' Did you mean \"learning_rate\"",
-    ),
-    (
-      "eval.main",
-      "features",
-      ["--config.train.learning_rat=1"],
-      "no such key: 'learning_rat' Did you mean \"learning_rate\"",
-    ),
+    ("train.main", *TYPO),
+    ("eval.main", *TYPO),
     ("train.main", "nope", [], "error: --config is 'configs/nope.py', and there is no such file"),
   ],
 )

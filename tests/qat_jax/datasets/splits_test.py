@@ -11,17 +11,13 @@ from qat_jax.datasets.splits import parted, sources
 from tests.qat_jax.datasets.corpora import picture, tfds_set, write_tar
 
 
-def make_coco(folder, parts):
-  tfds_set(folder, parts, lambda number: 5)
-
-
 def column(found, place, name):
   source, _ = found[place]
   return [source[i][name] for i in range(len(source))]
 
 
 def test_each_caption_of_a_tfds_image_is_a_query_for_it(tmp_path):
-  make_coco(tmp_path, {"train": range(3), "val": range(3, 5), "test": range(5, 6)})
+  tfds_set(tmp_path, {"train": range(3), "val": range(3, 5), "test": range(5, 6)})
   found = sources("tfds", "coco_captions", tmp_path)
   assert {place: kinds for place, (_, kinds) in found.items()} == {
     "train": ("img", "text"),
@@ -38,7 +34,7 @@ def test_each_caption_of_a_tfds_image_is_a_query_for_it(tmp_path):
 
 
 def test_a_tfds_set_without_a_test_split_has_its_val_split_halved_and_a_limit_keeps_the_first_items(tmp_path):
-  make_coco(tmp_path, {"train": range(3), "val": range(3, 7)})
+  tfds_set(tmp_path, {"train": range(3), "val": range(3, 7)})
   found = sources("tfds", "coco_captions", tmp_path)
   assert [column(found, place, "id") for place in ("val/gallery", "test/gallery")] == [["3", "4"], ["5", "6"]]
   assert column(found, "test/text_queries", "instance") == ["5"] * 5 + ["6"] * 5
