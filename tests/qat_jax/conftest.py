@@ -13,7 +13,7 @@ WIDTH = 8
 def head():
   """Returns a function that makes a head of a form and its settings, with random parameters."""
 
-  return lambda form, **settings: moved(form, WIDTH, settings)
+  return lambda form, /, **settings: moved(form, WIDTH, settings)
 
 
 @pytest.fixture(scope="module")
