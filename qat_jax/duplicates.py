@@ -1,17 +1,15 @@
 """Near-duplicates within a gallery: every pair above a threshold, and the groups that such pairs make. Exact.
 
-Items are put to the nearest of some centres. An item x can be like an item y of centre c only if the angles of both
-with c differ by no more than the threshold's angle (triangle inequality on the sphere). So the items of a centre are
-compared with those alone whose angle with it is near enough to theirs, and whose angle with their own centre is not
-much smaller than all of theirs. A product in some of the directions, those that hold
-most of the items' lengths, bounds each cosine from above (Cauchy-Schwarz for the rest); what may reach the threshold
-is computed.
+Items are sorted by the nearest of some centres and cut into tiles. Two items can be alike only if their angles with
+every centre differ by no more than the threshold's angle (triangle inequality on the sphere): so two tiles are compared
+only where the spans of their angles come near enough with each centre. A product in a few directions, those that hold
+most of the items' lengths, and of the lengths that are left in the others, bounds each cosine from above
+(Cauchy-Schwarz). Only items that may reach the threshold by it are compared in all dimensions.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -19,19 +17,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from qat_jax.adaptation import HIGHEST, normalise, unit
+from qat_jax.quicker import multiplies_faster
+from qat_jax.search.cores import on_cores
 from qat_jax.search.rank import GalleryLike
-from qat_jax.types import Gallery, Ranking, as_gallery
+from qat_jax.types import Ranking, as_gallery
 
 THRESHOLD = 0.95  # cosine of features; docs/duplicates.md says what it finds
-TILE = 2048  # items that are compared at once
-ROWS = (256, 512, 1024, TILE)  # with so many of a centre's: few numbers, so that few shapes are compiled for
-CENTRES = 1024  # at most; one for EACH items
+TILE = 512  # items that are compared at once; a power of two
+BLOCK = 2048  # items that are read and turned at once
+CENTRES = 512  # at most; one for EACH items
 EACH = 512
 ROUNDS = 4  # of k-means, which decides how quick it is, never what is found
 SAMPLE = 16384  # items that centres and directions are made of
-HEAD = 4  # a part of the dimensions, one in so many, is compared first
+HEADS = (16, 24, 32, 48, 64, 96, 128)  # numbers of directions that are compared first, or all
+TRIED = 2048  # items of the sample that say how many pairs each of these leaves
+AGAIN = 4.0  # times as long as a number of the first product takes one of the second, whose items lie apart
 SLACK = 1e-4  # what rounding may add to a cosine's bound
-ANGLE_SLACK = 2e-3  # radians that rounding may add to an angle
+HALF_SLACK = 2.0**-8 + 2.0**-16  # the same of factors that are rounded to bfloat16
+ANGLE_SLACK = 3e-3  # radians that rounding may add to the difference of two angles
 
 
 class Pairs(NamedTuple):
@@ -45,7 +48,7 @@ class Pairs(NamedTuple):
 def pairs(gallery: GalleryLike, threshold: float = THRESHOLD) -> Pairs:
   """Returns all pairs of items whose cosine is at least `threshold`, each once.
 
-  `gallery` has N items of any length; rows that are zero are like nothing. Holds N × D numbers in float32. Raises
+  `gallery` has N items of any length; rows that are zero are like nothing. Holds 2 N × D numbers in float32. Raises
   ValueError for a threshold that is no cosine from 0.5 to 1.
   """
   if not 0.5 <= threshold <= 1:
@@ -55,30 +58,21 @@ def pairs(gallery: GalleryLike, threshold: float = THRESHOLD) -> Pairs:
   vector_DD = np.linalg.eigh(np.asarray(sample_MD, np.float64).T @ np.asarray(sample_MD, np.float64))[1]
   turn_DD = jnp.asarray(vector_DD[:, ::-1], jnp.float32)
   centre_CD = _centres(_turned(sample_MD, turn_DD), max(1, min(CENTRES, len(rows) // EACH)))
-  item_ND = np.empty((len(rows), rows.width), np.float32)
-  angle_NC = np.empty((len(rows), len(centre_CD)), np.float16)
-  for start, block_BD in _blocks(rows):
-    turned_BD = _turned(block_BD, turn_DD)
-    angles = np.asarray(_angles(turned_BD, centre_CD), np.float16)
-    item_ND[start : start + TILE], angle_NC[start : start + TILE] = np.asarray(turned_BD), angles
-  own_N = np.argmin(angle_NC, axis=1)
-  own_angle_N = np.take_along_axis(angle_NC, own_N[:, None], axis=1)[:, 0].astype(np.float32)
-  reach = float(np.arccos(threshold)) + ANGLE_SLACK
-  found = [np.zeros((0, 3))]
-  for centre in range(len(centre_CD)):
-    mine = np.flatnonzero(own_N == centre)
-    if not len(mine):
-      continue
-    # those of lower centres were compared with this one's items when it was their turn
-    angle_MC, reached_N = angle_NC[mine].astype(np.float32), angle_NC[:, centre]
-    least, most = angle_MC[:, centre].min() - reach, angle_MC[:, centre].max() + reach
-    near_N = (own_N >= centre) & (reached_N >= least) & (reached_N <= most)
-    near = np.flatnonzero(near_N & (own_angle_N >= (angle_MC.min(axis=0) - reach)[own_N]))
-    found += _among(item_ND, mine, near, own_N[near] == centre, threshold)
-  all_P3 = np.concatenate(found)
-  order = np.lexsort((all_P3[:, 1], all_P3[:, 0]))
-  first, second = all_P3[order, :2].astype(np.int64).T
-  return Pairs(first, second, all_P3[order, 2].astype(np.float32))
+  item_ND, own_N = np.empty((len(rows), rows.width), np.float32), np.empty(len(rows), np.int32)
+  own_angle_N = np.empty(len(rows), np.float32)
+  for start in range(0, len(rows), BLOCK):
+    turned_BD = _turned(_unit(np.asarray(rows[start : start + BLOCK])), turn_DD)
+    angle_BC, some = np.asarray(_angles(turned_BD, centre_CD)), slice(start, start + BLOCK)
+    item_ND[some], own_N[some], own_angle_N[some] = turned_BD, angle_BC.argmin(axis=1), angle_BC.min(axis=1)
+  order_N = np.lexsort((own_angle_N, own_N))
+  item_ND = item_ND[order_N]
+  compare = functools.partial(_of_tile, _Tiles.of(item_ND, centre_CD, threshold, sample_MD @ turn_DD), threshold)
+  found = on_cores(compare, range(-(-len(rows) // TILE)))
+  some_P2, cosine_P = (np.concatenate(x) for x in zip(*found, strict=True))
+  both_P2 = np.sort(order_N[some_P2], axis=1)
+  order = np.lexsort((both_P2[:, 1], both_P2[:, 0]))
+  first, second = both_P2[order].T
+  return Pairs(first, second, cosine_P[order].astype(np.float32))
 
 
 def groups(items: int, of: Pairs) -> np.ndarray:
@@ -119,36 +113,100 @@ def distinct(ranking: Ranking, gallery: GalleryLike, threshold: float = THRESHOL
   return ranking.taken(place_QS), count_QS
 
 
-def _among(
-  item_ND: np.ndarray, mine: np.ndarray, near: np.ndarray, same_M: np.ndarray, threshold: float
-) -> Iterator[np.ndarray]:
-  """Yields the pairs (P3: both positions and the cosine) of a centre's items with those near it; of its own each once.
+class _Tiles(NamedTuple):
+  """Items in the order of their tiles, and what tells which tiles and items have to be compared."""
 
-  Args:
-    item_ND: all items.
-    mine: positions of the centre's items.
-    near: positions of what they may be like.
-    same_M: which of these are the centre's own.
-    threshold: a cosine.
-  """
-  for left in range(0, len(mine), TILE):
-    one = mine[left : left + TILE]
-    one_BD = _filled(item_ND[one], next(rows for rows in ROWS if rows >= len(one)))
-    for right in range(0, len(near), TILE):
-      two, same = near[right : right + TILE], same_M[right : right + TILE]
-      two_BD = _filled(item_ND[two], TILE)
-      flag_BC = np.asarray(_likely(one_BD, two_BD, threshold - SLACK, max(1, item_ND.shape[1] // HEAD)))
-      row_P, column_P = np.divmod(np.flatnonzero(flag_BC), TILE)
-      one_P, two_P = one[row_P], two[column_P]
-      kept = ~same[column_P] | (one_P < two_P)
-      one_P, two_P = one_P[kept], two_P[kept]
-      for start in range(0, len(one_P), 1 << 18):
-        some = slice(start, start + (1 << 18))
-        x_PD, y_PD = (item_ND[place[some]].astype(np.float64) for place in (one_P, two_P))
-        cosine_P = np.einsum("PD,PD->P", x_PD, y_PD)
-        enough = cosine_P >= threshold
-        both = np.sort(np.stack([one_P[some], two_P[some]], axis=1)[enough], axis=1)
-        yield np.column_stack([both, cosine_P[enough]])
+  item_ND: np.ndarray  # unit, or zero
+  head_TBK: jax.Array  # the first directions, and the length of the rest; the last tile is filled up with zeros
+  least: float  # product of two heads below which the cosine is below the threshold
+  span_2TC: jax.Array  # the least and the greatest angle of a tile's items with each centre
+  reach: float  # radians
+
+  @classmethod
+  def of(cls, item_ND: np.ndarray, centre_CD: jax.Array, threshold: float, sample_MD: jax.Array) -> _Tiles:
+    """Returns the tiles of items that are sorted; `sample_MD` are some, which tell how many directions pay."""
+    width = item_ND.shape[1]
+    half = jax.default_backend() != "cpu" or multiplies_faster("bfloat16", "float32", (TILE, 64, TILE))
+    least = threshold - SLACK - (HALF_SLACK if half else 0)
+    head = _best_head(np.asarray(sample_MD[:: max(1, len(sample_MD) // TRIED)]), least)
+    heads, spans = [], []
+    for start in range(0, len(item_ND), TILE):
+      tile_BD = item_ND[start : start + TILE]
+      angle_BC = _angles(jnp.asarray(np.pad(tile_BD, ((0, TILE - len(tile_BD)), (0, 0)), mode="edge")), centre_CD)
+      spans.append(np.stack([angle_BC.min(axis=0), angle_BC.max(axis=0)]))
+      head_BK = _heads(tile_BD, head) if head < width else tile_BD
+      heads.append(np.pad(head_BK, ((0, TILE - len(tile_BD)), (0, 0))))
+    head_TBK = jnp.asarray(np.stack(heads), jnp.bfloat16 if half else jnp.float32)
+    reach = float(np.arccos(threshold)) + ANGLE_SLACK
+    return cls(item_ND, head_TBK, least, jnp.asarray(np.stack(spans, axis=1)), reach)
+
+
+def _heads(item_BD: np.ndarray, head: int) -> np.ndarray:
+  """Returns the first directions but one of items, and the length of the rest (BK)."""
+  rest_B1 = np.linalg.norm(item_BD[:, head - 1 :], axis=1, keepdims=True)
+  return np.concatenate([item_BD[:, : head - 1], rest_B1], axis=1)
+
+
+def _best_head(sample_MD: np.ndarray, least: float) -> int:
+  """Returns how many directions are best compared first: few are quick, and leave more items."""
+  width = sample_MD.shape[1]
+
+  def cost(head: int) -> float:
+    if head == width:
+      return float(width)
+    head_MK = _heads(sample_MD, head)
+    left = np.triu(head_MK @ head_MK.T >= least, 1).sum() / max(1, len(sample_MD) * (len(sample_MD) - 1) / 2)
+    return head + AGAIN * width * min(1.0, TILE * left)
+
+  return min((*(head for head in HEADS if head < width), width), key=cost)
+
+
+def _of_tile(tiles: _Tiles, threshold: float, tile: int) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the pairs (P2, the earlier item first) of a tile's items with those behind them, and the cosines (P)."""
+  item_ND = tiles.item_ND
+  near = np.flatnonzero(np.asarray(_near(tiles.span_2TC, np.int32(tile), tiles.reach)))
+  near_T = np.pad(near, (0, len(tiles.head_TBK) - len(near))).astype(np.int32)
+  likely_TB = np.asarray(_likely(tiles.head_TBK, np.int32(tile), near_T, np.int32(len(near)), tiles.least))
+  slot_J, column_J = np.nonzero(likely_TB[: len(near)])
+  second_J = near[slot_J] * TILE + column_J
+  first_B = np.arange(tile * TILE, min((tile + 1) * TILE, len(item_ND)))
+  pairs, cosines = [np.zeros((0, 2), np.int64)], [np.zeros(0)]
+  for start in range(0, len(second_J), TILE):
+    some_C = second_J[start : start + TILE]
+    row_P, column_P = np.nonzero(item_ND[first_B] @ item_ND[some_C].T >= threshold - SLACK)
+    pair_P2 = np.stack([first_B[row_P], some_C[column_P]], axis=1)
+    pair_P2 = pair_P2[pair_P2[:, 0] < pair_P2[:, 1]]
+    for at in range(0, len(pair_P2), BLOCK):
+      some_P2 = pair_P2[at : at + BLOCK]
+      cosine_P = np.einsum("PD,PD->P", *(item_ND[place_P].astype(np.float64) for place_P in some_P2.T))
+      pairs.append(some_P2[cosine_P >= threshold])
+      cosines.append(cosine_P[cosine_P >= threshold])
+  return np.concatenate(pairs), np.concatenate(cosines)
+
+
+@jax.jit
+def _near(span_2TC: jax.Array, tile: jax.Array, reach: float) -> jax.Array:
+  """Returns which tiles, from one on, may hold items like those of that one (T, bool)."""
+  (low_TC, high_TC), (low_C, high_C) = span_2TC, span_2TC[:, tile]
+  apart_TC = (low_TC > high_C[None] + reach) | (high_TC + reach < low_C[None])
+  return ~apart_TC.any(axis=1) & (jnp.arange(len(low_TC)) >= tile)
+
+
+@jax.jit
+def _likely(head_TBK: jax.Array, tile: jax.Array, near_T: jax.Array, count: jax.Array, least: float) -> jax.Array:
+  """Returns which items of the first `count` of some tiles may be like any of a tile's (TB, bool)."""
+  one_BK = head_TBK[tile]
+
+  def step(i: jax.Array, found_TB: jax.Array) -> jax.Array:
+    bound_BC = jax.lax.dot_general(
+      one_BK, head_TBK[near_T[i]], (((1,), (1,)), ((), ())), HIGHEST, preferred_element_type=jnp.float32
+    )
+    while len(bound_BC) > 1:  # by halves: XLA's CPU code takes a greatest along an axis number by number
+      half = len(bound_BC) // 2
+      bound_BC = jnp.maximum(bound_BC[:half], bound_BC[half:])
+    return found_TB.at[i].set(bound_BC[0] >= least)
+
+  return jax.lax.fori_loop(0, count, step, jnp.zeros(head_TBK.shape[:2], bool))
 
 
 def _centres(item_MD: jax.Array, number: int) -> jax.Array:
@@ -162,17 +220,8 @@ def _centres(item_MD: jax.Array, number: int) -> jax.Array:
   return centre_CD
 
 
-def _blocks(rows: Gallery) -> Iterator[tuple[int, jax.Array]]:
-  for start in range(0, len(rows), TILE):
-    yield start, _unit(np.asarray(rows[start : start + TILE]))
-
-
 def _unit(rows_ND: np.ndarray) -> jax.Array:
   return normalise(jnp.asarray(rows_ND, jnp.float32))
-
-
-def _filled(rows_BD: np.ndarray, rows: int) -> np.ndarray:
-  return np.pad(rows_BD, ((0, rows - len(rows_BD)), (0, 0)))
 
 
 @jax.jit
@@ -183,11 +232,3 @@ def _turned(unit_BD: jax.Array, turn_DD: jax.Array) -> jax.Array:
 @jax.jit
 def _angles(item_BD: jax.Array, centre_CD: jax.Array) -> jax.Array:
   return jnp.arccos(jnp.clip(jnp.matmul(item_BD, centre_CD.T, precision=HIGHEST), -1, 1))
-
-
-@functools.partial(jax.jit, static_argnames="head")
-def _likely(one_BD: jax.Array, two_BD: jax.Array, threshold: float, head: int) -> jax.Array:
-  """Returns which pairs may reach the threshold (BC, bool), by the first dimensions and the lengths of the others."""
-  rest = lambda x: jnp.sqrt(jnp.sum(jnp.square(x[:, head:]), axis=1))
-  near_BC = jnp.matmul(one_BD[:, :head], two_BD[:, :head].T, precision=HIGHEST)
-  return near_BC + rest(one_BD)[:, None] * rest(two_BD)[None] >= threshold

@@ -36,13 +36,15 @@ def slow(item_ND, threshold):
   threshold=st.sampled_from([0.5, 0.9, 0.97, 0.999]),
   noise=st.sampled_from([0.0, 0.05, 0.3]),
   centres=st.sampled_from([1, 7, 64]),
+  half=st.booleans(),
   seed=st.integers(0, 2**31),
 )
-def test_pairs_are_all_that_float64_has(items, width, threshold, noise, centres, seed):
+def test_pairs_are_all_that_float64_has(items, width, threshold, noise, centres, half, seed):
   item_ND = gallery(items, width, seed, noise)
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(duplicates, "TILE", 64)
-    patch.setattr(duplicates, "ROWS", (16, 64))
+    patch.setattr(duplicates, "multiplies_faster", lambda *_: half)
+    patch.setattr(duplicates, "HEADS", (4, 16))
     patch.setattr(duplicates, "EACH", max(1, items // centres))
     found = duplicates.pairs(item_ND, threshold)
   got = list(zip(found.first.tolist(), found.second.tolist(), strict=True))
