@@ -37,12 +37,14 @@ def slow(item_ND, threshold):
   noise=st.sampled_from([0.0, 0.05, 0.3]),
   centres=st.sampled_from([1, 7, 64]),
   half=st.booleans(),
+  again=st.sampled_from([0.0, duplicates.AGAIN]),
   seed=st.integers(0, 2**31),
 )
-def test_pairs_are_all_that_float64_has(items, width, threshold, noise, centres, half, seed):
+def test_pairs_are_all_that_float64_has(items, width, threshold, noise, centres, half, again, seed):
   item_ND = gallery(items, width, seed, noise)
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(duplicates, "TILE", 64)
+    patch.setattr(duplicates, "AGAIN", again)  # 0: the fewest directions
     patch.setattr(duplicates, "multiplies_faster", lambda *_: half)
     patch.setattr(duplicates, "HEADS", (4, 16))
     patch.setattr(duplicates, "EACH", max(1, items // centres))
