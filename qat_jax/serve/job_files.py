@@ -92,16 +92,18 @@ def _signs(table: Mapping[str, pa.ChunkedArray], path: Path) -> np.ndarray:
   there = [name for name in SIGNS if name in table]
   if not there:
     return np.ones(len(table["query_id"]), bool)
-  right = []
-  for row, value in enumerate(table[there[0]].to_pylist(), 1):
+  name, right = there[0], []
+  for row, value in enumerate(table[name].to_pylist(), 1):
     sign = {"true": 1.0, "false": 0.0}.get(value.strip().lower(), value) if isinstance(value, str) else value
     try:
       number = float(sign)
-      if number != number:
-        raise ValueError("NaN says neither")
-      right.append(number > 0)
     except (TypeError, ValueError):
-      raise ValueError(f"{path}, row {row}: {there[0]} is {value!r}; wanted true or false, or a number") from None
+      number = float("nan")
+    # a label of 7 numbers classes, and its 0 is no mark
+    if number != number or (name == "label" and number not in (-1, 0, 1)):
+      what = "true or false, 1, 0 or -1" if name == "label" else "true or false, or a number"
+      raise ValueError(f"{path}, row {row}: {name} is {value!r}; wanted {what}")
+    right.append(number > 0)
   return np.array(right, bool)
 
 

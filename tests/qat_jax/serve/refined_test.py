@@ -136,6 +136,11 @@ def test_what_was_marked_as_wrong_is_not_found_and_teaches_nothing(folder, sign)
     ("a.csv", csv('1,"item7', "1,item9"), "a.csv, line 2: .*a quote there stays open"),
     ("a.csv", csv("1,item7,maybe", head="query_id,item_id,right"), "a.csv, row 1: right is 'maybe'; wanted true"),
     ("a.csv", csv("1,item7,nan", head="query_id,item_id,right"), "a.csv, row 1: right is 'nan'; wanted true"),
+    (
+      "a.csv",
+      csv("1,item9,0", "1,item7,7", head="query_id,item_id,label"),
+      "a.csv, row 2: label is '7'; wanted true or false, 1, 0 or -1",
+    ),
     ("a.csv", csv("1,item7,1", "1,item7,0", head="query_id,item_id,right"), "query 1 marks item item7 as right and as"),
     ("a.jsonl", '{"query_id": "1", "item_id": ["item7"]}\n', "has a list where a name is wanted"),
     ("a.parquet", pa.table({"query_id": [1.0, None], "item_id": PAIRS["item_id"]}), "row 2 has no query_id"),
