@@ -151,10 +151,8 @@ def several_pictures(adapter: Adapter, split: Split, seed: int) -> dict[str, lis
       items = own[:count].tolist()
       score_N = collection.served_QN[query] + (collection.like(items).sum(axis=0) if items else 0)
       feature_D = collection.query_QD[query] + collection.gallery_ND[items].sum(axis=0)
-      for name, one_N in (
-        ("together", score_N),
-        ("mean of the plain features", collection.gallery_ND @ unit(feature_D)),
-      ):
+      ways = {"together": score_N, "mean of the plain features": collection.gallery_ND @ unit(feature_D)}
+      for name, one_N in ways.items():
         precision[name, count].append(average_precision_of_scores(one_N[None].astype(np.float32), left)[0])
   names = dict.fromkeys(name for name, _ in precision)
   return {name: [np.array(precision[name, count]) for count in range(PICTURES)] for name in names}
@@ -177,9 +175,8 @@ def session_queries(adapter: Adapter, split: Split, query_type: str) -> SessionQ
     )
 
   every_MN = np.concatenate([scores(rows_ND, image) for rows_ND in np.array_split(gallery_ND, 8)])
-  return SessionQueries(
-    unit(query_QD, np.float32), gallery_ND, scores(query_QD, query_type), lambda items: every_MN[items]
-  )
+  query_QD, served_QN = unit(query_QD, np.float32), scores(query_QD, query_type)
+  return SessionQueries(query_QD, gallery_ND, served_QN, lambda items: every_MN[items])
 
 
 def methods() -> dict[str, Method]:

@@ -141,9 +141,8 @@ def unnamed_colours(
     told = qat_jax.by_words(image_QD[rows], alike=named_WD, aspects={}, gallery=gallery_ND)
     for method, one in comparison("", plain(jnp.asarray(image_QD[rows])), told, gallery_ND, right_QN).precision.items():
       parts.setdefault(method, []).append(one)
-  return Comparison(
-    "alike in colour, colours without a word", {name: np.concatenate(some) for name, some in parts.items()}
-  )
+  precision = {name: np.concatenate(some) for name, some in parts.items()}
+  return Comparison("alike in colour, colours without a word", precision)
 
 
 def other_toys(queries: list[dict], items: list[dict]) -> tuple[list[int], list[str], list[str], np.ndarray]:

@@ -155,9 +155,8 @@ def parts_to_try(plan: Plan) -> Iterator[Candidate]:
       steps.append(with_part(base, "remembering"))
     if called and captions is not None and memory.can_be_captioned(training, fitted[base].head, narrow):
       settings = {"pairs": called} | ({"width": narrow} if narrow else {}) | memory.CAPTIONED
-      yield part(
-        steps[-1], "captioned", settings, partial(memory.captioned, texts=captions, most=called, narrow=narrow)
-      )
+      fit = partial(memory.captioned, texts=captions, most=called, narrow=narrow)
+      yield part(steps[-1], "captioned", settings, fit)
       steps.append(with_part(steps[-1], "captioned"))
     if queries and training.queries is not None and len(np.unique(training.instance)) > 1:
       settings = {"queries": queries} | levels.LEVELLED

@@ -6,10 +6,8 @@ the queries itself, so it is what we are: every answer is our exact ranking, and
 The protocol is mteb's `SearchProtocol`, of mteb 2.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,10 +15,8 @@ import numpy as np
 import qat_jax
 from qat_jax.adapter import Adapter
 from qat_jax.datasets import decode
+from qat_jax.encoders import Encoder
 from qat_jax.search.sums import Term, rank_sum
-
-if TYPE_CHECKING:
-  from qat_jax.encoders import Encoder
 
 BATCH = 256  # pictures or texts held beside their features
 BLOCK = 64  # queries ranked at once

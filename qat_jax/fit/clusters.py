@@ -122,8 +122,7 @@ class InstanceRows:
     row_MD, cluster_M = (np.concatenate(parts) for parts in zip(*samples, strict=True))
     within_KDD = total_KDD - between_KDD
     return Sums(
-      *(clusters, within_KDD, freedom_K, around_KDD, count_K),
-      *(mean_KD, mean_KD, row_MD, cluster_M, row_MD, cluster_M),
+      *(clusters, within_KDD, freedom_K, around_KDD, count_K), *(mean_KD, mean_KD, row_MD, cluster_M, row_MD, cluster_M)
     )
 
 

@@ -64,9 +64,8 @@ def fit_experts(training: Training, validator: Validator, base: Head = PLAIN) ->
   rows = InstanceRows(training.images, training.instance, base)
   numbers = [number for number in NUMBERS if number * FREEDOM <= rows.freedom]
   spaces = {"raw": np.eye(training.width), "lda": rows.lda()}
-  return best_on_grid(
-    lambda number, space: rows.sums(number, spaces[space]), validator, base, GRID | {"number": numbers}
-  )
+  sums = lambda number, space: rows.sums(number, spaces[space])
+  return best_on_grid(sums, validator, base, GRID | {"number": numbers})
 
 
 def for_items(base: Head, width: int) -> Head:

@@ -52,8 +52,12 @@ class Checkpoints:
     )
     handler = self._orbax.StandardCheckpointHandler(multiprocessing_options=alone)
     self.manager = self._orbax.CheckpointManager(self.folder, options=options, item_handlers={"state": handler})
-    if made_with is not None:
-      self._check_made_with(fingerprint(**made_with))
+    path, wanted = self.folder / MADE_WITH, fingerprint(**(made_with or {}))
+    if made_with is not None and self.manager.latest_step() is None:
+      write_record(path, wanted)
+    elif made_with is not None:
+      begun = read_record(path) if path.exists() else {}
+      check_same(f"the run in {self.folder}", begun, wanted, "Use another --workdir, or delete this folder")
 
   def latest(self) -> pathlib.Path | None:
     """Returns the folder of the newest whole checkpoint, or None."""
@@ -102,14 +106,6 @@ class Checkpoints:
     processes = {jax.process_index()} if jax.process_count() > 1 else None
     settings = self._orbax.options.MultiprocessingOptions
     return settings(primary_host=jax.process_index(), active_processes=processes)
-
-  def _check_made_with(self, wanted: dict[str, Any]) -> None:
-    path = self.folder / MADE_WITH
-    if self.manager.latest_step() is not None:
-      begun = read_record(path) if path.exists() else {}
-      check_same(f"the run in {self.folder}", begun, wanted, "Use another --workdir, or delete this folder")
-    else:
-      write_record(path, wanted)
 
 
 def _on_host(tree: Tree) -> Tree:

@@ -86,19 +86,8 @@ def open_service(settings: Settings, limits: Limits, log: Callable[[str], Any] =
     if planted := adapter.planted.get(name):
       log(f"planting {len(planted):,} validation queries of {name} in the gallery")
       evidence[name] = calibrate(adapter, gallery, name)
-  service = Service(
-    adapter,
-    items,
-    placed[id(frozen)],
-    galleries,
-    encoder,
-    pictures,
-    indexes,
-    aspects_of(settings.adapter, settings.aspects),
-    kept,
-    about,
-    evidence,
-  )
+  aspects, plain = aspects_of(settings.adapter, settings.aspects), placed[id(frozen)]
+  service = Service(adapter, items, plain, galleries, encoder, pictures, indexes, aspects, kept, about, evidence)
   _ = items.facets
   service.warm(log)
   return service
