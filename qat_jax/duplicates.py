@@ -23,7 +23,7 @@ from qat_jax.search.rank import GalleryLike
 from qat_jax.types import Ranking, as_gallery
 
 THRESHOLD = 0.95  # cosine of features; docs/duplicates.md says what it finds
-TILE = 512  # items that are compared at once; a power of two
+TILE = 1024  # items that are compared at once; a power of two
 BLOCK = 2048  # items that are read and turned at once
 CENTRES = 512  # at most; one for EACH items
 EACH = 512
@@ -195,11 +195,11 @@ def _near(span_2TC: jax.Array, tile: jax.Array, reach: float) -> jax.Array:
 @jax.jit
 def _likely(head_TBK: jax.Array, tile: jax.Array, near_T: jax.Array, count: jax.Array, least: float) -> jax.Array:
   """Returns which items of the first `count` of some tiles may be like any of a tile's (TB, bool)."""
-  one_BK = head_TBK[tile]
+  one_BK, precision = head_TBK[tile], None if head_TBK.dtype == jnp.bfloat16 else HIGHEST
 
   def step(i: jax.Array, found_TB: jax.Array) -> jax.Array:
     bound_BC = jax.lax.dot_general(
-      one_BK, head_TBK[near_T[i]], (((1,), (1,)), ((), ())), HIGHEST, preferred_element_type=jnp.float32
+      one_BK, head_TBK[near_T[i]], (((1,), (1,)), ((), ())), precision, preferred_element_type=jnp.float32
     )
     while len(bound_BC) > 1:  # by halves: XLA's CPU code takes a greatest along an axis number by number
       half = len(bound_BC) // 2
