@@ -33,7 +33,7 @@ HEADS = (16, 24, 32, 48, 64, 96, 128)  # numbers of directions that are compared
 TRIED = 2048  # items of the sample that say how many pairs each of these leaves
 AGAIN = 4.0  # times as long as a number of the first product takes one of the second, whose items lie apart
 SLACK = 1e-4  # what rounding may add to a cosine's bound
-HALF_SLACK = 2.0**-8 + 2.0**-16  # the same of factors that are rounded to bfloat16
+HALF_SLACK = 2.0**-7 + 2.0**-16  # the same of two factors that are rounded to bfloat16, each by 2⁻⁸ of a number
 ANGLE_SLACK = 3e-3  # radians that rounding may add to the difference of two angles
 
 

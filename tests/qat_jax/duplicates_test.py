@@ -1,3 +1,4 @@
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -74,3 +75,10 @@ def test_a_folder_of_features_is_read_and_a_threshold_out_of_range_refused(tmp_p
   for wrong in (0.2, 1.1, float("nan")):
     with pytest.raises(ValueError, match=r"give a cosine from 0\.5 to 1"):
       duplicates.pairs(item_ND, wrong)
+
+
+def test_bfloat16_rounds_two_factors_by_no_more_than_its_slack():
+  item_D = np.full(64, (1 + 2.0**-8) / 8, np.float32)  # halfway between two numbers of bfloat16: the most it rounds off
+  half_D = np.asarray(jnp.asarray(item_D, jnp.bfloat16), np.float64)
+  lost = 1 - half_D @ half_D / np.square(item_D, dtype=np.float64).sum()
+  assert 2.0**-8 < lost <= duplicates.HALF_SLACK
