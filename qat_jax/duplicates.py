@@ -20,7 +20,7 @@ from qat_jax.adaptation import HIGHEST, normalise, unit
 from qat_jax.quicker import multiplies_faster
 from qat_jax.search.cores import on_cores
 from qat_jax.search.rank import GalleryLike
-from qat_jax.types import Ranking, as_gallery
+from qat_jax.types import Gallery, Ranking, as_gallery
 
 THRESHOLD = 0.95  # cosine of features; docs/duplicates.md says what it finds
 TILE = 1024  # items that are compared at once; a power of two
@@ -49,19 +49,19 @@ def pairs(gallery: GalleryLike, threshold: float = THRESHOLD) -> Pairs:
   """Returns all pairs of items whose cosine is at least `threshold`, each once.
 
   `gallery` has N items of any length; rows that are zero are like nothing. Holds 2 N × D numbers in float32. Raises
-  ValueError for a threshold that is no cosine from 0.5 to 1.
+  ValueError for a threshold that is no cosine from 0.5 to 1, and for an item that is not finite.
   """
   if not 0.5 <= threshold <= 1:
     raise ValueError(f"the threshold is {threshold}; give a cosine from 0.5 to 1")
   rows = as_gallery(gallery)
-  sample_MD = _unit(np.asarray(rows[np.unique(np.linspace(0, len(rows) - 1, min(SAMPLE, len(rows))).astype(int))]))
+  sample_MD = _unit(rows, np.unique(np.linspace(0, len(rows) - 1, min(SAMPLE, len(rows))).astype(int)))
   vector_DD = np.linalg.eigh(np.asarray(sample_MD, np.float64).T @ np.asarray(sample_MD, np.float64))[1]
   turn_DD = jnp.asarray(vector_DD[:, ::-1], jnp.float32)
   centre_CD = _centres(_turned(sample_MD, turn_DD), max(1, min(CENTRES, len(rows) // EACH)))
   item_ND, own_N = np.empty((len(rows), rows.width), np.float32), np.empty(len(rows), np.int32)
   own_angle_N = np.empty(len(rows), np.float32)
   for start in range(0, len(rows), BLOCK):
-    turned_BD = _turned(_unit(np.asarray(rows[start : start + BLOCK])), turn_DD)
+    turned_BD = _turned(_unit(rows, np.arange(start, min(start + BLOCK, len(rows)))), turn_DD)
     angle_BC, some = np.asarray(_angles(turned_BD, centre_CD)), slice(start, start + BLOCK)
     item_ND[some], own_N[some], own_angle_N[some] = turned_BD, angle_BC.argmin(axis=1), angle_BC.min(axis=1)
   order_N = np.lexsort((own_angle_N, own_N))
@@ -220,8 +220,12 @@ def _centres(item_MD: jax.Array, number: int) -> jax.Array:
   return centre_CD
 
 
-def _unit(rows_ND: np.ndarray) -> jax.Array:
-  return normalise(jnp.asarray(rows_ND, jnp.float32))
+def _unit(rows: Gallery, place_M: np.ndarray) -> jax.Array:
+  """Returns some items at unit length (MD). Raises ValueError for NaN, which would hide the others of its tile."""
+  row_MD = np.asarray(rows[place_M], np.float32)
+  if len(bad := np.flatnonzero(~np.isfinite(row_MD).all(axis=1))):
+    raise ValueError(f"item {place_M[bad[0]]} has NaN or infinity; leave it out, or encode it again")
+  return normalise(jnp.asarray(row_MD))
 
 
 @jax.jit

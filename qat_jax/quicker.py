@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-LARGEST = 127  # what 8 bits hold and bfloat16 holds exactly; its products' sums, too
+LARGEST = 127  # of 8 bits; bfloat16 holds it exactly, and float32 the sums of its products
 TURNS = 6
 
 

@@ -82,3 +82,10 @@ def test_bfloat16_rounds_two_factors_by_no_more_than_its_slack():
   half_D = np.asarray(jnp.asarray(item_D, jnp.bfloat16), np.float64)
   lost = 1 - half_D @ half_D / np.square(item_D, dtype=np.float64).sum()
   assert 2.0**-8 < lost <= duplicates.HALF_SLACK
+
+
+def test_an_item_that_is_not_finite_is_named():
+  item_ND = gallery(50, 8, 0, 0.0) + 1e-3
+  item_ND[7, 3] = np.nan
+  with pytest.raises(ValueError, match="item 7 has NaN or infinity"):
+    duplicates.pairs(item_ND)
