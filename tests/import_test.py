@@ -85,6 +85,7 @@ FENCES = {
 }
 ON_USE = (
   *(package for kind in INDEXES.values() for package in kind.packages),
+  "av",
   "huggingface_hub",
   "jax2onnx",
   "onnxruntime",

@@ -32,6 +32,7 @@ DISTRIBUTIONS = {
 MAY_USE = {
   "qat_jax/encoders/": ("core", "encoders"),
   "qat_jax/datasets/pictures": ("core", "encoders", "heif"),  # on use
+  "qat_jax/datasets/frames": ("core", "encoders", "video"),  # on use
   "qat_jax/datasets/": ("core", "encoders"),
   **{f"qat_jax/search/indexes/{name}": ("core", name) for name, kind in INDEXES.items() if kind.packages},
   "qat_jax/serve/": ("core", "serve"),

@@ -15,6 +15,7 @@ def add_extract(commands: argparse._SubParsersAction) -> None:
       "qat-jax extract PICTURES features --encoder openai/clip-vit-base-patch16",
       "qat-jax extract more_pictures more_features --encoder openai/clip-vit-base-patch16 --reuse features",
       "qat-jax extract PICTURES crops --encoder openai/clip-vit-base-patch16 --tiles 1,2,3",
+      "qat-jax extract VIDEOS moments --encoder openai/clip-vit-base-patch16 --frames 2",
     ),
     _extract,
   )
@@ -27,6 +28,8 @@ def add_extract(commands: argparse._SubParsersAction) -> None:
   parser.add_argument("--reuse", metavar="FOLDER", help=text)
   text = "encode crops instead of whole pictures, for small things: 1,2,3 takes 1 + 4 + 9 of each picture"
   parser.add_argument("--tiles", metavar="SIZES", type=sizes, default=(), help=text)
+  text = "encode a frame for each so many seconds of the folder's videos, beside its pictures"
+  parser.add_argument("--frames", metavar="SECONDS", type=float, help=text)
   add_cluster(parser)
 
 
@@ -62,7 +65,14 @@ def add_split(commands: argparse._SubParsersAction) -> None:
 
 
 def _extract(
-  source: str, folder: str, encoder: str, batch_size: int, cluster: str, reuse: str | None, tiles: tuple[int, ...]
+  source: str,
+  folder: str,
+  encoder: str,
+  batch_size: int,
+  cluster: str,
+  reuse: str | None,
+  tiles: tuple[int, ...],
+  frames: float | None,
 ) -> str:
   from qat_jax.cluster.work import reach
   from qat_jax.datasets.splits import MOST_WITHOUT_CAPTION, open_source
@@ -71,10 +81,18 @@ def _extract(
   from qat_jax.features.extraction import extract
 
   reach(cluster)
+  if reuse and (tiles or frames is not None):
+    raise ValueError("--reuse goes by the bytes of whole pictures, which crops and frames do not have; leave it out")
+  if tiles and frames is not None:
+    raise ValueError("crops are of pictures, and frames of videos; give one of --tiles and --frames")
+  if frames is not None:
+    from qat_jax.datasets.frames import Frames
+
+    moments = Frames(source, frames)
+    extract(moments, load_encoder(encoder, batch_size), folder, ("img",), batch_size, cluster=cluster)
+    return f"{moments.told()} are in {folder}; rank them by group: --group picture"
   pictures, model = open_source("", "", source), load_encoder(encoder, batch_size)
   if tiles:
-    if reuse:
-      raise ValueError("--reuse goes by the bytes of whole pictures, which crops do not have; leave it out")
     crops = Tiles(pictures, tiles)
     extract(crops, model, folder, ("img",), batch_size, cluster=cluster)
     return f"{len(crops)} crops of {len(pictures)} pictures are in {folder}; rank them by group: --group picture"

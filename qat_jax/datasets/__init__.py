@@ -6,9 +6,9 @@ A source is anything with `len(source)` and `source[i]` → {"id": str, "image":
 
 from typing import Any
 
-from qat_jax.datasets.sources import BOX, Source, UnreadableImage
+from qat_jax.datasets.sources import BOX, SECOND, Source, UnreadableImage
 
-__all__ = ["BOX", "Source", "UnreadableImage", "decode"]
+__all__ = ["BOX", "SECOND", "Source", "UnreadableImage", "decode"]
 
 
 def decode(record: dict[str, Any]) -> Any:

@@ -24,6 +24,7 @@ PILLOW = {
 }
 HEIF = {".heic": "HEIF", ".heif": "HEIF"}
 IMAGES = (*PILLOW, *HEIF)
+VIDEOS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi")  # of which `Frames` takes pictures
 FORMATS = tuple(dict.fromkeys((*PILLOW.values(), *HEIF.values())))
 # Folders that a system or a NAS keeps for itself.
 SYSTEM = {"@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found", "__macosx"}

@@ -26,11 +26,13 @@ class FolderSource(Corpus):
   the caption is the text file of the same name, if any. `left_out` has what was not taken.
   """
 
-  def __init__(self, folder: str | os.PathLike, instance_by_folder: bool = False) -> None:
+  def __init__(
+    self, folder: str | os.PathLike, instance_by_folder: bool = False, further: tuple[str, ...] = ()
+  ) -> None:
     """Lists the images, by the table captions.* or an image folder's metadata.*, if there is one.
 
     With `instance_by_folder` images in one subfolder are of one instance, unless the table says otherwise; images in no
-    subfolder are of none.
+    subfolder are of none. Files with an ending of `further` are taken for images.
 
     Raises FileNotFoundError for a missing folder, or images that the table names and the folder lacks;
     ValueError for a table without a column of file names, or a line that cannot be read; it is named.
@@ -39,7 +41,7 @@ class FolderSource(Corpus):
     if not self.folder.is_dir():
       raise FileNotFoundError(f"no folder {self.folder}; give one with images")
     files = self._files()
-    images = [file for file in files if file.lower().endswith(opened_endings())]
+    images = [file for file in files if file.lower().endswith((*opened_endings(), *further))]
     self.texts: dict[str, list[str]] = {}  # the name as `_plain` has it → the text files that are called so
     for file in files:
       if file.lower().endswith(TEXTS):
@@ -49,7 +51,7 @@ class FolderSource(Corpus):
     self.rows = [{"file": image} for image in images] if rows is None else rows
     self._leave_out(files, images)
     if not self.rows:
-      told = "; ".join([f"these endings are known: {', '.join(IMAGES)}", *self.left_out.lines()])
+      told = "; ".join([f"these endings are known: {', '.join((*IMAGES, *further))}", *self.left_out.lines()])
       raise FileNotFoundError(f"no images in {next(iter(self.tables.values()), self.folder)}; {told}")
     for file in images if rows is None else ():
       if not tables.is_utf8(file):

@@ -8,6 +8,7 @@ from typing import Any, Protocol, Self
 
 # Metadata columns of a crop's box: shares of the picture's sides, 0 to 1.
 BOX = ("box_left", "box_top", "box_right", "box_bottom")
+SECOND = "second"  # the metadata column of a video's frame: when it is shown, from the video's beginning
 
 
 class Source(Protocol):

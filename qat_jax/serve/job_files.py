@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from qat_jax.adapter import Adapter, load
-from qat_jax.datasets import BOX, columns, tables
+from qat_jax.datasets import BOX, SECOND, columns, tables
 from qat_jax.datasets.tables import PAIR_COLUMNS
 from qat_jax.features.shards import check_npy
 from qat_jax.features.store import FeatureStore
@@ -210,8 +210,8 @@ def ids_of(queries: Gallery) -> pa.Array:
 
 
 def group_columns(group: str | None, store: FeatureStore) -> dict[str, pa.ChunkedArray]:
-  """Returns the metadata columns that go beside the items of a grouped ranking: the groups' and those of boxes."""
-  names = [group, *BOX] if group else []
+  """Returns the metadata columns that go beside the items of a grouped ranking: the groups', and where in them."""
+  names = [group, *BOX, SECOND] if group else []
   return {name: store.arrow_column(name) for name in names if name in store.columns}
 
 

@@ -3,6 +3,7 @@
 import base64
 import binascii
 import collections
+import contextlib
 import io
 import os
 import threading
@@ -12,8 +13,8 @@ from typing import Any
 
 from PIL import Image
 
-from qat_jax.datasets import UnreadableImage
-from qat_jax.datasets.files import IMAGES
+from qat_jax.datasets import SECOND, UnreadableImage
+from qat_jax.datasets.files import IMAGES, VIDEOS
 from qat_jax.datasets.pictures import decode, formats, opened
 from qat_jax.datasets.tables import FILE_COLUMNS
 from qat_jax.serve.collection.blocks import ADDED
@@ -41,6 +42,13 @@ class Pictures:
 
   def found(self, record: dict[str, Any]) -> Path | bytes:
     """Returns an item's picture, a file or its bytes; raises Refused (404) where there is none."""
+    second, video = (record["metadata"].get(name) for name in (SECOND, "picture"))
+    told = self.folder is not None and isinstance(second, float) and isinstance(video, str)
+    if told and (path := self._inside(video, VIDEOS)):
+      from qat_jax.datasets.frames import frame_at
+
+      with contextlib.suppress(ValueError, OSError, ImportError):
+        return frame_at(str(path), path.stat().st_mtime_ns, second)
     return self.path(record)
 
   def path(self, record: dict[str, Any]) -> Path:
@@ -79,10 +87,10 @@ class Pictures:
         self._bytes -= len(self._thumbnails.popitem(last=False)[1][1])
     return data
 
-  def _inside(self, name: str) -> Path | None:
+  def _inside(self, name: str, endings: tuple[str, ...] = IMAGES) -> Path | None:
     """Returns the file of a name within the folder, links followed; None where it is outside, or no picture's."""
     assert self.folder is not None
-    if "\0" in name or Path(name).suffix.lower() not in IMAGES:
+    if "\0" in name or Path(name).suffix.lower() not in endings:
       return None
     try:
       path = (self.folder / name).resolve()

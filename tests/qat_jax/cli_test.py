@@ -78,6 +78,12 @@ def test_pictures_become_features(tmp_path, capsys):
   crops = qat_jax.FeatureStore.open(tmp_path / "crops")
   assert crops.ids[1] == "a.png#2.0.0" and set(crops.column("picture")) == {"a.png", "b.png"}
   np.testing.assert_array_equal(crops[:1], qat_jax.FeatureStore.open(tmp_path / "features")[:1])  # the whole picture
+  cli.main(["extract", str(tmp_path / "pictures"), str(tmp_path / "moments"), "--encoder=toy_clip", "--frames=2"])
+  told = f"0 frames of 0 videos and 2 pictures are in {tmp_path / 'moments'}; rank them by group: --group picture\n"
+  assert capsys.readouterr().out == told
+  for flags in (["--frames=2", "--tiles=2"], ["--frames=2", "--reuse=features"], ["--tiles=2", "--reuse=features"]):
+    with pytest.raises(SystemExit, match="error: (crops are of pictures, and frames of videos|--reuse goes by)"):
+      cli.main(["extract", str(tmp_path / "pictures"), str(tmp_path / "no"), "--encoder=toy_clip", *flags])
   (tmp_path / "pictures/b.txt").unlink()
   cli.main(["extract", str(tmp_path / "pictures"), str(tmp_path / "alone"), "--encoder=toy_clip"])
   assert capsys.readouterr().out == f"2 pictures are in {tmp_path / 'alone'}, without captions: 1 have none\n"

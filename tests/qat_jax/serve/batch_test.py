@@ -47,12 +47,18 @@ def test_a_shortlist_is_reranked_and_nothing_else(files, tmp_path):
 
 def test_groups_are_written_by_their_best_item_with_its_box(files, tmp_path):
   store = FeatureStore.open(files["gallery"])
-  columns = {"id": store.ids, "picture": [f"picture{i // 4}" for i in range(40)], "box_left": np.arange(40) / 40}
+  columns = {
+    "id": store.ids,
+    "picture": [f"picture{i // 4}" for i in range(40)],
+    "box_left": np.arange(40) / 40,
+    "second": np.arange(40) / 8,
+  }
   files["gallery"] = write_features(tmp_path / "crops", {"img": store[:]}, columns).folder
   table = pq.read_table(reranking.rerank_files(**files, k=3, block=4, group="picture")).to_pydict()
   assert table["item_id"][::3] == [f"item{i}" for i in range(10)]
   assert table["picture"][::3] == [f"picture{i // 4}" for i in range(10)]
   assert table["box_left"][::3] == [i / 40 for i in range(10)]
+  assert table["second"][::3] == [i / 8 for i in range(10)]
   assert all(len(set(table["picture"][i : i + 3])) == 3 for i in range(0, 30, 3))
   for wrong, error, words in (
     ({"group": "page"}, KeyError, "no metadata column 'page'"),

@@ -11,7 +11,7 @@ from qat_jax.datasets.files import FORMATS, PILLOW
 from qat_jax.datasets.pictures import formats
 from qat_jax.serve import pictures
 from qat_jax.serve.limits import Refused
-from qat_jax.serve.pictures import Pictures, from_base64, read
+from qat_jax.serve.pictures import Pictures, from_base64, media_type, read
 
 
 def png(width, height, colour="red"):
@@ -82,6 +82,21 @@ def test_thumbnails_are_small_and_follow_their_file(folder, monkeypatch):
   monkeypatch.setattr(pictures, "KEPT_BYTES", 1)
   shown.thumbnail(item("more/b.jpg"))
   assert len(shown._thumbnails) == 0 and shown._bytes == 0
+
+
+def test_a_moment_of_a_video_is_its_frame(tmp_path):
+  pytest.importorskip("av")
+  from tests.qat_jax.datasets.frames_test import film, grey
+
+  (tmp_path / "videos").mkdir()
+  film(tmp_path / "videos/a.mp4")
+  film(tmp_path / "b.mp4")
+  pictures, shown = Pictures(tmp_path / "videos", 10**6), item("a.mp4#2", picture="a.mp4", second=2.0)
+  assert media_type(pictures.found(shown)) == "image/jpeg"
+  assert grey(Image.open(io.BytesIO(pictures.thumbnail(shown)))) == pytest.approx(120, abs=3)
+  for picture, second in (("a.mp4", 9.0), ("../b.mp4", 2.0), ("c.mp4", 2.0), ("a.mp4", float("nan"))):
+    with pytest.raises(Refused, match="there is no picture"):
+      pictures.found(item("x", picture=picture, second=second))
 
 
 @pytest.mark.parametrize(

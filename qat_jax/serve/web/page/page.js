@@ -112,7 +112,8 @@ async function search() {
   const file = subject?.file;
   const { right, alike, ignore, change, ...hidden } = refine.fields(both);
   const refined = JSON.parse(JSON.stringify({ right, alike, ignore, change })); // of what is there alone
-  const crops = "picture" in info.columns && "box_left" in info.columns; // each picture by its best one
+  const parts = ["box_left", "second"].some((name) => name in info.columns); // crops or frames: each picture by its best one
+  const crops = "picture" in info.columns && parts;
   const grouped = once ? { group: "duplicates" } : crops ? { group: "picture" } : {};
   const body = { mode, k, filters, diversity, ...grouped, ...refined, ...hidden, ...(query.length ? { query } : {}) };
   at("results").classList.add("busy");

@@ -33,6 +33,7 @@ export function card(entry, on) {
   }
   const line = make("div", { className: "line" }, make("span", {}, String(entry.rank)), ...moved(entry));
   if (typeof entry.evidence === "number") line.append(make("span", { className: "evidence", title: "how likely it is to be what you look for" }, `${Math.round(100 * entry.evidence)} %`));
+  if (typeof entry.metadata.second === "number") line.append(make("span", { className: "second", title: "when it is shown, in minutes and seconds" }, clock(entry.metadata.second)));
   if (entry.alike > 1) line.append(make("span", { className: "alike", title: "pictures that are nearly the same, this one counted" }, `${entry.alike} alike`));
   if (on.scores) line.append(make("span", { className: "score" }, entry.score.toFixed(3)));
   line.append(make("button", { type: "button", className: "why", onclick: () => on.why(entry), ariaLabel: `Why ${name}` }, "why"));
@@ -52,6 +53,13 @@ function boxed(left, top, right, bottom) {
   Object.assign(box.style, { left: `${100 * left}%`, top: `${100 * top}%`, width: `${100 * (right - left)}%`, height: `${100 * (bottom - top)}%` });
   return box;
 }
+
+// A second of a video as 2:05, or 2:05.5.
+const clock = (second) => {
+  const tenths = Math.round(10 * second);
+  const [minutes, rest] = [Math.floor(tenths / 600), (tenths % 600) / 10];
+  return `${minutes}:${rest < 10 ? "0" : ""}${rest}`;
+};
 
 function moved(entry) {
   if (!("plain_rank" in entry)) return [];
