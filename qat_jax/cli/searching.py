@@ -77,6 +77,8 @@ def add_serve(commands: argparse._SubParsersAction) -> None:
   parser.add_argument("--watch", action="store_true", help="follow PICTURES: what comes, changes, moves or goes there")
   text = "learn from PICTURES in the background, and serve what was learnt when it is better"
   parser.add_argument("--learn", action="store_true", help=text)
+  text = "other processes may serve PICTURES too: one writes, the others follow, and one of them takes its place"
+  parser.add_argument("--share", action="store_true", help=text)
   add_adapter(parser, required=False)
   add_gallery(parser, required=False)
   parser.add_argument("--images", metavar="FOLDER", help="the gallery's pictures, named by image_path or by id")
@@ -207,11 +209,11 @@ def _serve(host: str, port: int, name: list[str], origin: list[str], max_k: int,
   limits = Limits(k=max_k, **{one: settings.pop(one) for one in ("rate", "waiting", "body_bytes", "image_pixels")})
   served: Settings | Place
   if settings["pictures"] is None:
-    of_a_collection = [settings.pop(flag) for flag in ("pictures", "data", "watch", "learn")]
+    of_a_collection = [settings.pop(flag) for flag in ("pictures", "data", "watch", "learn", "share")]
     if missing := [f"--{flag}" for flag in ("adapter", "gallery") if settings[flag] is None]:
       raise ValueError(f"{' and '.join(missing)} is missing; give PICTURES, or an adapter and a gallery")
     if any(of_a_collection):
-      raise ValueError("--data, --watch and --learn are for a collection; give PICTURES")
+      raise ValueError("--data, --watch, --learn and --share are for a collection; give PICTURES")
     served = Settings(**settings)
   else:
     if settings.pop("gallery") or settings.pop("prepared") or settings.pop("index") != "exact":

@@ -106,9 +106,10 @@ class Living:
 
   def _run(self) -> None:
     while not self._stop.wait(PAUSE):
-      if self.is_settled:
-        continue
       try:
+        self.collection.read_on()
+        if self.is_settled:
+          continue
         self.publish()
         if self.collection.wants_compacting:
           threading.Thread(target=self._compact, name="compacting", daemon=True).start()

@@ -32,6 +32,7 @@ class Place:
   keep_marks: str | None = None
   watch: bool = False
   learn: bool = False
+  share: bool = False  # with other processes, of which one writes
 
 
 def data_folder(place: Place) -> Path:

@@ -26,6 +26,7 @@ from qat_jax.serve.collected import Collected
 from qat_jax.serve.collection.collection import Collection
 from qat_jax.serve.collection.feeding import Feeder, Progress
 from qat_jax.serve.collection.migrating import told
+from qat_jax.serve.collection.shared import Shared
 from qat_jax.serve.encoding import SIZES
 from qat_jax.serve.learning import Learning
 from qat_jax.serve.limits import Limits
@@ -38,6 +39,7 @@ from qat_jax.serve.service import Service
 from qat_jax.types import QUERY_TYPES, Pieces, check_encoders
 
 LEARNT = "learnt"
+FOLLOWING = 0.5  # seconds between two looks whether this process has become the one that writes
 SAMPLE = 1000  # records that are looked at for captions and instances
 
 _log = logging.getLogger("qat_jax.serve")
@@ -66,7 +68,7 @@ class Running:
     known = places.known_encoder(self.encoder, store)
     width = self.encoder.width if self.encoder is not None else store.width if store is not None else 0
     try:
-      self.collection = Collection(self.folder, known, width, store)
+      self.collection = (Shared if place.share else Collection)(self.folder, known, width, store)
     except OSError as error:
       if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
         raise
@@ -127,6 +129,7 @@ class Running:
     unreadable = [{"id": name, "reason": why} for name, why in list(progress.unreadable.items())[:1000]]
     return {
       "items": len(self.collection),
+      "writes": self.collection.writes,
       "of": progress.all,
       "left": progress.left,
       "seconds_left": None if progress.seconds_left is None else round(progress.seconds_left),
@@ -152,6 +155,12 @@ class Running:
   def _feed(self) -> None:
     assert self.feeder is not None
     try:
+      if not self.collection.writes:
+        _log.info("another process writes %s; this one follows, and takes its place when that one ends", self.folder)
+        self.feeder.look()
+      while not self.collection.writes:
+        if self.feeder.stopped.wait(FOLLOWING):
+          return
       self.feeder.run()
     except (OSError, ValueError) as error:
       self.progress.error = " ".join(str(error).split())

@@ -28,6 +28,7 @@ from qat_jax.models.head import Head
 from qat_jax.serve.collected import Collected
 from qat_jax.serve.collection import collection as module
 from qat_jax.serve.collection.collection import Collection, Item
+from qat_jax.serve.collection.shared import Shared
 from qat_jax.serve.living import Living
 from qat_jax.serve.searches import Part, Search
 from qat_jax.serve.service import Service
@@ -53,22 +54,24 @@ def case(bench: Bench, number: int, rng: random.Random) -> Outcome:
     else:
       stack.enter_context(tmpfs(disk))
     victim = functools.partial(ended, base, disk / "collection", number)
+    followed = way == KILLED and number % 2 == 1  # by a process that takes the victim's place
     for _ in range(2):
       if way == FULL:
         room(disk, rng.randrange(100_000, 4_000_000))
-      acknowledged, said = victim(done, 60.0 if way == FULL else rng.uniform(0.0, 3.0))
+      acknowledged, said, heir = victim(done, 60.0 if way == FULL else rng.uniform(0.0, 3.0), followed)
       if way == FULL:
         wrong = "" if "no room" in said else f"a full disk was not told: {said[-500:]}"
         room(disk, 1 << 30)
       if way == READ_ONLY:
         remounted(disk, "ro")
-        again, said = victim(acknowledged, 60.0)
+        again, said, _ = victim(acknowledged, 60.0)
         wrong = "" if again == acknowledged and "Read-only" in said else f"a read-only disk was not told: {said[-500:]}"
         remounted(disk, "rw")
-      done, lost = checked(base, disk / "collection", number, acknowledged)
+      done, lost = checked(base, disk / "collection", number, acknowledged, heir)
       if wrong := wrong or lost:
         break
-  return Outcome(f"collection, {way}", "wrong" if wrong else "all acknowledged, nothing twice", wrong)
+  name, happened = f"collection, {way}{', followed' * followed}", "all acknowledged, nothing twice"
+  return Outcome(name, "wrong" if wrong else happened, wrong)
 
 
 @functools.cache
@@ -89,35 +92,45 @@ def change(seed: int, number: int, items: int) -> tuple[list[Item], list[str]]:
   return new, [f"i{i}" for i in rng.integers(0, items, rng.integers(0, 4))]
 
 
-def ended(base: pathlib.Path, folder: pathlib.Path, seed: int, done: int, seconds: float) -> tuple[int, str]:
-  """Starts a victim, kills it so long after its first change, and returns what it acknowledged, and what it said.
+def ended(
+  base: pathlib.Path, folder: pathlib.Path, seed: int, done: int, seconds: float, followed: bool = False
+) -> tuple[int, str, Collection | None]:
+  """Starts a victim, and kills it so long after its first change.
 
-  What it said is empty if it was killed.
+  Returns what it acknowledged, what it said (nothing if it was killed), and where it was followed its heir.
   """
+  heir = None
   words = [sys.executable, "-m", "tests.faults.living", str(base), str(folder), str(seed), str(done)]
   with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as victim:
     assert victim.stdout is not None and victim.stderr is not None
     lines, acknowledged = iter(victim.stdout.readline, ""), done
     for line in lines:  # the first
       acknowledged = int(line)
+      heir = Shared(folder, ENCODER, WIDTH, FeatureStore.open(base)) if followed else None
       break
     killer = threading.Timer(seconds, victim.kill)
     killer.start()
     for line in lines:
       acknowledged = int(line) if line.endswith("\n") else acknowledged
+      if heir is not None:
+        heir.read_on()
     said = victim.stderr.read()
     killer.cancel()
-  return acknowledged, "" if victim.returncode == -signal.SIGKILL else said or "nothing"
+  while heir is not None and not heir.writes:
+    heir.read_on()
+  return acknowledged, "" if victim.returncode == -signal.SIGKILL else said or "nothing", heir
 
 
-def checked(base: pathlib.Path, folder: pathlib.Path, seed: int, acknowledged: int) -> tuple[int, str]:
+def checked(
+  base: pathlib.Path, folder: pathlib.Path, seed: int, acknowledged: int, collection: Collection | None = None
+) -> tuple[int, str]:
   """Returns how many changes a collection holds, and what is wrong with it."""
   store = FeatureStore.open(base)
   rows = dict(zip(store.ids.tolist(), store[:], strict=True))
   for number in range(acknowledged):
     follow(rows, *change(seed, number, len(store)))
   try:
-    collection = Collection(folder, ENCODER, WIDTH, store)
+    collection = collection or Collection(folder, ENCODER, WIDTH, store)
   except Exception as error:
     return 0, f"it does not open: {error!r}"
   with contextlib.closing(collection):

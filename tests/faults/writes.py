@@ -53,13 +53,13 @@ def cases(bench: Any, numbers: list[int], seed: int) -> list[Any]:
 
 
 @contextlib.contextmanager
-def served(folder: pathlib.Path) -> Iterator[Any]:
+def served(folder: pathlib.Path, share: bool = False) -> Iterator[Any]:
   """Yields a client of a collection of pictures that takes changes with KEY; nothing is compiled ahead."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(living.Living, "_warm_for", lambda self, capacity, batches: self._warm.add((capacity, 1)))
     patch.setattr(living.Living, "_compile_next", lambda self: None)
     state = State(Limits(seconds=120, body_bytes=1 << 20))
-    state.running = running = Running(Place(str(folder)), state.limits, state.show)
+    state.running = running = Running(Place(str(folder), share=share), state.limits, state.show)
     running.start(lambda line: None)
     app = create(state, None, frozenset({"localhost"}), (), KEY["X-API-Key"])
     client: Any = TestClient(app, "http://localhost", raise_server_exceptions=False)

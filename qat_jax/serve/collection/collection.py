@@ -45,55 +45,67 @@ class Collection:
 
     Raises BlockingIOError where another process has it, ValueError where it is damaged or of another encoder.
     """
-    self.folder, self.encoder = folder, encoder
+    self.folder, self.encoder, self.width, self.around = folder, encoder, width, around
     self._stack = contextlib.ExitStack()
-    self._stack.enter_context(lock(folder))
     self._lock, self._compacting = threading.Lock(), threading.Lock()
     self.changes = 0  # since it was opened
+    self._open()
+
+  writes = True  # whether this process is the one that may change it
+
+  def read_on(self) -> None:
+    """Reads what another process has written: nothing, where no other may."""
+
+  def _open(self) -> None:
+    """Takes the collection for this process alone, and begins it where there is none."""
+    self._stack.enter_context(lock(self.folder))
     try:
-      self._open(width, around)
+      path = self.folder / RECORD
+      if not path.exists():
+        base = None if self.around is None else OUTER
+        begun = {"encoder": list(self.encoder), "width": self.width, "dtype": "float16", "base": base, "log": 0}
+        state = None if self.around is None else _state(self.around)
+        write_record(path, {"format": FORMAT, **begun, "gone": {}, "around": state})
+      numbers, size = self._read()
+      self._remove_left()
+      self._log = log.Log(self.folder / f"log-{self._number}", size)
+      self._before = sum((self.folder / f"log-{number}").stat().st_size for number in numbers[:-1])
     except BaseException:
       self._stack.close()
       raise
 
-  def _open(self, width: int, around: FeatureStore | None) -> None:
+  def _read(self) -> tuple[list[int], int]:
+    """Reads base and logs; returns the logs' numbers, and how much of the last one counts."""
     path = self.folder / RECORD
-    if not path.exists():
-      base = None if around is None else OUTER
-      begun = {"encoder": list(self.encoder), "width": width, "dtype": "float16", "base": base, "log": 0, "gone": {}}
-      write_record(path, {"format": FORMAT, **begun, "around": None if around is None else _state(around)})
     about = read_record(path)
     check_format(path, about.get("format"), FORMAT, f"delete {self.folder}, it is made anew")
     name, revision = about["encoder"]
     check_encoders(f"the collection {self.folder}", (name, revision), "what is asked for", self.encoder)
-    if about["width"] != width:
+    if about["width"] != self.width:
       raise ValueError(
-        f"the collection {self.folder} is {about['width']} wide, the encoder {width}; use its own encoder"
+        f"the collection {self.folder} is {about['width']} wide, the encoder {self.width}; use its own encoder"
       )
-    self.about, self.dtype, self.width = about, np.dtype(about["dtype"]), width
+    self.about, self.dtype = about, np.dtype(about["dtype"])
     types = {name: pa.type_for_alias(kind) for name, kind in about.get("types", {}).items()}  # without a base
-    self.items, self.gone = Blocks(width, self.dtype, types), dict(about["gone"])
+    self.items, self.gone = Blocks(self.width, self.dtype, types), dict(about["gone"])
     if about["base"] is not None:
-      self._read_base(around)
-    self._remove_left()
+      self._read_base()
     numbers = sorted(int(path.name[4:]) for path in self.folder.glob("log-*") if path.name[4:].isdigit())
-    size = 0
+    numbers, size = [number for number in numbers if number >= about["log"]], 0
     for number in numbers:
       frames, size = log.read(self.folder / f"log-{number}")
-      for frame in frames:
-        self._apply(blocks.from_frame(frame, width, self.dtype))
+      self._take(frames)
     self._number = numbers[-1] if numbers else about["log"]
-    self._log = log.Log(self.folder / f"log-{self._number}", size)
-    self._before = sum((self.folder / f"log-{number}").stat().st_size for number in numbers[:-1])
+    return numbers, size
 
-  def _read_base(self, around: FeatureStore | None) -> None:
+  def _read_base(self) -> None:
     if self.about["base"] == OUTER:
-      if around is None or _state(around) != self.about["around"]:
+      if self.around is None or _state(self.around) != self.about["around"]:
         raise ValueError(
           f"the features around {self.folder} are not those that it was begun with; restore them, or delete "
           f"{self.folder} with the changes that it holds"
         )
-      store = around
+      store = self.around
     else:
       store = FeatureStore.open(self.folder / self.about["base"], "img")
     store.check_files()
@@ -143,6 +155,11 @@ class Collection:
     with self._lock:
       frame = blocks.as_frame(make(self.items), self.dtype)
       self._log.append(frame)
+      self._take([frame])
+
+  def _take(self, frames: Sequence[bytes]) -> None:
+    """Applies frames of a log."""
+    for frame in frames:
       self._apply(blocks.from_frame(frame, self.width, self.dtype))
 
   def _apply(self, change: Change) -> None:

@@ -67,28 +67,26 @@ class Feeder:
     self.source: Source | None = None
     self.places: dict[str, int] = {}  # id → position in the source
     self._bad: dict[str, str] = {}  # stamps of what could not be read → id
-    self._stop = threading.Event()
+    self.stopped = threading.Event()
 
   def stop(self) -> None:
     """Ends `run` and `follow` soon."""
-    self._stop.set()
+    self.stopped.set()
 
   def follow(self, least: float = 1.0) -> None:
     """Runs again and again until it is stopped; a source that cannot be looked at changes nothing."""
-    while not self._stop.is_set():
+    while not self.stopped.is_set():
       began = time.monotonic()
       try:
         self.run()
         self.progress.error = ""
       except (OSError, ValueError) as error:
         self.progress.error = " ".join(str(error).split())
-      self._stop.wait(max(least, REST * (time.monotonic() - began)))
+      self.stopped.wait(max(least, REST * (time.monotonic() - began)))
 
   def run(self) -> None:
     """Looks at the source once, and does what is to be done; raises as the source does, and OSError of the disk."""
-    source = self.open()
-    stamps = [_stamp(source, position) for position in range(len(source))]
-    self.source, self.places = source, {name: i for i, (name, _) in enumerate(stamps)}
+    source, stamps = self.look()
     followed, posted, contents = self._there()
     gone = self.collection.gone
     todo = [
@@ -104,9 +102,16 @@ class Feeder:
       if self.places[name] != number:
         self.progress.unreadable[name] = "the id occurs more than once in the source"
     self._read(source, todo, stamps, contents)
-    if not self._stop.is_set() and (old := [name for name in followed if name not in self.places]):
+    if not self.stopped.is_set() and (old := [name for name in followed if name not in self.places]):
       self.collection.change(removed=old)
     self.progress.left, self.progress.seconds_left = 0, None
+
+  def look(self) -> tuple[Source, list[tuple[str, str]]]:
+    """Opens the source anew, and returns it with id and stamp of each of its items."""
+    source = self.open()
+    stamps = [_stamp(source, position) for position in range(len(source))]
+    self.source, self.places = source, {name: i for i, (name, _) in enumerate(stamps)}
+    return source, stamps
 
   def _there(self) -> tuple[dict[str, str], set[str], dict[str, str]]:
     """Returns id → stamp of what came from the source, the ids of what did not, and content → id."""
@@ -128,7 +133,7 @@ class Feeder:
     reading = records.read_ahead(source, todo, True, THREADS, AHEAD, _Known(contents))  # type: ignore[arg-type]
     pairs = zip(todo, reading, strict=False)
     while some := list(itertools.islice(pairs, self.batch)):
-      if self._stop.is_set():
+      if self.stopped.is_set():
         return
       readable = []
       for position, record in some:

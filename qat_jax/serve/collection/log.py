@@ -43,11 +43,9 @@ class Log:
     """Returns once the content is on the disk. Raises OSError, and then nothing of it counts."""
     if self.broken:
       raise OSError(f"{self.path} could not be written to; start the server again")
-    length = struct.pack("<Q", len(content))
-    head = HEAD.pack(len(content), zlib.crc32(length))
     before = self.size
     try:
-      self._write(head + _digest(content) + content)
+      self._write(heading(content) + content)
       os.fsync(self._file)
     except OSError as error:
       self.size = before
@@ -82,26 +80,42 @@ def read(path: Path) -> tuple[list[bytes], int]:
     if MAGIC.startswith(data):
       return [], 0
     raise ValueError(f"{path} is damaged, or of another version: it does not begin as a log does; restore it")
-  at, frames = len(MAGIC), []
+  frames, end = frames_of(data[len(MAGIC) :], path, len(MAGIC))
+  if end < len(data):
+    _log.warning(
+      "%s: the last %d bytes were cut short before anybody was told of them; left out", path, len(data) - end
+    )
+  return frames, end
+
+
+def frames_of(data: bytes, path: Path, first: int) -> tuple[list[bytes], int]:
+  """Returns the contents of the whole frames that a part of a log begins with, and where in the log they end.
+
+  `first` is where in the log the part begins. Raises ValueError where anything before the last frame is damaged.
+  """
+  at, frames = 0, []
   while at < len(data):
     start = at + HEAD.size + DIGEST
     if start > len(data) or not any(data[at:]):
       break
     length, check = HEAD.unpack_from(data, at)
     if zlib.crc32(struct.pack("<Q", length)) != check:
-      raise ValueError(f"{path} is damaged at byte {at}: a frame's head differs from its checksum; restore it")
+      raise ValueError(f"{path} is damaged at byte {first + at}: a frame's head differs from its checksum; restore it")
     content = data[start : start + length]
     if len(content) < length:
       break
     if _digest(content) != data[start - DIGEST : start]:
       if start + length < len(data):
-        raise ValueError(f"{path} is damaged at byte {at}: a frame differs from its checksum; restore it")
+        raise ValueError(f"{path} is damaged at byte {first + at}: a frame differs from its checksum; restore it")
       break
     frames.append(content)
     at = start + length
-  if at < len(data):
-    _log.warning("%s: the last %d bytes were cut short before anybody was told of them; left out", path, len(data) - at)
-  return frames, at
+  return frames, first + at
+
+
+def heading(content: bytes) -> bytes:
+  """Returns what stands before a frame's content."""
+  return HEAD.pack(len(content), zlib.crc32(struct.pack("<Q", len(content)))) + _digest(content)
 
 
 def _digest(content: bytes) -> bytes:

@@ -36,6 +36,8 @@ class Writing:
     self.state.ready()
     if self.state.running is None:
       raise Refused(409, "frozen", "this gallery does not change; serve a collection: qat-jax serve PICTURES")
+    if not self.state.running.collection.writes:
+      raise Refused(409, "follows", "another process writes this collection; send changes to that one")
     return self.state.running
 
   async def add(self, request: Any) -> Any:

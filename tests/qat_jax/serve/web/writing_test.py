@@ -61,6 +61,23 @@ def test_a_picture_is_added_described_found_and_removed(client, folder):
   assert code(client.delete("/v1/items", params={"id": "y"}, headers=KEY)) == (404, "no_item")
 
 
+def test_another_process_follows_shows_what_comes_and_takes_the_place_of_the_one_that_writes(tmp_path):
+  (tmp_path / "red.png").write_bytes(png("red"))
+  with served(tmp_path) as writer, served(tmp_path, share=True) as follower:
+    assert [one.get("/v1/info").json()["collection"]["writes"] for one in (writer, follower)] == [True, False]
+    assert code(follower.delete("/v1/items?id=red.png", headers=KEY)) == (409, "follows")
+    sent = {"files": {"image": png("blue")}, "data": {"request": '{"id": "b"}'}}
+    assert writer.post("/v1/items", headers=KEY, **sent).is_success
+    settle(follower, 2)
+    assert set(ids(follower.post("/v1/search", json={"query": "a box"}))) == {"red.png", "b"}
+    assert follower.get("/v1/items", params={"id": "b", "part": "picture"}).content == png("blue")
+    writer.running.stop()
+    (tmp_path / "green.png").write_bytes(png("green"))
+    settle(follower, 3)  # which encodes what is new, now that it is the one that writes
+    assert follower.delete("/v1/items?id=red.png", headers=KEY).status_code == 200
+    settle(follower, 2)
+
+
 def test_a_batch_is_kept_whole_or_not_at_all(client):
   picture = base64.b64encode(png("white")).decode()
   vector = [1.0] + [0.0] * (client.running.collection.width - 1)
