@@ -50,9 +50,9 @@ def add_adapter(parser: argparse.ArgumentParser, required: bool = True) -> None:
   parser.add_argument("--adapter", metavar="FOLDER", required=required, help=text)
 
 
-def add_gallery(parser: argparse.ArgumentParser, required: bool = True) -> None:
+def add_gallery(parser: argparse.ArgumentParser) -> None:
   """Adds --gallery."""
-  parser.add_argument("--gallery", metavar="FOLDER", required=required, help="a feature folder of the items to search")
+  parser.add_argument("--gallery", metavar="FOLDER", required=True, help="a feature folder of the items to search")
 
 
 def add_query_type(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,7 @@
 """The commands rank, serve and learn: search with an adapter, and what the marks of searches teach it."""
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ def add_serve(commands: argparse._SubParsersAction) -> None:
       "qat-jax serve PICTURES --encoder openai/clip-vit-base-patch16 --watch",
       "qat-jax serve --adapter runs/mine --gallery features --images PICTURES",
       "QAT_JAX_API_KEY=secret qat-jax serve --adapter runs/mine --gallery features --host 0.0.0.0",
+      "qat-jax serve --adapter runs/mine --gallery shard0 shard1 --cluster auto --replicas 2",
     ),
     _serve,
   )
@@ -70,17 +72,15 @@ def add_serve(commands: argparse._SubParsersAction) -> None:
     "Every request must carry the key in QAT_JAX_API_KEY, if it is set; those that change the collection the key in "
     "QAT_JAX_WRITE_KEY."
   )
-  text = "a folder of pictures, tar shards, Parquet files or a feature folder: a collection that may change"
-  parser.add_argument("pictures", metavar="PICTURES", nargs="?", help=text)
-  text = "where to keep what is made of PICTURES; by default .qat-jax beside them"
-  parser.add_argument("--data", metavar="FOLDER", type=place, help=text)
-  parser.add_argument("--watch", action="store_true", help="follow PICTURES: what comes, changes, moves or goes there")
-  text = "learn from PICTURES in the background, and serve what was learnt when it is better"
-  parser.add_argument("--learn", action="store_true", help=text)
-  text = "other processes may serve PICTURES too: one writes, the others follow, and one of them takes its place"
-  parser.add_argument("--share", action="store_true", help=text)
+  _add_collection(parser)
   add_adapter(parser, required=False)
-  add_gallery(parser, required=False)
+  text = "a feature folder of the items to search; with --cluster several, one for each shard"
+  parser.add_argument("--gallery", metavar="FOLDER", nargs="+", help=text)
+  add_cluster(parser)
+  text = "how many workers of a cluster hold each shard, so that one may be lost"
+  parser.add_argument("--replicas", metavar="N", type=int, default=1, help=text)
+  text = "workers of a cluster read their shards from the disk at each search, instead of holding them"
+  parser.add_argument("--on-disk", action="store_true", help=text)
   parser.add_argument("--images", metavar="FOLDER", help="the gallery's pictures, named by image_path or by id")
   text = "the encoder of queries; by default the gallery's own; none: search by items and vectors only"
   parser.add_argument("--encoder", metavar="NAME", help=text)
@@ -108,6 +108,19 @@ def add_serve(commands: argparse._SubParsersAction) -> None:
   parser.add_argument("--body-bytes", metavar="N", type=int, default=16 << 20, help="most bytes of a request")
   parser.add_argument("--image-pixels", metavar="N", type=int, default=40_000_000, help="most pixels of a picture sent")
   parser.add_argument("--max-k", metavar="N", type=int, default=1000, help="most results of a search")
+
+
+def _add_collection(parser: argparse.ArgumentParser) -> None:
+  """Adds what is asked of a collection."""
+  text = "a folder of pictures, tar shards, Parquet files or a feature folder: a collection that may change"
+  parser.add_argument("pictures", metavar="PICTURES", nargs="?", help=text)
+  text = "where to keep what is made of PICTURES; by default .qat-jax beside them"
+  parser.add_argument("--data", metavar="FOLDER", type=place, help=text)
+  parser.add_argument("--watch", action="store_true", help="follow PICTURES: what comes, changes, moves or goes there")
+  text = "learn from PICTURES in the background, and serve what was learnt when it is better"
+  parser.add_argument("--learn", action="store_true", help=text)
+  text = "other processes may serve PICTURES too: one writes, the others follow, and one of them takes its place"
+  parser.add_argument("--share", action="store_true", help=text)
 
 
 def add_learn(commands: argparse._SubParsersAction) -> None:
@@ -214,10 +227,13 @@ def _serve(host: str, port: int, name: list[str], origin: list[str], max_k: int,
       raise ValueError(f"{' and '.join(missing)} is missing; give PICTURES, or an adapter and a gallery")
     if any(of_a_collection):
       raise ValueError("--data, --watch, --learn and --share are for a collection; give PICTURES")
-    served = Settings(**settings)
+    served = Settings(**{**settings, "gallery": tuple(settings["gallery"])})
   else:
-    if settings.pop("gallery") or settings.pop("prepared") or settings.pop("index") != "exact":
-      raise ValueError("--gallery, --prepared and --index are for a gallery that does not change; leave out PICTURES")
+    defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
+    frozen = ("gallery", "prepared", "index", "cluster", "replicas", "on_disk")
+    if any(settings.pop(name) not in (None, defaults[name]) for name in frozen):
+      flags = ", ".join(f"--{name.replace('_', '-')}" for name in frozen)
+      raise ValueError(f"{flags} are for a gallery that does not change; leave out PICTURES")
     settings.pop("verify")  # a collection always is
     served = Place(**settings)
   serve(served, limits, host, port, tuple(name), tuple(origin))

@@ -19,34 +19,24 @@ from typing import Any
 import jax
 import numpy as np
 import numpy.typing as npt
-from flax import struct
 
 from qat_jax.adapter import check_queries, load
 from qat_jax.cluster.crew import MOST_LOST, Answer, Crew, Lost
 from qat_jax.cluster.nodes import all_slots, connect, first_line
-from qat_jax.distributed.gallery_shard import GalleryShard, check_names, check_shards_alike, lightest, rooms
+from qat_jax.distributed.gallery_shard import (
+  GalleryShard,
+  PartialRanking,
+  Traffic,
+  check_names,
+  check_shards_alike,
+  lightest,
+  rooms,
+)
 from qat_jax.search.exact import DEEP
 from qat_jax.search.masks import Masks
 from qat_jax.search.top import TopK
 from qat_jax.search.whole import blocks, ranking_of
 from qat_jax.types import Adaptation, EncoderName, Ranking, check_encoders
-
-
-class PartialRanking(Ranking):
-  """The best of the shards that could be asked; `rows` says which of the gallery all queries looked at."""
-
-  rows: tuple[tuple[int, int], ...] = struct.field(
-    pytree_node=False, default=()
-  )  # which were looked at: first, last + 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Traffic:
-  """What went to and from shards so far, in bytes; `asked` counts queries times shards."""
-
-  asked: int = 0
-  sent: int = 0
-  received: int = 0
 
 
 class Gallery:
@@ -83,6 +73,7 @@ class Gallery:
     if not paths or replicas < 1:
       raise ValueError(f"{len(paths)} folders, {replicas} replicas; give at least one of each")
     self.paths, self.partial, self.patience = [os.fspath(path) for path in paths], partial, patience
+    self.replicas = replicas
     self.adapter = None if adapter is None else load(adapter)
     reads = None if self.adapter is None else self.adapter.fingerprint
     known = None if adapter is None else os.fspath(adapter)
@@ -168,6 +159,11 @@ class Gallery:
     masks = Masks.of(exclude, allowed, len(query_QD), len(self))
     return self._rank(lambda block: (query_QD[block.start : block.stop], query_type), len(query_QD), k, masks)
 
+  def warm(self, adaptation: Adaptation) -> None:
+    """Has all actors compile what searches by as many queries as an adaptation has need."""
+    request = pickle.dumps(jax.tree.map(np.asarray, adaptation), pickle.HIGHEST_PROTOCOL)
+    self._all("warm", dict.fromkeys(range(len(self.paths)), (request,)), self.replicas)
+
   def close(self) -> None:
     """Ends the actors."""
     self._crew.close()
@@ -223,12 +219,15 @@ class Gallery:
   def _count(self, **more: int) -> None:
     self.traffic = Traffic(**{name: value + more.get(name, 0) for name, value in vars(self.traffic).items()})
 
-  def _all(self, method: str, given: dict[int, tuple] | None = None) -> dict[int, Any]:
-    """Returns what a method of each shard gives, or of those that arguments are given for, by its place."""
+  def _all(self, method: str, given: dict[int, tuple] | None = None, copies: int = 1) -> dict[int, Any]:
+    """Returns what a method of each shard gives, or of those that arguments are given for, by its place.
+
+    Idle actors are asked, `copies` of each shard at once.
+    """
     states: Sequence[str | None] = getattr(self, "_states", [None] * len(self.paths))
     given = dict.fromkeys(range(len(self.paths)), ()) if given is None else given
     question = lambda place: (method, states[place], *given[place])
-    tasks = [_Task(place, 0, functools.partial(question, place)) for place in given]
+    tasks = [_Task(place, 0, functools.partial(question, place)) for place in given for _ in range(copies)]
     with self._lock:
       return {task.place: answer for task, answer in self._run(tasks, len(tasks), None)}
 

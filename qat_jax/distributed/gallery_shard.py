@@ -10,17 +10,36 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 from qat_jax.adapter import Adapter, load
 from qat_jax.cluster.nodes import Slot
 from qat_jax.features.store import FeatureStore
 from qat_jax.search.top import TopK
+from qat_jax.search.warming import warm
 from qat_jax.search.whole import best_of
 from qat_jax.stages import check_same, checksum_of
-from qat_jax.types import Adaptation, Gallery, as_gallery, check_encoders
+from qat_jax.types import Adaptation, Gallery, Ranking, as_gallery, check_encoders
 
 CORES = 0.001  # of a node, that Ray sets aside for a shard: it works only while it is asked
 CLOSE = 1e-5  # of the largest number: what two programs' float32 may differ by in an adaptation
+
+
+class PartialRanking(Ranking):
+  """The best of the shards that could be asked; `rows` says which of the gallery all queries looked at."""
+
+  rows: tuple[tuple[int, int], ...] = struct.field(
+    pytree_node=False, default=()
+  )  # which were looked at: first, last + 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+  """What went to and from shards so far, in bytes; `asked` counts queries times shards."""
+
+  asked: int = 0
+  sent: int = 0
+  received: int = 0
 
 
 @dataclasses.dataclass
@@ -86,6 +105,10 @@ class GalleryShard:
   def rows(self, position_N: np.ndarray) -> np.ndarray:
     """Returns items (ND) by their positions in the shard."""
     return self.store[position_N]
+
+  def warm(self, request: bytes) -> None:
+    """Compiles what searches by as many queries as an adaptation has need."""
+    warm(pickle.loads(request), self.items)
 
   def best(self, request: bytes) -> bytes:
     """Returns the best of the shard's items for some queries, by their positions in it."""

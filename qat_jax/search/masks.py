@@ -18,6 +18,9 @@ class Elsewhere(Protocol):
   def rank(self, adaptation: Adaptation, k: int, masks: Masks) -> Ranking:
     """Returns what `search.rank.rank` does, of arguments that it has checked."""
 
+  def warm(self, adaptation: Adaptation) -> None:
+    """Compiles what `search.warming.warm` does, where the items lie."""
+
 
 class Masks(NamedTuple):
   """What a call masks, checked."""

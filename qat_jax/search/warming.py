@@ -14,6 +14,7 @@ from qat_jax.search.bounds import KEPT, RANK, Bounds, each_query, one_map, prepa
 from qat_jax.search.exact import score_pairs
 from qat_jax.search.gallery import GATHERED, expect_searches, parts
 from qat_jax.search.kernels import filtered
+from qat_jax.search.masks import Elsewhere
 from qat_jax.search.rank import rerank
 from qat_jax.search.scores import ITEMS, PIECE, refined_bounds
 from qat_jax.search.top import ItemPairs
@@ -27,6 +28,9 @@ def warm(adaptation: Adaptation, gallery: Gallery) -> None:
 
   Filtering by one mask for all queries, and k of a fourth of the gallery or more, are left out: two shapes more.
   """
+  if isinstance(gallery, Elsewhere):
+    gallery.warm(adaptation)
+    return
   queries, (width, rank) = len(adaptation), adaptation.left.shape[1:]
   expect_searches(gallery)
   part = next(iter(parts(gallery, None, None, queries)))

@@ -5,6 +5,7 @@ import datetime
 import decimal
 import functools
 import json
+import logging
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from qat_jax.datasets.columns import check_ids
+from qat_jax.datasets.columns import check_ids, widened
 from qat_jax.features.store import FeatureStore
 from qat_jax.search.grouping import groups_of
 from qat_jax.serve.limits import Refused, invalid
@@ -26,6 +27,8 @@ SAFE = 1 << 53  # above it a browser rounds integers
 MASKS = 16  # kept
 MANY = 1_000  # ids, above which all are looked up together
 WHOLE = re.compile("-?[0-9]{1,30}")
+
+_log = logging.getLogger(__name__)
 
 
 class Items:
@@ -43,11 +46,23 @@ class Items:
     self._mask, self._groups = functools.lru_cache(MASKS)(self._mask_of), functools.lru_cache(MASKS)(self._groups_of)
 
   @classmethod
-  def of(cls, store: FeatureStore) -> Self:
-    """Returns the items of a feature folder: its scalar columns alone."""
-    table = store.metadata()
-    plain = [field.name for field in table.schema if field.name != "id" and not pa.types.is_nested(field.type)]
-    return cls(table.column("id"), table.select(plain), str(store.folder))
+  def of(cls, *stores: FeatureStore) -> Self:
+    """Returns the items of feature folders, one after another: scalar columns alone.
+
+    A column whose types in the folders have nothing in common is left out; a line of the log names it.
+    """
+    tables = [store.metadata() for store in stores]
+    found, where = {}, ", ".join(str(store.folder) for store in stores)
+    plain = [field.name for one in tables for field in one.schema if not pa.types.is_nested(field.type)]
+    missing = lambda table: pa.chunked_array([pa.nulls(len(table))])
+    for name in dict.fromkeys(plain):
+      parts = [one.column(name) if name in one.column_names else missing(one) for one in tables]
+      try:
+        found[name] = widened(parts, f"{where}, column {name!r},") if len(parts) > 1 else parts[0]
+      except ValueError as error:
+        _log.warning("a column is left out: %s", error)
+    ids = found.pop("id")
+    return cls(ids, pa.table(found), where)
 
   def __len__(self) -> int:
     return len(self.ids)

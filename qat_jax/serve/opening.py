@@ -1,8 +1,9 @@
 """Folders and names → a `Service`: everything is read and checked before anything serves."""
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import numpy as np
 import qat_jax
 from qat_jax.adaptation import unit
 from qat_jax.adapter import SAMPLE_ROWS, Adapter, load
+from qat_jax.cluster.work import LOCAL
+from qat_jax.distributed import Gallery as Sharded
 from qat_jax.encoders import Encoder, load_encoder
 from qat_jax.evidence import calibrate
 from qat_jax.features.prepared import prepared_features
@@ -38,7 +41,7 @@ class Settings:
   """What a server serves."""
 
   adapter: str
-  gallery: str
+  gallery: str | Sequence[str]  # on a cluster a folder for each shard
   images: str | None = None
   encoder: str | None = None
   index: str = "exact"
@@ -46,6 +49,9 @@ class Settings:
   aspects: str | None = None  # a file of aspects, {name: [phrases]}; default: beside the adapter, or the package's
   keep_marks: str | None = None  # a folder that marks are appended to; None: they are kept nowhere
   verify: bool = True  # read the checksums of all features first
+  cluster: str = LOCAL  # who searches: this process, or a Ray cluster (docs/scale.md)
+  replicas: int = 1  # how many actors of a cluster hold each shard
+  on_disk: bool = False  # shards of a cluster are read where they lie, at each search
 
 
 def open_service(settings: Settings, limits: Limits, log: Callable[[str], Any] = lambda line: None) -> Service:
@@ -55,18 +61,62 @@ def open_service(settings: Settings, limits: Limits, log: Callable[[str], Any] =
   """
   if settings.index not in INDEXES:
     raise ValueError(f"the index is {settings.index!r}; use one of {', '.join(INDEXES)}")
-  adapter, store = load(settings.adapter), FeatureStore.open(settings.gallery)
-  if store.space != "frozen":
-    raise ValueError(f"the gallery {settings.gallery} was prepared by an adapter; give the frozen one")
-  if store.width != adapter.width:
-    raise ValueError(f"the gallery {settings.gallery} is {store.width} wide; the adapter wants {adapter.width}")
-  log(f"reading {len(store):,} items of {settings.gallery}")
-  if settings.verify:
-    store.verify()
-  items, pictures = Items.of(store), Pictures(settings.images, limits.image_pixels)
-  encoder = _encoder(settings, adapter, store)
+  adapter, stores = load(settings.adapter), _stores(settings, log)
+  for store in stores:
+    if store.space != "frozen":
+      raise ValueError(f"the gallery {store.folder} was prepared by an adapter; give the frozen one")
+    if store.width != adapter.width:
+      raise ValueError(f"the gallery {store.folder} is {store.width} wide; the adapter wants {adapter.width}")
+  items, pictures = Items.of(*stores), Pictures(settings.images, limits.image_pixels)
+  encoder = _encoder(settings, adapter, stores[0])
   kept = None if settings.keep_marks is None else KeptMarks(settings.keep_marks)
-  frozen, prepared = _galleries(settings, adapter, store)
+  with contextlib.ExitStack() as stack:
+    if settings.cluster == LOCAL:
+      plain, galleries, where = _in_process(settings, adapter, stores[0], log)
+    else:
+      plain, galleries, where = _on_cluster(settings, adapter, stores, limits.seconds, stack)
+    about = {
+      **about_of(adapter, encoder),
+      "gallery": {"items": len(items), "width": adapter.width, "where": where},
+      "index": settings.index,
+    }
+    indexes = {name: _index(settings.index, one) for name, one in galleries.items() if settings.index != "exact"}
+    evidence = {}  # what scores are worth, where the adapter keeps validation queries
+    for name, gallery in galleries.items():
+      if planted := adapter.planted.get(name):
+        log(f"planting {len(planted):,} validation queries of {name} in the gallery")
+        evidence[name] = calibrate(adapter, gallery, name)
+    aspects = aspects_of(settings.adapter, settings.aspects)
+    service = Service(adapter, items, plain, galleries, encoder, pictures, indexes, aspects, kept, about, evidence)
+    _ = items.facets
+    service.warm(log)
+    stack.pop_all()
+    return service
+
+
+def _stores(settings: Settings, log: Callable[[str], Any]) -> list[FeatureStore]:
+  """Returns the feature folders of a gallery, verified where that is wanted."""
+  paths = [settings.gallery] if isinstance(settings.gallery, str) else list(settings.gallery)
+  if settings.cluster == LOCAL and (len(paths) > 1 or settings.replicas > 1 or settings.on_disk):
+    raise ValueError(
+      f"got {len(paths)} galleries, {settings.replicas} replicas, but no cluster; several folders, --replicas and "
+      "--on-disk are for one: add --cluster auto, or give one folder"
+    )
+  if settings.cluster != LOCAL and settings.index != "exact":
+    raise ValueError(f"the index is {settings.index!r}; a gallery on a cluster is searched exactly, leave out --index")
+  stores = [FeatureStore.open(path) for path in paths]
+  for store in stores:
+    log(f"reading {len(store):,} items of {store.folder}")
+    if settings.verify:
+      store.verify()
+  return stores
+
+
+def _in_process(
+  settings: Settings, adapter: Adapter, store: FeatureStore, log: Callable[[str], Any]
+) -> tuple[Gallery, dict[str, Gallery], str]:
+  """Returns the gallery as it is and for each query type, in memory where there is room; and where that is."""
+  frozen, prepared = _galleries(adapter, store, _base(settings))
   stores = {id(one): one for one in (frozen, *prepared.values())}
   size = sum(len(one) * one.width * 4 for one in stores.values())
   free = free_memory()
@@ -74,30 +124,53 @@ def open_service(settings: Settings, limits: Limits, log: Callable[[str], Any] =
   placed = {key: _placed(one, single) if half else one for key, one in stores.items()}
   where = "in memory" if half else "on the disk, memory-mapped"
   log(f"{len(store):,} items, {size / 1e9:.2f} GB as float32: {where}")
-  about = {
-    **about_of(adapter, encoder),
-    "gallery": {"items": len(store), "width": store.width, "where": where},
-    "index": settings.index,
-  }
-  galleries = {name: placed[id(one)] for name, one in prepared.items()}
-  indexes = {name: _index(settings.index, one) for name, one in galleries.items()} if settings.index != "exact" else {}
-  evidence = {}  # what scores are worth, where the adapter keeps validation queries
-  for name, gallery in galleries.items():
-    if planted := adapter.planted.get(name):
-      log(f"planting {len(planted):,} validation queries of {name} in the gallery")
-      evidence[name] = calibrate(adapter, gallery, name)
-  aspects, plain = aspects_of(settings.adapter, settings.aspects), placed[id(frozen)]
-  service = Service(adapter, items, plain, galleries, encoder, pictures, indexes, aspects, kept, about, evidence)
-  _ = items.facets
-  service.warm(log)
-  return service
+  return placed[id(frozen)], {name: placed[id(one)] for name, one in prepared.items()}, where
 
 
-def _galleries(
-  settings: Settings, adapter: Adapter, store: FeatureStore
-) -> tuple[FeatureStore, dict[str, FeatureStore]]:
-  """Returns the gallery at unit length, and as each head wants it; what has to be written goes to `prepared`."""
-  base = settings.prepared or (str(Path(settings.adapter) / "served") if Path(settings.adapter).is_dir() else None)
+def _on_cluster(
+  settings: Settings, adapter: Adapter, stores: Sequence[FeatureStore], patience: float, stack: contextlib.ExitStack
+) -> tuple[Gallery, dict[str, Gallery], str]:
+  """Returns the gallery as it is and for each query type, each shard where a cluster searches it; and where that is.
+
+  Args:
+    settings: what is served.
+    adapter: the one that settings name.
+    stores: the shards.
+    patience: seconds to wait for a shard that does not answer.
+    stack: closes what was opened.
+  """
+  base = _base(settings)
+  each = [
+    _galleries(adapter, store, None if base is None else f"{base}/{number}") for number, store in enumerate(stores)
+  ]
+  known: dict[tuple[str, ...], Sharded] = {}
+
+  def opened(parts: Sequence[FeatureStore]) -> Sharded:
+    paths = tuple(os.path.abspath(part.folder) for part in parts)
+    if paths not in known:
+      known[paths] = Sharded(
+        paths,
+        settings.cluster,
+        adapter=os.path.abspath(settings.adapter) if Path(settings.adapter).exists() else settings.adapter,
+        replicas=settings.replicas,
+        on_device=not settings.on_disk,
+      )
+      known[paths].patience = patience  # once it is open: an actor takes long to start
+      stack.callback(known[paths].close)
+    return known[paths]
+
+  frozen = opened([one for one, _ in each])
+  prepared: dict[str, Gallery] = {name: opened([galleries[name] for _, galleries in each]) for name in adapter.heads}
+  return frozen, prepared, f"{len(stores)} shards on a cluster, {settings.replicas} of each"
+
+
+def _base(settings: Settings) -> str | None:
+  """Returns the folder that mapped galleries are written to."""
+  return settings.prepared or (str(Path(settings.adapter) / "served") if Path(settings.adapter).is_dir() else None)
+
+
+def _galleries(adapter: Adapter, store: FeatureStore, base: str | None) -> tuple[FeatureStore, dict[str, FeatureStore]]:
+  """Returns the gallery at unit length, and as each head wants it; what has to be written goes to `base`."""
   frozen = store
   if not is_unit(np.asarray(store[:SAMPLE_ROWS])):
     frozen = prepared_features(
@@ -139,7 +212,7 @@ def _encoder(settings: Settings, adapter: Adapter, store: FeatureStore) -> Encod
     encoder = load_encoder(name, batch_size=1)
   except (FileNotFoundError, ImportError) as error:
     raise type(error)(f"{error}; name the gallery's encoder, --encoder NAME, or none: --encoder none") from error
-  check_encoders("the queries", (encoder.name, encoder.revision), f"the gallery {settings.gallery}", known)
+  check_encoders("the queries", (encoder.name, encoder.revision), f"the gallery {store.folder}", known)
   return encoder
 
 

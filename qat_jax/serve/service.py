@@ -19,6 +19,7 @@ import numpy as np
 
 from qat_jax.adaptation import plain, unit
 from qat_jax.adapter import Adapter
+from qat_jax.distributed import Gallery as Sharded
 from qat_jax.encoders import Encoder
 from qat_jax.evidence import Evidence
 from qat_jax.keeping import KeptMarks
@@ -91,6 +92,12 @@ class Service:
     other.prepared = {name: galleries[name] for name in self.prepared}
     other.planner, other.ranker = self.planner.over(other.galleries), Ranker(other.galleries, self.ranker.indexes)
     return other
+
+  def close(self) -> None:
+    """Ends what other machines do for this service."""
+    for gallery in self.galleries.values():
+      if isinstance(gallery, Sharded):
+        gallery.close()
 
   def warm(self, log: Callable[[str], Any] = lambda line: None) -> None:
     """Compiles what searches need, for each size of a batch."""

@@ -231,13 +231,13 @@ class Answers:
       raise Refused(409, "reloading", "a reload is under way already", 5)
     async with state.reloading:
       try:
-        state.service = await asyncio.to_thread(state.reopen)
+        state.replace(await asyncio.to_thread(state.reopen))
       except (ValueError, TypeError, OSError, KeyError, ImportError) as error:
         state.metrics.reloads.labels("failed").inc()
         reason = " ".join(str(error).split())
         raise Refused(409, "not_reloaded", f"what is served has not changed: {reason}") from error
     state.metrics.reloads.labels("done").inc()
-    return {"status": "reloaded", **state.service.about}
+    return {"status": "reloaded", **state.ready().about}
 
 
 def _endpoint(routes: list[Route]) -> Callable:

@@ -91,8 +91,7 @@ def serve(
   for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn handles them, and raises them again when it is done
     signal.signal(number, lambda *_: None)
   server.run()
-  state.queue.close(DRAIN)
-  if state.running is not None and not state.running.stop() and not failed:
+  if not state.close(DRAIN) and not failed:
     print("stopped", flush=True)
     os._exit(0)  # a thread that compiles would abort the process; all that was acknowledged is on the disk
   if failed:
