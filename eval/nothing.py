@@ -1,16 +1,18 @@
 """Does evidence tell when what a query looks for is not there? Measured on a run's test split, at three gallery sizes.
 
-    python -m eval.nothing --workdir runs/demo [--adapter FOLDER] [--split test] [--json OUT]
+    python -m eval.nothing --workdir runs/demo [--adapter FOLDER] [--split test] [--drawn N] [--json OUT]
 
 Each test query is asked twice: with its thing in the gallery, and without. *Alike*: only the thing's own images are
 taken out. *Family*: all with its value in the column `--family` are taken out, so that no look-alike stays.
 Thresholds come from planted validation queries alone. *Kept* is the share of queries with their thing there that is
 answered, of 90 asked for; *alarms* are the share without, of 10 asked for. The calibration error is that of the best
 item's probability, in ten bins. Errors are standard errors over families. Figures of part of the gallery are means over
-ten drawings of its families.
+ten drawings of its families. With --drawn the figures are means over N other sets of the toybox, each with its own
+validation queries planted and its own test queries: what is chance in one set is less in their mean.
 """
 
 import functools
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,9 @@ import numpy as np
 
 import qat_jax
 from eval import commands
+from qat_jax.datasets.toybox import source as toybox
+from qat_jax.encoders import load_encoder
+from qat_jax.features.extraction import extract
 from qat_jax.features.retrieval_set import RetrievalSet, Split
 from qat_jax.metrics import clustered_error
 from qat_jax.planted import Planted
@@ -33,17 +38,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser = commands.parser("eval.nothing", __doc__, "--workdir", "--split", "--json")
   parser.add_argument("--adapter", type=Path, help="another adapter than the run's")
   parser.add_argument("--family", default="family", help="the metadata column of look-alikes")
+  parser.add_argument(
+    "--drawn", metavar="N", type=int, choices=range(7), default=0, help="sets of families anew, up to 6"
+  )
   with commands.started(parser, arguments) as flags:
     data = RetrievalSet.open(flags.workdir / "features")
     adapter = qat_jax.load(flags.adapter or flags.workdir)
     if not adapter.planted:  # trained before adapters kept them
       adapter.planted = {name: Planted.of(data.split("val"), name) for name in adapter.heads}
-    figures = functools.partial(evidence_figures, adapter, data.split(flags.split))
-    lines = [
-      _averaged([figures(query_type, flags.family, share, seed) for seed in range(DRAWINGS if share < 1 else 1)])
-      for query_type in adapter.heads
-      for share in SHARES
-    ]
+    asked = [(adapter, data.split(flags.split))]
+    if flags.drawn:
+      asked = [_drawn(adapter, number, flags.workdir / "drawn") for number in range(flags.drawn)]
+    lines = []
+    for query_type, share in itertools.product(asked[0][0].heads, SHARES):
+      figures = functools.partial(evidence_figures, query_type=query_type, column=flags.family, share=share)
+      seeds = range(DRAWINGS if share < 1 else 1)
+      lines.append(_averaged([figures(one, split, seed=seed) for one, split in asked for seed in seeds]))
     print("\n".join(map(text_of, lines)))
     commands.write_figures(flags.json, lines)
 
@@ -80,6 +90,20 @@ def evidence_figures(
       "calibration error": round(100 * calibration_error(both, wrong_Q), 1),
     }
   return figures
+
+
+def _drawn(adapter: qat_jax.Adapter, number: int, folder: Path) -> tuple[qat_jax.Adapter, Split]:
+  """Returns an adapter with the validation queries of a set of the toybox planted, and the set's test split."""
+  encoder, splits = load_encoder("toy_clip"), {}
+  for part in ("val", "test"):
+    sources = {place: toybox.source(f"{part}_{place}", f"drawn{number}") for place in ("gallery", "image_queries")}
+    stores = {
+      place: extract(source, encoder, folder / f"{number}/{part}/{place}", ("img",))["img"]
+      for place, source in sources.items()
+    }
+    splits[part] = Split(folder, stores["gallery"], {"image": stores["image_queries"]})
+  planted = {"image": Planted.of(splits["val"], "image")}
+  return qat_jax.Adapter(adapter.width, {"image": adapter.head("image")}, adapter.info, planted), splits["test"]
 
 
 def _averaged(lines: list[Any]) -> Any:

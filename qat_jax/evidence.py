@@ -46,12 +46,14 @@ class Evidence:
     absent: the best score of each planted query in the gallery, where its thing is not (A, float64).
     present: the best score with its own images beside the gallery (A).
     right: which of those are scores of own images (A, bool).
+    rival: the score of what is most like the query, but is not the thing (A); None where the adapter keeps no rivals.
   """
 
   head: Head
   absent: np.ndarray
   present: np.ndarray
   right: np.ndarray
+  rival: np.ndarray | None = None
 
   @property
   def area(self) -> float:
@@ -105,9 +107,10 @@ class Evidence:
 
   @property
   def _curve(self) -> tuple[float, float]:
-    """The logistic curve through both sets: a query's thing is there, or not, each counting a half."""
-    score_N = np.concatenate([self.absent, self.present])
-    right_N = np.concatenate([np.zeros(len(self.absent)), self.right.astype(float)])
+    """The logistic curve through both sets: a query's thing is there, its rival beside it, or neither; a half each."""
+    rival = np.full(len(self.present), -np.inf) if self.rival is None else self.rival
+    score_N = np.concatenate([self.absent, np.maximum(self.present, rival)])
+    right_N = np.concatenate([np.zeros(len(self.absent)), (self.right & (self.present >= rival)).astype(float)])
     centre, spread = float(np.median(score_N)), float(score_N.std()) or 1.0
     x_N2 = np.stack([(score_N - centre) / spread, np.ones(len(score_N))], axis=1)
     weight_2, ridge_22 = np.zeros(2), np.diag([RIDGE, 1e-9]) * len(score_N)
@@ -144,7 +147,7 @@ def calibrate(
     return Evidence(head, np.zeros(0), np.zeros(0), np.zeros(0, bool))
   adaptation = adapter(planted.query.astype(np.float32), name)
   gallery, _ = check_search(adaptation, gallery, 1)
-  own_Q = _own(adapter, name, planted)
+  own_Q = _best(adapter, name, planted, planted.own, planted.owner)
   absent_Q = np.concatenate(
     [
       _kept(folder, name, adapter, gallery, start, lambda rows: rank(adaptation[rows], gallery, 1).scores[:, 0])
@@ -153,21 +156,29 @@ def calibrate(
   )
   elsewhere_Q = np.abs(absent_Q - own_Q) > SAME * np.maximum(np.abs(own_Q), 1e-3)
   times_Q, plus_Q = head.whole(planted.query.astype(np.float32))
-  absent_Q, own_Q = (times_Q * np.asarray(x, np.float64) + plus_Q for x in (absent_Q, own_Q))
+  whole = lambda score_Q: times_Q * np.asarray(score_Q, np.float64) + plus_Q
+  absent_Q, own_Q, rival = whole(absent_Q), whole(own_Q), None
+  if planted.rival is not None:
+    rival = whole(_best(adapter, name, planted, planted.rival, np.arange(len(planted))))[elsewhere_Q]
   present_Q = np.maximum(absent_Q, own_Q)
-  return Evidence(head, absent_Q[elsewhere_Q], present_Q[elsewhere_Q], (own_Q >= absent_Q)[elsewhere_Q])
+  return Evidence(head, absent_Q[elsewhere_Q], present_Q[elsewhere_Q], (own_Q >= absent_Q)[elsewhere_Q], rival)
 
 
-def _own(adapter: Adapter, query_type: str, planted: Planted) -> np.ndarray:
-  """Returns the score of the best own image of each planted query (Q)."""
-  best_Q, items = np.full(len(planted), -np.inf), planted.own.astype(np.float32)
+def _best(adapter: Adapter, query_type: str, planted: Planted, items_MD: np.ndarray, owner_M: np.ndarray) -> np.ndarray:
+  """Returns the score of the best item of each planted query (Q).
+
+  Args:
+    adapter, query_type: whose scores.
+    planted: the queries.
+    items_MD, owner_M: frozen features, and the query that each is for, in rising order.
+  """
+  best_Q, items = np.full(len(planted), -np.inf), items_MD.astype(np.float32)
   for start in range(0, len(planted), BLOCK):
     rows = slice(start, start + BLOCK)
-    mine_M = np.flatnonzero((planted.owner >= start) & (planted.owner < start + BLOCK))
+    mine_M = np.flatnonzero((owner_M >= start) & (owner_M < start + BLOCK))
     adaptation = adapter(planted.query[rows].astype(np.float32), query_type)
     score_QM = np.asarray(score(adaptation, adapter.prepare(items[mine_M], query_type)))
-    owner_M = planted.owner[mine_M] - start
-    np.maximum.at(best_Q, planted.owner[mine_M], score_QM[owner_M, np.arange(len(mine_M))])
+    np.maximum.at(best_Q, owner_M[mine_M], score_QM[owner_M[mine_M] - start, np.arange(len(mine_M))])
   return best_Q
 
 

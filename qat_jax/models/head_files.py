@@ -45,7 +45,8 @@ def write(
     same = next((other for other in entries if heads[other].fingerprint == head.fingerprint), name)
     entries[name] = {"form": head.form, "settings": head.settings, "variables": same}
   trees = {name: heads[name].variables for name in entries if entries[name]["variables"] == name}
-  shapes = {name: [len(tree["query"]), len(tree["own"])] for name, tree in planted.items()}
+  counted = ("query", "own", "rival")
+  shapes = {name: [len(tree[array]) for array in counted if array in tree] for name, tree in planted.items()}
   parameters = write_variables(folder, trees | ({PLANTED: dict(planted)} if planted else {}))
   about = {"format": FORMAT, "width": width, "heads": entries, "parameters": parameters, "info": dict(info)}
   if planted:
@@ -108,9 +109,10 @@ def _read(folder: pathlib.Path, text: bytes) -> Contents:
   return about["width"], heads, about["info"], trees.get(PLANTED, {})
 
 
-def _planted(width: int, queries: int, own: int) -> dict[str, jax.ShapeDtypeStruct]:
+def _planted(width: int, queries: int, own: int, rivals: int | None = None) -> dict[str, jax.ShapeDtypeStruct]:
   rows = lambda count: jax.ShapeDtypeStruct((count, width), np.float16)
-  return {"query": rows(queries), "own": rows(own), "owner": jax.ShapeDtypeStruct((own,), np.int32)}
+  beside = {} if rivals is None else {"rival": rows(rivals)}  # adapters of earlier versions have none
+  return {"query": rows(queries), "own": rows(own), "owner": jax.ShapeDtypeStruct((own,), np.int32), **beside}
 
 
 def _read_about(path: pathlib.Path, text: bytes) -> dict[str, Any]:
@@ -137,10 +139,11 @@ def _read_about(path: pathlib.Path, text: bytes) -> dict[str, Any]:
     ):
       raise ValueError("its parameters have no file and checksum")
     for counts in about.get(PLANTED, {}).values():
-      if (
-        type(counts) is not list or [type(n) for n in counts] != [int, int] or not all(0 <= n <= WIDEST for n in counts)
-      ):
-        raise ValueError(f"its planted queries are {counts!r}, wanted two counts")
+      whole = type(counts) is list and len(counts) in (2, 3) and all(type(n) is int for n in counts)
+      if not whole or not all(0 <= n <= WIDEST for n in counts) or counts[2:] not in ([], counts[:1]):
+        raise ValueError(
+          f"its planted queries are {counts!r}, wanted counts of queries, images and, for each query, rivals"
+        )
     for name, entry in about["heads"].items():
       if type(entry) is not dict or type(entry.get("form")) is not str or type(entry.get("settings")) is not dict:
         raise ValueError(f"its head for {name!r} has no form or no settings")

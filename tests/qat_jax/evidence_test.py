@@ -1,6 +1,8 @@
 """What scores are worth in a gallery: likelihood ratios against Gaussians in float64, thresholds on fresh queries."""
 
+import dataclasses
 import functools
+import tempfile
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import qat_jax
 from qat_jax import evidence as module
 from qat_jax.adapter import Adapter
+from qat_jax.features.retrieval_set import Split
 from qat_jax.features.store import write_features
 from qat_jax.fit import discriminant, experts
 from qat_jax.fit.training import Training
@@ -99,7 +102,7 @@ def test_scores_of_experts_become_the_ratio_of_the_query_s_own_expert(training):
 def adapter():
   views = things(300, 1)
   query_QD, own_MD = (x.astype(np.float16) for x in (views[:, 0], views[:, 1:].reshape(-1, WIDTH)))
-  planted = Planted(query_QD, own_MD, np.repeat(np.arange(300, dtype=np.int32), 2))
+  planted = Planted(query_QD, own_MD, np.repeat(np.arange(300, dtype=np.int32), 2), query_QD[::-1])
   return Adapter(WIDTH, {"image": Head("plain", {}, {})}, planted={"image": planted})
 
 
@@ -122,6 +125,38 @@ def test_thresholds_hold_in_galleries_of_any_size_without_their_labels(adapter, 
   for low in (0.0, 0.5):  # in each half of the scale the mean says how many are right
     some = (both >= low) & (both < low + 0.5)
     assert both[some].mean() == pytest.approx(is_right[some].mean(), abs=0.1)
+
+
+def alike(count, seed):
+  """Returns three views each of two members of families, which look alike (count × 2 × VIEWS × WIDTH)."""
+  rng = np.random.default_rng(seed)
+  members = rng.standard_normal((count, 1, 1, WIDTH)) + 0.15 * rng.standard_normal((count, 2, 1, WIDTH))
+  return unit(members + 0.25 * rng.standard_normal((count, 2, VIEWS, WIDTH)))
+
+
+def test_look_alikes_of_validation_make_probabilities_right_where_there_are_look_alikes():
+  val, new = alike(300, 5), alike(300, 6)
+  gallery_ND = val[:, :, 1:].reshape(-1, WIDTH)
+  columns = {"id": [f"i{i}" for i in range(1200)], "instance": [str(i // 2) for i in range(1200)]}
+  with tempfile.TemporaryDirectory() as place:
+    gallery = write_features(f"{place}/gallery", {"img": gallery_ND}, columns)
+    asked = {"id": ["i1", *map(str, range(1, 300))], "instance": [str(2 * i) for i in range(300)]}  # one is an item
+    queries = write_features(f"{place}/queries", {"img": val[:, 0, 0]}, asked)
+    planted = Planted.of(Split(place, gallery, {"image": queries}), "image")
+  cosine_QN = val[:, 0, 0] @ gallery_ND.T
+  for query, itself in enumerate([[1], *[[]] * 299]):
+    cosine_QN[query, [4 * query, 4 * query + 1, *itself]] = -1
+  np.testing.assert_allclose(planted.rival, gallery_ND[cosine_QN.argmax(axis=1)], atol=1e-3)
+  errors = []
+  for one in (planted, dataclasses.replace(planted, rival=None)):
+    adapter = Adapter(WIDTH, {"image": Head("plain", {}, {})}, planted={"image": one})
+    items_ND, strangers_QD = new[:, :, 1:].reshape(-1, WIDTH), alike(300, 7)[:, 0, 0]
+    evidence, query_QD = qat_jax.calibrate(adapter, items_ND), np.concatenate([new[:, 0, 0], strangers_QD])
+    ranking = qat_jax.rank(adapter(query_QD), items_ND, 1)
+    right = np.asarray(ranking.ids[:, 0]) // 2 == 2 * np.arange(600)  # a stranger's thing is not there
+    errors.append(evidence.of(ranking, query_QD).evidence.mean() - right.mean())
+    assert 0.3 < right.mean() < 0.4
+  assert abs(errors[0]) < 0.07 and errors[1] > 0.1, errors
 
 
 def test_planted_queries_travel_with_the_adapter_and_their_scores_are_kept(adapter, tmp_path, monkeypatch):

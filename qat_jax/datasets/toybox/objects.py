@@ -21,7 +21,7 @@ ATTRIBUTES = {
   "mark_colour": ("white", "black", "yellow", "blue", "red", "green"),
 }
 FAMILY_SIZE = 4
-FAMILIES = 8000
+FAMILIES = 12_000
 
 
 @dataclasses.dataclass(frozen=True)

@@ -49,6 +49,8 @@ CONFIGS = {
   "default": Config(train=1350, val=200, test=430, train_views=4, gallery_members=2),  # what the demo needs
   "pretrain": Config(first_family=2000, pretrain=6000, pretrain_views=3),  # for the demo's encoder
   "tiny": Config(train=6, val=4, test=5, pretrain=6),  # for tests
+  # As the demo's val and test, of families that nobody has seen: how much of a figure is chance (eval.nothing).
+  **{f"drawn{n}": Config(first_family=8000 + 630 * n, val=200, test=430, gallery_members=2) for n in range(6)},
 }
 
 

@@ -165,12 +165,12 @@ def test_a_record_is_a_view_of_a_toy():
 
 
 def test_unknown_configs_and_splits_are_named():
-  with pytest.raises(ValueError, match=r"no config 'small'; there are default, pretrain, tiny"):
+  with pytest.raises(ValueError, match=r"no config 'small'; there are default, drawn0, .*, pretrain, tiny"):
     toybox.source("train", "small")
   with pytest.raises(ValueError, match=r"no split 'dev'; there are .*val_gallery"):
     toybox.source("dev", "tiny")
-  with pytest.raises(ValueError, match="asks for 8001 families, but the toybox has 8000"):
-    toybox.Config(first_family=8000, train=1).parts()
+  with pytest.raises(ValueError, match="asks for 12001 families, but the toybox has 12000"):
+    toybox.Config(first_family=12_000, train=1).parts()
 
 
 def test_a_broken_image_is_reported_with_its_id():
