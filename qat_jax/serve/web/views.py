@@ -65,11 +65,11 @@ def _entries(service: Service, ranking: Ranking, k: int) -> list[dict[str, Any]]
 
 def _evidence(service: Service, found: Found) -> dict[str, Any]:
   """Returns what the evidence of adapted results is worth: its status, and what to ask for a share of false alarms."""
-  if found.adapted is None or found.adapted.evidence is None:
+  if found.adapted is None:
     return {}
-  evidence = service.evidence[found.query_type]
-  least = {f"{alarms:g}": as_json(evidence.least(alarms=alarms)) for alarms in ALARMS}
-  return {"evidence": {"status": evidence.status, "least": least}}
+  evidence = None if found.adapted.evidence is None else service.evidence[found.query_type]
+  least = {f"{alarms:g}": evidence and as_json(evidence.least(alarms=alarms)) for alarms in ALARMS}
+  return {"evidence": {"status": evidence.status if evidence else "not calibrated", "least": least}}
 
 
 def reranked(service: Service, asked: schemas.Rerank, job: Search, notes: list[str]) -> dict[str, Any]:

@@ -155,7 +155,9 @@ function draw(found) {
   const total = Object.values(spent).reduce((a, b) => a + b, wait);
   const notes = found.notes.map((note) => `; ${note}`).join("");
   at("nothing").hidden = !unlikely(found);
-  at("status").textContent = `${count ? `${count} items` : "Nothing found"} in ${total.toFixed(0)} ms${notes}`;
+  const status = (info.adapter && found.evidence?.status) || "calibrated";
+  const open = status === "calibrated" ? "" : `; how likely these are is ${status}`;
+  at("status").textContent = `${count ? `${count} items` : "Nothing found"} in ${total.toFixed(0)} ms${notes}${open}`;
 }
 
 // Whether no result is as likely as one false alarm in ten allows.

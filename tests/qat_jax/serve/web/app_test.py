@@ -69,7 +69,9 @@ def test_evidence_is_said_of_what_one_head_found(served, client):
     with pytest.MonkeyPatch.context() as patch:
       patch.setitem(served.evidence, "text", known)
       answer = client.post("/v1/search", json={"query": "a red box", "k": 4, "mode": "both"}).json()
-      both = client.post("/v1/search", json={"query": [{"text": "a red box"}, {"item": "shop/3"}]}).json()
+      heavy = client.post("/v1/search", json={"query": [{"text": "a red box", "weight": 3}], "k": 4}).json()
+      sums = [{"query": [{"text": "a red box"}, {"item": "shop/3"}]}, {"query": "a red box", "right": ["shop/3"]}]
+      others = [client.post("/v1/search", json=asked).json() for asked in sums]
     assert answer["evidence"]["status"] == status
     score_K = np.array([entry["score"] for entry in answer["results"]["adapted"]])
     got = [entry["evidence"] for entry in answer["results"]["adapted"]]
@@ -78,8 +80,13 @@ def test_evidence_is_said_of_what_one_head_found(served, client):
     else:
       np.testing.assert_allclose(got, known.probability(score_K), rtol=1e-5)
       assert answer["evidence"]["least"]["0.1"] == known.least(alarms=0.1)
-    assert "evidence" not in answer["results"]["plain"][0] and "evidence" not in both
-  assert "evidence" not in client.post("/v1/search", json={"query": "a red box"}).json()  # the adapter keeps no queries
+    assert [entry["evidence"] for entry in heavy["results"]["adapted"]] == got
+    assert "evidence" not in answer["results"]["plain"][0]
+    others.append(client.post("/v1/search", json={"query": "a red box"}).json())  # the adapter keeps no queries
+    for other in others:
+      assert "evidence" not in other["results"]["adapted"][0]
+      assert other["evidence"] == {"status": "not calibrated", "least": {"0.01": None, "0.1": None, "0.3": None}}
+  assert "evidence" not in client.post("/v1/search", json={"query": "a red box", "mode": "plain"}).json()
 
 
 def test_items_filters_and_lists_narrow_a_search(client):
