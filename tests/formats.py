@@ -41,6 +41,7 @@ def write(folder: pathlib.Path) -> None:
   """Writes one of each into a folder; the number of its format ends a name."""
   feature_ND = vectors.features(12, 4)
   write_features(folder / "features-1", {"img": feature_ND, "text": -feature_ND}, COLUMNS, {"encoder": "toy"}, 7)
+  write_features(folder / "eight-bits-1", {"img": feature_ND}, COLUMNS, None, 7).write_eight_bits()
   begun = writer.FeatureWriter(folder / "features-begun-1", {"rows": 12}, 2)
   begun.write(0, {"img": feature_ND[:7]}, {name: values[:7] for name, values in COLUMNS.items()})
   splitting.split(folder / "features-1", folder / "split-1", val=0.3, test=0.3)

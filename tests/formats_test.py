@@ -56,6 +56,16 @@ def test_features_without_a_description_open_too(kept):
   assert len(qat_jax.FeatureStore.open(kept / "features-1", "img")) == 12
 
 
+def test_a_copy_beside_features_is_read_and_a_later_one_left_out(kept, caplog):
+  store = qat_jax.FeatureStore.open(kept / "eight-bits-1")
+  store.verify()
+  assert store.eight_bits is not None and store.eight_bits[:].values.shape == store[:].shape
+  path = kept / "eight-bits-1/img_emb/eight_bits.json"
+  write_record(path, read_record(path) | {"format": 2})
+  assert qat_jax.FeatureStore.open(kept / "eight-bits-1").eight_bits is None
+  assert "is of format 2, and this version reads 1: upgrade qat-jax" in caplog.text
+
+
 def test_features_that_were_begun_are_gone_on_with(kept):
   begun = writer.FeatureWriter(kept / "features-begun-1", {"rows": 12}, 2)
   assert begun.missing() == [1]

@@ -29,12 +29,12 @@ ORDER_BY_FOLDER = """
 : types stages sealed keeping
 cluster: nodes crew work
 : hub adaptation metrics runs quicker
-search: cores spectrum bounds coarse gallery uppers kernels scores top exact masks whole grouping rank
+search: cores spectrum bounds coarse gallery top copies uppers kernels scores exact masks whole grouping rank
 search: diversity sums warming index
 search: indexes
 : duplicates datasets
 encoders: files settings positions tower names weights open_clip families pixels texts encoder
-features: shards writer store prepared retrieval_set leaks splitting reuse records encoding extraction mining
+features: shards eight_bits writer store prepared retrieval_set leaks splitting reuse records encoding extraction mining
 models: dropout tokens closed_forms memory projected levels quari_files quari experts ensemble forms head
 models: checkpoints head_files
 : marks planted adapter evidence

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,9 @@ from eval.markdown import markdown
 from eval.speed import ways
 from eval.speed.tools import make_adaptation, make_gallery, random_chunks, seconds_in_turn, watched_memory
 from eval.speed.ways import SearchWay
+from qat_jax.features.store import FeatureStore, write_features
 from qat_jax.runs import ANEW
+from qat_jax.search.coarse import SWITCH, Trial
 from qat_jax.types import Adaptation
 
 SIZES = (10_000, 100_000, 1_000_000, 10_000_000)
@@ -108,15 +112,21 @@ def growth(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def streamed(options: argparse.Namespace) -> list[dict[str, Any]]:
-  """Returns a row for plain and for adapted search of float16 features on disk, each in a process of its own."""
-  runs: dict[str, list[dict[str, Any]]] = {"streamed_plain": [], "streamed_adapted": []}
+  """Returns a row for plain and for adapted search of float16 features on disk, each in a process of its own.
+
+  Those in 8 bits read the copy beside the features first.
+  """
+  forms = [f"streamed_{form}{copy}" for form in ("plain", "adapted") for copy in ("", "_8_bits")]
+  runs: dict[str, list[dict[str, Any]]] = {form: [] for form in forms}
   with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-    path = Path(folder) / "gallery.npy"
-    gallery_ND = np.lib.format.open_memmap(path, "w+", np.float16, (options.items, options.width))
-    start = 0
-    for part_ND in random_chunks(options.items, options.width):
-      gallery_ND[start : start + len(part_ND)] = part_ND
-      start += len(part_ND)
+    path = Path(folder) / "gallery"
+    halves = (part_ND.astype(np.float16) for part_ND in random_chunks(options.items, options.width))
+    store = write_features(path, {"img": halves}, {"id": [str(i) for i in range(options.items)]})
+    for _ in range(2):  # the first time compiles
+      start = time.perf_counter()
+      store.write_eight_bits()
+    size = sum(file.stat().st_size for file in path.glob("*/*.int8"))
+    print(f"an 8-bit copy of {size / 1e6:.0f} MB in {time.perf_counter() - start:.2f} s")
     for _ in range(options.repeats):
       for form, rows in runs.items():
         with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -127,14 +137,17 @@ def streamed(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def stream(path: Path, form: str, options: argparse.Namespace) -> dict[str, float]:
-  """Returns the seconds of the fastest of three searches, and by how much memory grew; compiled on few rows before."""
-  gallery_ND = np.load(path, mmap_mode="r")
-  adaptation = adaptation_of(options, options.queries)
-  if form == "streamed_plain":
+  """Returns the seconds of the fastest of three searches, and by how much memory grew; one before compiles."""
+  store, adaptation = FeatureStore.open(path), adaptation_of(options, options.queries)
+  if form.startswith("streamed_plain"):
     adaptation = qat_jax.plain(adaptation.query)
-  qat_jax.rank(adaptation, gallery_ND[: 1 << 14], options.k)
+  if form.endswith("_8_bits"):
+    Trial.quicker = lambda _self, _kind, way: way(True)  # type: ignore[assignment, method-assign]
+  else:
+    os.environ[SWITCH] = "float32"
+  qat_jax.rank(adaptation, store, options.k)
   with watched_memory(0.002) as held:
-    seconds = seconds_in_turn({form: lambda: qat_jax.rank(adaptation, gallery_ND, options.k).ids}, 3)[form]
+    seconds = seconds_in_turn({form: lambda: qat_jax.rank(adaptation, store, options.k).ids}, 3)[form]
   return {"seconds": min(seconds), "grown_mb": max(held) - held[0]}
 
 

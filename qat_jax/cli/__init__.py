@@ -17,6 +17,7 @@ COMMANDS = (
   features.add_extract,
   features.add_split,
   *programs.ADD,
+  features.add_eight_bits,
   searching.add_rank,
   searching.add_serve,
   duplicates.add_duplicates,

@@ -1,4 +1,4 @@
-"""The commands extract and split: pictures → features → a retrieval set."""
+"""The commands extract, split and eight-bits: pictures → features → a retrieval set, and a copy that is read first."""
 
 import argparse
 
@@ -62,6 +62,28 @@ def add_split(commands: argparse._SubParsersAction) -> None:
   parser.add_argument("--val", metavar="SHARE", type=float, default=0.1, help="share of the instances to choose on")
   parser.add_argument("--test", metavar="SHARE", type=float, default=0.1, help="share of the instances to measure on")
   parser.add_argument("--seed", metavar="N", type=int, default=0, help="another seed gives another split")
+
+
+def add_eight_bits(commands: argparse._SubParsersAction) -> None:
+  """Adds the command eight-bits."""
+  parser = add_command(
+    commands,
+    "eight-bits",
+    "Write an 8-bit copy beside unit features, which searches from the disk read first.",
+    ("qat-jax eight-bits gallery", "qat-jax eight-bits captions --kind text"),
+    _eight_bits,
+  )
+  parser.add_argument("folder", metavar="FOLDER", help="a feature folder with rows of unit length")
+  text = "which features of the folder; by default img if it has them"
+  parser.add_argument("--kind", choices=["img", "text"], help=text)
+
+
+def _eight_bits(folder: str, kind: str | None) -> str:
+  from qat_jax.features.store import FeatureStore
+
+  store = FeatureStore.open(folder, kind)
+  store.write_eight_bits()
+  return f"{len(store):,} items of {folder} have an 8-bit copy, {len(store) * (store.width + 12) / 1e6:,.1f} MB"
 
 
 def _extract(

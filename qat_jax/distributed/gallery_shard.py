@@ -8,18 +8,18 @@ import pickle
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
 from qat_jax.adapter import Adapter, load
 from qat_jax.cluster.nodes import Slot
 from qat_jax.features.store import FeatureStore
+from qat_jax.search.copies import in_memory
 from qat_jax.search.top import TopK
 from qat_jax.search.warming import warm
 from qat_jax.search.whole import best_of
 from qat_jax.stages import check_same, checksum_of
-from qat_jax.types import Adaptation, Gallery, Ranking, as_gallery, check_encoders
+from qat_jax.types import Adaptation, Gallery, Ranking, check_encoders
 
 CORES = 0.001  # of a node, that Ray sets aside for a shard: it works only while it is asked
 CLOSE = 1e-5  # of the largest number: what two programs' float32 may differ by in an adaptation
@@ -71,7 +71,7 @@ class GalleryShard:
   @functools.cached_property
   def items(self) -> Gallery:
     """What is searched."""
-    return as_gallery(jnp.asarray(self.store[:])) if self.on_device else self.store
+    return in_memory(self.store) if self.on_device else self.store
 
   @functools.cached_property
   def model(self) -> Adapter:

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from qat_jax.cluster.work import LOCAL, reach, run
+from qat_jax.features.eight_bits import make_worthwhile
 from qat_jax.features.shards import as_table, read_meta
 from qat_jax.features.store import ROWS_PER_SHARD, FeatureStore
 from qat_jax.features.writer import FeatureWriter
@@ -26,7 +27,7 @@ def prepared_features(
   """Writes what `prepare` makes of a gallery's rows (ND → NE) as a feature folder of `space`; opens it if it is there.
 
   A call goes on with what a killed one left. A folder that was made from another gallery, or for another space, is
-  written anew; a line of the log says so.
+  written anew; a line of the log says so. A large gallery gets an 8-bit copy beside it (docs/search.md).
 
   Args:
     folder: where the features are written.
@@ -48,7 +49,7 @@ def prepared_features(
   with lock(folder):
     before = read_meta(folder).get("prepared")
     if before and made_with["gallery"] and made(folder, before, made_with):
-      return FeatureStore.open(folder, kind)
+      return _with_copy(FeatureStore.open(folder, kind), cluster)
     if before:
       FeatureWriter.undo(folder)
     starts, plan = range(0, len(gallery), ROWS_PER_SHARD), {"rows": len(gallery), "prepared": made_with}
@@ -59,7 +60,14 @@ def prepared_features(
       pass
     meta = gallery.meta if isinstance(gallery, FeatureStore) else {}
     writer.finish({**meta, "space": space, "normalised": True, "prepared": made_with})
-    return FeatureStore.open(folder, kind)
+    return _with_copy(FeatureStore.open(folder, kind), cluster)
+
+
+def _with_copy(store: FeatureStore, cluster: str) -> FeatureStore:
+  """Returns a gallery, with its 8-bit copy; on a cluster without one: this process would have to read all of it."""
+  if cluster == LOCAL:
+    make_worthwhile(store)
+  return store
 
 
 @dataclasses.dataclass

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from qat_jax.datasets import columns
 from qat_jax.datasets.columns import check_ids, parquet_rows, read_column, read_columns
+from qat_jax.features import eight_bits
 from qat_jax.features import shards as disk
 from qat_jax.features.shards import INCOMPLETE, KINDS, META, Shard, ShardedRows, read_meta, shard_files
 from qat_jax.features.writer import FeatureWriter, RowStream
@@ -99,6 +100,11 @@ class FeatureStore(ShardedRows):
     return {"kind": self.kind, "rows": len(self), "space": self.space, "features": features, "metadata": metadata}
 
   @functools.cached_property
+  def eight_bits(self) -> eight_bits.EightBits | None:
+    """The 8-bit copy beside the features, which streamed searches read first; None where there is none that fits."""
+    return eight_bits.open_eight_bits(self)
+
+  @functools.cached_property
   def _written(self) -> list[dict[str, str]]:
     return [read_columns(path) for path in self.metadata_shards]
 
@@ -168,9 +174,21 @@ class FeatureStore(ShardedRows):
     """The items' ids (N, object array of str), read on first use."""
     return self.arrow_ids().to_numpy()
 
+  def write_eight_bits(self) -> None:
+    """Writes an 8-bit copy of unit features beside them, which searches from the disk read first; anew if it is there.
+
+    Raises ValueError that names an item which is NaN or not of unit length; OSError as any writing does, and for a
+    shard that is changed meanwhile; BlockingIOError where another process writes in the folder.
+    """
+    with lock(self.folder):
+      eight_bits.make(self)
+    self.__dict__.pop("eight_bits", None)
+
   def verify(self) -> None:
     """Reads everything and raises ValueError for what is wrong: checksums, broken rows, repeated ids."""
     self.check_files()
+    if self.eight_bits is not None:
+      self.eight_bits.verify()
     self.check_rows()
     self.check_ids()
 

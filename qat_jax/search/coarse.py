@@ -15,8 +15,9 @@ from __future__ import annotations
 import functools
 import os
 import statistics
-from collections.abc import Hashable
-from typing import NamedTuple
+import time
+from collections.abc import Callable, Hashable
+from typing import NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,7 @@ FLATTEST = 2.0**-6  # of the largest step: the least one
 COPIED_ROWS = 1024  # of a call that makes the copy
 FEW = 4  # columns: as long as the sums take to read the gallery, what is left of a column is one, too
 WIDEST = 1 << 17  # dimensions whose sums of products of 8 bits 32 bits hold
+EXACT = (1 << 24) // LARGEST**2  # dimensions whose sums of products of 8 bits float32 holds without rounding
 LEAST_NUMBERS = 1 << 22  # of a gallery: smaller ones take less than a millisecond in float32
 AFTER = 4  # searches of a gallery, after which it is worth a copy: to make one costs as much as a few of them
 TRIES, KEPT, AGAIN = (
@@ -40,6 +42,7 @@ TRIES, KEPT, AGAIN = (
   128,
 )  # searches each way at first, whose times are kept, until the slower way gets another one
 TRIED = (1 << 14, 512, 16)  # rows, dimensions and columns of the products that are timed
+Result = TypeVar("Result")
 SWITCH = "QAT_JAX_SEARCH"  # the environment variable that leaves the copy out where it says `float32`
 
 
@@ -63,7 +66,7 @@ class Coarse(NamedTuple):
 class CutColumns(NamedTuple):
   """C columns in 8 bits; where there are few, what is left of them in as many more."""
 
-  values: jax.Array  # DP, int8; P = C, or 2 C
+  values: jax.Array  # DP, int8, or float32 up to EXACT; P = C, or 2 C
   size: jax.Array  # P
   centre: jax.Array  # C: column · centre
   length: jax.Array  # C: |column| at most
@@ -73,23 +76,28 @@ class CutColumns(NamedTuple):
 
 def copied(features_ND: jax.Array) -> Coarse:
   """Returns the 8-bit copy of finite features on a CPU."""
+  return copied_by(features_ND, *grid(features_ND))[0]
+
+
+def copied_by(features_ND: jax.Array, centre_D: jax.Array, step_D: jax.Array) -> tuple[Coarse, np.ndarray]:
+  """Returns the 8-bit copy of features on a CPU by a centre and steps, and the features' squared lengths (N)."""
   items, width = features_ND.shape
-  centre_D, step_D = _grid(features_ND)
   rows = min(items, COPIED_ROWS)
-  values_ND, error_XN = np.empty((items, width), np.int8), np.empty((4, items), np.float32)
+  values_ND, numbers_XN = np.empty((items, width), np.int8), np.empty((5, items), np.float32)
 
   def one(start: int) -> None:
     at = slice(min(start, items - rows), min(start + rows, items))
     values_ND[at], *others = _copied(features_ND, np.int32(at.start), centre_D, step_D, rows)
-    error_XN[:, at] = others
+    numbers_XN[:, at] = others
 
   on_cores(one, range(0, items, rows))
-  scale_N, error_N, step_error_N, reach_N = map(jnp.asarray, error_XN)
-  return Coarse(jnp.asarray(values_ND), scale_N, error_N, step_error_N, centre_D, step_D, reach_N.max())
+  scale_N, error_N, step_error_N, reach_N = map(jnp.asarray, numbers_XN[:4])
+  copy = Coarse(jnp.asarray(values_ND), scale_N, error_N, step_error_N, centre_D, step_D, reach_N.max())
+  return copy, numbers_XN[4]
 
 
 @jax.jit
-def _grid(features_ND: jax.Array) -> tuple[jax.Array, jax.Array]:
+def grid(features_ND: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Returns the centre of some items, and how far they are from it in each dimension (two D)."""
   items = len(features_ND)
   sample_SD = features_ND[jnp.arange(min(SAMPLE, items)) * (items // min(SAMPLE, items))].astype(jnp.float32)
@@ -102,17 +110,20 @@ def _grid(features_ND: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _copied(
   features_ND: jax.Array, start: jax.Array, centre_D: jax.Array, step_D: jax.Array, rows: int
 ) -> tuple[jax.Array, ...]:
-  """Returns values, scale, |e| and |e / step| at most, and scale · |values| at most, of some items (lemma 6)."""
+  """Returns values, scale, |e| and |e / step| at most, scale · |values| at most (lemma 6), and |z|² of some items."""
   width = features_ND.shape[1]
-  rest_BD = jax.lax.dynamic_slice_in_dim(features_ND, start, rows).astype(jnp.float32) - centre_D[None]
+  once = jax.lax.optimization_barrier  # or XLA would compute it anew for each sum
+  item_BD = once(jax.lax.dynamic_slice_in_dim(features_ND, start, rows).astype(jnp.float32))
+  rest_BD = item_BD - centre_D[None]
   stepped_BD = rest_BD / step_D[None]
   scale_B = jnp.maximum(jnp.abs(stepped_BD).max(axis=1) / LARGEST, 1e-30)
-  value_BD = jnp.clip(jnp.round(stepped_BD / scale_B[:, None]), -LARGEST, LARGEST)
-  error_BD = rest_BD - scale_B[:, None] * step_D[None] * value_BD
+  value_BD = once(jnp.clip(jnp.round(stepped_BD / scale_B[:, None]), -LARGEST, LARGEST))
+  error_BD = once(rest_BD - scale_B[:, None] * step_D[None] * value_BD)
   length = lambda x_BD: _more(jnp.sqrt(jnp.square(x_BD).sum(axis=1)), width)
   error_B, step_error_B, reach_B = length(error_BD), length(error_BD / step_D[None]), scale_B * length(value_BD)
   step_error_B += 16 * UNIT * (step_error_B + reach_B)
-  return value_BD.astype(jnp.int8), scale_B, error_B + 32 * UNIT, step_error_B, reach_B
+  square_B = jnp.square(item_BD).sum(axis=1)
+  return value_BD.astype(jnp.int8), scale_B, error_B + 32 * UNIT, step_error_B, reach_B, square_B
 
 
 def _more(length: jax.Array, width: int) -> jax.Array:
@@ -120,8 +131,8 @@ def _more(length: jax.Array, width: int) -> jax.Array:
   return length * (1 + 4 * (width + 16) * UNIT)
 
 
-def cut_columns(column_DC: jax.Array | np.ndarray, items: Coarse) -> CutColumns:
-  """Returns columns in 8 bits, for the items' steps (lemma 7)."""
+def cut_columns(column_DC: jax.Array | np.ndarray, items: Coarse, kind: str = "int8") -> CutColumns:
+  """Returns columns in 8 bits, for the items' steps (lemma 7), as numbers of a kind that they are multiplied as."""
   width, columns = column_DC.shape
   length = lambda x_DC: _more(jnp.sqrt(jnp.square(x_DC).sum(axis=0)), width)
   stepped_DC = items.step[:, None] * column_DC
@@ -130,7 +141,7 @@ def cut_columns(column_DC: jax.Array | np.ndarray, items: Coarse) -> CutColumns:
     size_C = jnp.maximum(jnp.abs(rest_DC).max(axis=0) / LARGEST, 1e-30)
     part_DC = jnp.clip(jnp.round(rest_DC / size_C[None]), -LARGEST, LARGEST)
     rest_DC = rest_DC - size_C[None] * part_DC
-    parts.append(part_DC.astype(jnp.int8))
+    parts.append(part_DC.astype(kind))
     sizes.append(size_C)
     part_length_C += size_C * length(part_DC)
   length_C, step_length_C = length(column_DC), length(stepped_DC)
@@ -144,7 +155,10 @@ def cut_columns(column_DC: jax.Array | np.ndarray, items: Coarse) -> CutColumns:
 
 def intervals(items: Coarse, columns: CutColumns) -> tuple[jax.Array, jax.Array]:
   """Returns inner products of items and columns, and what they may be off by (two BC; lemma 8)."""
-  sum_BP = jnp.matmul(items.values, columns.values, preferred_element_type=jnp.int32)
+  if columns.values.dtype == jnp.int8:
+    sum_BP = jnp.matmul(items.values, columns.values, preferred_element_type=jnp.int32)
+  else:
+    sum_BP = jnp.matmul(items.values.astype(jnp.float32), columns.values, precision=HIGHEST)
   product_BC = sum_BP.astype(jnp.float32) * columns.size[None]
   if sum_BP.shape[1] != len(columns.centre):
     product_BC = product_BC[:, : len(columns.centre)] + product_BC[:, len(columns.centre) :]
@@ -159,7 +173,42 @@ def wanted(features_ND: jax.Array, searches: int) -> bool:
   """Says whether a gallery that was searched so often is worth a copy."""
   if searches < AFTER or features_ND.size < LEAST_NUMBERS or features_ND.shape[1] > WIDEST:
     return False
-  return os.environ.get(SWITCH, "") != "float32" and multiplies_faster("int8", "int32", TRIED)
+  return not left_out() and quicker_kind() == "int8"
+
+
+def left_out() -> bool:
+  """Says whether the environment wants float32 alone."""
+  return os.environ.get(SWITCH, "") == "float32"
+
+
+def quicker_kind() -> str:
+  """Returns as what a CPU multiplies numbers of 8 bits faster: int8 or float32."""
+  return "int8" if multiplies_faster("int8", "int32", TRIED) else "float32"
+
+
+class StoredCopy(Protocol):
+  """The copy of a gallery that lies on disk."""
+
+  width: int
+  lengths: np.ndarray  # the least and the greatest |z|² of its items
+  trial: Trial
+
+  def __getitem__(self, rows: slice, /) -> Coarse:
+    """Returns the copy of consecutive items, on the host."""
+
+  def check(self) -> None:
+    """Raises OSError where the copy is not that of the gallery any more."""
+
+
+def stored_copy(gallery: object, platform: str) -> StoredCopy | None:
+  """Returns the copy that lies beside a gallery, where streams to such a device may gain by it."""
+  copy: StoredCopy | None = None
+  if platform == "cpu" and not left_out():
+    copy = getattr(gallery, "eight_bits", None)
+  if copy is None or (copy.width > EXACT and quicker_kind() != "int8"):
+    return None
+  copy.check()
+  return copy
 
 
 class Trial:
@@ -177,6 +226,13 @@ class Trial:
       return len(other) <= len(one)
     second = statistics.median(other) < statistics.median(one)
     return second if calls % AGAIN else not second
+
+  def quicker(self, kind: Hashable, way: Callable[[bool], Result]) -> Result:
+    """Returns what the next search of a kind returns, which is told which way it takes."""
+    second, start = self.pick(kind), time.perf_counter()
+    found = way(second)
+    self.tell(kind, second, time.perf_counter() - start)
+    return found
 
   def tell(self, kind: Hashable, second: bool, seconds: float) -> None:
     """Notes how long a search took."""

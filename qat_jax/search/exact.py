@@ -10,15 +10,15 @@ that cannot reach the best of its group so far is not scored.
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import math
-import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from qat_jax.search.bounds import UNIT, Prepared
+from qat_jax.search.copies import of_pairs, read
 from qat_jax.search.gallery import Part
 from qat_jax.search.kernels import filtered
 from qat_jax.search.scores import ITEMS, all_scores, refined_bounds, scores
@@ -61,10 +61,7 @@ def search(terms: Sequence[Weighted], best: TopK, excluded: ItemPairs, deep: boo
     return _search(terms, best, excluded, deep)
   sizes = [(one.prepared.bounds.columns.shape, one.prepared.tight is None) for one in terms]
   kind = (*sizes, len(all_bounds[0].floor), terms[0].part.window, best.ids.shape)
-  eight_bits, start = trial.pick(kind), time.perf_counter()
-  best = _search(terms if eight_bits else _in_float32(terms), best, excluded, deep)
-  trial.tell(kind, eight_bits, time.perf_counter() - start)
-  return best
+  return trial.quicker(kind, lambda coarse: _search(terms if coarse else _in_float32(terms), best, excluded, deep))
 
 
 def _search(terms: Sequence[Weighted], best: TopK, excluded: ItemPairs, deep: bool) -> TopK:
@@ -84,13 +81,15 @@ def _search(terms: Sequence[Weighted], best: TopK, excluded: ItemPairs, deep: bo
     best = _with(best, terms, done)
   query_P, item_P, upper_P = uppers.reaching(best.threshold - margin_Q)
   if uppers.coarse and len(query_P) > MANY * queries * part.items:
-    uppers = _uppers(_in_float32(terms), queries)
+    terms = _in_float32(terms)
+    part, uppers = terms[0].part, _uppers(terms, queries)
     query_P, item_P, upper_P = uppers.reaching(best.threshold - margin_Q)
   left = ItemPairs(query_P, item_P)
   new_P = ~(left.among(done, part.items) | left.among(excluded, part.items))
   left, upper_P = left.take(new_P), upper_P[new_P]
   if prepared.tight is not None and not others and len(left.query):
-    upper_P = np.minimum(upper_P, refined_bounds(prepared, part, left.query, left.item))
+    refine = lambda part, some: refined_bounds(prepared, part, some.query, some.item)
+    upper_P = np.minimum(upper_P, of_pairs(refine, part, left))
   step = max(STEP * queries, LEAST_STEP)
   while True:
     least_P = best.least(ItemPairs(left.query, left.item + part.first))
@@ -106,7 +105,7 @@ def _search(terms: Sequence[Weighted], best: TopK, excluded: ItemPairs, deep: bo
 
 
 def _in_float32(terms: Sequence[Weighted]) -> list[Weighted]:
-  return [one._replace(part=dataclasses.replace(one.part, coarse=None)) for one in terms]
+  return [one._replace(part=read(one.part)) for one in terms]
 
 
 def _margin(terms: Sequence[Weighted], queries: int) -> np.ndarray:
@@ -189,9 +188,8 @@ def exact_scores(prepared: Prepared, part: Part, queries: int) -> np.ndarray:
 
 def _with(best: TopK, terms: Sequence[Weighted], pairs: ItemPairs) -> TopK:
   """Returns the best K with the scores of some of a part's items."""
-  score_P = score_pairs(*terms[0][:2], pairs)
+  score_P, *each = (of_pairs(functools.partial(score_pairs, one.prepared), one.part, pairs) for one in terms)
   if terms[0].weight is not None:
-    each = (score_pairs(prepared, part, pairs) for prepared, part, _ in terms[1:])
     score_P = weighted_sum((score_P, *each), [np.asarray(one.weight)[pairs.query] for one in terms])
   worth_P = score_P >= best.threshold[pairs.query]
   first = terms[0].part.first

@@ -10,7 +10,7 @@ import dataclasses
 import mmap
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import jax
@@ -28,8 +28,6 @@ WINDOW = {"cpu": 1 << 23}  # upper bounds (rows of a device array × queries) th
 WINDOW_ELSEWHERE = 1 << 26  # where a look at them has to be waited for
 CHUNK_BYTES = {"cpu": 1 << 24}  # of float32: what is sent to a device at once
 CHUNK_BYTES_ELSEWHERE = 1 << 27
-GATHERED = (256, 1024, 4096)  # rows that a part is gathered in: few numbers, so that few shapes are compiled for
-GATHER_ROWS = 16  # a touched row of a memory map brings its neighbours into memory, up to two megabytes
 LENGTH_ERROR = 0.02  # of |z|²; bf16 rounding stays below it
 
 Tree = TypeVar("Tree")  # of arrays
@@ -174,34 +172,26 @@ def _streamed(gallery: Gallery, devices: Sequence[jax.Device], chunk_rows: int |
     release(view_ND)
     return Part(starts[i], items, chunk_ND, 0, rows, np.ones(2, np.float32)), squares(chunk_ND)
 
-  coming = _reader.submit(read, 0)
-  for i in range(len(starts)):
-    part, square_N = coming.result()
-    if i + 1 < len(starts):
-      coming = _reader.submit(read, i + 1)
+  for part, square_N in ahead(read, len(starts)):
     yield dataclasses.replace(
       part, lengths=check_lengths(np.asarray(square_N)[: part.items], part.first, gallery.width)
     )
+
+
+def ahead(read: Callable[[int], Tree], count: int) -> Iterator[Tree]:
+  """Yields what `read` returns for 0, 1, …, each read while the one before it is computed with."""
+  coming = _reader.submit(read, 0)
+  for i in range(count):
+    found = coming.result()
+    if i + 1 < count:
+      coming = _reader.submit(read, i + 1)
+    yield found
 
 
 def rows_of_chunk(width: int, device: jax.Device) -> int:
   """Returns how many rows are streamed to a device at once."""
   chunk_bytes = CHUNK_BYTES.get(device.platform, CHUNK_BYTES_ELSEWHERE)
   return max(256, 1 << (chunk_bytes // (4 * width)).bit_length() - 1)
-
-
-def gathered(gallery: Gallery, position_P: np.ndarray) -> Part:
-  """Returns rows of a gallery by position (GATHERED[-1] of them at most) as a part, checked as those of `parts`."""
-  rows = GATHER_ROWS if release(gallery[:1]) else max(1, len(position_P))
-  pieces = [np.zeros((0, gallery.width), np.float32)]
-  for start in range(0, len(position_P), rows):
-    pieces.append(np.asarray(gallery[position_P[start : start + rows]], np.float32))
-    release(gallery[:1])
-  item_PD = np.concatenate(pieces)
-  lengths = check_lengths(np.einsum("PD,PD->P", item_PD, item_PD), position_P, gallery.width)
-  window = next(rows for rows in GATHERED if rows >= len(position_P))
-  features_ND = jax.device_put(np.pad(item_PD, ((0, window - len(position_P)), (0, 0))))
-  return Part(0, len(position_P), features_ND, 0, window, lengths)
 
 
 def check_lengths(square_N: np.ndarray, position: int | np.ndarray, width: int) -> np.ndarray:
@@ -290,6 +280,12 @@ def _copies(array_ND: jax.Array) -> Sequence[Coarse | None]:
     if known.copies is None:
       known.copies = [copied(x) for x in data]
   return known.copies
+
+
+def know_copy(array_ND: jax.Array, copy: Coarse) -> None:
+  """Lets searches of an array on one device use a copy that was made before."""
+  known = _of(array_ND)
+  known.copies, known.searches = [copy], AFTER
 
 
 def expect_searches(gallery: Gallery) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from qat_jax.adaptation import HIGHEST, power_of_two
 from qat_jax.search.bounds import LENGTHS, UNIT, Array, Bounds, OneMap, Prepared
-from qat_jax.search.coarse import Coarse, CutColumns, cut_columns, intervals
+from qat_jax.search.coarse import EXACT, Coarse, CutColumns, cut_columns, intervals, quicker_kind
 from qat_jax.search.cores import cores, on_cores
 from qat_jax.search.gallery import Part
 from qat_jax.search.spectrum import remember
@@ -74,6 +74,7 @@ def upper_bounds(
   count = 1 if whole or not on_host else max(1, min(cores(), rows // PIECE_ROWS))
   each = -(-rows // count)
   block = rows if whole else min(each, COARSE_ROWS if coarse else block_rows(part, columns))
+  kind = quicker_kind() if coarse and bounds.columns.shape[0] <= EXACT else "int8"
   wanted_N = None
   if part.wanted is not None:
     wanted_N = np.pad(part.wanted, (part.skipped, rows - part.skipped - part.items))
@@ -83,7 +84,7 @@ def upper_bounds(
     new = np.array([max(i * each, part.skipped) - at, part.skipped + part.items - at], np.int32)
     wanted_B = None if wanted_N is None else wanted_N[at : at + each]
     start = np.int32(part.offset - part.skipped + at)
-    found = _upper_bounds(bounds, items, start, part.lengths, new, wanted_B, each, block, square_N, lengths_only)
+    found = _upper_bounds(bounds, items, start, part.lengths, new, wanted_B, each, block, square_N, lengths_only, kind)
     return Piece(at - part.skipped, jax.block_until_ready(found) if count > 1 else found)
 
   return Uppers(on_cores(piece, range(count)), queries, on_host, coarse)
@@ -98,7 +99,7 @@ def block_rows(part: Part, columns: int) -> int:
   return max(rows, min(LONGEST_BLOCK, power_of_two(PRODUCTS // bytes_each + 1) // 2))
 
 
-@functools.partial(jax.jit, static_argnames=("rows", "block", "lengths_only"))
+@functools.partial(jax.jit, static_argnames=("rows", "block", "lengths_only", "kind"))
 def _upper_bounds(
   bounds: Bounds,
   gallery: jax.Array | Coarse,
@@ -110,10 +111,11 @@ def _upper_bounds(
   block: int,
   square_N: jax.Array | None = None,
   lengths_only: bool = False,
+  kind: str = "int8",
 ) -> jax.Array:
   """Returns the bounds (NQ) of some rows; −inf but from new[0] to new[1]."""
   blocks, queries = -(-rows // block), bounds.floor.shape[0]
-  columns = cut_columns(bounds.columns, gallery) if isinstance(gallery, Coarse) else None
+  columns = cut_columns(bounds.columns, gallery, kind) if isinstance(gallery, Coarse) else None
 
   def some(at: jax.Array) -> jax.Array | Coarse:
     if isinstance(gallery, Coarse):

@@ -11,8 +11,10 @@ import dataclasses
 import numpy as np
 
 from qat_jax.search.bounds import KEPT, RANK, Bounds, each_query, one_map, prepare
+from qat_jax.search.coarse import stored_copy
+from qat_jax.search.copies import GATHERED, copied_parts, of_pairs
 from qat_jax.search.exact import score_pairs
-from qat_jax.search.gallery import GATHERED, expect_searches, parts
+from qat_jax.search.gallery import COUNTABLE, Part, expect_searches, parts
 from qat_jax.search.kernels import filtered
 from qat_jax.search.masks import Elsewhere
 from qat_jax.search.rank import rerank
@@ -34,6 +36,10 @@ def warm(adaptation: Adaptation, gallery: Gallery) -> None:
   queries, (width, rank) = len(adaptation), adaptation.left.shape[1:]
   expect_searches(gallery)
   part = next(iter(parts(gallery, None, None, queries)))
+  looked = [dataclasses.replace(part, coarse=copy) for copy in {id(x): x for x in (None, part.coarse)}.values()]
+  streamed: list[Part] = []
+  if (copy := stored_copy(gallery, part.platform)) is not None:
+    streamed = [next(copied_parts(gallery, copy, [part.device], None, COUNTABLE // queries))]
   prepared = prepare(adaptation)
   wide = adaptation.gate.shape[1] > 1
   shapes = [(kept, queries, False) for kept in range(min(RANK, 2 * rank, width) + 1)]
@@ -41,10 +47,10 @@ def warm(adaptation: Adaptation, gallery: Gallery) -> None:
   shapes += [(kept, each, True) for kept in whole for each in {1, queries} if rank > RANK or (rank and each < queries)]
   for kept, each, whole_maps in shapes:
     for square in sorted({False, wide}):
-      for copy in {id(x): x for x in (None, part.coarse)}.values():
-        either = dataclasses.replace(part, coarse=copy, squares=None if part.squares is None else {})
-        bounds = _shaped(prepared.bounds, kept, square, each, whole_maps)
-        only = one_map(bounds, "") if whole_maps and each == 1 else None
+      bounds = _shaped(prepared.bounds, kept, square, each, whole_maps)
+      only = one_map(bounds, "") if whole_maps and each == 1 else None
+      for either in looked if square else looked + streamed:
+        either = dataclasses.replace(either, squares=None if part.squares is None else {})
         filtered(part.placed(prepared._replace(bounds=bounds, one_map=only)), either, queries)
   if rank > 2 * RANK:
     prepared = prepared._replace(tight=each_query(_shaped(prepared.bounds, min(2 * RANK, width), wide, queries, False)))
@@ -61,6 +67,9 @@ def warm(adaptation: Adaptation, gallery: Gallery) -> None:
       break
     chunks *= 2
   for rows in GATHERED:
+    if streamed and prepared.tight is not None:
+      few = ItemPairs(*np.stack([np.zeros(rows, np.int64), np.arange(rows)])[:, : streamed[0].items])
+      of_pairs(lambda near, some: refined_bounds(prepared, near, some.query, some.item), streamed[0], few)
     few_S = np.arange(min(len(gallery), -(-rows // queries)))
     rerank(adaptation, gallery, np.tile(few_S, (queries, 1)))
 

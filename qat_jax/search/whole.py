@@ -14,8 +14,10 @@ import numpy as np
 
 from qat_jax.adaptation import power_of_two
 from qat_jax.search.bounds import Prepared, prepare
+from qat_jax.search.coarse import stored_copy
+from qat_jax.search.copies import GATHERED, copied_parts, gathered
 from qat_jax.search.exact import Weighted, score_pairs, search
-from qat_jax.search.gallery import GATHERED, Part, device_count, gathered, in_place, parts, rows_of_chunk, shards
+from qat_jax.search.gallery import COUNTABLE, Part, device_count, in_place, parts, rows_of_chunk, shards
 from qat_jax.search.masks import Masks
 from qat_jax.search.top import ItemPairs, TopK
 from qat_jax.types import Adaptation, ArrayGallery, Gallery, Pieces, Ranking
@@ -38,8 +40,22 @@ def best_of(
   """
   if masks.allowed is not None:
     return best_among(adaptation, gallery, masks.allowed, best)
-  own = parts(gallery, devices, chunk_rows, power_of_two(min(QUERY_BLOCK, len(adaptation))))
-  return best_of_sum([(adaptation, None)], ((part,) for part in own), device_count(gallery, devices), best, masks, deep)
+  queries = power_of_two(min(QUERY_BLOCK, len(adaptation)))
+
+  def searched(own: Iterable[Part]) -> list[TopK]:
+    each = ((part,) for part in own)
+    return best_of_sum([(adaptation, None)], each, device_count(gallery, devices), best, masks, deep)
+
+  there = devices or [jax.numpy.zeros(()).device]
+  plain = deep or adaptation.gate.shape[1] > 1  # of gates as wide as features 8 bits bound nothing
+  copy = None if plain else stored_copy(gallery, there[0].platform)
+  if copy is None:
+    return searched(parts(gallery, devices, chunk_rows, queries))
+  kind = (queries, len(best), best[0].ids.shape, adaptation.left.shape[2], masks.wanted_N is None, chunk_rows)
+  stream = lambda: copied_parts(gallery, copy, there, chunk_rows, COUNTABLE // queries)
+  return copy.trial.quicker(
+    kind, lambda coarse: searched(stream() if coarse else parts(gallery, devices, chunk_rows, queries))
+  )
 
 
 def best_of_sum(

@@ -21,6 +21,7 @@ from qat_jax.features.prepared import prepared_features
 from qat_jax.features.shards import is_unit
 from qat_jax.features.store import FeatureStore
 from qat_jax.keeping import KeptMarks
+from qat_jax.search.copies import in_memory
 from qat_jax.search.index import Index
 from qat_jax.search.indexes.faiss import FaissIndex
 from qat_jax.search.indexes.scann import ScannIndex
@@ -192,8 +193,7 @@ def _place(base: str | None, name: str) -> Path:
 
 def _placed(gallery: Gallery, single: bool) -> ArrayGallery:
   """Returns a gallery as an array of the device, in float32 where there is room: halves cost a conversion a search."""
-  rows_ND = np.asarray(gallery[:])
-  return ArrayGallery(jnp.asarray(rows_ND, jnp.float32 if single else rows_ND.dtype), gallery.space)
+  return in_memory(gallery, jnp.float32 if single else None)
 
 
 def _index(kind: str, gallery: Gallery) -> Index:

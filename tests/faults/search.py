@@ -28,9 +28,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qat_jax.features.eight_bits import make as make_copy
+from qat_jax.features.eight_bits import open_eight_bits
+from qat_jax.features.shards import Shard, ShardedRows
 from qat_jax.search import gallery as galleries
 from qat_jax.search import kernels, scores, uppers
 from qat_jax.search.bounds import prepare
+from qat_jax.search.copies import copied_parts
 from qat_jax.search.gallery import parts
 from qat_jax.search.kernels import filtered
 from qat_jax.search.rank import rank, rerank, score
@@ -80,7 +84,9 @@ def elsewhere() -> Iterator[None]:
       setattr(module, name, value)
 
 
-_upper_bounds_elsewhere = jax.jit(kernels._upper_bounds.__wrapped__, static_argnames=("rows", "block", "lengths_only"))
+_upper_bounds_elsewhere = jax.jit(
+  kernels._upper_bounds.__wrapped__, static_argnames=("rows", "block", "lengths_only", "kind")
+)
 
 
 def search(case: Case, own: Adaptation, item_ND: np.ndarray, masks: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
@@ -104,11 +110,27 @@ def search(case: Case, own: Adaptation, item_ND: np.ndarray, masks: dict[str, np
       folder = stack.enter_context(tempfile.TemporaryDirectory())
       np.save(f"{folder}/gallery.npy", item_ND)
       gallery = np.load(f"{folder}/gallery.npy", mmap_mode="r")
+    elif case.place == "copied" and item_ND.dtype != jnp.bfloat16:
+      gallery = stack.enter_context(with_copy(item_ND))
     elif case.place == "shortlist" and not masks:
       order_QN = np.stack([np.random.default_rng(i).permutation(case.items) for i in range(case.queries)])
       return _padded(rerank(own, gallery, order_QN, case.k), case.k)
-    streamed = {"devices": jax.devices()[:2], "chunk_rows": 256} if case.place == "stream" else {}
+    streamed = {"devices": jax.devices()[:2], "chunk_rows": 256} if case.place in ("stream", "copied") else {}
     return _padded(rank(own, gallery, case.k, **masks, **streamed), case.k)
+
+
+@contextlib.contextmanager
+def with_copy(item_ND: np.ndarray) -> Iterator[ShardedRows]:
+  """Yields items as shards on disk with an 8-bit copy beside them, which is streamed first."""
+  with tempfile.TemporaryDirectory() as folder:
+    paths = [pathlib.Path(folder, "img_emb", f"img_emb_{i}.npy") for i in range(2)]
+    paths[0].parent.mkdir()
+    for path, half_ND in zip(paths, np.array_split(item_ND, 2), strict=True):
+      np.save(path, half_ND)
+    rows: Any = ShardedRows([Shard.of(path) for path in paths if np.load(path).size])
+    make_copy(rows)
+    rows.space, rows.eight_bits = None, open_eight_bits(rows)
+    yield rows
 
 
 def _padded(ranking: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -152,7 +174,11 @@ def _check_bounds(case: Case, own: Adaptation, item_ND: np.ndarray, exact_QN: np
   """Raises AssertionError where the score of an item exceeds its bounds: whether or not the search would lose it."""
   prepared = prepare(own)
   gallery = item_ND if case.place in ("host", "map", "stream") else jnp.asarray(item_ND)
-  for part in parts(as_gallery(gallery), None, 256 if case.place == "stream" else None, case.queries):
+  looked_at = parts(as_gallery(gallery), None, 256 if case.place == "stream" else None, case.queries)
+  if case.place == "copied" and item_ND.dtype != jnp.bfloat16 and prepared.bounds.square is None:
+    with with_copy(item_ND) as rows:
+      looked_at = list(copied_parts(rows, rows.eight_bits, jax.devices()[:1], 256, 256))
+  for part in looked_at:
     exact_NQ = exact_QN.T[part.first : part.first + part.items]
     # where all queries have one map, its lengths may be taken before
     for looked in (kernels.upper_bounds(prepared.bounds, part, case.queries), filtered(prepared, part, case.queries)):
@@ -160,7 +186,7 @@ def _check_bounds(case: Case, own: Adaptation, item_ND: np.ndarray, exact_QN: np
       assert len(upper_P) == exact_NQ.size, f"{len(upper_P)} bounds of {exact_NQ.size}"
       over_P = exact_NQ[item_P, query_P] - upper_P
       assert over_P.max(initial=0) <= 0, f"a score exceeds its bound by {over_P.max():.2e}"
-    if prepared.tight is not None:
+    if prepared.tight is not None and isinstance(part.features, jax.Array):
       query_P, item_P = np.divmod(np.arange(case.queries * part.items), part.items)
       over_P = exact_NQ[item_P, query_P] - scores.refined_bounds(prepared, part, query_P, item_P)
       over_P = over_P[exact_NQ[item_P, query_P] > 0]

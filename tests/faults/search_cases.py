@@ -79,7 +79,7 @@ CHOICES: dict[str, tuple] = {
   "split": (0, -1, 1, -6, 6, -18, 18),
   "extra": ("nothing", "level", "captions", "both"),
   "dtype": tuple(DTYPES),
-  "place": ("host", "map", "stream", "device", "shards", "elsewhere", "shards elsewhere", "shortlist"),
+  "place": ("host", "map", "stream", "device", "shards", "elsewhere", "shards elsewhere", "shortlist", "copied"),
   "mask": ("nothing", "exclude", "flags", "lists", "both", "one left", "none left"),
   "maps": ("each", "one"),  # of each query, or of all
 }

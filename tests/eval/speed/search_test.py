@@ -58,9 +58,10 @@ def test_growth_is_drawn(monkeypatch, capsys, tmp_path):
 def test_a_gallery_on_disk_is_searched_plainly_and_adapted():
   words = ["--streamed", "--items=2000", "--width=16", "--rank=2", "--queries=2", "--repeats=1"]
   done = subprocess.run([sys.executable, "-m", "eval.speed.search", *words], check=True, capture_output=True, text=True)
-  plain, adapted = (line.split(" | ") for line in done.stdout.splitlines()[-2:])
-  assert (plain[0], adapted[0]) == ("| streamed_plain", "| streamed_adapted")
-  assert plain[3] == "1 |" and float(adapted[1]) > 0
+  rows = [line.split(" | ") for line in done.stdout.splitlines()[-4:]]
+  forms = ["plain", "plain_8_bits", "adapted", "adapted_8_bits"]
+  assert [row[0] for row in rows] == [f"| streamed_{form}" for form in forms]
+  assert rows[0][3] == "1 |" and all(float(row[1]) > 0 for row in rows)
 
 
 def test_random_rows_are_of_unit_length_and_a_chunk_differs_from_the_next():
