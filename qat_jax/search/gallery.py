@@ -92,7 +92,7 @@ def parts(
     yield from _of_pieces(gallery, queries)
   elif isinstance(array, jax.Array) and devices is None and chunk_rows is None:
     window = WINDOW.get(next(iter(array.devices())).platform, WINDOW_ELSEWHERE)
-    yield from _resident(array, max(1, window // queries))
+    yield from _windows(array, max(1, window // queries))
   else:
     most = COUNTABLE // queries
     yield from _streamed(gallery, devices or [jnp.zeros(()).device], chunk_rows and min(chunk_rows, most))
@@ -132,13 +132,10 @@ def whole_shards(array_ND: jax.Array) -> list[Part]:
   return [Part(first, len(data), data, 0, len(data), pair, squares=own) for (first, data), pair, own in each]
 
 
-def _resident(array_ND: jax.Array, rows: int) -> Iterator[Part]:
+def _windows(array_ND: jax.Array, rows: int) -> Iterator[Part]:
+  """Yields what of a device array lies on each device, with its 8-bit copy, so many rows at a time."""
   both = zip(whole_shards(array_ND), _copies(array_ND), strict=True)
-  yield from _windows([dataclasses.replace(part, coarse=copy, trial=_of(array_ND).trial) for part, copy in both], rows)
-
-
-def _windows(whole: list[Part], rows: int) -> Iterator[Part]:
-  """Yields what lies on each device, so many rows at a time."""
+  whole = [dataclasses.replace(part, coarse=copy, trial=_of(array_ND).trial) for part, copy in both]
   for offset in range(0, max(part.items for part in whole), rows):
     for part in whole:
       items = min(rows, part.items - offset)
@@ -151,7 +148,7 @@ def _of_pieces(gallery: Pieces, queries: int) -> Iterator[Part]:
   """Yields the parts of each piece, without its padding: the program of a window is that of the padded array."""
   for first, array, count, alive_N in zip(gallery.starts, gallery.arrays, gallery.counts, gallery.alive, strict=False):
     window = WINDOW.get(next(iter(array.devices())).platform, WINDOW_ELSEWHERE)
-    for part in _windows(whole_shards(array), max(1, window // queries)):  # without 8-bit copies: arrays come and go
+    for part in _windows(array, max(1, window // queries)):
       items = min(part.items, count - part.offset)
       if items > 0:
         wanted_N = alive_N[part.offset : part.offset + items]
@@ -289,6 +286,9 @@ def know_copy(array_ND: jax.Array, copy: Coarse) -> None:
 
 
 def expect_searches(gallery: Gallery) -> None:
-  """Lets the next search make what many will use."""
-  if isinstance(gallery, ArrayGallery) and isinstance(gallery.array, jax.Array):
-    _of(gallery.array).searches = AFTER
+  """Makes what many searches of arrays on devices will use."""
+  arrays = gallery.arrays if isinstance(gallery, Pieces) else [getattr(gallery, "array", None)]
+  for array in arrays:
+    if isinstance(array, jax.Array):
+      _of(array).searches = AFTER
+      _copies(array)

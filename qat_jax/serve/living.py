@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from qat_jax.adapter import Adapter
+from qat_jax.search.gallery import expect_searches
 from qat_jax.serve.collected import Collected
 from qat_jax.serve.collection.blocks import SIZES as CAPACITIES
 from qat_jax.serve.collection.blocks import Block, capacity_of
@@ -173,6 +174,8 @@ class Living:
     of_space = {
       space: Pieces(tuple(arrays[space] for arrays in each), counts, alive, space) for space in {*spaces.values()}
     }
+    for gallery in of_space.values():
+      expect_searches(gallery)
     return self.template.over(Collected(blocks), {name: of_space[space] for name, space in spaces.items()})
 
   def _placed(self, adapter: Adapter, rows_ND: np.ndarray) -> dict[str, jax.Array]:

@@ -6,6 +6,8 @@ import pytest
 
 import qat_jax
 from qat_jax.adaptation import unit
+from qat_jax.search import coarse, exact
+from qat_jax.search.gallery import expect_searches
 from qat_jax.search.kernels import _upper_bounds
 from qat_jax.types import Adaptation, Pieces
 
@@ -34,6 +36,22 @@ def some():
   low_QDR = 0.3 * rng.standard_normal((2, 4, 16, 3)).astype(np.float32)
   adaptation = Adaptation(jnp.asarray(queries_QD), jnp.ones((4, 1)), *map(jnp.asarray, low_QDR))
   return rows_ND, alive_N, adaptation
+
+
+@pytest.mark.parametrize("k", [1, 10, 200, 699])
+def test_with_8_bit_copies_of_the_larger_pieces_no_bit_of_a_ranking_changes(some, k, monkeypatch):
+  rows_ND, alive_N, adaptation = some
+  gallery = pieces_of(rows_ND, (512, 64, 10, 64, 50), alive_N)
+  wanted, looks, filtered = qat_jax.rank(adaptation, gallery, k), [], exact.filtered
+  monkeypatch.setattr(coarse, "LEAST_NUMBERS", 512 * 16)
+  monkeypatch.setattr(coarse, "multiplies_faster", lambda *_: True)
+  monkeypatch.setattr(exact, "filtered", lambda *args: looks.append(filtered(*args)) or looks[-1])
+  expect_searches(gallery)
+  found = qat_jax.rank(adaptation, gallery, k)
+  if k < 100:
+    assert [look.coarse for look in looks if look.coarse] == [True]  # of the piece of 512 alone
+  np.testing.assert_array_equal(found.ids, wanted.ids)
+  np.testing.assert_array_equal(found.scores, wanted.scores)
 
 
 @pytest.mark.parametrize("k", [1, 10, 200, 699])
