@@ -1,6 +1,6 @@
 """Does evidence tell when what a query looks for is not there? Measured on a run's test split, at three gallery sizes.
 
-    python -m eval.nothing --workdir runs/demo [--adapter FOLDER] [--split test] [--drawn N] [--json OUT]
+    python -m eval.nothing --workdir runs/demo [--adapter FOLDER] [--split test] [--drawn 6] [--json OUT]
 
 Each test query is asked twice: with its thing in the gallery, and without. *Alike*: only the thing's own images are
 taken out. *Family*: all with its value in the column `--family` are taken out, so that no look-alike stays.
@@ -95,6 +95,10 @@ def evidence_figures(
 def _drawn(adapter: qat_jax.Adapter, number: int, folder: Path) -> tuple[qat_jax.Adapter, Split]:
   """Returns an adapter with the validation queries of a set of the toybox planted, and the set's test split."""
   encoder, splits = load_encoder("toy_clip"), {}
+  if encoder.width != adapter.width or "image" not in adapter.heads:
+    raise ValueError(
+      f"--drawn is for the demo's adapter, {encoder.width} wide; this one has {adapter.width}: leave it out"
+    )
   for part in ("val", "test"):
     sources = {place: toybox.source(f"{part}_{place}", f"drawn{number}") for place in ("gallery", "image_queries")}
     stores = {
