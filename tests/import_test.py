@@ -44,7 +44,7 @@ sharing: card programs share
 fit: training candidates parts discriminant clusters experts whitening linear memory levels learning
 serve: variety job_files batch refined limits queue items
 serve.collection: log blocks collection shared feeding migrating
-serve: pictures alike collected encoding aspects summands searches planning ranking why service opening living
+serve: pictures alike collected encoding aspects summands searches planning piecewise ranking why service opening living
 serve: learning places starting writing migration
 serve.web: schemas asking views clip_retrieval metrics guard description state changing app server
 serve: demo

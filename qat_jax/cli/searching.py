@@ -230,7 +230,7 @@ def _serve(host: str, port: int, name: list[str], origin: list[str], max_k: int,
     served = Settings(**{**settings, "gallery": tuple(settings["gallery"])})
   else:
     defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
-    frozen = ("gallery", "prepared", "index", "cluster", "replicas", "on_disk")
+    frozen = ("gallery", "prepared", "cluster", "replicas", "on_disk")
     if any(settings.pop(name) not in (None, defaults[name]) for name in frozen):
       flags = ", ".join(f"--{name.replace('_', '-')}" for name in frozen)
       raise ValueError(f"{flags} are for a gallery that does not change; leave out PICTURES")

@@ -17,17 +17,20 @@ import pyarrow as pa
 
 from qat_jax.adapter import Adapter
 from qat_jax.search.gallery import expect_searches
+from qat_jax.search.index import Index
 from qat_jax.serve.collected import Collected
 from qat_jax.serve.collection.blocks import SIZES as CAPACITIES
 from qat_jax.serve.collection.blocks import Block, capacity_of
 from qat_jax.serve.collection.collection import Collection
 from qat_jax.serve.encoding import SIZES
+from qat_jax.serve.opening import index_of
 from qat_jax.serve.service import Service
-from qat_jax.types import Pieces
+from qat_jax.types import ArrayGallery, Pieces
 
 PREPARED_ROWS = 1024  # that a head maps at once, always: other shapes would round otherwise
 ENDING = 2.0  # seconds that a thread has
 PAUSE = 0.1  # seconds between two looks for changes
+INDEXED = 1 << 16  # rows of a block that gets an index, at least
 
 _log = logging.getLogger("qat_jax.serve")
 
@@ -45,6 +48,7 @@ class Living:
     show: Callable[[Service], Any],
     allow: Callable[[int], Any] = lambda queries: None,
     dtype: Any = jnp.float32,
+    index: str = "exact",
   ) -> None:
     """Takes what services are made of.
 
@@ -54,8 +58,11 @@ class Living:
       show: takes each new service.
       allow: is told how many queries may be searched at once, whenever that grows.
       dtype: of arrays on the device.
+      index: what large blocks get, as `opening.INDEXES` has it.
     """
     self.collection, self.template, self.show, self.allow, self.dtype = collection, template, show, allow, dtype
+    self.index = index
+    self._indexes: dict[int, tuple[np.ndarray, dict[str, Index]]] = {}  # of the rows of large blocks, by space
     self.spaces = {name: head.space for name, head in template.adapter.heads.items()}
     self.batches: Sequence[int] = SIZES[:1]  # of queries, that are compiled for
     self._arrays: dict[int, tuple[np.ndarray, dict[str, jax.Array]]] = {}  # of the rows of blocks
@@ -68,7 +75,7 @@ class Living:
     """Shows the first service, and goes on in threads."""
     self.publish()
     self.allow(self.batches[-1])
-    for name, work in (("collection", self._run), ("compiling", self._compile)):
+    for name, work in (("collection", self._run), ("compiling", self._compile), ("indexing", self._index)):
       self._threads.append(threading.Thread(target=work, name=name, daemon=True))
       self._threads[-1].start()
 
@@ -86,6 +93,7 @@ class Living:
     other.publish()
     with self._lock:
       self.template, self.spaces, self._arrays, self._warm = template, other.spaces, other._arrays, other._warm
+      self._indexes = {}
     self.publish()
 
   def publish(self) -> None:
@@ -97,6 +105,7 @@ class Living:
       before = self._arrays
       placed = lambda rows: before.get(id(rows)) or (rows, self._placed(self.template.adapter, rows))
       self._arrays = {id(block.rows): placed(block.rows) for block in blocks}
+      self._indexes = {key: one for key, one in self._indexes.items() if key in self._arrays}
       self.show(self._service(blocks, [arrays for _, arrays in self._arrays.values()]))
       self._shown = changes
 
@@ -123,6 +132,25 @@ class Living:
       self.collection.compact()
     except OSError as error:
       _log.error("the collection could not be compacted, its logs stay: %s", error)
+
+  def _index(self) -> None:
+    """Makes an index of each large block, one after another; until it is there, the block is searched exactly."""
+    while self.index != "exact" and not self._stop.wait(PAUSE):
+      with self._lock:
+        spaces, arrays = set(self.spaces.values()), self._arrays
+        left = [key for key, (rows, _) in arrays.items() if len(rows) >= INDEXED and key not in self._indexes]
+      for key in left[:1]:
+        rows, of_space = arrays[key]
+        try:
+          made = {space: index_of(self.index, ArrayGallery(of_space[space][: len(rows)], space)) for space in spaces}
+        except Exception:
+          _log.exception("a block's index could not be made; the block is searched exactly")
+          self._stop.wait(60)
+          continue
+        with self._lock:
+          if arrays[key] is self._arrays.get(key) and spaces == set(self.spaces.values()):
+            self._indexes[key] = rows, made
+        self.publish()
 
   def _compile(self) -> None:
     """Compiles ahead: for more queries at once, for words, and for the next capacity of blocks before there is one."""
@@ -176,7 +204,11 @@ class Living:
     }
     for gallery in of_space.values():
       expect_searches(gallery)
-    return self.template.over(Collected(blocks), {name: of_space[space] for name, space in spaces.items()})
+    made = {
+      place: self._indexes[id(block.rows)][1] for place, block in enumerate(blocks) if id(block.rows) in self._indexes
+    }
+    indexes = {name: {place: one[space] for place, one in made.items()} for name, space in self.spaces.items() if made}
+    return self.template.over(Collected(blocks), {name: of_space[space] for name, space in spaces.items()}, indexes)
 
   def _placed(self, adapter: Adapter, rows_ND: np.ndarray) -> dict[str, jax.Array]:
     """Returns the rows of a block on the device, padded to its size, as they are and as each head wants them."""

@@ -81,7 +81,7 @@ def open_service(settings: Settings, limits: Limits, log: Callable[[str], Any] =
       "gallery": {"items": len(items), "width": adapter.width, "where": where},
       "index": settings.index,
     }
-    indexes = {name: _index(settings.index, one) for name, one in galleries.items() if settings.index != "exact"}
+    indexes = {name: index_of(settings.index, one) for name, one in galleries.items() if settings.index != "exact"}
     evidence = {}  # what scores are worth, where the adapter keeps validation queries
     for name, gallery in galleries.items():
       if planted := adapter.planted.get(name):
@@ -196,7 +196,8 @@ def _placed(gallery: Gallery, single: bool) -> ArrayGallery:
   return in_memory(gallery, jnp.float32 if single else None)
 
 
-def _index(kind: str, gallery: Gallery) -> Index:
+def index_of(kind: str, gallery: Gallery) -> Index:
+  """Returns an index of a gallery, by the kind's name."""
   if kind == "scann":
     return ScannIndex.build(gallery)
   return FaissIndex.build(gallery, "Flat" if len(gallery) < 50_000 else f"IVF{round(len(gallery) ** 0.5)},Flat")

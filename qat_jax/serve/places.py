@@ -32,6 +32,7 @@ class Place:
   keep_marks: str | None = None
   watch: bool = False
   learn: bool = False
+  index: str = "exact"  # of the large blocks of a collection
   share: bool = False  # with other processes, of which one writes
 
 

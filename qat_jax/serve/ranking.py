@@ -13,9 +13,10 @@ from qat_jax.search.rank import rank, rerank
 from qat_jax.search.sums import Term, rank_sum
 from qat_jax.serve import encoding
 from qat_jax.serve.limits import Refused
+from qat_jax.serve.piecewise import shortlist
 from qat_jax.serve.searches import Search, ragged
 from qat_jax.serve.summands import Summand, stacked
-from qat_jax.types import Adaptation, Gallery, Ranking
+from qat_jax.types import Adaptation, Gallery, Pieces, Ranking
 
 SHORTLIST = 1000  # items at least that an index gives to be ranked exactly
 FEW = 4096  # allowed items up to which each query has its own list, so that queries with any filters go together
@@ -26,7 +27,8 @@ DEPTH = 1000  # items of each summand's list, at most, where summands are ranked
 class Ranker:
   """What ranks the terms of searches."""
 
-  def __init__(self, galleries: Mapping[str, Gallery], indexes: Mapping[str, Index]) -> None:
+  def __init__(self, galleries: Mapping[str, Gallery], indexes: Mapping[str, Index | Mapping[int, Index]]) -> None:
+    """`indexes`: by query type; of a gallery of pieces, by the places of those that have one."""
     self.galleries, self.indexes = galleries, indexes
 
   def rank(self, jobs: Sequence[Search], summands: Sequence[list[Summand]]) -> list[tuple[Ranking, bool] | Refused]:
@@ -110,8 +112,12 @@ class Ranker:
     """Returns the exact order of an index's shortlist, without what is excluded; of groups where items have some."""
     if group is not None:
       return grouped(lambda depth: self._by_index(name, adaptation, gallery, depth, exclude, None), k, group)
-    most = min(len(gallery), max(SHORTLIST, 2 * k) + exclude.shape[1])
-    ids_QS = np.array(self.indexes[name].search(np.asarray(fold(adaptation)), most).ids)
+    most, index = min(len(gallery), max(SHORTLIST, 2 * k) + exclude.shape[1]), self.indexes[name]
+    if isinstance(index, Mapping):
+      assert isinstance(gallery, Pieces)
+      ids_QS = shortlist(index, adaptation, gallery, most, k + exclude.shape[1])
+    else:
+      ids_QS = np.array(index.search(np.asarray(fold(adaptation)), most).ids)
     for row, without in enumerate(exclude):
       ids_QS[row][np.isin(ids_QS[row], without[without >= 0])] = -1
     return rerank(adaptation, gallery, ids_QS, k)

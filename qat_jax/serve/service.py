@@ -85,12 +85,14 @@ class Service:
     self.planner = Planner(adapter, self.galleries, self.encoding)
     self.ranker = Ranker(self.galleries, dict(indexes or {}))
 
-  def over(self, items: Items, galleries: Mapping[str, Gallery]) -> Self:
-    """Returns the same service of other items: their galleries by query type, and `frozen`."""
+  def over(
+    self, items: Items, galleries: Mapping[str, Gallery], indexes: Mapping[str, Mapping[int, Index]] | None = None
+  ) -> Self:
+    """Returns the same service of other items: their galleries by query type and `frozen`, and indexes of pieces."""
     other = copy.copy(self)
     other.items, other.galleries, other.frozen = items, dict(galleries), galleries["frozen"]
     other.prepared = {name: galleries[name] for name in self.prepared}
-    other.planner, other.ranker = self.planner.over(other.galleries), Ranker(other.galleries, self.ranker.indexes)
+    other.planner, other.ranker = self.planner.over(other.galleries), Ranker(other.galleries, indexes or {})
     return other
 
   def close(self) -> None:

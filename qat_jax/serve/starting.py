@@ -31,12 +31,12 @@ from qat_jax.serve.encoding import SIZES
 from qat_jax.serve.learning import Learning
 from qat_jax.serve.limits import Limits
 from qat_jax.serve.living import ENDING, Living
-from qat_jax.serve.opening import SHARE, about_of, aspects_of, free_memory, shown_name
+from qat_jax.serve.opening import INDEXES, SHARE, about_of, aspects_of, free_memory, index_of, shown_name
 from qat_jax.serve.pictures import Stored
 from qat_jax.serve.places import Place
 from qat_jax.serve.searches import Found
 from qat_jax.serve.service import Service
-from qat_jax.types import QUERY_TYPES, Pieces, check_encoders
+from qat_jax.types import QUERY_TYPES, ArrayGallery, Pieces, check_encoders
 
 LEARNT = "learnt"
 FOLLOWING = 0.5  # seconds between two looks whether this process has become the one that writes
@@ -59,6 +59,10 @@ class Running:
 
     Raises in one line for what is missing, damaged or does not fit.
     """
+    if place.index not in INDEXES:
+      raise ValueError(f"the index is {place.index!r}; use one of {', '.join(INDEXES)}")
+    if place.index != "exact":
+      index_of(place.index, ArrayGallery(jnp.eye(2)))  # raises where its package is missing
     self.place, self.limits, self.progress = place, limits, Progress()
     store = places.features_in(place.pictures)
     self.root = places.data_folder(place)
@@ -80,7 +84,7 @@ class Running:
     self.service: Service | None = None
     self.show = show
     dtype = jnp.float32 if len(self.collection) * width * 4 < SHARE * free_memory() else jnp.float16
-    self.living = Living(self.collection, self._template(self._adapter()), self._shown, allow, dtype)
+    self.living = Living(self.collection, self._template(self._adapter()), self._shown, allow, dtype, place.index)
     if store is None:
       assert self.encoder is not None
       source = lambda: open_source("", "", place.pictures)
@@ -223,7 +227,7 @@ class Running:
   def _template(self, adapter: Adapter | None) -> Service:
     place, collection = self.place, self.collection
     notice = places.NOTICE if self.encoder is not None and self.encoder.name == places.TOY else ""
-    about = {**about_of(adapter, self.encoder), "notice": notice, "index": "exact"}
+    about = {**about_of(adapter, self.encoder), "notice": notice, "index": place.index}
     model = adapter or Adapter(collection.width, {name: Head("plain", {}, {}) for name in QUERY_TYPES})
     empty = {
       space: Pieces((jnp.ones((1, collection.width)),), (0,), (np.zeros(0, bool),), space)

@@ -8,6 +8,7 @@ import qat_jax
 from qat_jax.models.head import Head
 from qat_jax.search.kernels import _upper_bounds
 from qat_jax.serve import living as module
+from qat_jax.serve import ranking as ranking_module
 from qat_jax.serve.collected import Collected
 from qat_jax.serve.collection import blocks
 from qat_jax.serve.collection.collection import Collection, types_for
@@ -86,6 +87,49 @@ def test_answers_are_those_of_a_collection_made_anew_bit_for_bit(opened, small, 
   assert answers(service, np.random.default_rng(5)) == wanted
   assert answers(show(opened(), adapter), np.random.default_rng(5)) == wanted
   assert service.items.count == len(living) and service.items.known(living)[1] == []
+
+
+@pytest.mark.parametrize("maps", [False, True])
+def test_large_blocks_have_an_index_and_the_others_are_searched_exactly(opened, small, monkeypatch, mapping, maps):
+  pytest.importorskip("faiss")
+  monkeypatch.setattr(module, "INDEXED", 64)
+  monkeypatch.setattr(ranking_module, "SHORTLIST", 60)
+  collection, rng, shown, asked = opened(), np.random.default_rng(1), [], []
+  living = Living(collection, template(mapping if maps else None), shown.append, index="faiss")
+  living._stop.wait = lambda seconds: bool(asked.append(seconds)) or len(asked) % 8 == 0  # so many turns of a thread
+  for step in range(24):
+    items = [item(f"i{rng.integers(900)}", rng, {"n": int(rng.integers(9))}) for _ in range(40)]
+    gone = [f"i{i}" for i in rng.integers(0, 900, 5)]
+    collection.change({one.id: one for one in items}.values(), gone, {"n": pa.int64()})
+    if step % 6 == 5:
+      living.publish()
+      living._index()
+  collection.change([item("last", rng, {"n": 1})], ["i5", "i6", "i7"])
+  living.publish()
+  indexes = shown[-1].ranker.indexes["image"]
+  counts = shown[-1].galleries["image"].counts
+  assert {place for place, count in enumerate(counts) if count >= 64} >= set(indexes) and max(indexes) > 0
+  assert min(counts) < 64 and not all(map(np.all, shown[-1].galleries["image"].alive))
+  monkeypatch.setattr(ranking_module, "SHORTLIST", 900)  # all that there is: then nothing may differ
+  assert answers(shown[-1], np.random.default_rng(5)) == answers(
+    show(collection, living.template.adapter), np.random.default_rng(5)
+  )
+
+
+def test_an_index_that_cannot_be_made_leaves_the_block_exact_and_is_told(opened, small, monkeypatch, caplog):
+  monkeypatch.setattr(module, "INDEXED", 64)
+  collection, rng, shown = opened(), np.random.default_rng(1), []
+  collection.change([item(f"i{i}", rng) for i in range(100)])
+  living = Living(collection, template(), shown.append, index="faiss")
+  living.publish()
+  turns = iter([False, True, True])
+  living._stop.wait = lambda seconds: next(turns)
+  monkeypatch.setattr(module, "index_of", lambda *_: 1 / 0)
+  living._index()
+  assert "searched exactly" in caplog.text and not shown[-1].ranker.indexes
+  assert (
+    len(shown) == 1 and shown[-1].search([Search((Part(vector=np.ones(WIDTH), query_type="image"),), 5)])[0].adapted
+  )
 
 
 def test_groups_and_columns_are_those_of_all_living_items(opened, small):
