@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from qat_jax.adaptation import Adaptation, power_of_two
-from qat_jax.search.gallery import GATHERED
+from qat_jax.search.copies import GATHERED
 from qat_jax.search.rank import rank, rerank
 from qat_jax.search.warming import warm
 from qat_jax.types import as_gallery
