@@ -20,7 +20,7 @@ GATHER_ROWS = 16  # a touched row of a memory map brings its neighbours into mem
 LONGER = 4  # chunks of a copy have so many times as many rows as those of features
 
 
-def gathered(gallery: Gallery, position_P: np.ndarray, device: jax.Device | None = None) -> Part:
+def gathered(gallery: Gallery, position_P: np.ndarray) -> Part:
   """Returns rows of a gallery by position (GATHERED[-1] of them at most) as a part, checked as those of `parts`."""
   rows = GATHER_ROWS if release(gallery[:1]) else max(1, len(position_P))
   pieces = [np.zeros((0, gallery.width), np.float32)]
@@ -30,15 +30,16 @@ def gathered(gallery: Gallery, position_P: np.ndarray, device: jax.Device | None
   item_PD = np.concatenate(pieces)
   lengths = check_lengths(np.einsum("PD,PD->P", item_PD, item_PD), position_P, gallery.width)
   window = next(rows for rows in GATHERED if rows >= len(position_P))
-  features_ND = jax.device_put(np.pad(item_PD, ((0, window - len(position_P)), (0, 0))), device)
+  features_ND = jax.device_put(np.pad(item_PD, ((0, window - len(position_P)), (0, 0))))
   return Part(0, len(position_P), features_ND, 0, window, lengths)
 
 
 class Unread:
   """Features that were not read: what stands for a part's rows. No program takes it for an array."""
 
-  def __init__(self, gallery: Gallery, first: int, rows: int, device: jax.Device) -> None:
-    self.gallery, self.first, self.rows, self.device = gallery, first, rows, device
+  def __init__(self, gallery: Gallery, first: int, rows: int, device: jax.Device, lengths: np.ndarray) -> None:
+    """Keeps where the rows begin, how many there are, where they would lie, and between which two their |z|² lie."""
+    self.gallery, self.first, self.rows, self.device, self.lengths = gallery, first, rows, device, lengths
     self.dtype, self._last = gallery.dtype, (np.zeros(0, np.int64), cast(Part, None))
 
   def __len__(self) -> int:
@@ -55,7 +56,10 @@ class Unread:
     """
     kept, part = self._last
     if not np.isin(item_U, kept).all():
-      kept, part = self._last = item_U, gathered(self.gallery, self.first + item_U, self.device)
+      rows_ND = np.zeros((next(rows for rows in GATHERED if rows >= len(item_U)), self.gallery.width), self.dtype)
+      rows_ND[: len(item_U)] = self.gallery[self.first + item_U]
+      part = Part(0, len(item_U), jax.device_put(rows_ND, self.device), 0, len(rows_ND), self.lengths)
+      kept, part = self._last = item_U, part
     return part, np.searchsorted(kept, item_U)
 
 
@@ -81,7 +85,7 @@ def copied_parts(
     if items < rows:
       each = (np.pad(x, ((0, rows - items), (0, 0))[: x.ndim]) for x in coarse[:4])
       coarse = Coarse(*each, *coarse[4:])  # type: ignore[call-arg, arg-type]
-    unread = cast(jax.Array, Unread(gallery, starts[i], rows, device))
+    unread = cast(jax.Array, Unread(gallery, starts[i], rows, device, copy.lengths))
     return Part(starts[i], items, unread, 0, rows, copy.lengths, coarse=jax.device_put(coarse, device))
 
   return ahead(read, len(starts))

@@ -7,6 +7,7 @@ them all.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -67,9 +68,11 @@ def warm(adaptation: Adaptation, gallery: Gallery) -> None:
       break
     chunks *= 2
   for rows in GATHERED:
-    if streamed and prepared.tight is not None:
-      few = ItemPairs(*np.stack([np.zeros(rows, np.int64), np.arange(rows)])[:, : streamed[0].items])
-      of_pairs(lambda near, some: refined_bounds(prepared, near, some.query, some.item), streamed[0], few)
+    for part in streamed:
+      few = ItemPairs(*np.stack([np.zeros(rows, np.int64), np.arange(rows)])[:, : part.items])
+      of_pairs(functools.partial(score_pairs, prepared), part, few)
+      if prepared.tight is not None:
+        of_pairs(lambda near, some: refined_bounds(prepared, near, some.query, some.item), part, few)
     few_S = np.arange(min(len(gallery), -(-rows // queries)))
     rerank(adaptation, gallery, np.tile(few_S, (queries, 1)))
 
