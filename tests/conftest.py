@@ -2,8 +2,8 @@
 
 Every test gets its markers here, by its place and by what it uses: `process` for tests that start a process (PostgreSQL
 is one), `browser` for tests that drive a browser, `train` for tests that train, `docs` for tests that run the examples
-of the documents, `compile` for places that compile much, and `long` for tests that only CI waits for. `make check` runs the tests without any of them, `make test` those without `browser` and `long`, `make
-test-all` all.
+of the documents, `compile` for places that compile much, and `long` for tests that only CI waits for. `make check` runs
+the tests without any of them, `make test` those without `browser` and `long`, `make test-all` all.
 """
 
 import ast
