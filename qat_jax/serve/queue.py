@@ -1,7 +1,8 @@
 """One queue in front of the jitted calls: a thread takes all that has arrived, up to `most`, as one batch.
 
-While a batch is computed the next one gathers, so under load batches grow by themselves and nobody waits for others to
-arrive.
+While a batch is computed the next one gathers, so under load batches grow by themselves. Clients that wait for their
+answers ask again at once. So after a batch of several the queue waits a little for them, or they would come by halves,
+one half always waiting for the other. A client that is alone never waits.
 """
 
 import collections
@@ -12,6 +13,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from qat_jax.serve.limits import Refused
+
+GATHER = 0.2  # of the time that a batch takes, lately: how long the next one may wait for clients that were answered
 
 Work = Callable[[Sequence[Any]], Sequence[Any]]
 
@@ -26,6 +29,7 @@ class Queue:
     self._changed = threading.Condition()
     self._closed = False
     self._pace = 0.05  # seconds a batch, lately
+    self._expected, self._until = 0, 0.0  # jobs, if all clients of the last batch ask again; when to go on without
     self._thread = threading.Thread(target=self._run, name="search", daemon=True)
     self._thread.start()
 
@@ -60,6 +64,8 @@ class Queue:
           self._changed.wait()
         if not self._jobs:
           return
+        come = lambda: self._closed or len(self._jobs) >= min(self._expected, self.most)
+        self._changed.wait_for(come, max(0.0, self._until - time.monotonic()))
         batch = [self._jobs.popleft() for _ in range(min(self.most, len(self._jobs)))]
       self._answer(batch)
 
@@ -79,6 +85,10 @@ class Queue:
     self.observe(len(alive), now - batch[0][2])
     results = self._results([job for job, _ in alive])
     self._pace += 0.2 * (time.monotonic() - now - self._pace)
+    if len(alive) > 1:
+      self._expected, self._until = len(self._jobs) + len(alive), time.monotonic() + GATHER * self._pace
+    else:
+      self._expected = 0
     for (_, future), result in zip(alive, results, strict=True):
       if isinstance(result, Exception):
         future.set_exception(result)

@@ -2,6 +2,7 @@ import threading
 
 import pytest
 
+from qat_jax.serve import queue as module
 from qat_jax.serve.limits import Limits, Rates, Refused, check_host, check_key, host_of, is_loopback
 from qat_jax.serve.queue import Queue
 
@@ -44,6 +45,25 @@ def test_what_arrives_while_a_batch_is_computed_is_the_next_one(gate):
   gate.open.set()
   assert [future.result(10) for future in (first, *futures)] == [2 * i for i in range(7)]
   assert gate.batches == [[0], [1, 2, 3, 4], [5, 6]] and sizes == [4, 2]
+
+
+def test_after_a_batch_of_several_the_clients_that_were_answered_are_waited_for(gate, monkeypatch):
+  monkeypatch.setattr(module, "GATHER", 1e6)  # an answer within ten seconds comes of what is waited for
+  queue, first = blocked(gate)
+  futures = [queue.put(job) for job in (1, 2)]
+  gate.open.set()
+  assert [future.result(10) for future in (first, *futures)] == [0, 2, 4]
+  gate.begun.clear()
+  future = queue.put(3)
+  assert not gate.begun.wait(0.1)
+  assert queue.put(4).result(10) == 8 and future.result(10) == 6 and gate.batches[-1] == [3, 4]
+
+
+def test_a_client_that_is_alone_waits_for_nobody(gate, monkeypatch):
+  monkeypatch.setattr(module, "GATHER", 1e6)
+  queue, first = blocked(gate)
+  gate.open.set()
+  assert [first.result(10), queue.put(1).result(10), queue.put(2).result(10)] == [0, 2, 4]
 
 
 def test_one_job_that_fails_does_not_fail_the_others(gate):
