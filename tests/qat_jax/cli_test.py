@@ -171,7 +171,8 @@ def commands_of(parser):
 
 def test_every_command_has_examples_that_it_takes_and_flags_with_dashes():
   commands = commands_of(cli.command_line())
-  assert " ".join(commands) == "extract split train evaluate eight-bits rank serve duplicates migrate learn convert export push"
+  names = "extract split train evaluate eight-bits rank serve duplicates migrate learn convert export push"
+  assert " ".join(commands) == names
   for name, command in commands.items():
     heading, *examples = command.epilog.replace("\\\n", " ").splitlines()
     assert heading == "examples:" and examples
