@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from qat_jax.features.store import FeatureStore
 from qat_jax.serve.collection import log
@@ -59,9 +60,11 @@ class Shared(Collection):
     with self._lock:
       if time.monotonic() >= self._next:
         self._next = time.monotonic() + TURN
+        state = self._state()
         try:
           self._open()
-        except OSError as error:
+        except (OSError, ValueError) as error:
+          vars(self).update(state)  # it may have read a part
           if not _is_held(error):
             raise
         else:
@@ -103,8 +106,7 @@ class Shared(Collection):
 
   def _read_anew(self) -> None:
     """Reads everything as the writer has it at one moment: the record is the same before and after."""
-    state = {name: vars(self).get(name) for name in ("about", "items", "gone", "_number")}
-    self._whole = False
+    state, self._whole = self._state(), False
     error: Exception = OSError(f"{self.folder} changes faster than it can be read; try again")
     for _ in range(TRIES):
       try:
@@ -121,6 +123,10 @@ class Shared(Collection):
       vars(self).update(state)
       time.sleep(PAUSE)
     raise error
+
+  def _state(self) -> dict[str, Any]:
+    """Returns what reading anew replaces, to put it back."""
+    return {name: vars(self).get(name) for name in ("about", "items", "gone", "_number", "_last")}
 
   def _go_to(self, number: int, size: int = 0) -> None:
     """Goes on with a log, after what of it was read."""
@@ -139,6 +145,6 @@ class Shared(Collection):
     return self.folder / f"log-{self._number + further}"
 
 
-def _is_held(error: OSError) -> bool:
+def _is_held(error: Exception) -> bool:
   """Says whether another process writes, or this one may only read."""
-  return isinstance(error, BlockingIOError) or error.errno in ONLY_READ
+  return isinstance(error, BlockingIOError) or (isinstance(error, OSError) and error.errno in ONLY_READ)

@@ -122,6 +122,23 @@ def test_a_follower_that_opens_while_the_writer_compacts_reads_one_state(both, m
   other.close()
 
 
+def test_a_follower_that_cannot_take_a_damaged_collection_keeps_what_it_has(both):
+  (writer, follower), rng = both, np.random.default_rng(0)
+  for name in "abc":
+    writer.change([item(name, rng)])
+  follower.read_on()
+  before = content(follower)
+  writer.close()
+  path = writer.folder / "log-0"
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 1  # of the second frame: the first is read
+  path.write_bytes(data)
+  for _ in range(3):
+    with pytest.raises(ValueError, match="damaged"):
+      follower.read_on()
+    assert content(follower) == before and not follower.writes
+
+
 def test_a_follower_changes_nothing_and_wants_something_to_follow(both, tmp_path):
   writer, follower = both
   with pytest.raises(PermissionError, match="another process writes"):
