@@ -125,6 +125,15 @@ def test_all_holds_every_extra_that_is_no_accelerator_no_tool_no_database_no_con
   assert set(inside) == set(EXTRAS) - {"all", "dev", "docs", "gpu", "tpu"} - others
 
 
+def test_no_file_holds_both_sides_of_a_merge():
+  marks = re.compile("^(<<<<<<<|>>>>>>>) ", re.MULTILINE)
+  files = [path for end in ("md", "py", "toml", "txt", "js", "css") for path in ROOT.glob(f"*/**/*.{end}")]
+  files = [path for path in (*files, *ROOT.glob("*.*")) if not path.relative_to(ROOT).parts[0].startswith(".")]
+  texts = {path: path.read_text("utf-8", "replace") for path in files if path.is_file()}
+  assert ROOT / "docs/data.md" in texts and ROOT / "README.md" in texts
+  assert [path for path, text in texts.items() if marks.search(text)] == []
+
+
 def test_the_version_is_the_packages():
   assert "version" in PROJECT["dynamic"]
   assert re.fullmatch(r"\d+\.\d+\.\d+", qat_jax.__version__)

@@ -13,7 +13,6 @@ import itertools
 import json
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,7 +27,7 @@ import pyarrow as pa
 from eval import commands
 from eval.markdown import markdown
 from eval.speed.service import OPEN_CLIENTS, answers, write_bodies
-from eval.speed.tools import random_chunks, seconds_in_turn, watched_memory
+from eval.speed.tools import free_port, random_chunks, seconds_in_turn, watched_memory
 from qat_jax.features.store import write_features
 from qat_jax.runs import ANEW
 from qat_jax.serve.collection.blocks import ADDED, Item
@@ -145,9 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def serve_and_report(flags: argparse.Namespace) -> None:
   """Serves a collection, and prints what is measured of it."""
-  with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    port = free.getsockname()[1]
+  port = free_port()
   with tempfile.TemporaryDirectory() as name:
     folder, state = pathlib.Path(name), State(Limits())
     ids = {"id": [f"i{i}" for i in range(flags.items)]}

@@ -14,7 +14,6 @@ import http.client
 import json
 import pathlib
 import random
-import socket
 import subprocess
 import sys
 import tempfile
@@ -30,7 +29,7 @@ import pyarrow as pa
 import qat_jax
 from eval import commands
 from eval.markdown import markdown
-from eval.speed.tools import make_gallery, watched_memory
+from eval.speed.tools import free_port, make_gallery, watched_memory
 from qat_jax.runs import ANEW
 from qat_jax.serve.items import Items
 from qat_jax.serve.limits import Limits
@@ -184,9 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def serve_and_report(flags: argparse.Namespace) -> None:
   """Serves a gallery, and prints what clients in another process measure of it."""
-  with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    port = free.getsockname()[1]
+  port = free_port()
   state, began = State(Limits()), time.perf_counter()
   state.service = service_of(flags.items, flags.width, flags.rank)
   seconds = time.perf_counter() - began

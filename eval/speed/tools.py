@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -74,6 +75,13 @@ def seconds_in_turn(functions: Mapping[str, Callable[[], object]], repeats: int)
       if turn:
         seconds[name].append(time.perf_counter() - began)
   return seconds
+
+
+def free_port() -> int:
+  """Returns a port of this machine that nobody listens on."""
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    return free.getsockname()[1]
 
 
 @contextlib.contextmanager

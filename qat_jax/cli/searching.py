@@ -111,7 +111,7 @@ def add_serve(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_collection(parser: argparse.ArgumentParser) -> None:
-  """Adds what is asked of a collection."""
+  """Adds PICTURES and the flags of a collection."""
   text = "a folder of pictures, tar shards, Parquet files or a feature folder: a collection that may change"
   parser.add_argument("pictures", metavar="PICTURES", nargs="?", help=text)
   text = "where to keep what is made of PICTURES; by default .qat-jax beside them"

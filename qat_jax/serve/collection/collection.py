@@ -40,6 +40,8 @@ WIDER = {pa.int64(): (pa.float64(), pa.string()), pa.float64(): (pa.string(),), 
 class Collection:
   """Items that come, change and go; every change is on the disk before it is seen. For many threads, one process."""
 
+  writes = True  # whether this process is the one that may change it
+
   def __init__(self, folder: Path, encoder: EncoderName, width: int, around: FeatureStore | None = None) -> None:
     """Opens the collection in a folder, or begins one: empty, or with the features `around` the folder.
 
@@ -50,8 +52,6 @@ class Collection:
     self._lock, self._compacting = threading.Lock(), threading.Lock()
     self.changes = 0  # since it was opened
     self._open()
-
-  writes = True  # whether this process is the one that may change it
 
   def read_on(self) -> None:
     """Reads what another process has written: nothing, where no other may."""
