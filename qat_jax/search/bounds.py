@@ -116,6 +116,9 @@ class _Choice(NamedTuple):
 def _bounds(maps: ExactMaps) -> tuple[Bounds, Bounds | None]:
   """Returns the bounds with as few directions as are worth it; and with all, for each query, where these bound well."""
   queries, width = maps.folded.shape
+  if not maps.gram_left.shape[1] and maps.gate.shape[1] == 1:  # no length to bound: nothing to choose
+    nothing = _Choice(np.zeros(0, int), np.zeros(queries), maps.cut, True)
+    return _keeping(maps, np.square(maps.gate), nothing), None
   square_QD = np.square(np.broadcast_to(maps.gate, (queries, width)))
   # how much of an item that the query would like lies along each direction
   aligned_QE = np.square((maps.folded[:, None] @ maps.directions)[:, 0]) / np.maximum(
@@ -184,7 +187,7 @@ def _keeping(maps: ExactMaps, square_QD: np.ndarray, choice: _Choice) -> Bounds:
   floor_Q = rest_Q + (square_QD.min(axis=1) if scalar else 0)
   weights_Q = np.abs(weight_QM).sum(axis=1)
   squares_Q = np.abs(floor_Q) + (0 if scalar else largest_Q) + (16 / 6 * in_single if large else 1) * weights_Q
-  weight_MQ = np.pad(weight_QM.T, ((0, added), (0, 0)))
+  weight_MQ = np.concatenate([weight_QM.T, np.zeros((added, len(floor_Q)))])
   return Bounds(
     columns=single(np.concatenate(columns, axis=1)),
     weight=single(weight_MQ),

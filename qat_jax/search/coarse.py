@@ -57,10 +57,20 @@ class Coarse(NamedTuple):
   step: jax.Array  # D
   reach: jax.Array  # the greatest scale · |values| of the items
 
+  def rows(self, start: int, count: int) -> Coarse:
+    """Returns the copy of consecutive items, on a CPU without copying it."""
+    each = (row_view(x, start, count) for x in self[:4])
+    return Coarse(*each, *self[4:])  # type: ignore[call-arg]
+
   def block(self, start: jax.Array, rows: int) -> Coarse:
     """Returns the copy of consecutive items."""
     values, scale, error, step_error = (jax.lax.dynamic_slice_in_dim(x, start, rows) for x in self[:4])
     return Coarse(values, scale, error, step_error, *self[4:])
+
+
+def row_view(array: jax.Array, start: int, count: int) -> jax.Array:
+  """Returns consecutive rows of an array on a CPU; where they begin at a multiple of 64 bytes, they are not copied."""
+  return jax.device_put(np.asarray(array)[start : start + count])
 
 
 class CutColumns(NamedTuple):
@@ -156,7 +166,8 @@ def cut_columns(column_DC: jax.Array | np.ndarray, items: Coarse, kind: str = "i
 def intervals(items: Coarse, columns: CutColumns) -> tuple[jax.Array, jax.Array]:
   """Returns inner products of items and columns, and what they may be off by (two BC; lemma 8)."""
   if columns.values.dtype == jnp.int8:
-    sum_BP = jnp.matmul(items.values, columns.values, preferred_element_type=jnp.int32)
+    sums = [jnp.matmul(items.values, x, preferred_element_type=jnp.int32) for x in _apart(columns.values)]
+    sum_BP = jnp.concatenate(sums, axis=1)
   else:
     sum_BP = jnp.matmul(items.values.astype(jnp.float32), columns.values, precision=HIGHEST)
   product_BC = sum_BP.astype(jnp.float32) * columns.size[None]
@@ -167,6 +178,14 @@ def intervals(items: Coarse, columns: CutColumns) -> tuple[jax.Array, jax.Array]
     items.error[:, None] * columns.length[None], items.step_error[:, None] * columns.step_length[None]
   )
   return product_BC, error_BC + columns.doubt[None]
+
+
+def _apart(value_DP: jax.Array) -> list[jax.Array]:
+  """Returns columns in portions that XLA's CPU products of 8 bits are quickest with: of 32, then of 8, up to 12."""
+  ends, columns = [0], value_DP.shape[1]
+  while (left := columns - ends[-1]) > 12:
+    ends.append(ends[-1] + (32 if left >= 32 else 8))
+  return jnp.split(value_DP, [end for end in ends[1:] if end < columns], axis=1)
 
 
 def wanted(features_ND: jax.Array, searches: int) -> bool:

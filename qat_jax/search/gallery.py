@@ -74,7 +74,7 @@ class Part:
   def rows(self, item_B: np.ndarray) -> np.ndarray:
     """Returns some of the items (BD, float32), on the host."""
     if self.platform == "cpu":  # no copy of the whole
-      return np.asarray(np.asarray(self.features)[self.offset + item_B], np.float32)
+      return np.asarray(np.take(np.asarray(self.features), self.offset + item_B, axis=0), np.float32)
     place_B = np.pad(self.offset + item_B, (0, power_of_two(len(item_B)) - len(item_B)))  # few shapes to compile for
     return np.asarray(jnp.take(self.features, place_B, axis=0), np.float32)[: len(item_B)]
 

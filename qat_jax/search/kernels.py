@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +16,17 @@ import numpy as np
 
 from qat_jax.adaptation import HIGHEST, power_of_two
 from qat_jax.search.bounds import LENGTHS, UNIT, Array, Bounds, OneMap, Prepared
-from qat_jax.search.coarse import EXACT, Coarse, CutColumns, cut_columns, intervals, quicker_kind
+from qat_jax.search.coarse import EXACT, FEW, Coarse, CutColumns, cut_columns, intervals, quicker_kind, row_view
 from qat_jax.search.cores import cores, on_cores
 from qat_jax.search.gallery import Part
 from qat_jax.search.spectrum import remember
-from qat_jax.search.uppers import PIECE_ROWS, Piece, Uppers
+from qat_jax.search.uppers import PIECE_ROWS, Piece, Uppers, peaks
 
 BLOCK_ROWS = {"cpu": 128}  # of a block of items: on a CPU, what the cache of a core holds, and a copy of it
 BLOCK_ROWS_ELSEWHERE = 1 << 14
-COARSE_ROWS = 1024  # of a block of the 8-bit copy
+COARSE_ROWS = 1024  # of a block of the 8-bit copy, where it is multiplied as float32
+RESULTS = 1 << 22  # bytes of 8-bit products that a call makes: a cache holds them
+EVEN = 64  # rows: where so many begin, the bytes of any width lie as XLA wants them, and are not copied
 FEW_COLUMNS = 80  # so few of a float32 gallery that XLA's CPU product is fastest in one piece
 ON_HOST = ("cpu",)  # where the host looks through bounds: XLA's CPU code for it takes ten times as long
 # bytes of a block's products that a GPU's cache holds: blocks of few columns are longer, since it takes longer to begin
@@ -66,28 +69,58 @@ def upper_bounds(
     square_N: a lower bound of the squared length of each row of the part's array, where the bounds have none.
     lengths_only: whether to return lower bounds of squared lengths, by bounds that have directions alone.
   """
-  rows, on_host, columns = part.window, part.platform in ON_HOST, bounds.columns.shape[1]
-  coarse = part.coarse is not None and bounds.square is None
-  items: jax.Array | Coarse = part.coarse if coarse and part.coarse is not None else part.features
-  few = part.platform == "cpu" and bounds.square is None and columns <= FEW_COLUMNS and not coarse
-  whole = few and rows == len(part.features) and part.features.dtype == jnp.float32  # a slice would be a copy
-  count = 1 if whole or not on_host else max(1, min(cores(), rows // PIECE_ROWS))
-  each = -(-rows // count)
-  block = rows if whole else min(each, COARSE_ROWS if coarse else block_rows(part, columns))
-  kind = quicker_kind() if coarse and bounds.columns.shape[0] <= EXACT else "int8"
+  coarse = part.coarse if bounds.square is None else None
+  kind = "int8" if coarse is None or len(bounds.columns) > EXACT else quicker_kind()
+  cut = None if coarse is None else _cut(bounds.columns, coarse, kind)
+  layout = _layout(part, bounds, kind)
+  host = part.platform in ON_HOST
+  if cut is not None:  # which stands for the columns
+    bounds = dataclasses.replace(bounds, columns=np.zeros((len(bounds.columns), 0), np.float32))
   wanted_N = None
   if part.wanted is not None:
-    wanted_N = np.pad(part.wanted, (part.skipped, rows - part.skipped - part.items))
+    wanted_N = np.pad(part.wanted, (part.skipped, part.window - part.skipped - part.items))
 
   def piece(i: int) -> Piece:
-    at = min(i * each, rows - each)  # the last piece goes over some rows again
+    square_B: Array | None = square_N
+    each = layout.each
+    at = min(i * each, part.window - each)  # the last piece goes over some rows again
     new = np.array([max(i * each, part.skipped) - at, part.skipped + part.items - at], np.int32)
     wanted_B = None if wanted_N is None else wanted_N[at : at + each]
-    start = np.int32(part.offset - part.skipped + at)
-    found = _upper_bounds(bounds, items, start, part.lengths, new, wanted_B, each, block, square_N, lengths_only, kind)
-    return Piece(at - part.skipped, jax.block_until_ready(found) if count > 1 else found)
+    start, items = part.offset - part.skipped + at, part.features if coarse is None else coarse
+    if layout.viewed and each < len(part.features):
+      items = row_view(part.features, start, each) if coarse is None else coarse.rows(start, each)
+      square_B, start = None if square_N is None else np.asarray(square_N)[start:][:each], 0
+    found = _upper_bounds(
+      bounds, items, np.int32(start), part.lengths, new, wanted_B, each, layout.block, square_B, lengths_only, cut, host
+    )
+    return Piece(at - part.skipped, *(found if layout.viewed else jax.block_until_ready(found)))
 
-  return Uppers(on_cores(piece, range(count)), queries, on_host, coarse)
+  all_pieces = range(-(-part.window // layout.each))
+  pieces = [piece(i) for i in all_pieces] if layout.viewed else on_cores(piece, all_pieces)
+  return Uppers(pieces, queries, host, coarse is not None)
+
+
+class _Layout(NamedTuple):
+  """How a part is walked through."""
+
+  each: int  # rows of a call
+  block: int  # rows that a call bounds at once
+  viewed: bool  # whether a call is given its own rows, and XLA shares them out
+
+
+def _layout(part: Part, bounds: Bounds, kind: str) -> _Layout:
+  rows, columns = part.window, bounds.columns.shape[1]
+  if part.platform not in ON_HOST:
+    return _Layout(rows, min(rows, block_rows(part, columns)), False)
+  coarse = part.coarse is not None and bounds.square is None
+  few = bounds.square is None and columns <= FEW_COLUMNS and part.features.dtype == jnp.float32
+  if (coarse and kind == "int8") or (few and not coarse):
+    most = max(EVEN, RESULTS // (4 * columns * (2 if coarse and columns <= FEW else 1)))
+    each = -(-rows // -(-rows // most))
+    each = min(rows, -(-each // EVEN) * EVEN)
+    return _Layout(each, each, True)
+  each = -(-rows // max(1, min(cores(), rows // PIECE_ROWS)))
+  return _Layout(each, min(each, COARSE_ROWS if coarse else block_rows(part, columns)), False)
 
 
 def block_rows(part: Part, columns: int) -> int:
@@ -99,7 +132,10 @@ def block_rows(part: Part, columns: int) -> int:
   return max(rows, min(LONGEST_BLOCK, power_of_two(PRODUCTS // bytes_each + 1) // 2))
 
 
-@functools.partial(jax.jit, static_argnames=("rows", "block", "lengths_only", "kind"))
+_cut = jax.jit(cut_columns, static_argnames="kind")
+
+
+@functools.partial(jax.jit, static_argnames=("rows", "block", "lengths_only", "peaked"))
 def _upper_bounds(
   bounds: Bounds,
   gallery: jax.Array | Coarse,
@@ -109,18 +145,17 @@ def _upper_bounds(
   wanted_N: np.ndarray | None,
   rows: int,
   block: int,
-  square_N: jax.Array | None = None,
+  square_N: Array | None = None,
   lengths_only: bool = False,
-  kind: str = "int8",
-) -> jax.Array:
-  """Returns the bounds (NQ) of some rows; −inf but from new[0] to new[1]."""
-  blocks, queries = -(-rows // block), bounds.floor.shape[0]
-  columns = cut_columns(bounds.columns, gallery, kind) if isinstance(gallery, Coarse) else None
+  columns: CutColumns | None = None,
+  peaked: bool = False,
+) -> tuple[jax.Array, jax.Array | None]:
+  """Returns the bounds (NQ) of some rows, −inf but from new[0] to new[1]; and if asked for, their peaks."""
 
   def some(at: jax.Array) -> jax.Array | Coarse:
     if isinstance(gallery, Coarse):
-      return gallery.block(at, block)
-    return jax.lax.dynamic_slice_in_dim(gallery, at, block)
+      return gallery if block == len(gallery.values) else gallery.block(at, block)
+    return gallery if block == len(gallery) else jax.lax.dynamic_slice_in_dim(gallery, at, block)
 
   def one(i: jax.Array, upper_NQ: jax.Array) -> jax.Array:
     at = jnp.minimum(i * block, rows - block)  # the last block goes over some rows again
@@ -130,9 +165,12 @@ def _upper_bounds(
     there_B = (row_B >= new[0]) & (row_B < new[1])
     if wanted_N is not None:
       there_B &= jax.lax.dynamic_slice_in_dim(wanted_N, at, block)
-    return jax.lax.dynamic_update_slice_in_dim(upper_NQ, jnp.where(there_B[:, None], upper_BQ, -jnp.inf), at, 0)
+    upper_BQ = jnp.where(there_B[:, None], upper_BQ, -jnp.inf)
+    return upper_BQ if block == rows else jax.lax.dynamic_update_slice_in_dim(upper_NQ, upper_BQ, at, 0)
 
-  return jax.lax.fori_loop(0, blocks, one, jnp.zeros((rows, queries)))
+  empty_NQ = jnp.zeros((rows, bounds.floor.shape[0]))
+  upper_NQ = one(jnp.int32(0), empty_NQ) if block == rows else jax.lax.fori_loop(0, -(-rows // block), one, empty_NQ)
+  return upper_NQ, jnp.asarray(peaks(upper_NQ)) if peaked else None
 
 
 def upper(
@@ -180,7 +218,8 @@ def upper(
   if square_B is not None:
     square_BQ = square_B[:, None]
   numerator_BQ += bounds.numerator_slack[None]
-  return jnp.minimum(_bound(numerator_BQ, square_BQ, bounds.cut[None], bounds.longest[None]), bounds.most[None])
+  # what is no number claims nothing
+  return jnp.fmin(_bound(numerator_BQ, square_BQ, bounds.cut[None], bounds.longest[None]), bounds.most[None])
 
 
 def _bound(numerator: Array, square: Array, cut: Array, longest: Array) -> jax.Array:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qat_jax.adaptation import cosine, power_of_two, sums
+from qat_jax.adaptation import SUMMED, TINY, cosine, power_of_two, sums
 from qat_jax.search.bounds import Bounds, Factors, Prepared
 from qat_jax.search.cores import cores, on_cores
 from qat_jax.search.gallery import Part
@@ -27,8 +27,43 @@ DEEP_NUMBERS = 1 << 22  # mapped items that are held at once
 
 def scores(factors: Factors, part: Part, query_P: np.ndarray, item_P: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Returns cosine(q', T z) and |T z| (two P, float32) of some of a part's items, query by query."""
+  if part.platform in PIECE and not factors.left.shape[2]:
+    return _without_factors(factors, part, query_P, item_P)
   score_P, length_P = _of_pairs(_scores, factors, part, query_P, item_P)
   return score_P, length_P
+
+
+def _without_factors(
+  factors: Factors, part: Part, query_P: np.ndarray, item_P: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """As `scores`, of maps that are a gate alone, by NumPy: XLA takes twice as long to gather rows.
+
+  Row by row, in pieces of a row, so that equal items have equal scores and no more than SUMMED numbers are added up in
+  a row. On one core, since NumPy's threads would wait for each other.
+  """
+  query_QD, gate_QD = (np.asarray(x, np.float32) for x in factors[:2])
+  score_P, length_P = np.empty((2, len(query_P)), np.float32)
+  end_Q = np.cumsum(np.bincount(query_P)).tolist()
+  for query, (first, last) in enumerate(zip([0, *end_Q], end_Q, strict=False)):
+    for at in (slice(start, min(start + ITEMS, last)) for start in range(first, last, ITEMS)):
+      item_BD, query_D, gate_D = part.rows(item_P[at]), query_QD[query], gate_QD[query]
+      if len(gate_D) > 1:
+        item_BD = gate_D * item_BD
+        score_P[at], length_P[at] = _summed(item_BD, query_D), _summed(item_BD, item_BD)
+      else:
+        score_P[at], length_P[at] = _summed(item_BD, gate_D * query_D), gate_D * gate_D * _summed(item_BD, item_BD)
+  length_P = np.sqrt(length_P)
+  return score_P / np.maximum(length_P, TINY), length_P
+
+
+def _summed(x_BD: np.ndarray, y_BD: np.ndarray) -> np.ndarray:
+  """Returns Σ x y of each row (B); NumPy adds up each fourth number of a piece in a row, or fewer."""
+  width, each = x_BD.shape[1], 4 * SUMMED
+  if width % each == 0:
+    x_BPE, y_BPE = (x.reshape(*x.shape[:-1], -1, each) for x in (x_BD, y_BD))
+    return np.einsum("...PE,...PE->P...", x_BPE, y_BPE).sum(axis=0)
+  cuts = [slice(start, start + each) for start in range(0, width, each)]
+  return functools.reduce(np.add, [np.einsum("...D,...D->...", x_BD[:, cut], y_BD[..., cut]) for cut in cuts])
 
 
 def refined_bounds(prepared: Prepared, part: Part, query_P: np.ndarray, item_P: np.ndarray) -> np.ndarray:

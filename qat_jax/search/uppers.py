@@ -17,10 +17,28 @@ from qat_jax.search.cores import on_cores
 GROUP = 16  # items whose greatest bound stands for them, where there are
 PEAKS = 256  # groups or more
 SORTED = 4096  # numbers a query that a device orders: of larger groups, where there are more
+DENSE = 1 / 8  # of the groups: where so many reach a threshold, to look through all rows costs less
 FOUND = 1 << 14  # bounds that a device finds at once, at first
 COUNTED = 128  # bounds of a group that are counted by a product
 PIECE_ROWS = 2048  # that a core of a CPU is given at least
 SUMMED = 1 << 16  # bounds that are added up at once: they stay in a cache
+
+
+def peaks(upper_NQ: Array) -> Array:
+  """Returns the greatest bound of each group of GROUP rows (GQ), or the bounds of few rows.
+
+  Row i is of group i mod G; the rows that are over, fewer than GROUP, are of none. It goes by halves: along a middle
+  axis NumPy, and XLA's CPU code, take a greatest number by number.
+  """
+  if len(upper_NQ) < PEAKS * GROUP:
+    return upper_NQ
+  maximum = np.maximum if isinstance(upper_NQ, np.ndarray) else jnp.maximum
+  groups = len(upper_NQ) // GROUP
+  upper_NQ = upper_NQ[: groups * GROUP]
+  while len(upper_NQ) > groups:
+    half = len(upper_NQ) // 2
+    upper_NQ = maximum(upper_NQ[:half], upper_NQ[half:])
+  return upper_NQ
 
 
 class Piece(NamedTuple):
@@ -28,6 +46,7 @@ class Piece(NamedTuple):
 
   first: int  # the item of a part that the first row is, where it is one
   upper: Array  # NQ; −inf for rows that are no items, no new ones, or not wanted
+  peaks: Array | None = None  # GQ: on a CPU, what `peaks` returns of them
 
 
 class Uppers(NamedTuple):
@@ -44,8 +63,7 @@ class Uppers(NamedTuple):
       (piece,) = self.pieces
       few = len(piece.upper) <= count
       return np.full(self.queries, -np.inf, np.float32) if few else np.asarray(_kth(piece.upper, count))[: self.queries]
-    values = on_cores(self._greatest_of_groups, self.pieces)
-    value_QG = np.concatenate(values).T
+    value_QG = np.concatenate([np.asarray(piece.peaks)[:, : self.queries] for piece in self.pieces]).T
     if value_QG.shape[1] <= count:
       return np.full(self.queries, -np.inf, np.float32)
     return -np.partition(-value_QG, count - 1, axis=1)[:, count - 1]
@@ -66,37 +84,32 @@ class Uppers(NamedTuple):
   def of_items(self, rows: range) -> Array:
     """Returns the bounds of consecutive items (NQ); on a CPU on the host."""
     if len(self.pieces) == 1:
-      first, piece_NQ = self.pieces[0]
+      first, piece_NQ, _ = self.pieces[0]
       return (np.asarray(piece_NQ) if self.on_host else piece_NQ)[
         rows.start - first : rows.stop - first, : self.queries
       ]
     upper_NQ = np.full((len(rows), self.queries), -np.inf, np.float32)
-    for first, piece_NQ in self.pieces:  # a row that two pieces hold is −inf in one of them
+    for first, piece_NQ, _ in self.pieces:  # a row that two pieces hold is −inf in one of them
       start, stop = max(rows.start, first), min(rows.stop, first + len(piece_NQ))
       if start < stop:
         there_NQ = upper_NQ[start - rows.start : stop - rows.start]
         np.maximum(there_NQ, np.asarray(piece_NQ)[start - first : stop - first, : self.queries], out=there_NQ)
     return upper_NQ
 
-  def _greatest_of_groups(self, piece: Piece) -> np.ndarray:
-    """Returns the greatest bounds of groups of rows (GQ), or the bounds of few rows.
-
-    It goes by halves: along a middle axis NumPy, and XLA's CPU code, take a greatest number by number.
-    """
-    greatest_BQ = np.asarray(piece.upper)[:, : self.queries]
-    if len(greatest_BQ) < PEAKS * GROUP:
-      return greatest_BQ
-    groups = len(greatest_BQ) // GROUP
-    greatest_BQ = greatest_BQ[: groups * GROUP]
-    while len(greatest_BQ) > groups:
-      half = len(greatest_BQ) // 2
-      greatest_BQ = np.maximum(greatest_BQ[:half], greatest_BQ[half:])
-    return greatest_BQ
-
   def _by_host(self, least_Q: np.ndarray, piece: Piece) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    upper_NQ = np.asarray(piece.upper)[:, : self.queries]
-    row_P, query_P = np.divmod(np.flatnonzero(upper_NQ >= least_Q), self.queries)
-    return query_P, row_P + piece.first, upper_NQ[row_P, query_P]
+    """Looks into the groups whose greatest bound reaches a query's least, or through all rows where many do."""
+    upper_NQ, peak_GQ = (np.asarray(x) for x in piece[1:])
+    least_Q = np.pad(least_Q, (0, upper_NQ.shape[1] - self.queries), constant_values=np.inf)
+    queries, groups, reached_R = len(least_Q), len(peak_GQ), np.flatnonzero(peak_GQ >= least_Q)
+    first = groups * GROUP
+    if groups == len(upper_NQ) or len(reached_R) > DENSE * peak_GQ.size:
+      first, reached_R = 0, reached_R[:0]
+    place_RE = reached_R[:, None] + groups * queries * np.arange(GROUP)
+    place_P = place_RE[upper_NQ.ravel()[place_RE] >= least_Q[reached_R % queries, None]]
+    over_P = np.flatnonzero(upper_NQ[first:] >= least_Q) + first * queries
+    place_P = np.concatenate([place_P, over_P])
+    row_P, query_P = np.divmod(place_P, queries)
+    return query_P, row_P + piece.first, upper_NQ.ravel()[place_P]
 
   def _by_device(self, least_Q: np.ndarray, piece: Piece) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     least_Q = np.pad(least_Q, (0, piece.upper.shape[1] - self.queries), constant_values=np.inf)
@@ -163,6 +176,6 @@ def bounds_of_sums(uppers: Sequence[Uppers], weight_SQ: np.ndarray, items: int) 
       np.multiply(weight_SQ[0], upper_SNQ[0][some], out=total_NQ[some])
       for weight_Q, upper_NQ in zip(weight_SQ[1:], upper_SNQ[1:], strict=True):
         total_NQ[some] += weight_Q * upper_NQ[some]
-    return Piece(first, total_NQ)
+    return Piece(first, total_NQ, peaks(total_NQ))
 
   return Uppers(on_cores(summed, pieces), queries, on_host, any(one.coarse for one in uppers))

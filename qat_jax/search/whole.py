@@ -95,7 +95,8 @@ def best_of_sum(
   # what a part may build on is settled when it is handed out, so that every call does, and compiles, the same
   tasks = (functools.partial(searched, some, best) for some in all_parts)
   for results in _side_by_side(tasks, devices):
-    best = [one.merge(other) for one, other in zip(best, results, strict=True)]
+    # one device's parts come in turn: what each returns holds what the others before it found
+    best = results if devices == 1 else [one.merge(other) for one, other in zip(best, results, strict=True)]
   return best
 
 
@@ -192,8 +193,9 @@ def padded(adaptation: Adaptation, block: range) -> Adaptation:
 def ranking_of(best: list[TopK], k: int, items: int) -> Ranking:
   """Returns the best of blocks of queries as one Ranking, filled up to k."""
   ids_QB, score_QB = (np.concatenate(x) for x in ([top.ids for top in best], [top.scores for top in best]))
-  missing = ((0, 0), (0, k - ids_QB.shape[1]))
   kind = np.int32 if items <= np.iinfo(np.int32).max else np.int64
-  return Ranking(
-    np.pad(ids_QB, missing, constant_values=-1).astype(kind), np.pad(score_QB, missing, constant_values=-np.inf)
-  )
+  if missing := k - ids_QB.shape[1]:
+    ids_QB, score_QB = (
+      np.pad(x, ((0, 0), (0, missing)), constant_values=value) for x, value in ((ids_QB, -1), (score_QB, -np.inf))
+    )
+  return Ranking(ids_QB.astype(kind), score_QB)

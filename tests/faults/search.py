@@ -85,7 +85,7 @@ def elsewhere() -> Iterator[None]:
 
 
 _upper_bounds_elsewhere = jax.jit(
-  kernels._upper_bounds.__wrapped__, static_argnames=("rows", "block", "lengths_only", "kind")
+  kernels._upper_bounds.__wrapped__, static_argnames=("rows", "block", "lengths_only", "peaked")
 )
 
 

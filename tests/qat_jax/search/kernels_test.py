@@ -1,10 +1,11 @@
 import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qat_jax.search import kernels, uppers
+from qat_jax.search import coarse, kernels, uppers
 from qat_jax.search.bounds import prepare
 from qat_jax.search.gallery import Part
 from qat_jax.types import Adaptation
@@ -40,6 +41,13 @@ def test_blocks_are_longer_on_a_gpu_while_its_cache_holds_their_products(platfor
   assert kernels.block_rows(part, columns) == rows
 
 
+def with_peaks(looked: uppers.Uppers) -> uppers.Uppers:
+  """Returns bounds whose peaks are taken again."""
+  return looked._replace(
+    pieces=[piece._replace(peaks=uppers.peaks(np.asarray(piece.upper))) for piece in looked.pieces]
+  )
+
+
 def by_pair(looked: uppers.Uppers, least_Q: np.ndarray) -> dict[tuple[int, int], float]:
   query_P, item_P, upper_P = (x.tolist() for x in looked.reaching(least_Q))
   assert query_P == sorted(query_P)
@@ -70,10 +78,11 @@ def test_each_item_is_bounded_once_in_however_many_pieces(monkeypatch, rank, off
     return found
 
   monkeypatch.setattr(kernels, "PIECE_ROWS", 32)
-  monkeypatch.setattr(uppers, "PEAKS", 1)
   monkeypatch.setattr(kernels, "BLOCK_ROWS", {"cpu": 32})  # the last one goes over rows of the one before again
   whole, pieces = bounded(1), bounded(4)
   everything = by_pair(pieces, np.full(3, -np.inf))
+  monkeypatch.setattr(uppers, "PEAKS", 1)
+  pieces = with_peaks(pieces)
   assert everything.keys() == {(query, item) for query in range(3) for item in np.flatnonzero(wanted_N)}
   assert everything == pytest.approx(by_pair(whole, np.full(3, -np.inf)), rel=1e-5)
   least_Q = pieces.greatest(20)
@@ -81,6 +90,7 @@ def test_each_item_is_bounded_once_in_however_many_pieces(monkeypatch, rank, off
   assert some == {pair: upper for pair, upper in everything.items() if upper >= least_Q[pair[0]]}
   grouped = [pieces.greatest(count) for count in range(1, 21)]
   monkeypatch.setattr(uppers, "PEAKS", 1 << 20)
+  pieces = with_peaks(pieces)
   for query in range(3):
     upper_P = np.sort([upper for (own, _), upper in everything.items() if own == query])[::-1]
     for count in range(1, 21):
@@ -90,8 +100,47 @@ def test_each_item_is_bounded_once_in_however_many_pieces(monkeypatch, rank, off
 
 def test_groups_are_sixteen_rows_each_without_what_is_over():
   upper_NQ = np.random.default_rng(0).permutation(2 * (256 * 16 + 5)).reshape(-1, 2).astype(np.float32)
-  looked = uppers.Uppers([uppers.Piece(0, upper_NQ)], 2, True, False)
+  looked = uppers.Uppers([uppers.Piece(0, upper_NQ, uppers.peaks(upper_NQ))], 2, True, False)
+  np.testing.assert_array_equal(jax.jit(uppers.peaks)(upper_NQ), looked.pieces[0].peaks)
   least_first = np.sort(upper_NQ[: 256 * 16].reshape(16, 256, 2).max(axis=0), axis=0)
   for count in (1, 100, 255):
     np.testing.assert_array_equal(looked.greatest(count), least_first[-count])
   assert (looked.greatest(256) == -np.inf).all()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.01, 0.5, 1.0])
+def test_the_host_finds_all_that_reaches_in_groups_and_among_the_rows_that_are_over(share):
+  upper_NQ = np.random.default_rng(0).uniform(size=(256 * 16 + 5, 4)).astype(np.float32)
+  upper_NQ[-2:] = 2
+  upper_NQ[7] = -np.inf
+  looked = uppers.Uppers([uppers.Piece(100, upper_NQ, uppers.peaks(upper_NQ))], 3, True, False)
+  wanted = np.argwhere(1 - share <= upper_NQ[:, :3].T)
+  found = by_pair(looked, np.full(3, 1 - share))
+  assert found == {(query, row + 100): upper_NQ[row, query] for query, row in wanted.tolist()}
+
+
+@pytest.mark.parametrize(("offset", "items", "window"), [(0, 300, 300), (200, 100, 150), (140, 160, 160)])
+@pytest.mark.parametrize("one_map", [False, True])
+def test_calls_that_are_given_rows_of_their_own_bound_as_one_call_does(monkeypatch, offset, items, window, one_map):
+  rng = np.random.default_rng(0)
+  unit = lambda x: (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+  left, right = 0.2 * rng.standard_normal((2, 1 if one_map else 6, 64, 4)).astype(np.float32)
+  query_QD, gallery_ND = unit(rng.standard_normal((6, 64))), jnp.asarray(unit(rng.standard_normal((300, 64))))
+  each = (6, 64, 4)
+  prepared = prepare(
+    Adaptation(query_QD, np.ones((6, 1), np.float32), np.broadcast_to(left, each), np.broadcast_to(right, each))
+  )
+  assert (prepared.one_map is not None) == one_map
+  lengths, wanted_N = np.array([0.9999, 1.0001], np.float32), rng.random(items) < 0.6
+  part = Part(0, items, gallery_ND, offset, window, lengths, wanted_N, coarse.copied(gallery_ND), squares={})
+  monkeypatch.setattr(kernels, "quicker_kind", lambda: "int8")
+
+  def bounded(results: int) -> uppers.Uppers:
+    monkeypatch.setattr(kernels, "RESULTS", results)
+    return kernels.filtered(prepared, part, 5)
+
+  whole, pieces = bounded(1 << 22), bounded(1)
+  assert (len(whole.pieces), len(pieces.pieces)) == (1, -(-window // kernels.EVEN))
+  everything = by_pair(pieces, np.full(5, -np.inf))
+  assert everything.keys() == {(query, item) for query in range(5) for item in np.flatnonzero(wanted_N)}
+  assert everything == pytest.approx(by_pair(whole, np.full(5, -np.inf)), rel=1e-5)
