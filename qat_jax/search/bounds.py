@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from flax import struct
 
+from qat_jax.search.cores import one_core
 from qat_jax.search.spectrum import EACH_WIDE, RANK, SPARE_PART, WIDE, ExactMaps, decomposed, scaled
 from qat_jax.types import Adaptation
 
@@ -80,10 +81,11 @@ class Prepared(NamedTuple):
 def prepare(adaptation: Adaptation) -> Prepared:
   """Returns bounds and factors of Q adaptations (finite; any scale that float32 holds)."""
   adaptation = scaled(adaptation)
-  maps = decomposed(adaptation)
+  with one_core():
+    maps = decomposed(adaptation)
+    bounds, tight = _bounds(maps)
   size_Q = np.abs(maps.gate).max(axis=1) + np.linalg.norm(maps.strength, axis=1)
   query, gate, left, right = (np.asarray(getattr(adaptation, name)) for name in ("query", "gate", "left", "right"))
-  bounds, tight = _bounds(maps)
   only = one_map(bounds, maps.key) if maps.one else None
   return Prepared(bounds, Factors(query, gate, left, right, np.asarray(size_Q, np.float32)), tight, only)
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import functools
 import os
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
+
+import threadpoolctl
 
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
@@ -22,6 +26,40 @@ def on_cores(function: Callable[[Piece], Result], pieces: Sequence[Piece]) -> li
   if min(len(pieces), cores()) == 1:
     return [function(piece) for piece in pieces]
   return list(_pool().map(function, pieces))
+
+
+class _OneCore:
+  """Keeps NumPy's linear algebra to the core that calls it.
+
+  OpenBLAS's threads go on looking for work, at full speed, for some hundredths of a second after each product: XLA's
+  programs that come next would share the cores with them.
+  """
+
+  def __init__(self) -> None:
+    self._inside, self._lock, self._limits = 0, threading.Lock(), contextlib.ExitStack()
+
+  @contextlib.contextmanager
+  def __call__(self) -> Iterator[None]:
+    """Within it no call has threads of its own; what the process had before is put back as the last one leaves."""
+    with self._lock:
+      if not self._inside:
+        self._limits.enter_context(_linear_algebra().limit(limits=1))
+      self._inside += 1
+    try:
+      yield
+    finally:
+      with self._lock:
+        self._inside -= 1
+        if not self._inside:
+          self._limits.close()
+
+
+one_core = _OneCore()
+
+
+@functools.cache
+def _linear_algebra() -> threadpoolctl.ThreadpoolController:
+  return threadpoolctl.ThreadpoolController().select(user_api="blas")
 
 
 @functools.cache
