@@ -29,7 +29,7 @@ ORDER_BY_FOLDER = """
 : types stages sealed keeping
 cluster: nodes crew work
 : hub adaptation metrics runs quicker
-search: cores spectrum bounds coarse gallery top copies uppers kernels scores exact masks whole grouping rank
+search: cores spectrum bounds coarse gates gallery top copies uppers kernels scores exact masks whole grouping rank
 search: diversity sums warming index
 search: indexes
 : duplicates datasets

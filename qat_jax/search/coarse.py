@@ -41,7 +41,7 @@ TRIES, KEPT, AGAIN = (
   8,
   128,
 )  # searches each way at first, whose times are kept, until the slower way gets another one
-TRIED = (1 << 14, 512, 16)  # rows, dimensions and columns of the products that are timed
+TRIED = (1 << 14, 512, 8)  # rows, dimensions and columns of the products that are timed
 Result = TypeVar("Result")
 SWITCH = "QAT_JAX_SEARCH"  # the environment variable that leaves the copy out where it says `float32`
 
@@ -129,14 +129,14 @@ def _copied(
   scale_B = jnp.maximum(jnp.abs(stepped_BD).max(axis=1) / LARGEST, 1e-30)
   value_BD = once(jnp.clip(jnp.round(stepped_BD / scale_B[:, None]), -LARGEST, LARGEST))
   error_BD = once(rest_BD - scale_B[:, None] * step_D[None] * value_BD)
-  length = lambda x_BD: _more(jnp.sqrt(jnp.square(x_BD).sum(axis=1)), width)
+  length = lambda x_BD: raised(jnp.sqrt(jnp.square(x_BD).sum(axis=1)), width)
   error_B, step_error_B, reach_B = length(error_BD), length(error_BD / step_D[None]), scale_B * length(value_BD)
   step_error_B += 16 * UNIT * (step_error_B + reach_B)
   square_B = jnp.square(item_BD).sum(axis=1)
   return value_BD.astype(jnp.int8), scale_B, error_B + 32 * UNIT, step_error_B, reach_B, square_B
 
 
-def _more(length: jax.Array, width: int) -> jax.Array:
+def raised(length: jax.Array, width: int) -> jax.Array:
   """Returns lengths, raised by more than float32 rounds a sum of squares and what is done with it."""
   return length * (1 + 4 * (width + 16) * UNIT)
 
@@ -144,7 +144,7 @@ def _more(length: jax.Array, width: int) -> jax.Array:
 def cut_columns(column_DC: jax.Array | np.ndarray, items: Coarse, kind: str = "int8") -> CutColumns:
   """Returns columns in 8 bits, for the items' steps (lemma 7), as numbers of a kind that they are multiplied as."""
   width, columns = column_DC.shape
-  length = lambda x_DC: _more(jnp.sqrt(jnp.square(x_DC).sum(axis=0)), width)
+  length = lambda x_DC: raised(jnp.sqrt(jnp.square(x_DC).sum(axis=0)), width)
   stepped_DC = items.step[:, None] * column_DC
   rest_DC, parts, sizes, part_length_C = stepped_DC, [], [], jnp.zeros(columns)
   for _ in range(2 if columns <= FEW else 1):
@@ -159,17 +159,13 @@ def cut_columns(column_DC: jax.Array | np.ndarray, items: Coarse, kind: str = "i
   left_out_C = length(rest_DC) + 16 * UNIT * (step_length_C + part_length_C)
   doubt_C = items.reach * left_out_C + 4 * (width + 16) * UNIT * length_C
   return CutColumns(
-    jnp.concatenate(parts, axis=1), jnp.concatenate(sizes), centre_C, length_C, step_length_C, _more(doubt_C, 0)
+    jnp.concatenate(parts, axis=1), jnp.concatenate(sizes), centre_C, length_C, step_length_C, raised(doubt_C, 0)
   )
 
 
 def intervals(items: Coarse, columns: CutColumns) -> tuple[jax.Array, jax.Array]:
   """Returns inner products of items and columns, and what they may be off by (two BC; lemma 8)."""
-  if columns.values.dtype == jnp.int8:
-    sums = [jnp.matmul(items.values, x, preferred_element_type=jnp.int32) for x in _apart(columns.values)]
-    sum_BP = jnp.concatenate(sums, axis=1)
-  else:
-    sum_BP = jnp.matmul(items.values.astype(jnp.float32), columns.values, precision=HIGHEST)
+  sum_BP = whole_sums(items.values, columns.values)
   product_BC = sum_BP.astype(jnp.float32) * columns.size[None]
   if sum_BP.shape[1] != len(columns.centre):
     product_BC = product_BC[:, : len(columns.centre)] + product_BC[:, len(columns.centre) :]
@@ -180,12 +176,18 @@ def intervals(items: Coarse, columns: CutColumns) -> tuple[jax.Array, jax.Array]
   return product_BC, error_BC + columns.doubt[None]
 
 
-def _apart(value_DP: jax.Array) -> list[jax.Array]:
-  """Returns columns in portions that XLA's CPU products of 8 bits are quickest with: of 32, then of 8, up to 12."""
-  ends, columns = [0], value_DP.shape[1]
+def whole_sums(value_BD: jax.Array, column_DP: jax.Array) -> jax.Array:
+  """Returns value_BD @ column_DP, without rounding.
+
+  XLA's CPU products of 8 bits are quickest with portions of 32 columns, and then of 8, up to 12.
+  """
+  if column_DP.dtype != jnp.int8:
+    return jnp.matmul(value_BD.astype(jnp.float32), column_DP, precision=HIGHEST)
+  ends, columns = [0], column_DP.shape[1]
   while (left := columns - ends[-1]) > 12:
     ends.append(ends[-1] + (32 if left >= 32 else 8))
-  return jnp.split(value_DP, [end for end in ends[1:] if end < columns], axis=1)
+  parts = jnp.split(column_DP, [end for end in ends[1:] if end < columns], axis=1)
+  return jnp.concatenate([jnp.matmul(value_BD, x, preferred_element_type=jnp.int32) for x in parts], axis=1)
 
 
 def wanted(features_ND: jax.Array, searches: int) -> bool:

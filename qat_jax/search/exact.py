@@ -55,12 +55,14 @@ def search(terms: Sequence[Weighted], best: TopK, excluded: ItemPairs, deep: boo
     excluded: positions that a query shall not find.
     deep: whether every item is scored. The same for all parts of a gallery: equal items then have equal scores.
   """
-  trial, all_bounds = terms[0].part.trial, [one.prepared.bounds for one in terms]
+  trial = terms[0].part.trial
   copied = all(one.part.coarse is not None for one in terms)
-  if trial is None or not copied or deep or any(bounds.square is not None for bounds in all_bounds):
+  if trial is None or not copied or deep:
     return _search(terms, best, excluded, deep)
-  sizes = [(one.prepared.bounds.columns.shape, one.prepared.tight is None) for one in terms]
-  kind = (*sizes, len(all_bounds[0].floor), terms[0].part.window, best.ids.shape)
+  each = [one.prepared.bounds for one in terms]
+  sizes = [(bounds.columns.shape, bounds.square is None) for bounds in each]
+  tight = [one.prepared.tight is None for one in terms]
+  kind = (*sizes, *tight, len(each[0].floor), terms[0].part.window, best.ids.shape)
   return trial.quicker(kind, lambda coarse: _search(terms if coarse else _in_float32(terms), best, excluded, deep))
 
 

@@ -16,9 +16,19 @@ import numpy as np
 
 from qat_jax.adaptation import HIGHEST, power_of_two
 from qat_jax.search.bounds import LENGTHS, UNIT, Array, Bounds, OneMap, Prepared
-from qat_jax.search.coarse import EXACT, FEW, Coarse, CutColumns, cut_columns, intervals, quicker_kind, row_view
+from qat_jax.search.coarse import (
+  EXACT,
+  FEW,
+  Coarse,
+  CutColumns,
+  cut_columns,
+  intervals,
+  quicker_kind,
+  row_view,
+)
 from qat_jax.search.cores import cores, on_cores
 from qat_jax.search.gallery import Part
+from qat_jax.search.gates import CutGates, cut_gates, least_squares
 from qat_jax.search.spectrum import remember
 from qat_jax.search.uppers import PIECE_ROWS, Piece, Uppers, peaks
 
@@ -60,8 +70,6 @@ def upper_bounds(
 ) -> Uppers:
   """Returns what no score of a part's items exceeds, from the part's 8-bit copy where there is one.
 
-  Gates as wide as features ask for sums of squares, which 8 bits do not hold.
-
   Args:
     bounds: of Q queries, or more: padding.
     part: the items.
@@ -69,13 +77,13 @@ def upper_bounds(
     square_N: a lower bound of the squared length of each row of the part's array, where the bounds have none.
     lengths_only: whether to return lower bounds of squared lengths, by bounds that have directions alone.
   """
-  coarse = part.coarse if bounds.square is None else None
+  coarse = part.coarse
   kind = "int8" if coarse is None or len(bounds.columns) > EXACT else quicker_kind()
-  cut = None if coarse is None else _cut(bounds.columns, coarse, kind)
+  cut = None if coarse is None else _cut(bounds, coarse, kind)
   layout = _layout(part, bounds, kind)
   host = part.platform in ON_HOST
   if cut is not None:  # which stands for the columns
-    bounds = dataclasses.replace(bounds, columns=np.zeros((len(bounds.columns), 0), np.float32))
+    bounds = dataclasses.replace(bounds, columns=np.zeros((len(bounds.columns), 0), np.float32), square=None)
   wanted_N = None
   if part.wanted is not None:
     wanted_N = np.pad(part.wanted, (part.skipped, part.window - part.skipped - part.items))
@@ -112,9 +120,9 @@ def _layout(part: Part, bounds: Bounds, kind: str) -> _Layout:
   rows, columns = part.window, bounds.columns.shape[1]
   if part.platform not in ON_HOST:
     return _Layout(rows, min(rows, block_rows(part, columns)), False)
-  coarse = part.coarse is not None and bounds.square is None
+  coarse = part.coarse is not None
   few = bounds.square is None and columns <= FEW_COLUMNS and part.features.dtype == jnp.float32
-  if (coarse and kind == "int8") or (few and not coarse):
+  if (coarse and kind == "int8" and bounds.square is None) or (few and not coarse):
     most = max(EVEN, RESULTS // (4 * columns * (2 if coarse and columns <= FEW else 1)))
     each = -(-rows // -(-rows // most))
     each = min(rows, -(-each // EVEN) * EVEN)
@@ -132,7 +140,13 @@ def block_rows(part: Part, columns: int) -> int:
   return max(rows, min(LONGEST_BLOCK, power_of_two(PRODUCTS // bytes_each + 1) // 2))
 
 
-_cut = jax.jit(cut_columns, static_argnames="kind")
+@functools.partial(jax.jit, static_argnames="kind")
+def _cut(bounds: Bounds, items: Coarse, kind: str) -> tuple[CutColumns, CutGates | None]:
+  """Returns the bounds' columns and gates in 8 bits; a gate's own column, gate² ∘ centre, comes after the others."""
+  if bounds.square is None:
+    return cut_columns(bounds.columns, items, kind), None
+  column_DC = jnp.concatenate([bounds.columns, bounds.square * items.centre[:, None]], axis=1)
+  return cut_columns(column_DC, items, kind), cut_gates(bounds.square, items, kind)
 
 
 @functools.partial(jax.jit, static_argnames=("rows", "block", "lengths_only", "peaked"))
@@ -147,7 +161,7 @@ def _upper_bounds(
   block: int,
   square_N: Array | None = None,
   lengths_only: bool = False,
-  columns: CutColumns | None = None,
+  cut: tuple[CutColumns, CutGates | None] | None = None,
   peaked: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:
   """Returns the bounds (NQ) of some rows, −inf but from new[0] to new[1]; and if asked for, their peaks."""
@@ -160,7 +174,7 @@ def _upper_bounds(
   def one(i: jax.Array, upper_NQ: jax.Array) -> jax.Array:
     at = jnp.minimum(i * block, rows - block)  # the last block goes over some rows again
     square_B = None if square_N is None else jax.lax.dynamic_slice_in_dim(square_N, start + at, block)
-    upper_BQ = upper(bounds, some(start + at), lengths, columns, square_B, lengths_only)
+    upper_BQ = upper(bounds, some(start + at), lengths, cut, square_B, lengths_only)
     row_B = at + jnp.arange(block)
     there_B = (row_B >= new[0]) & (row_B < new[1])
     if wanted_N is not None:
@@ -177,7 +191,7 @@ def upper(
   bounds: Bounds,
   items: jax.Array | Coarse,
   lengths: Array,
-  columns: CutColumns | None = None,
+  cut: tuple[CutColumns, CutGates | None] | None = None,
   square_B: jax.Array | None = None,
   lengths_only: bool = False,
 ) -> jax.Array:
@@ -187,7 +201,7 @@ def upper(
     bounds: of Q queries.
     items: features (BD), or their 8-bit copy.
     lengths: between which two the items' squared lengths lie.
-    columns: of the bounds, cut for an 8-bit copy (lemma 9).
+    cut: the bounds' columns and gates for an 8-bit copy (lemmas 9 and 11).
     square_B: a lower bound of each item's squared length in the map, where the bounds have no directions.
     lengths_only: whether to return lower bounds of squared lengths (BQ); the bounds then have directions alone.
   """
@@ -195,8 +209,11 @@ def upper(
   numerators = 0 if lengths_only else queries
   square_BQ = (bounds.floor * jnp.where(bounds.floor >= 0, lengths[0], lengths[1]) - bounds.slack)[None]
   if isinstance(items, Coarse):
-    assert columns is not None
-    product_BC, doubt_BC = intervals(items, columns)
+    assert cut is not None
+    product_BC, doubt_BC = intervals(items, cut[0])
+    if cut[1] is not None:
+      square_BQ += least_squares(items, cut[1], (product_BC - doubt_BC)[:, -queries:])
+      product_BC, doubt_BC = product_BC[:, :-queries], doubt_BC[:, :-queries]
     least_BC = jnp.maximum(jnp.abs(product_BC) - doubt_BC, 0)
     most_BC = jnp.minimum(jnp.abs(product_BC) + doubt_BC, LENGTHS)
     numerator_BQ = product_BC[:, :numerators] + doubt_BC[:, :numerators]
@@ -209,7 +226,7 @@ def upper(
   each = (product_BC.shape[1] - numerators) // max(1, len(bounds.weight))
   for i in range(len(bounds.weight)):
     own, weight_1Q = slice(numerators + each * i, numerators + each * (i + 1)), bounds.weight[i][None]
-    along_BQ = product_BC[:, own] if columns is None else jnp.where(weight_1Q >= 0, least_BC[:, own], most_BC[:, own])
+    along_BQ = product_BC[:, own] if cut is None else jnp.where(weight_1Q >= 0, least_BC[:, own], most_BC[:, own])
     square_BQ += weight_1Q * jnp.square(along_BQ)
     if bounds.doubt is not None:
       square_BQ -= bounds.doubt[i][None] * jnp.abs(along_BQ)

@@ -50,7 +50,7 @@ def warm(adaptation: Adaptation, gallery: Gallery) -> None:
     for square in sorted({False, wide}):
       bounds = _shaped(prepared.bounds, kept, square, each, whole_maps)
       only = one_map(bounds, "") if whole_maps and each == 1 else None
-      for either in looked if square else looked + streamed:
+      for either in looked + streamed:
         either = dataclasses.replace(either, squares=None if part.squares is None else {})
         filtered(part.placed(prepared._replace(bounds=bounds, one_map=only)), either, queries)
   if rank > 2 * RANK:

@@ -47,11 +47,18 @@ def best_of(
     return best_of_sum([(adaptation, None)], each, device_count(gallery, devices), best, masks, deep)
 
   there = devices or [jax.numpy.zeros(()).device]
-  plain = deep or adaptation.gate.shape[1] > 1  # of gates as wide as features 8 bits bound nothing
-  copy = None if plain else stored_copy(gallery, there[0].platform)
+  copy = None if deep else stored_copy(gallery, there[0].platform)
   if copy is None:
     return searched(parts(gallery, devices, chunk_rows, queries))
-  kind = (queries, len(best), best[0].ids.shape, adaptation.left.shape[2], masks.wanted_N is None, chunk_rows)
+  kind = (
+    queries,
+    len(best),
+    best[0].ids.shape,
+    adaptation.gate.shape[1],
+    adaptation.left.shape[2],
+    masks.wanted_N is None,
+    chunk_rows,
+  )
   stream = lambda: copied_parts(gallery, copy, there, chunk_rows, COUNTABLE // queries)
   return copy.trial.quicker(
     kind, lambda coarse: searched(stream() if coarse else parts(gallery, devices, chunk_rows, queries))

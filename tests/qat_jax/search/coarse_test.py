@@ -7,7 +7,7 @@ import pytest
 
 import qat_jax
 from qat_jax.adaptation import unit
-from qat_jax.search import coarse, exact, gallery
+from qat_jax.search import coarse, exact, gallery, gates
 from qat_jax.search.gallery import parts
 from qat_jax.types import Adaptation, as_gallery
 
@@ -74,6 +74,35 @@ def test_lemmas_7_and_8_inner_products_lie_in_their_intervals(kind, columns, lik
   assert (np.abs(product_NC.astype(np.float64) - exact_NC) <= doubt_NC).all()
   if kind == "random" and like == "random":
     assert doubt_NC.max() < (0.012 if columns <= coarse.FEW else 0.025)
+
+
+@ON
+@pytest.mark.parametrize("gate", ["even", "random", "one dimension", "few dimensions", "small", "negative"])
+@pytest.mark.parametrize("queries", [1, 3])
+def test_lemma_11_no_gate_makes_an_item_shorter_than_its_bound(kind, gate, queries):
+  rng = np.random.default_rng(1)
+  item_ND = np.float32(features(kind))
+  gate_DQ = {
+    "even": np.ones((WIDTH, queries)),
+    "random": 1 + 0.3 * rng.standard_normal((WIDTH, queries)),
+    "one dimension": np.eye(WIDTH)[:, :queries],
+    "few dimensions": np.where(np.arange(WIDTH)[:, None] < 3, 1e3, 1e-3) * np.ones(queries),
+    "small": 4e-3 * rng.random((WIDTH, queries)),
+    "negative": -rng.random((WIDTH, queries)),
+  }[gate]
+  square_DQ = np.float32(np.square(gate_DQ))
+  items = coarse.copied(jnp.asarray(item_ND))
+
+  def least(items: coarse.Coarse, square_DQ: jax.Array) -> jax.Array:
+    columns = coarse.cut_columns(square_DQ * items.centre[:, None], items)
+    product_NQ, doubt_NQ = coarse.intervals(items, columns)
+    return gates.least_squares(items, gates.cut_gates(square_DQ, items, "int8"), product_NQ - doubt_NQ)
+
+  least_NQ = np.asarray(jax.jit(least)(items, square_DQ), np.float64)
+  exact_NQ = np.square(item_ND.astype(np.float64)) @ square_DQ
+  assert (least_NQ <= exact_NQ).all()
+  if kind == "random" and gate in ("even", "random"):
+    assert (least_NQ >= 0.85 * exact_NQ).all()
 
 
 def test_the_sums_of_the_widest_features_fit_in_32_bits():
