@@ -31,7 +31,6 @@ from qat_jax.search.cores import on_cores
 SAMPLE = 4096  # items that centre and steps are taken from: they decide how good the bounds are, never if they hold
 FLATTEST = 2.0**-6  # of the largest step: the least one
 COPIED_ROWS = 1024  # of a call that makes the copy
-FEW = 4  # columns: as long as the sums take to read the gallery, what is left of a column is one, too
 WIDEST = 1 << 17  # dimensions whose sums of products of 8 bits 32 bits hold
 EXACT = (1 << 24) // LARGEST**2  # dimensions whose sums of products of 8 bits float32 holds without rounding
 LEAST_NUMBERS = 1 << 22  # of a gallery: smaller ones take less than a millisecond in float32
@@ -74,7 +73,7 @@ def row_view(array: jax.Array, start: int, count: int) -> jax.Array:
 
 
 class CutColumns(NamedTuple):
-  """C columns in 8 bits; where there are few, what is left of them in as many more."""
+  """C columns in 8 bits, and maybe what is left of them in as many more."""
 
   values: jax.Array  # DP, int8, or float32 up to EXACT; P = C, or 2 C
   size: jax.Array  # P
@@ -141,13 +140,20 @@ def raised(length: jax.Array, width: int) -> jax.Array:
   return length * (1 + 4 * (width + 16) * UNIT)
 
 
-def cut_columns(column_DC: jax.Array | np.ndarray, items: Coarse, kind: str = "int8") -> CutColumns:
-  """Returns columns in 8 bits, for the items' steps (lemma 7), as numbers of a kind that they are multiplied as."""
+def cut_columns(column_DC: jax.Array | np.ndarray, items: Coarse, kind: str = "int8", portions: int = 1) -> CutColumns:
+  """Returns columns in 8 bits, for the items' steps (lemma 7).
+
+  Args:
+    column_DC: the columns.
+    items: whose steps and centre are used.
+    kind: the numbers that they are multiplied as, int8 or float32.
+    portions: 2 where what 8 bits leave of a column is a column of 8 bits, too; or 1.
+  """
   width, columns = column_DC.shape
   length = lambda x_DC: raised(jnp.sqrt(jnp.square(x_DC).sum(axis=0)), width)
   stepped_DC = items.step[:, None] * column_DC
   rest_DC, parts, sizes, part_length_C = stepped_DC, [], [], jnp.zeros(columns)
-  for _ in range(2 if columns <= FEW else 1):
+  for _ in range(portions):
     size_C = jnp.maximum(jnp.abs(rest_DC).max(axis=0) / LARGEST, 1e-30)
     part_DC = jnp.clip(jnp.round(rest_DC / size_C[None]), -LARGEST, LARGEST)
     rest_DC = rest_DC - size_C[None] * part_DC

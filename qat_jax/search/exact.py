@@ -147,15 +147,23 @@ def _likeliest(uppers: Uppers, part: Part, best: TopK, count: int, excluded: Ite
     reach *= 4
 
 
-def score_pairs(prepared: Prepared, part: Part, pairs: ItemPairs) -> np.ndarray:
-  """Returns the exact scores (P, float32) of some of a part's items; NaN where an item is."""
+def score_pairs(prepared: Prepared, part: Part, pairs: ItemPairs, least_Q: np.ndarray | None = None) -> np.ndarray:
+  """Returns the exact scores (P, float32) of some of a part's items; NaN where an item is.
+
+  What float32 says to be below a query's `least_Q`, by more than it may be wrong by, is not taken in float64.
+  """
   score_P, length_P = scores(prepared.factors, part, pairs.query, pairs.item)
-  size_Q = np.asarray(prepared.factors.size)
-  doubtful_P = np.flatnonzero(CERTAIN * length_P < size_Q[pairs.query])
+  size_P = np.asarray(prepared.factors.size)[pairs.query]
+  doubtful_P = CERTAIN * length_P < size_P
+  if least_Q is not None and doubtful_P.any():
+    margin_P = 2 * MARGIN * np.asarray(prepared.bounds.most)[pairs.query] * size_P  # over CERTAIN · length
+    with np.errstate(over="ignore"):
+      doubtful_P &= ~((least_Q[pairs.query] - score_P) * CERTAIN * length_P > margin_P)
+  doubtful_P = np.flatnonzero(doubtful_P)
   if len(doubtful_P):
     score_P = score_P.copy()
     doubtful = pairs.take(doubtful_P)
-    start_Q = np.searchsorted(doubtful.query, np.arange(len(size_Q) + 1))
+    start_Q = np.searchsorted(doubtful.query, np.arange(len(prepared.factors.size) + 1))
     for query in np.flatnonzero(np.diff(start_Q)):
       rows = slice(start_Q[query], start_Q[query + 1])
       score_P[doubtful_P[rows]] = _in_float64(prepared, int(query), part.rows(doubtful.item[rows]))
@@ -190,7 +198,9 @@ def exact_scores(prepared: Prepared, part: Part, queries: int) -> np.ndarray:
 
 def _with(best: TopK, terms: Sequence[Weighted], pairs: ItemPairs) -> TopK:
   """Returns the best K with the scores of some of a part's items."""
-  score_P, *each = (of_pairs(functools.partial(score_pairs, one.prepared), one.part, pairs) for one in terms)
+  least_Q = best.threshold if terms[0].weight is None else None
+  scored = (functools.partial(score_pairs, one.prepared, least_Q=least_Q) for one in terms)
+  score_P, *each = (of_pairs(score, one.part, pairs) for score, one in zip(scored, terms, strict=True))
   if terms[0].weight is not None:
     score_P = weighted_sum((score_P, *each), [np.asarray(one.weight)[pairs.query] for one in terms])
   worth_P = score_P >= best.threshold[pairs.query]

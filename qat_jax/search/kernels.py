@@ -18,7 +18,6 @@ from qat_jax.adaptation import HIGHEST, power_of_two
 from qat_jax.search.bounds import LENGTHS, UNIT, Array, Bounds, OneMap, Prepared
 from qat_jax.search.coarse import (
   EXACT,
-  FEW,
   Coarse,
   CutColumns,
   cut_columns,
@@ -37,6 +36,9 @@ BLOCK_ROWS_ELSEWHERE = 1 << 14
 COARSE_ROWS = 1024  # of a block of the 8-bit copy, where it is multiplied as float32
 RESULTS = 1 << 22  # bytes of 8-bit products that a call makes: a cache holds them
 EVEN = 64  # rows: where so many begin, the bytes of any width lie as XLA wants them, and are not copied
+# Columns in 8 bits, up to which what is left of each is a column, too: as long as the sums take to read the gallery, or
+# where maps have factors, so that each item which a bound lets through costs more.
+FEW, MORE = 4, 64
 FEW_COLUMNS = 80  # so few of a float32 gallery that XLA's CPU product is fastest in one piece
 ON_HOST = ("cpu",)  # where the host looks through bounds: XLA's CPU code for it takes ten times as long
 # bytes of a block's products that a GPU's cache holds: blocks of few columns are longer, since it takes longer to begin
@@ -45,9 +47,10 @@ PRODUCTS, LONGEST_BLOCK = 1 << 23, 1 << 17  # one than to read it
 
 def filtered(prepared: Prepared, part: Part, queries: int) -> Uppers:
   """Returns what no score of a part's items exceeds; one map's lengths are taken once for a gallery on a device."""
+  fine = prepared.factors.left.shape[2] > 0
   if prepared.one_map is None or part.squares is None:
-    return upper_bounds(prepared.bounds, part, queries)
-  return upper_bounds(prepared.one_map.numerators, part, queries, squares_of(prepared.one_map, part))
+    return upper_bounds(prepared.bounds, part, queries, fine=fine)
+  return upper_bounds(prepared.one_map.numerators, part, queries, squares_of(prepared.one_map, part), fine=fine)
 
 
 def squares_of(one: OneMap, part: Part) -> jax.Array:
@@ -66,7 +69,12 @@ def squares_of(one: OneMap, part: Part) -> jax.Array:
 
 
 def upper_bounds(
-  bounds: Bounds, part: Part, queries: int, square_N: jax.Array | None = None, lengths_only: bool = False
+  bounds: Bounds,
+  part: Part,
+  queries: int,
+  square_N: jax.Array | None = None,
+  lengths_only: bool = False,
+  fine: bool = False,
 ) -> Uppers:
   """Returns what no score of a part's items exceeds, from the part's 8-bit copy where there is one.
 
@@ -76,11 +84,12 @@ def upper_bounds(
     queries: Q.
     square_N: a lower bound of the squared length of each row of the part's array, where the bounds have none.
     lengths_only: whether to return lower bounds of squared lengths, by bounds that have directions alone.
+    fine: whether items that a bound lets through cost much, as those of maps with factors do.
   """
-  coarse = part.coarse
+  coarse, parts = part.coarse, 2 if bounds.columns.shape[1] <= (MORE if fine else FEW) else 1
   kind = "int8" if coarse is None or len(bounds.columns) > EXACT else quicker_kind()
-  cut = None if coarse is None else _cut(bounds, coarse, kind)
-  layout = _layout(part, bounds, kind)
+  cut = None if coarse is None else _cut(bounds, coarse, kind, parts)
+  layout = _layout(part, bounds, kind, parts)
   host = part.platform in ON_HOST
   if cut is not None:  # which stands for the columns
     bounds = dataclasses.replace(bounds, columns=np.zeros((len(bounds.columns), 0), np.float32), square=None)
@@ -116,14 +125,14 @@ class _Layout(NamedTuple):
   viewed: bool  # whether a call is given its own rows, and XLA shares them out
 
 
-def _layout(part: Part, bounds: Bounds, kind: str) -> _Layout:
+def _layout(part: Part, bounds: Bounds, kind: str, parts: int) -> _Layout:
   rows, columns = part.window, bounds.columns.shape[1]
   if part.platform not in ON_HOST:
     return _Layout(rows, min(rows, block_rows(part, columns)), False)
   coarse = part.coarse is not None
   few = bounds.square is None and columns <= FEW_COLUMNS and part.features.dtype == jnp.float32
   if (coarse and kind == "int8" and bounds.square is None) or (few and not coarse):
-    most = max(EVEN, RESULTS // (4 * columns * (2 if coarse and columns <= FEW else 1)))
+    most = max(EVEN, RESULTS // (4 * columns * (parts if coarse else 1)))
     each = -(-rows // -(-rows // most))
     each = min(rows, -(-each // EVEN) * EVEN)
     return _Layout(each, each, True)
@@ -140,13 +149,13 @@ def block_rows(part: Part, columns: int) -> int:
   return max(rows, min(LONGEST_BLOCK, power_of_two(PRODUCTS // bytes_each + 1) // 2))
 
 
-@functools.partial(jax.jit, static_argnames="kind")
-def _cut(bounds: Bounds, items: Coarse, kind: str) -> tuple[CutColumns, CutGates | None]:
+@functools.partial(jax.jit, static_argnames=("kind", "parts"))
+def _cut(bounds: Bounds, items: Coarse, kind: str, parts: int) -> tuple[CutColumns, CutGates | None]:
   """Returns the bounds' columns and gates in 8 bits; a gate's own column, gate² ∘ centre, comes after the others."""
   if bounds.square is None:
-    return cut_columns(bounds.columns, items, kind), None
+    return cut_columns(bounds.columns, items, kind, parts), None
   column_DC = jnp.concatenate([bounds.columns, bounds.square * items.centre[:, None]], axis=1)
-  return cut_columns(column_DC, items, kind), cut_gates(bounds.square, items, kind)
+  return cut_columns(column_DC, items, kind, parts), cut_gates(bounds.square, items, kind)
 
 
 @functools.partial(jax.jit, static_argnames=("rows", "block", "lengths_only", "peaked"))

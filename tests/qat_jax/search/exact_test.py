@@ -5,6 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from qat_jax.search import exact
+from qat_jax.search.bounds import prepare
+from qat_jax.search.gallery import in_place
 from qat_jax.search.masks import Masks
 from qat_jax.search.rank import rank
 from qat_jax.search.top import ItemPairs, TopK
@@ -52,6 +55,25 @@ CASES = {
 def test_families_of_maps_that_broke_an_earlier_search(family, place):
   for fields in CASES[family]:
     check(Case(**({"width": 32, "directions": 6, "queries": 3, "items": ITEMS, "k": 20, "place": place} | fields)))
+
+
+def test_what_float32_rules_out_is_not_scored_in_float64(monkeypatch):
+  query_QD, left, right, gallery_ND = random()
+  own = adaptation(query_QD, np.full((QUERIES, 1), 0.05), left / 4, right)  # short lengths, beside the map's terms
+  prepared, (part,) = prepare(own), in_place(as_gallery(jnp.asarray(gallery_ND, jnp.float32)))
+  pairs = ItemPairs(np.repeat(np.arange(QUERIES), ITEMS), np.tile(np.arange(ITEMS), QUERIES))
+  looked, in_float64 = [], exact._in_float64
+  monkeypatch.setattr(
+    exact, "_in_float64", lambda *args: looked.append(len(args[2])) or np.asarray(in_float64(*args), np.float32)
+  )
+  all_P = exact.score_pairs(prepared, part, pairs)
+  doubtful, looked[:] = sum(looked), []
+  least_Q = -np.sort(-all_P.reshape(QUERIES, ITEMS), axis=1)[:, 20]
+  some_P = exact.score_pairs(prepared, part, pairs, least_Q)
+  assert doubtful > QUERIES * ITEMS / 10 and 0 < sum(looked) < doubtful / 10
+  winning_P = all_P >= least_Q[pairs.query]
+  np.testing.assert_array_equal(some_P[winning_P], all_P[winning_P])
+  assert (some_P[~winning_P] < least_Q[pairs.query][~winning_P]).all()
 
 
 def test_of_equal_items_the_first_come_first_wherever_they_lie():
