@@ -31,6 +31,7 @@ from qat_jax.search.cores import on_cores
 SAMPLE = 4096  # items that centre and steps are taken from: they decide how good the bounds are, never if they hold
 FLATTEST = 2.0**-6  # of the largest step: the least one
 COPIED_ROWS = 1024  # of a call that makes the copy
+TOGETHER = 12  # columns that one product of 8 bits takes as fast as 8
 WIDEST = 1 << 17  # dimensions whose sums of products of 8 bits 32 bits hold
 EXACT = (1 << 24) // LARGEST**2  # dimensions whose sums of products of 8 bits float32 holds without rounding
 LEAST_NUMBERS = 1 << 22  # of a gallery: smaller ones take less than a millisecond in float32
@@ -190,7 +191,7 @@ def whole_sums(value_BD: jax.Array, column_DP: jax.Array) -> jax.Array:
   if column_DP.dtype != jnp.int8:
     return jnp.matmul(value_BD.astype(jnp.float32), column_DP, precision=HIGHEST)
   ends, columns = [0], column_DP.shape[1]
-  while (left := columns - ends[-1]) > 12:
+  while (left := columns - ends[-1]) > TOGETHER:
     ends.append(ends[-1] + (32 if left >= 32 else 8))
   parts = jnp.split(column_DP, [end for end in ends[1:] if end < columns], axis=1)
   return jnp.concatenate([jnp.matmul(value_BD, x, preferred_element_type=jnp.int32) for x in parts], axis=1)

@@ -18,6 +18,7 @@ from qat_jax.adaptation import HIGHEST, power_of_two
 from qat_jax.search.bounds import LENGTHS, UNIT, Array, Bounds, OneMap, Prepared
 from qat_jax.search.coarse import (
   EXACT,
+  TOGETHER,
   Coarse,
   CutColumns,
   cut_columns,
@@ -36,8 +37,8 @@ BLOCK_ROWS_ELSEWHERE = 1 << 14
 COARSE_ROWS = 1024  # of a block of the 8-bit copy, where it is multiplied as float32
 RESULTS = 1 << 22  # bytes of 8-bit products that a call makes: a cache holds them
 EVEN = 64  # rows: where so many begin, the bytes of any width lie as XLA wants them, and are not copied
-# Columns in 8 bits, up to which what is left of each is a column, too: as long as the sums take to read the gallery, or
-# where maps have factors, so that each item which a bound lets through costs more.
+# What 8 bits leave of a column is a column, too, of up to FEW: as long as the sums take to read the gallery. Where maps
+# have factors, each item that a bound lets through costs more: there also of more than TOGETHER, up to MORE.
 FEW, MORE = 4, 64
 FEW_COLUMNS = 80  # so few of a float32 gallery that XLA's CPU product is fastest in one piece
 ON_HOST = ("cpu",)  # where the host looks through bounds: XLA's CPU code for it takes ten times as long
@@ -86,7 +87,8 @@ def upper_bounds(
     lengths_only: whether to return lower bounds of squared lengths, by bounds that have directions alone.
     fine: whether items that a bound lets through cost much, as those of maps with factors do.
   """
-  coarse, parts = part.coarse, 2 if bounds.columns.shape[1] <= (MORE if fine else FEW) else 1
+  coarse, columns = part.coarse, bounds.columns.shape[1]
+  parts = 2 if columns <= FEW or (fine and TOGETHER < columns <= MORE) else 1
   kind = "int8" if coarse is None or len(bounds.columns) > EXACT else quicker_kind()
   cut = None if coarse is None else _cut(bounds, coarse, kind, parts)
   layout = _layout(part, bounds, kind, parts)
