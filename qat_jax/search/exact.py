@@ -157,7 +157,7 @@ def score_pairs(prepared: Prepared, part: Part, pairs: ItemPairs, least_Q: np.nd
   doubtful_P = CERTAIN * length_P < size_P
   if least_Q is not None and doubtful_P.any():
     margin_P = 2 * MARGIN * np.asarray(prepared.bounds.most)[pairs.query] * size_P  # over CERTAIN · length
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # −∞ · 0: nothing is known of such an item
       doubtful_P &= ~((least_Q[pairs.query] - score_P) * CERTAIN * length_P > margin_P)
   doubtful_P = np.flatnonzero(doubtful_P)
   if len(doubtful_P):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from qat_jax.search import rank as scoring
@@ -61,6 +61,7 @@ def gallery_ND():
   mask=st.sampled_from(CHOICES["mask"]),
   seed=st.integers(0, 2**31),
 )
+@example("plain", "holes", "random", "axes", "float32", "device", 1, 1, "nothing", 0)  # lengths of 0, and no threshold
 def test_the_ranking_is_that_of_dense_float64_scores(form, gate, place, items, **fields):
   if place != "host":  # a device array's shape is compiled for: few of them
     items = 64 if items < 200 else 256
