@@ -61,7 +61,18 @@ def gallery_ND():
   mask=st.sampled_from(CHOICES["mask"]),
   seed=st.integers(0, 2**31),
 )
-@example("plain", "holes", "random", "axes", "float32", "device", 1, 1, "nothing", 0)  # lengths of 0, and no threshold
+@example(  # lengths of 0, and no threshold yet
+  form="plain",
+  gate="holes",
+  factors="random",
+  gallery="axes",
+  dtype="float32",
+  place="device",
+  items=1,
+  k=1,
+  mask="nothing",
+  seed=0,
+)
 def test_the_ranking_is_that_of_dense_float64_scores(form, gate, place, items, **fields):
   if place != "host":  # a device array's shape is compiled for: few of them
     items = 64 if items < 200 else 256
