@@ -70,7 +70,7 @@ class Coarse(NamedTuple):
 
 def row_view(array: jax.Array, start: int, count: int) -> jax.Array:
   """Returns consecutive rows of an array on a CPU; where they begin at a multiple of 64 bytes, they are not copied."""
-  return jax.device_put(np.asarray(array)[start : start + count])
+  return jax.device_put(np.asarray(array)[start : start + count], next(iter(array.devices())))
 
 
 class CutColumns(NamedTuple):

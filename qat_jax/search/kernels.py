@@ -112,7 +112,7 @@ def upper_bounds(
     found = _upper_bounds(
       bounds, items, np.int32(start), part.lengths, new, wanted_B, each, layout.block, square_B, lengths_only, cut, host
     )
-    return Piece(at - part.skipped, *(found if layout.viewed else jax.block_until_ready(found)))
+    return Piece(at - part.skipped, *(found if layout.viewed or not host else jax.block_until_ready(found)))
 
   all_pieces = range(-(-part.window // layout.each))
   pieces = [piece(i) for i in all_pieces] if layout.viewed else on_cores(piece, all_pieces)

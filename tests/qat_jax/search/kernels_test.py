@@ -125,14 +125,16 @@ def test_calls_that_are_given_rows_of_their_own_bound_as_one_call_does(monkeypat
   rng = np.random.default_rng(0)
   unit = lambda x: (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
   left, right = 0.2 * rng.standard_normal((2, 1 if one_map else 6, 64, 4)).astype(np.float32)
-  query_QD, gallery_ND = unit(rng.standard_normal((6, 64))), jnp.asarray(unit(rng.standard_normal((300, 64))))
+  query_QD, device = unit(rng.standard_normal((6, 64))), jax.devices()[-1]
+  gallery_ND = jax.device_put(unit(rng.standard_normal((300, 64))), device)
   each = (6, 64, 4)
   prepared = prepare(
     Adaptation(query_QD, np.ones((6, 1), np.float32), np.broadcast_to(left, each), np.broadcast_to(right, each))
   )
   assert (prepared.one_map is not None) == one_map
   lengths, wanted_N = np.array([0.9999, 1.0001], np.float32), rng.random(items) < 0.6
-  part = Part(0, items, gallery_ND, offset, window, lengths, wanted_N, coarse.copied(gallery_ND), squares={})
+  copy = jax.device_put(coarse.copied(gallery_ND), device)
+  part = Part(0, items, gallery_ND, offset, window, lengths, wanted_N, copy, squares={})
   monkeypatch.setattr(kernels, "quicker_kind", lambda: "int8")
 
   def bounded(results: int) -> uppers.Uppers:
@@ -141,6 +143,7 @@ def test_calls_that_are_given_rows_of_their_own_bound_as_one_call_does(monkeypat
 
   whole, pieces = bounded(1 << 22), bounded(1)
   assert (len(whole.pieces), len(pieces.pieces)) == (1, -(-window // kernels.EVEN))
+  assert all(piece.upper.devices() == {device} for piece in pieces.pieces)
   everything = by_pair(pieces, np.full(5, -np.inf))
   assert everything.keys() == {(query, item) for query in range(5) for item in np.flatnonzero(wanted_N)}
   assert everything == pytest.approx(by_pair(whole, np.full(5, -np.inf)), rel=1e-5)
