@@ -50,7 +50,7 @@ class Piece(NamedTuple):
 
 
 class Uppers(NamedTuple):
-  """Upper bounds of the scores of a part's items: one piece, or on a CPU one a core."""
+  """Upper bounds of the scores of a part's items: one piece, or on a CPU one of each call."""
 
   pieces: list[Piece]
   queries: int  # the other columns are padding
