@@ -61,8 +61,9 @@ def search(terms: Sequence[Weighted], best: TopK, excluded: ItemPairs, deep: boo
     return _search(terms, best, excluded, deep)
   each = [one.prepared.bounds for one in terms]
   sizes = [(bounds.columns.shape, bounds.square is None) for bounds in each]
-  tight = [one.prepared.tight is None for one in terms]
-  kind = (*sizes, *tight, len(each[0].floor), terms[0].part.window, best.ids.shape)
+  # what a bound lets through costs more where maps have factors
+  costs = [(one.prepared.tight is None, one.prepared.factors.left.shape[2]) for one in terms]
+  kind = (*sizes, *costs, len(each[0].floor), terms[0].part.window, best.ids.shape)
   return trial.quicker(kind, lambda coarse: _search(terms if coarse else _in_float32(terms), best, excluded, deep))
 
 

@@ -18,7 +18,6 @@ from qat_jax.adaptation import HIGHEST, power_of_two
 from qat_jax.search.bounds import LENGTHS, UNIT, Array, Bounds, OneMap, Prepared
 from qat_jax.search.coarse import (
   EXACT,
-  TOGETHER,
   Coarse,
   CutColumns,
   cut_columns,
@@ -37,9 +36,7 @@ BLOCK_ROWS_ELSEWHERE = 1 << 14
 COARSE_ROWS = 1024  # of a block of the 8-bit copy, where it is multiplied as float32
 RESULTS = 1 << 22  # bytes of 8-bit products that a call makes: a cache holds them
 EVEN = 64  # rows: where so many begin, the bytes of any width lie as XLA wants them, and are not copied
-# What 8 bits leave of a column is a column, too, of up to FEW: as long as the sums take to read the gallery. Where maps
-# have factors, each item that a bound lets through costs more: there also of more than TOGETHER, up to MORE.
-FEW, MORE = 4, 64
+FEW = 4  # columns in 8 bits: as long as the sums take to read the gallery, what is left of a column is one, too
 FEW_COLUMNS = 80  # so few of a float32 gallery that XLA's CPU product is fastest in one piece
 ON_HOST = ("cpu",)  # where the host looks through bounds: XLA's CPU code for it takes ten times as long
 # bytes of a block's products that a GPU's cache holds: blocks of few columns are longer, since it takes longer to begin
@@ -48,10 +45,9 @@ PRODUCTS, LONGEST_BLOCK = 1 << 23, 1 << 17  # one than to read it
 
 def filtered(prepared: Prepared, part: Part, queries: int) -> Uppers:
   """Returns what no score of a part's items exceeds; one map's lengths are taken once for a gallery on a device."""
-  fine = prepared.factors.left.shape[2] > 0
   if prepared.one_map is None or part.squares is None:
-    return upper_bounds(prepared.bounds, part, queries, fine=fine)
-  return upper_bounds(prepared.one_map.numerators, part, queries, squares_of(prepared.one_map, part), fine=fine)
+    return upper_bounds(prepared.bounds, part, queries)
+  return upper_bounds(prepared.one_map.numerators, part, queries, squares_of(prepared.one_map, part))
 
 
 def squares_of(one: OneMap, part: Part) -> jax.Array:
@@ -75,7 +71,6 @@ def upper_bounds(
   queries: int,
   square_N: jax.Array | None = None,
   lengths_only: bool = False,
-  fine: bool = False,
 ) -> Uppers:
   """Returns what no score of a part's items exceeds, from the part's 8-bit copy where there is one.
 
@@ -85,10 +80,8 @@ def upper_bounds(
     queries: Q.
     square_N: a lower bound of the squared length of each row of the part's array, where the bounds have none.
     lengths_only: whether to return lower bounds of squared lengths, by bounds that have directions alone.
-    fine: whether items that a bound lets through cost much, as those of maps with factors do.
   """
-  coarse, columns = part.coarse, bounds.columns.shape[1]
-  parts = 2 if columns <= FEW or (fine and TOGETHER < columns <= MORE) else 1
+  coarse, parts = part.coarse, 2 if bounds.columns.shape[1] <= FEW else 1
   kind = "int8" if coarse is None or len(bounds.columns) > EXACT else quicker_kind()
   cut = None if coarse is None else _cut(bounds, coarse, kind, parts)
   layout = _layout(part, bounds, kind, parts)
@@ -100,17 +93,15 @@ def upper_bounds(
     wanted_N = np.pad(part.wanted, (part.skipped, part.window - part.skipped - part.items))
 
   def piece(i: int) -> Piece:
-    square_B: Array | None = square_N
     each = layout.each
     at = min(i * each, part.window - each)  # the last piece goes over some rows again
     new = np.array([max(i * each, part.skipped) - at, part.skipped + part.items - at], np.int32)
     wanted_B = None if wanted_N is None else wanted_N[at : at + each]
     start, items = part.offset - part.skipped + at, part.features if coarse is None else coarse
     if layout.viewed and each < len(part.features):
-      items = row_view(part.features, start, each) if coarse is None else coarse.rows(start, each)
-      square_B, start = None if square_N is None else np.asarray(square_N)[start:][:each], 0
+      items = row_view(part.features, start, each) if coarse is None else coarse.with_values(start, each)
     found = _upper_bounds(
-      bounds, items, np.int32(start), part.lengths, new, wanted_B, each, layout.block, square_B, lengths_only, cut, host
+      bounds, items, np.int32(start), part.lengths, new, wanted_B, each, layout.block, square_N, lengths_only, cut, host
     )
     return Piece(at - part.skipped, *(found if layout.viewed or not host else jax.block_until_ready(found)))
 
@@ -179,7 +170,7 @@ def _upper_bounds(
 
   def some(at: jax.Array) -> jax.Array | Coarse:
     if isinstance(gallery, Coarse):
-      return gallery if block == len(gallery.values) else gallery.block(at, block)
+      return gallery.block(at, block)
     return gallery if block == len(gallery) else jax.lax.dynamic_slice_in_dim(gallery, at, block)
 
   def one(i: jax.Array, upper_NQ: jax.Array) -> jax.Array:
