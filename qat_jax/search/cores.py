@@ -28,33 +28,25 @@ def on_cores(function: Callable[[Piece], Result], pieces: Sequence[Piece]) -> li
   return list(_pool().map(function, pieces))
 
 
-class _OneCore:
-  """Keeps NumPy's linear algebra to the core that calls it.
+_limiting = threading.Lock()
+
+
+@contextlib.contextmanager
+def one_core() -> Iterator[None]:
+  """Keeps NumPy's linear algebra to the core that calls it, and puts back what the process had before.
 
   OpenBLAS's threads go on looking for work, at full speed, for some hundredths of a second after each product: XLA's
-  programs that come next would share the cores with them.
+  programs that come next would share the cores with them. The limit is the whole process's, and only the thread that
+  set it may put it back. So one thread sets it at a time; others, meanwhile, set none.
   """
-
-  def __init__(self) -> None:
-    self._inside, self._lock, self._limits = 0, threading.Lock(), contextlib.ExitStack()
-
-  @contextlib.contextmanager
-  def __call__(self) -> Iterator[None]:
-    """Within it no call has threads of its own; what the process had before is put back as the last one leaves."""
-    with self._lock:
-      if not self._inside:
-        self._limits.enter_context(_linear_algebra().limit(limits=1))
-      self._inside += 1
-    try:
+  if not _limiting.acquire(blocking=False):
+    yield
+    return
+  try:
+    with _linear_algebra().limit(limits=1):
       yield
-    finally:
-      with self._lock:
-        self._inside -= 1
-        if not self._inside:
-          self._limits.close()
-
-
-one_core = _OneCore()
+  finally:
+    _limiting.release()
 
 
 @functools.cache

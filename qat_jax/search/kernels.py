@@ -81,10 +81,10 @@ def upper_bounds(
     square_N: a lower bound of the squared length of each row of the part's array, where the bounds have none.
     lengths_only: whether to return lower bounds of squared lengths, by bounds that have directions alone.
   """
-  coarse, parts = part.coarse, 2 if bounds.columns.shape[1] <= FEW else 1
+  coarse, portions = part.coarse, 2 if bounds.columns.shape[1] <= FEW else 1
   kind = "int8" if coarse is None or len(bounds.columns) > EXACT else quicker_kind()
-  cut = None if coarse is None else _cut(bounds, coarse, kind, parts)
-  layout = _layout(part, bounds, kind, parts)
+  cut = None if coarse is None else _cut(bounds, coarse, kind, portions)
+  layout = _layout(part, bounds, kind, portions)
   host = part.platform in ON_HOST
   if cut is not None:  # which stands for the columns
     bounds = dataclasses.replace(bounds, columns=np.zeros((len(bounds.columns), 0), np.float32), square=None)
@@ -118,14 +118,14 @@ class _Layout(NamedTuple):
   viewed: bool  # whether a call is given its own rows, and XLA shares them out
 
 
-def _layout(part: Part, bounds: Bounds, kind: str, parts: int) -> _Layout:
+def _layout(part: Part, bounds: Bounds, kind: str, portions: int) -> _Layout:
   rows, columns = part.window, bounds.columns.shape[1]
   if part.platform not in ON_HOST:
     return _Layout(rows, min(rows, block_rows(part, columns)), False)
   coarse = part.coarse is not None
   few = bounds.square is None and columns <= FEW_COLUMNS and part.features.dtype == jnp.float32
   if (coarse and kind == "int8" and bounds.square is None) or (few and not coarse):
-    most = max(EVEN, RESULTS // (4 * columns * (parts if coarse else 1)))
+    most = max(EVEN, RESULTS // (4 * columns * (portions if coarse else 1)))
     each = -(-rows // -(-rows // most))
     each = min(rows, -(-each // EVEN) * EVEN)
     return _Layout(each, each, True)
@@ -142,13 +142,13 @@ def block_rows(part: Part, columns: int) -> int:
   return max(rows, min(LONGEST_BLOCK, power_of_two(PRODUCTS // bytes_each + 1) // 2))
 
 
-@functools.partial(jax.jit, static_argnames=("kind", "parts"))
-def _cut(bounds: Bounds, items: Coarse, kind: str, parts: int) -> tuple[CutColumns, CutGates | None]:
+@functools.partial(jax.jit, static_argnames=("kind", "portions"))
+def _cut(bounds: Bounds, items: Coarse, kind: str, portions: int) -> tuple[CutColumns, CutGates | None]:
   """Returns the bounds' columns and gates in 8 bits; a gate's own column, gate² ∘ centre, comes after the others."""
   if bounds.square is None:
-    return cut_columns(bounds.columns, items, kind, parts), None
+    return cut_columns(bounds.columns, items, kind, portions), None
   column_DC = jnp.concatenate([bounds.columns, bounds.square * items.centre[:, None]], axis=1)
-  return cut_columns(column_DC, items, kind, parts), cut_gates(bounds.square, items, kind)
+  return cut_columns(column_DC, items, kind, portions), cut_gates(bounds.square, items, kind)
 
 
 @functools.partial(jax.jit, static_argnames=("rows", "block", "lengths_only", "peaked"))

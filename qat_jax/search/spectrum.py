@@ -125,8 +125,8 @@ def _cut_or_wide(arrays: list[np.ndarray], most: int) -> ExactMaps:
 def of_rank(arrays: list[np.ndarray], most: int) -> ExactMaps:
   """Returns what is needed of maps, cut down to a rank of `most`; some of them on each core."""
   queries = len(arrays[0])
-  few = queries if not arrays[2].shape[2] else min(MAPS, -(-queries // cores()))  # a gate alone costs nothing
-  starts = range(0, queries, max(1, few))
+  each = min(MAPS, -(-queries // cores())) if arrays[2].shape[2] else queries  # a gate alone costs nothing
+  starts = range(0, queries, max(1, each))
   pieces = [tuple(x[i : i + starts.step] for x in arrays) for i in starts]
   found = [piece[:-2] for piece in on_cores(functools.partial(_decomposed, most), pieces)]
   joined: list[Any] = [np.concatenate(x) for x in zip(*found, strict=True)]

@@ -108,7 +108,7 @@ def test_groups_are_sixteen_rows_each_without_what_is_over():
   assert (looked.greatest(256) == -np.inf).all()
 
 
-@pytest.mark.parametrize("share", [0.0, 0.001, 0.01, 0.5, 1.0])
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.005, 0.01, 0.5, 1.0])
 def test_the_host_finds_all_that_reaches_in_groups_and_among_the_rows_that_are_over(share):
   upper_NQ = np.random.default_rng(0).uniform(size=(256 * 16 + 5, 4)).astype(np.float32)
   upper_NQ[-2:] = 2
